@@ -1,0 +1,10 @@
+//! Machine spec to invocation to supervised process; the host networks machines are on; `doctor`.
+//!
+//! A machine is supervised by its own process (`stead machine run FILE`, [`supervise::run`]); the command line that
+//! started it may die and come back. That process holds an exclusive `flock` on `<dir>/lock` for as long as it lives:
+//! the lock, not a pid, says whether a machine runs.
+
+pub mod network;
+pub mod spec;
+
+pub use spec::{MachineSpec, MachineState};

@@ -1,0 +1,302 @@
+//! Messages of the agent API: HTTPS (HTTP/1.1) with mutual TLS on [`crate::node::AGENT_PORT`], JSON bodies.
+//!
+//! | method and path | request | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`NodeStatus`] |
+//! | `GET /v1/logs?service=NAME&tail=N&follow=BOOL` | | text, streamed; `service=node` (default) is the node's own log |
+//! | `POST /v1/exec` with `Upgrade: stead-exec` | frames, see [`ExecRequest`] | frames |
+//! | `GET /v1/files?path=P` | | a tar of the file or tree, top entry named by P's last part |
+//! | `PUT /v1/files?path=P` | a tar, unpacked in directory P | 204 |
+//! | `GET /v1/engine` | | [`EngineStatus`] |
+//! | `POST /v1/engine/join-token` | [`JoinTokenRequest`] | [`Token`] |
+//! | `POST /v1/engine/join` | [`JoinRequest`] | [`EngineStatus`] once joined |
+//! | `POST /v1/engine/trust-token` | [`TrustTokenRequest`] | [`Token`] |
+//! | `POST /v1/engine/remove` | [`RemoveMemberRequest`] | 204: evacuated (unless forced) and removed |
+//! | `GET /v1/engine/instances` | | `[`[`InstanceStatus`]`]` of the whole cluster |
+//! | `POST /v1/reboot`, `POST /v1/shutdown` | [`StopRequest`] | 202; then services stop in order |
+//!
+//! Errors are any 4xx/5xx with an [`ErrorBody`].
+
+use crate::{cluster::EngineKind, names::NodeName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Body of every answer that is an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What failed, a lowercase fragment with its causes.
+    pub error: String,
+    /// The mend, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// How far a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodePhase {
+    /// Mounting, loading, configuring.
+    Booting,
+    /// Services are being started.
+    Starting,
+    /// All services are ready.
+    Running,
+    /// A service is failing; the node itself is well.
+    Degraded,
+    /// The boot could not be completed; see [`NodeStatus::rescue`].
+    Rescue,
+    /// Shutting down or rebooting.
+    Stopping,
+}
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: NodeName,
+    /// Cluster.
+    pub cluster: String,
+    /// How far it is.
+    pub phase: NodePhase,
+    /// New at each boot (from the kernel in a VM, random in a namespace).
+    pub boot_id: String,
+    /// Milliseconds since the node's init began.
+    pub uptime_ms: u64,
+    /// What happened when, in order.
+    pub timeline: Vec<TimelineEvent>,
+    /// Every service.
+    pub services: Vec<ServiceStatus>,
+    /// Every disk rule's outcome.
+    pub disks: Vec<DiskStatus>,
+    /// What the operator should know: state lost at reboot, a damaged disk, a sysctl refused.
+    pub warnings: Vec<String>,
+    /// Why it is in rescue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rescue: Option<String>,
+    /// The engine, when it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineStatus>,
+    /// Addresses on its interfaces, without link-local ones.
+    pub addresses: Vec<String>,
+    /// `uname -r`.
+    pub kernel: String,
+    /// Resident memory of the agent itself, bytes.
+    pub agent_rss_bytes: u64,
+    /// Version of the agent.
+    pub version: String,
+}
+
+/// One event of the boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineEvent {
+    /// Milliseconds since the node's init began.
+    pub at_ms: u64,
+    /// What, e.g. `root mounted`, `service incusd ready`.
+    pub event: String,
+}
+
+/// State of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceState {
+    /// Waits for others.
+    Waiting,
+    /// Runs, not yet ready.
+    Starting,
+    /// Runs and is ready.
+    Ready,
+    /// Ended; will be started again after a pause.
+    Backoff,
+    /// Ended and stays so, by its restart policy (exit 0).
+    Done,
+    /// Ended and stays so, with failure.
+    Failed,
+    /// Stopped on request.
+    Stopped,
+}
+
+/// One service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its state.
+    pub state: ServiceState,
+    /// Process id in the node, when it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// How it ended last, e.g. `exit 1`, `signal KILL`, `cannot start: …`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<String>,
+}
+
+/// Outcome of a disk rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// The rule.
+    pub name: String,
+    /// The device, when one matched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// What came of it.
+    pub outcome: DiskOutcome,
+    /// Details for a person.
+    pub detail: String,
+}
+
+/// What came of a disk rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskOutcome {
+    /// It was blank and has been formatted (and mounted when asked).
+    Formatted,
+    /// It had its filesystem and was mounted (or found).
+    Found,
+    /// It carries something else or something damaged: left alone.
+    Refused,
+    /// No device matched.
+    Missing,
+}
+
+/// How far an engine is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineState {
+    /// Its API does not answer yet.
+    Starting,
+    /// It answers and waits for a join token.
+    Waiting,
+    /// Being initialised or joining.
+    Forming,
+    /// A member, and the cluster says it is online.
+    Online,
+    /// A member, but the cluster cannot be asked or says it is offline.
+    Offline,
+    /// Evacuated.
+    Evacuated,
+    /// Bootstrap failed; it is tried again.
+    Failed,
+}
+
+/// The engine on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineStatus {
+    /// Which.
+    pub kind: EngineKind,
+    /// How far.
+    pub state: EngineState,
+    /// Its version, once it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Why it failed, or what it waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// PEM of the cluster's (or server's) certificate, once it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
+}
+
+/// An instance as the engine lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    /// Its name.
+    pub name: String,
+    /// Cluster member it is on.
+    pub node: String,
+    /// The engine's word: `Running`, `Stopped`, …
+    pub state: String,
+    /// Global addresses of its interfaces.
+    pub addresses: Vec<String>,
+}
+
+/// Asks a member for a one-time token with which `member` may join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinTokenRequest {
+    /// The new member's name.
+    pub member: NodeName,
+}
+
+/// Asks a member for a one-time token with which a client certificate may be added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustTokenRequest {
+    /// Name of the client in the engine's trust store.
+    pub client: String,
+}
+
+/// A one-time token. A secret: never logged.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// As the engine gives it (base64 JSON).
+    pub token: String,
+}
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// Has this node join the engine's cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// From another member's `join-token`.
+    pub token: Token,
+}
+
+/// Removes a member from the engine's cluster. Ask another member than the one that goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveMemberRequest {
+    /// Who goes.
+    pub member: NodeName,
+    /// Do not evacuate, and remove it though it does not answer.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Shutdown or reboot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// Services get this long, all together, before they are killed.
+    pub deadline_s: u32,
+}
+
+/// First frame of an exec stream, client to node.
+///
+/// Frames both ways: one byte kind, four bytes big-endian length (at most 64 KiB), payload. Kinds: 0 request (this,
+/// JSON), 1 stdin, 2 stdout, 3 stderr, 4 stdin closed (client) , 5 resize ([`Size`], JSON), 6 signal (number, one byte),
+/// 7 exit ([`ExecExit`], JSON, last frame from the node).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecRequest {
+    /// Argument vector; no shell.
+    pub command: Vec<String>,
+    /// Added to a minimal environment.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Working directory; `/root` or `/` when absent.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// With a terminal of this size; stderr then comes as stdout.
+    #[serde(default)]
+    pub tty: Option<Size>,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecExit {
+    /// Exit code; 128 + signal when a signal ended it; 127 not found, 126 not executable.
+    pub code: i32,
+    /// Why it could not be run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}

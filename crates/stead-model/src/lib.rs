@@ -1,0 +1,21 @@
+//! The words of Stead as types. Serde only: nothing in this crate opens a file, a socket or a clock.
+//!
+//! Owns the shape of everything that crosses a boundary: the recipe, the image manifest, the cluster file, the
+//! node spec, and the messages of the agent API. Does not own what is done with them.
+
+pub mod agent;
+pub mod cluster;
+pub mod manifest;
+pub mod names;
+pub mod node;
+pub mod recipe;
+pub mod sizes;
+pub mod text;
+
+pub use cluster::{ClusterSpec, EngineKind};
+pub use manifest::{Artifact, Digest, Manifest};
+pub use names::{ClusterName, ImageName, MacAddress, NodeName};
+pub use node::NodeSpec;
+pub use recipe::Recipe;
+pub use sizes::{Bytes, Memory};
+pub use text::SpecError;

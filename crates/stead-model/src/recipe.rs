@@ -1,0 +1,622 @@
+//! The recipe: YAML that says what an image contains.
+
+use crate::{cluster::EngineKind, names::ImageName, text, text::SpecError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the recipe makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum RecipeKind {
+    /// An image for a machine: kernel, initrd, layers.
+    #[default]
+    Node,
+    /// An image for system containers on Incus and LXD: metadata and rootfs.
+    Instance,
+}
+
+/// What an image contains. Paths in it are relative to the recipe's own folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the image.
+    pub name: ImageName,
+    /// What it is for: `node` (the default) or `instance`.
+    #[serde(default)]
+    pub kind: RecipeKind,
+    /// One line for `stead image ls`.
+    #[serde(default)]
+    pub description: Option<String>,
+    /// The root filesystem to start from.
+    pub base: Base,
+    /// The kernel, for node images. Without one the image runs only as a namespace machine.
+    #[serde(default)]
+    pub kernel: Option<Kernel>,
+    /// Overlays baked in, in order: a directory, a tar, or a directory with an executable `tar` script.
+    #[serde(default)]
+    pub overlays: Vec<OverlaySource>,
+    /// Single files.
+    #[serde(default)]
+    pub files: Vec<File>,
+    /// What the node does with it.
+    #[serde(flatten)]
+    pub system: SystemSpecFlat,
+}
+
+/// Everything of [`SystemSpec`]; a recipe writes these keys at its top level.
+pub type SystemSpecFlat = SystemSpec;
+
+/// What a node does besides booting: baked into an image as `/usr/lib/stead/system.json`, and added to by a node spec.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+pub struct SystemSpec {
+    /// Hostname when the node spec gives none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Kernel parameters, dotted: `vm.max_map_count: "262144"`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctl: BTreeMap<String, Scalar>,
+    /// Commands run once at each boot, one after the other, before any service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub onboot: Vec<Onboot>,
+    /// Supervised services.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Service>,
+    /// Disks to format (only when without any signature) and mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskRule>,
+    /// The engine this image carries.
+    #[serde(default, skip_serializing_if = "EngineKind::is_none")]
+    pub engine: EngineKind,
+}
+
+/// A sysctl's value: text or a number, kept as text.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Scalar(pub String);
+
+impl Serialize for Scalar {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl serde::de::Visitor<'_> for V {
+            type Value = Scalar;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("text or a whole number")
+            }
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<Scalar, E> {
+                Ok(Scalar(v.to_owned()))
+            }
+            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<Scalar, E> {
+                Ok(Scalar(v.to_string()))
+            }
+            fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<Scalar, E> {
+                Ok(Scalar(v.to_string()))
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+impl JsonSchema for Scalar {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Scalar".into()
+    }
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["string", "integer"] })
+    }
+}
+
+/// Where the root filesystem comes from: exactly one of the three.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Base {
+    /// Debian packages, by mmdebstrap.
+    Debian(Debian),
+    /// A root filesystem as a tar file (plain, gz, xz or zst).
+    Tar(String),
+    /// A folder in OCI image layout; its only (or first) image is used.
+    Oci(String),
+}
+
+/// A Debian base.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Debian {
+    /// Suite: `bookworm`, `trixie`, …
+    pub suite: String,
+    /// Packages beyond the minimal set, by name.
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// Mirror; absent means Debian's own.
+    #[serde(default)]
+    pub mirror: Option<String>,
+    /// Day or instant of Debian's snapshot archive to pin to, e.g. `20261101T000000Z`.
+    #[serde(default)]
+    pub snapshot: Option<String>,
+    /// Components; `main` when empty.
+    #[serde(default)]
+    pub components: Vec<String>,
+}
+
+/// A kernel for node images: exactly one of `package` and `path`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// A Debian package (or metapackage) name, e.g. `linux-image-cloud-amd64`.
+    #[serde(default)]
+    pub package: Option<String>,
+    /// A bzImage or an ELF vmlinux.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// With `path`: the folder that holds `lib/modules/<release>`, when the kernel has modules.
+    #[serde(default)]
+    pub modules_path: Option<String>,
+    /// Modules put into the initrd (with what they depend on) besides those every node needs.
+    #[serde(default)]
+    pub initrd_modules: Vec<String>,
+}
+
+/// An overlay: a path, or a path with the environment and siblings an xcluster-style `tar` script wants.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum OverlaySource {
+    /// Just the path.
+    Path(String),
+    /// With options.
+    Full(OverlayOptions),
+}
+
+/// Options of an overlay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OverlayOptions {
+    /// Directory, tar file, or directory with an executable `tar` script.
+    pub path: String,
+    /// Environment of the script, e.g. `SETUP: ipv6`. It sees nothing else but PATH, HOME, and LANG.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Paths outside the overlay that the script reads: changed content means a new layer.
+    #[serde(default)]
+    pub inputs: Vec<String>,
+    /// Owner of a plain directory's files in the layer: root (0:0) unless true, which keeps numeric owners.
+    #[serde(default)]
+    pub keep_owners: bool,
+}
+
+impl OverlaySource {
+    /// Path and options in one shape.
+    pub fn options(&self) -> OverlayOptions {
+        match self {
+            Self::Path(path) => OverlayOptions {
+                path: path.clone(),
+                environment: BTreeMap::new(),
+                inputs: Vec::new(),
+                keep_owners: false,
+            },
+            Self::Full(o) => o.clone(),
+        }
+    }
+}
+
+/// One file in the image: exactly one of `contents`, `source`, `symlink`, `directory`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Absolute path in the image.
+    pub path: String,
+    /// Its text.
+    #[serde(default)]
+    pub contents: Option<String>,
+    /// A file to copy, relative to the recipe.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// Make a symbolic link to this target.
+    #[serde(default)]
+    pub symlink: Option<String>,
+    /// Make a directory.
+    #[serde(default)]
+    pub directory: bool,
+    /// Octal mode as text; `"0644"` for files, `"0755"` for directories.
+    #[serde(default)]
+    pub mode: Option<String>,
+    /// Numeric owner; 0.
+    #[serde(default)]
+    pub uid: u32,
+    /// Numeric group; 0.
+    #[serde(default)]
+    pub gid: u32,
+    /// A missing `source` is passed over.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+/// A command run once at boot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Onboot {
+    /// For the log.
+    pub name: String,
+    /// Argument vector; no shell.
+    pub command: Vec<String>,
+    /// Added to a minimal environment.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Seconds after which it is killed and counts as failed (a failure is reported, never fatal); 60.
+    #[serde(default)]
+    pub timeout_s: Option<u32>,
+}
+
+/// What happens when a service ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Started again, with back-off.
+    #[default]
+    Always,
+    /// Started again unless it exited 0.
+    OnFailure,
+    /// Left.
+    Never,
+}
+
+/// A supervised service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Unique in the node; names the log.
+    pub name: String,
+    /// Argument vector; no shell. It stays in the foreground.
+    pub command: Vec<String>,
+    /// Added to a minimal environment.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// Services that must be ready before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<String>,
+    /// What happens when it ends.
+    #[serde(default)]
+    pub restart: Restart,
+    /// Cgroup below the node's, e.g. `systemreserved/ntp`; `services/<name>` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// When it counts as ready; started is ready when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<Readiness>,
+    /// Signal name for a clean stop; `TERM`. (Incus: `PWR` stops instances too.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+    /// Seconds between that signal and KILL; 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_timeout_s: Option<u32>,
+    /// Number of open files allowed; the node's own limit when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nofile: Option<u64>,
+    /// Only the main process is signalled at stop, not its whole cgroup (engines keep instances in theirs).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop_main_only: bool,
+}
+
+/// How readiness is seen: exactly one key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Readiness {
+    /// A unix socket that accepts a connection.
+    UnixSocket(String),
+    /// A TCP port on loopback that accepts a connection.
+    TcpPort(u16),
+    /// A path that exists.
+    Path(String),
+    /// A command that exits 0.
+    Command(Vec<String>),
+}
+
+/// A filesystem that a disk may be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Filesystem {
+    /// ext4
+    Ext4,
+    /// XFS
+    Xfs,
+    /// btrfs
+    Btrfs,
+}
+
+/// Which disk is formatted (only when it carries no signature at all) and where it is mounted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskRule {
+    /// Name of the rule, for reports.
+    pub name: String,
+    /// Which device.
+    #[serde(rename = "match")]
+    pub matches: DiskMatch,
+    /// Filesystem made on a blank device.
+    pub filesystem: Filesystem,
+    /// Filesystem label (at most 12 characters, XFS's limit).
+    pub label: String,
+    /// Where it is mounted; absent: it is only formatted (an engine's storage pool).
+    #[serde(default)]
+    pub mount: Option<String>,
+    /// Extra bind mounts out of it, `path in the disk: path in the root`, made before services start.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub binds: BTreeMap<String, String>,
+}
+
+/// Which device a rule means: exactly one key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DiskMatch {
+    /// The drive's serial (the name of a disk in cluster.yaml), virtio or SCSI.
+    Serial(String),
+    /// A device that carries this filesystem label, else the first blank one (as k8s-on-linuxkit does).
+    LabelOrFirstBlank(String),
+    /// A device node, e.g. `/dev/vdc`.
+    Device(String),
+}
+
+impl Recipe {
+    /// Reads a recipe and checks what types cannot say.
+    ///
+    /// # Errors
+    /// [`SpecError`] with file, line and key.
+    pub fn from_yaml(file: &str, yaml: &str) -> Result<Self, SpecError> {
+        reject_unknown_top_level(file, yaml)?;
+        let recipe: Self = text::from_yaml(file, yaml)?;
+        recipe.check().map_err(|(key, why)| SpecError::about(file, yaml, &key, why))?;
+        Ok(recipe)
+    }
+
+    /// The rules between keys; the error is (key, why).
+    fn check(&self) -> Result<(), (String, String)> {
+        let err = |key: String, why: &str| Err((key, why.to_owned()));
+        if let Some(k) = &self.kernel {
+            if k.package.is_some() == k.path.is_some() {
+                return err("kernel".into(), "needs exactly one of \"package\" and \"path\"");
+            }
+            if self.kind == RecipeKind::Instance {
+                return err("kernel".into(), "an instance image has no kernel: it runs on its node's");
+            }
+        }
+        if let Base::Debian(d) = &self.base {
+            let word = |s: &String| {
+                !s.is_empty()
+                    && !s.starts_with('-')
+                    && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.:_~=*/".contains(&b))
+            };
+            for (key, values) in [("packages", &d.packages), ("components", &d.components)] {
+                if let Some(bad) = values.iter().find(|v| !word(v)) {
+                    return Err((format!("base.debian.{key}"), format!("{bad:?} is not a Debian name")));
+                }
+            }
+            if !word(&d.suite) {
+                return Err(("base.debian.suite".into(), format!("{:?} is not a suite's name", d.suite)));
+            }
+        }
+        for f in &self.files {
+            let ways = usize::from(f.contents.is_some())
+                + usize::from(f.source.is_some())
+                + usize::from(f.symlink.is_some())
+                + usize::from(f.directory);
+            if ways != 1 {
+                return Err((
+                    "files".into(),
+                    format!(
+                        "{}: needs exactly one of \"contents\", \"source\", \"symlink\", \"directory\"",
+                        f.path
+                    ),
+                ));
+            }
+            if !f.path.starts_with('/') || f.path.split('/').any(|p| p == "..") || f.path.contains('\0') {
+                return Err(("files".into(), format!("path {:?} must be absolute, without \"..\"", f.path)));
+            }
+            if let Some(m) = &f.mode
+                && u32::from_str_radix(m, 8).map_or(true, |m| m > 0o7777)
+            {
+                return Err(("files".into(), format!("{}: mode {m:?} is not octal", f.path)));
+            }
+        }
+        self.system.check()
+    }
+}
+
+impl SystemSpec {
+    /// The rules between keys; the error is (key, why).
+    pub fn check(&self) -> Result<(), (String, String)> {
+        for key in self.sysctl.keys() {
+            if key.is_empty() || key.contains("..") || key.starts_with(['/', '.']) || key.contains('\0') {
+                return Err(("sysctl".into(), format!("{key:?} is not a kernel parameter's name")));
+            }
+        }
+        for o in &self.onboot {
+            if o.command.is_empty() {
+                return Err(("onboot".into(), format!("{}: command is empty", o.name)));
+            }
+        }
+        let mut names = BTreeSet::new();
+        for s in &self.services {
+            if s.name.is_empty()
+                || !s.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b))
+                || s.name.starts_with('.')
+            {
+                return Err((
+                    "services".into(),
+                    format!("{:?} is not a service's name (letters, digits, - _ . @)", s.name),
+                ));
+            }
+            if !names.insert(s.name.as_str()) {
+                return Err(("services".into(), format!("{} is declared twice", s.name)));
+            }
+            if s.command.is_empty() {
+                return Err(("services".into(), format!("{}: command is empty", s.name)));
+            }
+            if let Some(c) = &s.cgroup
+                && (c.starts_with('/') || c.split('/').any(|p| p.is_empty() || p == ".." || p == "."))
+            {
+                return Err(("services".into(), format!("{}: cgroup {c:?} must be a relative path", s.name)));
+            }
+        }
+        for s in &self.services {
+            if let Some(missing) = s.after.iter().find(|a| !names.contains(a.as_str())) {
+                return Err((
+                    "services".into(),
+                    format!("{}: after names {missing:?}, which is no service here", s.name),
+                ));
+            }
+        }
+        start_order(&self.services).map_err(|cycle| {
+            ("services".to_owned(), format!("wait for each other: {}", cycle.join(" -> ")))
+        })?;
+        for d in &self.disks {
+            if d.label.is_empty() || d.label.len() > 12 {
+                return Err((
+                    "disks".into(),
+                    format!("{}: label {:?} must have 1 to 12 characters", d.name, d.label),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// `self` with what `over` adds: maps by key and lists by name, `over` winning.
+    #[must_use]
+    pub fn merged(mut self, over: &Self) -> Self {
+        if over.hostname.is_some() {
+            self.hostname.clone_from(&over.hostname);
+        }
+        self.sysctl.extend(over.sysctl.clone());
+        merge_by(&mut self.onboot, &over.onboot, |o| &o.name);
+        merge_by(&mut self.services, &over.services, |s| &s.name);
+        merge_by(&mut self.disks, &over.disks, |d| &d.name);
+        if over.engine != EngineKind::None {
+            self.engine = over.engine;
+        }
+        self
+    }
+}
+
+fn merge_by<T: Clone>(into: &mut Vec<T>, over: &[T], name: fn(&T) -> &String) {
+    for item in over {
+        match into.iter_mut().find(|i| name(i) == name(item)) {
+            Some(i) => *i = item.clone(),
+            None => into.push(item.clone()),
+        }
+    }
+}
+
+/// Services in an order in which each comes after those it waits for; ties keep the order given.
+///
+/// # Errors
+/// The names of a cycle.
+pub fn start_order(services: &[Service]) -> Result<Vec<usize>, Vec<String>> {
+    let mut done = BTreeSet::new();
+    let mut order = Vec::with_capacity(services.len());
+    while order.len() < services.len() {
+        let next = services.iter().enumerate().find(|(_, s)| {
+            !done.contains(s.name.as_str())
+                && s.after.iter().all(|a| done.contains(a.as_str()) || !services.iter().any(|o| &o.name == a))
+        });
+        match next {
+            Some((i, s)) => {
+                done.insert(s.name.as_str());
+                order.push(i);
+            }
+            None => {
+                return Err(services
+                    .iter()
+                    .filter(|s| !done.contains(s.name.as_str()))
+                    .map(|s| s.name.clone())
+                    .collect());
+            }
+        }
+    }
+    Ok(order)
+}
+
+/// `flatten` and `deny_unknown_fields` do not go together in serde, so the top level is checked first.
+fn reject_unknown_top_level(file: &str, yaml: &str) -> Result<(), SpecError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)] // read only by serde, to refuse other keys
+    struct Keys {
+        name: serde::de::IgnoredAny,
+        base: serde::de::IgnoredAny,
+        kind: Option<serde::de::IgnoredAny>,
+        description: Option<serde::de::IgnoredAny>,
+        kernel: Option<serde::de::IgnoredAny>,
+        overlays: Option<serde::de::IgnoredAny>,
+        files: Option<serde::de::IgnoredAny>,
+        hostname: Option<serde::de::IgnoredAny>,
+        sysctl: Option<serde::de::IgnoredAny>,
+        onboot: Option<serde::de::IgnoredAny>,
+        services: Option<serde::de::IgnoredAny>,
+        disks: Option<serde::de::IgnoredAny>,
+        engine: Option<serde::de::IgnoredAny>,
+    }
+    text::from_yaml::<Keys>(file, yaml).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GOOD: &str = "name: base\nbase:\n  debian: {suite: trixie, packages: [iproute2]}\nkernel: {package: linux-image-cloud-amd64}\n\
+        sysctl: {vm.max_map_count: 262144}\nservices:\n- name: a\n  command: [/bin/a]\n  after: [b]\n- name: b\n  command: [/bin/b]\n";
+
+    #[test]
+    fn reads_a_recipe() {
+        let r = Recipe::from_yaml("r.yaml", GOOD).unwrap();
+        assert_eq!(r.system.sysctl["vm.max_map_count"], Scalar("262144".into()));
+        assert_eq!(start_order(&r.system.services).unwrap(), [1, 0]);
+    }
+
+    #[test]
+    fn refuses_with_line_and_key() {
+        let err = |t: String| Recipe::from_yaml("r.yaml", &t).unwrap_err().to_string();
+        assert!(err(GOOD.replace("sysctl", "sysctls")).starts_with("r.yaml:5:1: unknown key \"sysctls\""));
+        assert!(err(GOOD.replace("after: [b]", "after: [c]")).contains("\"c\", which is no service here"));
+        assert!(
+            err(GOOD.replace("command: [/bin/b]", "command: [/bin/b]\n  after: [a]"))
+                .contains("wait for each other: a -> b")
+        );
+        assert!(err(GOOD.replace("iproute2", "'--hook=x'")).contains("is not a Debian name"));
+        assert!(err(GOOD.replace("suite", "suit")).contains("did you mean \"suite\""));
+    }
+
+    proptest! {
+        /// Whatever the graph: either an order in which everything follows what it waits for, or a cycle is named.
+        #[test]
+        fn order_respects_after(edges in proptest::collection::vec((0usize..8, 0usize..8), 0..20)) {
+            let services: Vec<Service> = (0..8).map(|i| Service {
+                name: format!("s{i}"), command: vec!["x".into()], environment: BTreeMap::new(),
+                after: edges.iter().filter(|(a, _)| *a == i).map(|(_, b)| format!("s{b}")).collect(),
+                restart: Restart::Always, cgroup: None, ready: None, stop_signal: None, stop_timeout_s: None,
+                nofile: None, stop_main_only: false,
+            }).collect();
+            match start_order(&services) {
+                Ok(order) => {
+                    prop_assert_eq!(order.len(), 8);
+                    for (pos, i) in order.iter().enumerate() {
+                        for a in &services[*i].after {
+                            let dep = services.iter().position(|s| &s.name == a).unwrap();
+                            prop_assert!(order[..pos].contains(&dep));
+                        }
+                    }
+                }
+                Err(cycle) => {
+                    // Everything named waits for something that is named too.
+                    for name in &cycle {
+                        let s = services.iter().find(|s| &s.name == name).unwrap();
+                        prop_assert!(s.after.iter().any(|a| cycle.contains(a)));
+                    }
+                }
+            }
+        }
+        #[test]
+        fn any_text_is_answered(s in "(?s).{0,200}") { let _ = Recipe::from_yaml("x", &s); }
+    }
+}

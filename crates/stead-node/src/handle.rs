@@ -1,0 +1,180 @@
+//! What the parts of a running node share: its state as the agent tells it, and the wish to stop.
+
+use crate::reaper::Reaper;
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use stead_model::agent::{DiskStatus, NodePhase, NodeStatus, ServiceStatus, TimelineEvent};
+use stead_model::node::NodeSpec;
+use tokio::sync::watch;
+
+/// Events kept in the timeline; a service that restarts for ever must not fill memory.
+const MAX_TIMELINE: usize = 500;
+
+/// What is to become of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Power off; services have this long.
+    Shutdown(Duration),
+    /// Boot again; services have this long.
+    Reboot(Duration),
+}
+
+/// A node's shared state. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    spec: NodeSpec,
+    started: Instant,
+    boot_id: String,
+    log_dir: PathBuf,
+    reaper: Reaper,
+    stop: watch::Sender<Option<Stop>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: NodePhase,
+    timeline: Vec<TimelineEvent>,
+    services: Vec<ServiceStatus>,
+    disks: Vec<DiskStatus>,
+    warnings: Vec<String>,
+    rescue: Option<String>,
+}
+
+impl Handle {
+    /// `started`: when the node's init began. `log_dir` holds `<service>.log` and `node.log`.
+    pub fn new(spec: NodeSpec, started: Instant, boot_id: String, log_dir: PathBuf, reaper: Reaper) -> Self {
+        Self(Arc::new(Inner {
+            spec,
+            started,
+            boot_id,
+            log_dir,
+            reaper,
+            stop: watch::Sender::new(None),
+            state: Mutex::new(State {
+                phase: NodePhase::Booting,
+                timeline: Vec::new(),
+                services: Vec::new(),
+                disks: Vec::new(),
+                warnings: Vec::new(),
+                rescue: None,
+            }),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// The spec it booted with (the name `unnamed` and no agent when it booted without).
+    pub fn spec(&self) -> &NodeSpec {
+        &self.0.spec
+    }
+    /// Starts processes; see [`Reaper`].
+    pub fn reaper(&self) -> &Reaper {
+        &self.0.reaper
+    }
+    /// Where logs are: `<service>.log`, rotated to `<service>.log.1`; the node's own is `node.log`.
+    pub fn log_dir(&self) -> &std::path::Path {
+        &self.0.log_dir
+    }
+    /// Notes an event in the timeline and on the console.
+    pub fn note(&self, event: impl Into<String>) {
+        self.note_at(self.0.started.elapsed(), event);
+    }
+    /// Notes an event of an earlier stage.
+    pub fn note_at(&self, at: Duration, event: impl Into<String>) {
+        let event = event.into();
+        eprintln!("stead-node: [{:>6} ms] {event}", at.as_millis());
+        let mut state = self.state();
+        if state.timeline.len() < MAX_TIMELINE {
+            state.timeline.push(TimelineEvent { at_ms: at.as_millis() as u64, event });
+        }
+    }
+    /// Notes something that the operator should know.
+    pub fn warn(&self, warning: impl Into<String>) {
+        let warning = warning.into();
+        eprintln!("stead-node: warning: {warning}");
+        let mut state = self.state();
+        if !state.warnings.contains(&warning) && state.warnings.len() < MAX_TIMELINE {
+            state.warnings.push(warning);
+        }
+    }
+    /// Sets the phase. A node that is stopping or in rescue stays so.
+    pub fn set_phase(&self, phase: NodePhase) {
+        let mut state = self.state();
+        if state.phase != NodePhase::Stopping
+            && (state.phase != NodePhase::Rescue || phase == NodePhase::Stopping)
+        {
+            state.phase = phase;
+        }
+    }
+    /// The boot could not be completed.
+    pub fn enter_rescue(&self, why: impl Into<String>) {
+        let why = why.into();
+        self.note(format!("rescue: {why}"));
+        let mut state = self.state();
+        state.phase = NodePhase::Rescue;
+        state.rescue.get_or_insert(why);
+    }
+    /// Replaces or adds the status of one service.
+    pub fn set_service(&self, service: ServiceStatus) {
+        let mut state = self.state();
+        match state.services.iter_mut().find(|s| s.name == service.name) {
+            Some(s) => *s = service,
+            None => state.services.push(service),
+        }
+    }
+    /// Adds a disk rule's outcome.
+    pub fn add_disk(&self, disk: DiskStatus) {
+        self.state().disks.push(disk);
+    }
+    /// Asks the node to stop. The first wish wins.
+    pub fn request_stop(&self, stop: Stop) {
+        self.0.stop.send_if_modified(|s| s.is_none() && s.replace(stop).is_none());
+    }
+    /// Resolves once somebody asked the node to stop.
+    pub async fn stop_requested(&self) -> Stop {
+        let mut receiver = self.0.stop.subscribe();
+        loop {
+            if let Some(stop) = *receiver.borrow_and_update() {
+                return stop;
+            }
+            if receiver.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+    /// Everything for `GET /v1/status`; `engine` and `addresses` are the caller's to fill in.
+    pub fn status(&self) -> NodeStatus {
+        let state = self.state();
+        NodeStatus {
+            name: self.0.spec.name.clone(),
+            cluster: self.0.spec.cluster.to_string(),
+            phase: state.phase,
+            boot_id: self.0.boot_id.clone(),
+            uptime_ms: self.0.started.elapsed().as_millis() as u64,
+            timeline: state.timeline.clone(),
+            services: state.services.clone(),
+            disks: state.disks.clone(),
+            warnings: state.warnings.clone(),
+            rescue: state.rescue.clone(),
+            engine: None,
+            addresses: Vec::new(),
+            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+            agent_rss_bytes: resident_bytes().unwrap_or(0),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// Resident memory of this process, from /proc/self/statm (second field, pages; proc(5)).
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    Some(statm.split_whitespace().nth(1)?.parse::<u64>().ok()? * rustix::param::page_size() as u64)
+}

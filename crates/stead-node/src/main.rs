@@ -1,0 +1,2 @@
+//! PID 1 and agent.
+fn main() {}

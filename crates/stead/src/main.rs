@@ -1,0 +1,2 @@
+//! The `stead` command.
+fn main() {}
