@@ -3,10 +3,12 @@
 # Prints "passed failed skipped" on the first line, then a line for each failure and each skip.
 
 function end_section() { section = "" }
+# A harness that began and never came to its result: a failure nobody counted.
+function died() { failed++; notes[++n] = "FAIL a test binary ended before its result" }
 
 /^---- .* stdout ----$/ { section = substr($0, 6, length($0) - 17); next }
 /^(successes|failures):$/ { end_section(); next }
-/^running [0-9]+ tests?$/ { end_section(); in_harness = 1; next }
+/^running [0-9]+ tests?$/ { end_section(); if (in_harness) died(); in_harness = 1; next }
 /^test result: / {
   end_section(); in_harness = 0
   for (i = 1; i < NF; i++) {
@@ -30,8 +32,7 @@ $1 == "FAIL" { failed++; notes[++n] = $0 }
 $1 == "SKIP" { skipped++; notes[++n] = $0 }
 
 END {
-  # A harness that began and never came to its result died: that is a failure nobody counted.
-  if (in_harness) { failed++; notes[++n] = "FAIL a test binary ended before its result" }
+  if (in_harness) died()
   print passed + 0, failed + 0, skipped + 0
   for (i = 1; i <= n; i++) print notes[i]
 }
