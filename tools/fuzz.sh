@@ -11,11 +11,15 @@ command -v cargo-fuzz >/dev/null || need "there is no cargo-fuzz; \`cargo instal
 command -v c++ >/dev/null || need "libFuzzer is built with a C++ compiler; \`apt-get install g++\`"
 
 triple=$(rustc -vV | sed -n 's/^host: //p')
+mkdir -p target
 for source in fuzz_targets/*.rs; do
   target=$(basename "$source" .rs)
   mkdir -p "corpus/$target"
+  log=target/$target.log
   echo "fuzz: $target, $seconds s"
   cargo +nightly fuzz run --features libfuzzer --target "$triple" "$target" "corpus/$target" "seeds/$target" -- \
-    -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=0 -verbosity=0
+    -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 >"$log" 2>&1 ||
+    { cat "$log" >&2; need "$target broke; the input is in fuzz/artifacts/$target/"; }
+  sed -n 's/^Done \([0-9]* runs\) .*/fuzz:   \1/p' "$log"
 done
 echo "fuzz: every target survived"
