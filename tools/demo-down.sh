@@ -4,5 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 [ -x build/stead ] || { echo "demo-down: build/stead is not there; \`make build\` makes it" >&2; exit 1; }
-build/stead down demo
+build/stead down demo --if-exists
 tools/leftovers.sh demo
