@@ -4,7 +4,14 @@
 //! started it may die and come back. That process holds an exclusive `flock` on `<dir>/lock` for as long as it lives:
 //! the lock, not a pid, says whether a machine runs.
 
+pub mod backend;
+pub mod doctor;
+pub mod layers;
+pub mod netns;
 pub mod network;
 pub mod spec;
+pub mod supervise;
+pub mod teardown;
 
 pub use spec::{MachineSpec, MachineState};
+pub use teardown::TeardownError;
