@@ -15,7 +15,8 @@ use std::sync::Arc;
 use stead_model::{NodeName, node::AgentSpec};
 
 /// Who we are, and whom we believe: certificates and key as PEM.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Identity {
     /// The cluster's CA.
     pub ca_pem: String,

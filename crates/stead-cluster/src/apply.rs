@@ -23,7 +23,9 @@ use stead_agent::{Identity, client::Client, pki::ClusterCa};
 use stead_machine::{MachineSpec, supervise};
 use stead_model::{
     Bytes, ClusterSpec, Digest, EngineKind, Manifest, NodeName, NodeSpec,
-    agent::{EngineState, JoinRequest, JoinTokenRequest, NodePhase, NodeStatus, RemoveMemberRequest, StopRequest},
+    agent::{
+        EngineState, JoinRequest, JoinTokenRequest, NodePhase, NodeStatus, RemoveMemberRequest, StopRequest,
+    },
     cluster::{Backend, Nodes},
     node::EngineRole,
     recipe::OverlaySource,
@@ -163,7 +165,17 @@ async fn prepare(host: &Host, request: UpRequest, events: &Events) -> Result<Pre
     })?;
     let observed = observe::observe(&layout, Some(&operator)).await?;
     let plan = plan::plan(&record, &desired, &observed);
-    Ok(Prepared { layout, record, desired, observed, plan, ca, operator, identities, backend_why: choice.why })
+    Ok(Prepared {
+        layout,
+        record,
+        desired,
+        observed,
+        plan,
+        ca,
+        operator,
+        identities,
+        backend_why: choice.why,
+    })
 }
 
 /// Builds (or finds in the cache) the boot overlays of all nodes, each one once, in parallel.
@@ -201,7 +213,8 @@ fn load_pki(
     record: &Record,
 ) -> Result<(ClusterCa, Identity, BTreeMap<NodeName, Identity>), ClusterError> {
     let cluster = layout.cluster();
-    let pki = |e: stead_agent::pki::PkiError| ClusterError::Pki { cluster: cluster.clone(), source: Box::new(e) };
+    let pki =
+        |e: stead_agent::pki::PkiError| ClusterError::Pki { cluster: cluster.clone(), source: Box::new(e) };
     let now = SystemTime::now().into();
     let ca = match (read_text(&layout.pki().join("ca.pem"))?, read_text(&layout.pki().join("ca.key"))?) {
         (Some(certificate), Some(key)) => ClusterCa::from_pem(cluster, &certificate, &key).map_err(pki)?,
@@ -234,7 +247,10 @@ fn load_pki(
 /// It was never written: the first `up` was cut short.
 pub fn operator_identity(layout: &Layout) -> Result<Identity, ClusterError> {
     files::read_json(&layout.pki().join("operator.json"))?.ok_or_else(|| {
-        ClusterError::Refused(format!("cluster {} was never brought up completely: run `stead up` again", layout.cluster()))
+        ClusterError::Refused(format!(
+            "cluster {} was never brought up completely: run `stead up` again",
+            layout.cluster()
+        ))
     })
 }
 
@@ -374,8 +390,9 @@ async fn bring_inner(work: &Work, plan: &NodePlan, desired: &DesiredNode) -> Res
         }
         NodeAction::Keep => None,
     };
-    let agent = dial::agent(&work.operator, &work.netns, name, desired.agent)
-        .map_err(|e| ClusterError::Agent { action: "prepare a connection", node: name.clone(), source: Box::new(e) })?;
+    let agent = dial::agent(&work.operator, &work.netns, name, desired.agent).map_err(|e| {
+        ClusterError::Agent { action: "prepare a connection", node: name.clone(), source: Box::new(e) }
+    })?;
     let deadline = Instant::now()
         + if desired.machine.backend == Backend::Qemu { QEMU_DEADLINE } else { NAMESPACE_DEADLINE };
 
@@ -411,10 +428,11 @@ async fn start_machine(work: &Work, desired: &DesiredNode, spec: &NodeSpec) -> R
     files::write_json(&machine.spec_dir.join("node.json"), spec)?;
     let (exe, machine) = (work.exe.clone(), machine.clone());
     let name = machine.name.clone();
-    blocking(move || supervise::spawn(&exe, &machine))
-        .await?
-        .map(|_| ())
-        .map_err(|e| ClusterError::Machine { action: "start", node: name, source: Box::new(e) })
+    blocking(move || supervise::spawn(&exe, &machine)).await?.map(|_| ()).map_err(|e| ClusterError::Machine {
+        action: "start",
+        node: name,
+        source: Box::new(e),
+    })
 }
 
 async fn stop_machine(work: &Work, desired: &DesiredNode, seconds: u32) -> Result<(), ClusterError> {
@@ -422,7 +440,12 @@ async fn stop_machine(work: &Work, desired: &DesiredNode, seconds: u32) -> Resul
     if let Ok(agent) = dial::agent(&work.operator, &work.netns, &desired.machine.name, desired.agent) {
         let _ = agent.shutdown(&StopRequest { deadline_s: seconds }).await;
     }
-    down::stop_machine(&desired.machine.dir, &desired.machine.name, Duration::from_secs(u64::from(seconds) + 5)).await
+    down::stop_machine(
+        &desired.machine.dir,
+        &desired.machine.name,
+        Duration::from_secs(u64::from(seconds) + 5),
+    )
+    .await
 }
 
 /// Polls a node's agent until `well`, or says why it will not be.
@@ -454,14 +477,24 @@ async fn wait_for(
                 let services: Vec<String> = s
                     .services
                     .iter()
-                    .filter(|x| !matches!(x.state, stead_model::agent::ServiceState::Ready | stead_model::agent::ServiceState::Done))
+                    .filter(|x| {
+                        !matches!(
+                            x.state,
+                            stead_model::agent::ServiceState::Ready | stead_model::agent::ServiceState::Done
+                        )
+                    })
                     .map(|x| match &x.last_exit {
                         Some(e) => format!("service {} is {:?} ({e})", x.name, x.state).to_lowercase(),
                         None => format!("service {} is {:?}", x.name, x.state).to_lowercase(),
                     })
                     .collect();
                 last = match &s.engine {
-                    Some(e) => format!("engine {:?}{}; {}", e.state, e.detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default(), services.join(", ")),
+                    Some(e) => format!(
+                        "engine {:?}{}; {}",
+                        e.state,
+                        e.detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default(),
+                        services.join(", ")
+                    ),
                     None => services.join(", "),
                 };
                 POLL
@@ -514,7 +547,9 @@ async fn join_engine(
 ) -> Result<(), ClusterError> {
     let name = &plan.name;
     let settled = |s: &NodeStatus| {
-        s.engine.as_ref().is_some_and(|e| matches!(e.state, EngineState::Online | EngineState::Evacuated | EngineState::Waiting))
+        s.engine.as_ref().is_some_and(|e| {
+            matches!(e.state, EngineState::Online | EngineState::Evacuated | EngineState::Waiting)
+        })
     };
     let state = |s: &NodeStatus| s.engine.as_ref().map(|e| e.state);
     if !settled(&status) {
@@ -538,28 +573,43 @@ async fn join_engine(
         .flatten()
         .filter(|(_, address)| address.port() != 0);
         let Some((seed_name, seed_address)) = seed else {
-            return Err(failed(work, &desired.machine, "has no member to join through: no other node came online".into(), None));
+            return Err(failed(
+                work,
+                &desired.machine,
+                "has no member to join through: no other node came online".into(),
+                None,
+            ));
         };
-        let seed = dial::agent(&work.operator, &work.netns, &seed_name, seed_address)
-            .map_err(|e| ClusterError::Agent { action: "prepare a connection", node: seed_name.clone(), source: Box::new(e) })?;
+        let seed = dial::agent(&work.operator, &work.netns, &seed_name, seed_address).map_err(|e| {
+            ClusterError::Agent {
+                action: "prepare a connection",
+                node: seed_name.clone(),
+                source: Box::new(e),
+            }
+        })?;
         let _turn = work.joining.lock().await;
         work.events.node(name, "joining", format!("through {seed_name}"));
         let was_member = work.record.lock().await.members.contains(name);
         if was_member {
-            work.events.warning(format!("{name} lost its {} state: its old membership is removed and it joins anew", work.engine));
+            work.events.warning(format!(
+                "{name} lost its {} state: its old membership is removed and it joins anew",
+                work.engine
+            ));
             let request = RemoveMemberRequest { member: name.clone(), force: true };
-            seed.remove_member(&request)
-                .await
-                .map_err(|e| ClusterError::Agent { action: "remove the old membership", node: seed_name.clone(), source: Box::new(e) })?;
+            seed.remove_member(&request).await.map_err(|e| ClusterError::Agent {
+                action: "remove the old membership",
+                node: seed_name.clone(),
+                source: Box::new(e),
+            })?;
         }
-        let token = seed
-            .join_token(&JoinTokenRequest { member: name.clone() })
-            .await
-            .map_err(|e| ClusterError::Agent { action: "get a join token", node: seed_name.clone(), source: Box::new(e) })?;
-        agent
-            .join(&JoinRequest { token })
-            .await
-            .map_err(|e| ClusterError::Agent { action: "join the engine's cluster", node: name.clone(), source: Box::new(e) })?;
+        let token = seed.join_token(&JoinTokenRequest { member: name.clone() }).await.map_err(|e| {
+            ClusterError::Agent { action: "get a join token", node: seed_name.clone(), source: Box::new(e) }
+        })?;
+        agent.join(&JoinRequest { token }).await.map_err(|e| ClusterError::Agent {
+            action: "join the engine's cluster",
+            node: name.clone(),
+            source: Box::new(e),
+        })?;
     }
     remember_member(work, desired).await?;
     work.seed.send_if_modified(|s| s.is_none() && s.replace((name.clone(), desired.agent)).is_none());
@@ -593,15 +643,27 @@ async fn remove(
     let name = &removal.name;
     if removal.member {
         let through = desired.nodes.iter().find(|d| members.contains(&d.machine.name)).ok_or_else(|| {
-            ClusterError::Refused(format!("{name} is the last member of the engine's cluster: `stead down` takes it down"))
+            ClusterError::Refused(format!(
+                "{name} is the last member of the engine's cluster: `stead down` takes it down"
+            ))
         })?;
         work.events.node(name, "stopping", format!("evacuating, through {}", through.machine.name));
-        let agent = dial::agent(&work.operator, &work.netns, &through.machine.name, through.agent)
-            .map_err(|e| ClusterError::Agent { action: "prepare a connection", node: through.machine.name.clone(), source: Box::new(e) })?;
+        let agent =
+            dial::agent(&work.operator, &work.netns, &through.machine.name, through.agent).map_err(|e| {
+                ClusterError::Agent {
+                    action: "prepare a connection",
+                    node: through.machine.name.clone(),
+                    source: Box::new(e),
+                }
+            })?;
         agent
             .remove_member(&RemoveMemberRequest { member: name.clone(), force: removal.force })
             .await
-            .map_err(|e| ClusterError::Agent { action: "remove a member", node: name.clone(), source: Box::new(e) })?;
+            .map_err(|e| ClusterError::Agent {
+                action: "remove a member",
+                node: name.clone(),
+                source: Box::new(e),
+            })?;
         let mut record = work.record.lock().await;
         record.members.remove(name);
         record.save(&work.layout)?;
@@ -615,7 +677,8 @@ async fn remove(
             let _ = agent.shutdown(&StopRequest { deadline_s: STOP_SECONDS }).await;
         }
     }
-    down::stop_machine(&work.layout.node(name), name, Duration::from_secs(u64::from(STOP_SECONDS) + 5)).await?;
+    down::stop_machine(&work.layout.node(name), name, Duration::from_secs(u64::from(STOP_SECONDS) + 5))
+        .await?;
     down::delete_node(&work.layout, name).await?;
     work.events.node(name, "stopped", "deleted");
     Ok(())
@@ -628,6 +691,8 @@ async fn remove(
 pub fn bootable(manifest: &Manifest) -> Result<(), ClusterError> {
     match manifest.boot {
         Some(_) => Ok(()),
-        None => Err(ClusterError::Refused(format!("image {} is for instances, not for nodes", manifest.name))),
+        None => {
+            Err(ClusterError::Refused(format!("image {} is for instances, not for nodes", manifest.name)))
+        }
     }
 }

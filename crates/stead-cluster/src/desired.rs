@@ -19,7 +19,8 @@ use stead_model::{
     cluster::{Backend, DiskRole, Publish, ResolvedNode},
     manifest::Artifact,
     node::{
-        AGENT_PORT, AgentSpec, ENGINE_PORT, EngineRole, EngineSpec, Interface, NetworkSpec, NodeSpec, RootUpper, Route,
+        AGENT_PORT, AgentSpec, ENGINE_PORT, EngineRole, EngineSpec, Interface, NetworkSpec, NodeSpec,
+        RootUpper, Route,
     },
     recipe::SystemSpec,
 };
@@ -161,10 +162,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, ClusterError> {
 }
 
 fn first_address(node: &ResolvedNode) -> IpAddr {
-    node.nics
-        .first()
-        .and_then(|n| n.addresses.first())
-        .map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpNet::addr)
+    node.nics.first().and_then(|n| n.addresses.first()).map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpNet::addr)
 }
 
 fn node_spec(inputs: &Inputs<'_>, node: &ResolvedNode, engine: EngineKind, identity: &Identity) -> NodeSpec {

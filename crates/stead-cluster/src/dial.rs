@@ -1,8 +1,8 @@
 //! Reaching agents, which listen inside the cluster's own network namespace.
 
 use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
-use stead_agent::client::{Client, ClientError, Dial};
 use stead_agent::Identity;
+use stead_agent::client::{Client, ClientError, Dial};
 use stead_model::NodeName;
 
 /// A connection to a node on this host is up within this or not at all: it crosses no wire.
@@ -28,10 +28,11 @@ impl Dial for NetnsDialer {
     ) -> Pin<Box<dyn Future<Output = io::Result<tokio::net::TcpStream>> + Send + '_>> {
         let netns = self.netns.clone();
         Box::pin(async move {
-            let stream =
-                tokio::task::spawn_blocking(move || stead_machine::netns::dial(&netns, address, CONNECT_TIMEOUT))
-                    .await
-                    .map_err(io::Error::other)??;
+            let stream = tokio::task::spawn_blocking(move || {
+                stead_machine::netns::dial(&netns, address, CONNECT_TIMEOUT)
+            })
+            .await
+            .map_err(io::Error::other)??;
             stream.set_nonblocking(true)?;
             stream.set_nodelay(true)?;
             tokio::net::TcpStream::from_std(stream)

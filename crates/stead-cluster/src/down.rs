@@ -19,7 +19,12 @@ pub enum DownMode {
 ///
 /// # Errors
 /// [`ClusterError::Several`] with everything that could not be removed.
-pub async fn down(host: &Host, cluster: &ClusterName, mode: DownMode, events: &Events) -> Result<(), ClusterError> {
+pub async fn down(
+    host: &Host,
+    cluster: &ClusterName,
+    mode: DownMode,
+    events: &Events,
+) -> Result<(), ClusterError> {
     let layout = host.layout(cluster);
     if !layout.dir().exists() && !layout.trash().exists() {
         return Err(ClusterError::NoCluster(cluster.clone()));
@@ -113,7 +118,8 @@ pub async fn stop_machine(dir: &Path, node: &NodeName, timeout: Duration) -> Res
 async fn stop_cleanly(layout: &Layout, node: &NodeName) -> Result<(), ClusterError> {
     const SECONDS: u32 = 60;
     let spec = files::read_json(&layout.node_spec_dir(node).join("node.json")).unwrap_or_default();
-    let machine: Option<MachineSpec> = files::read_json(&layout.node(node).join("machine.json")).unwrap_or_default();
+    let machine: Option<MachineSpec> =
+        files::read_json(&layout.node(node).join("machine.json")).unwrap_or_default();
     if supervise::observe(&layout.node(node)).is_some()
         && let Ok(operator) = apply::operator_identity(layout)
         && let Some(address) = spec.as_ref().and_then(observe::agent_address)
@@ -144,14 +150,17 @@ async fn cleanup_machine(dir: &Path, node: &NodeName) -> Result<(), ClusterError
         return Ok(());
     };
     let name = node.clone();
-    blocking(move || supervise::cleanup(&spec))
-        .await?
-        .map_err(|e| ClusterError::Machine { action: "clean up after", node: name, source: Box::new(e) })
+    blocking(move || supervise::cleanup(&spec)).await?.map_err(|e| ClusterError::Machine {
+        action: "clean up after",
+        node: name,
+        source: Box::new(e),
+    })
 }
 
 async fn network_down(layout: &Layout, cluster: &ClusterName) -> Result<(), ClusterError> {
     // Without a readable spec an empty one does: names follow from the cluster's.
-    let spec = files::read_json::<HostNetworkSpec>(&layout.network().join("network.json")).unwrap_or_default();
+    let spec =
+        files::read_json::<HostNetworkSpec>(&layout.network().join("network.json")).unwrap_or_default();
     let spec = spec.unwrap_or_else(|| HostNetworkSpec {
         cluster: cluster.clone(),
         dir: layout.network(),

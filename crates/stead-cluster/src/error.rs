@@ -153,9 +153,13 @@ impl ClusterError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NoCluster(_) => Some("`stead ls` lists the clusters here; `stead up FILE` makes one".into()),
+            Self::NoCluster(_) => {
+                Some("`stead ls` lists the clusters here; `stead up FILE` makes one".into())
+            }
             Self::Busy(_) => Some("wait for it to end, or end it: it can be resumed".into()),
-            Self::Node { node, .. } => Some(format!("see `stead logs CLUSTER {node}` and `stead console CLUSTER {node}`; `stead up` again goes on from here")),
+            Self::Node { node, .. } => Some(format!(
+                "see `stead logs CLUSTER {node}` and `stead console CLUSTER {node}`; `stead up` again goes on from here"
+            )),
             Self::Machine { .. } => Some("`stead doctor` checks what machines need on this host".into()),
             _ => None,
         }

@@ -15,7 +15,11 @@ use std::{
 /// # Errors
 /// As mkdir(2).
 pub fn private_dir(path: &Path) -> Result<(), ClusterError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(ClusterError::file("make directory", path))
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(ClusterError::file("make directory", path))
 }
 
 /// Writes a file by a temporary one beside it, fsync and rename, readable for root only. A file that has this content

@@ -42,7 +42,8 @@ pub struct ObservedNode {
 pub async fn observe(layout: &Layout, operator: Option<&Identity>) -> Result<Observed, ClusterError> {
     let network: Option<HostNetworkSpec> =
         files::read_json(&layout.network().join("network.json")).unwrap_or_default();
-    let network_runs = network.as_ref().is_some_and(|n| stead_machine::network::observe(n).is_some_and(|s| s.ready));
+    let network_runs =
+        network.as_ref().is_some_and(|n| stead_machine::network::observe(n).is_some_and(|s| s.ready));
     let mut nodes = BTreeMap::new();
     for name in layout.existing_nodes()? {
         let dir = layout.node(&name);

@@ -18,8 +18,11 @@ pub fn connect(host: &Host, cluster: &ClusterName, node: &str) -> Result<Client,
     let (Some(address), Some(machine)) = (spec.as_ref().and_then(observe::agent_address), machine) else {
         return Err(ClusterError::Refused(format!("node {name} was never started: run `stead up` first")));
     };
-    dial::agent(&operator, &machine.netns, &name, address)
-        .map_err(|e| ClusterError::Agent { action: "prepare a connection", node: name, source: Box::new(e) })
+    dial::agent(&operator, &machine.netns, &name, address).map_err(|e| ClusterError::Agent {
+        action: "prepare a connection",
+        node: name,
+        source: Box::new(e),
+    })
 }
 
 /// The name, when the cluster has such a node.

@@ -88,9 +88,9 @@ pub async fn status(host: &Host, cluster: &ClusterName) -> Result<ClusterStatus,
         if let Some(s) = &agent {
             warnings.extend(s.rescue.iter().map(|r| format!("{}: rescue: {r}", resolved.name)));
             if s.phase == NodePhase::Degraded {
-                warnings.extend(
-                    s.services.iter().filter_map(|v| Some(format!("{}: service {}: {}", resolved.name, v.name, v.last_exit.as_ref()?))),
-                );
+                warnings.extend(s.services.iter().filter_map(|v| {
+                    Some(format!("{}: service {}: {}", resolved.name, v.name, v.last_exit.as_ref()?))
+                }));
             }
         }
         nodes.push(NodeLine {

@@ -2,7 +2,9 @@
 
 /// What was seen of the host.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
-pub struct HostFacts {}
+pub struct HostFacts {
+    pub memory_bytes: u64,
+}
 
 /// Outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

@@ -1,6 +1,10 @@
 //! Named network namespaces, as `ip netns` has them, entered by single threads.
 
-use std::{io, net::{SocketAddr, TcpStream}, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 /// Connects from inside the named namespace; the socket may then be used anywhere.
 pub fn dial(netns: &str, addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {

@@ -1,7 +1,10 @@
 //! One process per machine: start it, watch it, start it again on reboot, take everything down with it.
 
 use crate::{MachineSpec, MachineState, TeardownError};
-use std::{path::{Path, PathBuf}, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Why a machine could not be started, watched or stopped.
 #[derive(Debug, thiserror::Error)]

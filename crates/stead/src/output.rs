@@ -33,7 +33,8 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     let bad_input = error.chain().any(|e| {
         e.is::<BadInput>()
             || e.is::<stead_model::SpecError>()
-            || e.downcast_ref::<stead_cluster::ClusterError>().is_some_and(stead_cluster::ClusterError::is_bad_input)
+            || e.downcast_ref::<stead_cluster::ClusterError>()
+                .is_some_and(stead_cluster::ClusterError::is_bad_input)
             || e.downcast_ref::<stead_image::ImageError>().is_some_and(stead_image::ImageError::is_bad_input)
     });
     ExitCode::from(if bad_input { 2 } else { 1 })

@@ -72,7 +72,10 @@ impl Screen {
             Event::Node { node, phase, detail } => {
                 let bars = &self.bars;
                 let bar = self.nodes.entry(node.clone()).or_insert_with(|| {
-                    let bar = bars.add(ProgressBar::new_spinner().with_style(style("  {spinner} {prefix:<16} {msg} {elapsed:>5}")));
+                    let bar = bars.add(
+                        ProgressBar::new_spinner()
+                            .with_style(style("  {spinner} {prefix:<16} {msg} {elapsed:>5}")),
+                    );
                     bar.set_prefix(node.to_string());
                     bar.enable_steady_tick(Duration::from_millis(100));
                     bar

@@ -63,23 +63,31 @@ async fn from_node(host: &Host, cluster: &ClusterName, node: &str, path: &str, t
             spool.seek(SeekFrom::Start(0))?;
             unpack(spool, path, &to)?;
         }
-        Place::Node { .. } => bail!("copying from node to node is not supported: copy here first, or use a pipe of two `stead cp … -`"),
+        Place::Node { .. } => bail!(
+            "copying from node to node is not supported: copy here first, or use a pipe of two `stead cp … -`"
+        ),
     }
     Ok(())
 }
 
 fn spool() -> Result<File> {
     let dir = std::env::temp_dir();
-    rustix::fs::open(&dir, rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
-        .map(File::from)
-        .with_context(|| format!("make a temporary file in {}", dir.display()))
+    rustix::fs::open(
+        &dir,
+        rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+    )
+    .map(File::from)
+    .with_context(|| format!("make a temporary file in {}", dir.display()))
 }
 
 fn unpack(tar: File, source: &str, to: &Path) -> Result<()> {
     let into_dir = to.is_dir() || to.as_os_str().as_encoded_bytes().ends_with(b"/");
     let top = Path::new(source).file_name().map(PathBuf::from);
     let (dir, renamed) = match (into_dir, &top) {
-        (false, Some(_)) => (to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")), to.file_name()),
+        (false, Some(_)) => {
+            (to.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")), to.file_name())
+        }
         _ => (to, None),
     };
     std::fs::create_dir_all(dir).with_context(|| format!("make directory {}", dir.display()))?;
@@ -94,11 +102,15 @@ fn unpack(tar: File, source: &str, to: &Path) -> Result<()> {
                 if rest.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
                     bail!("the node sent {}, which leaves the destination", path.display());
                 }
-                let target = if rest.as_os_str().is_empty() { dir.join(new) } else { dir.join(new).join(rest) };
+                let target =
+                    if rest.as_os_str().is_empty() { dir.join(new) } else { dir.join(new).join(rest) };
                 entry.unpack(&target).with_context(|| format!("write {}", target.display()))?;
             }
             _ => {
-                if !entry.unpack_in(dir).with_context(|| format!("write {} in {}", path.display(), dir.display()))? {
+                if !entry
+                    .unpack_in(dir)
+                    .with_context(|| format!("write {} in {}", path.display(), dir.display()))?
+                {
                     bail!("the node sent {}, which leaves the destination", path.display());
                 }
             }

@@ -18,7 +18,8 @@ pub async fn down(host: &Host, args: cli::Down) -> Result<ExitCode> {
         Err(ClusterError::NoCluster(_)) if args.if_exists => {}
         other => {
             other?;
-            let kept = if args.keep_disks { "; its disks are kept, `stead up` goes on with them" } else { "" };
+            let kept =
+                if args.keep_disks { "; its disks are kept, `stead up` goes on with them" } else { "" };
             let seconds = began.elapsed().as_secs_f64();
             output::print(&format!("cluster {} is down, in {seconds:.1} s{kept}\n", args.cluster))?;
         }

@@ -25,7 +25,8 @@ pub async fn exec(host: &Host, args: cli::Exec) -> Result<ExitCode> {
         environment.insert(name.to_owned(), value.to_owned());
     }
     let tty = args.tty || (!args.no_tty && isatty(stdin()) && isatty(stdout()));
-    let request = ExecRequest { command: args.command, environment, cwd: args.cwd, tty: tty.then(terminal_size) };
+    let request =
+        ExecRequest { command: args.command, environment, cwd: args.cwd, tty: tty.then(terminal_size) };
     run(host, &args.cluster, &args.node, request).await
 }
 
@@ -33,7 +34,8 @@ pub async fn shell(host: &Host, args: cli::Shell) -> Result<ExitCode> {
     let record = Record::require(&host.layout(&args.cluster))?;
     let first = record.spec.node_names().first().map(ToString::to_string).unwrap_or_default();
     let tty = isatty(stdin()) && isatty(stdout());
-    let environment = std::env::var("TERM").map(|t| BTreeMap::from([("TERM".to_owned(), t)])).unwrap_or_default();
+    let environment =
+        std::env::var("TERM").map(|t| BTreeMap::from([("TERM".to_owned(), t)])).unwrap_or_default();
     let request = ExecRequest {
         // Every Debian has bash; an image without it has sh.
         command: ["/bin/sh", "-c", "exec bash -l 2>/dev/null || exec sh -l"].map(str::to_owned).to_vec(),
@@ -45,7 +47,8 @@ pub async fn shell(host: &Host, args: cli::Shell) -> Result<ExitCode> {
 }
 
 fn terminal_size() -> Size {
-    tcgetwinsize(stdout()).map_or(Size { rows: 24, columns: 80 }, |w| Size { rows: w.ws_row, columns: w.ws_col })
+    tcgetwinsize(stdout())
+        .map_or(Size { rows: 24, columns: 80 }, |w| Size { rows: w.ws_row, columns: w.ws_col })
 }
 
 /// Puts the terminal back as it was.
@@ -70,10 +73,16 @@ impl Drop for Raw {
 const PASSED_ON: [(SignalKind, u8); 3] =
     [(SignalKind::interrupt(), 2), (SignalKind::terminate(), 15), (SignalKind::hangup(), 1)];
 
-async fn run(host: &Host, cluster: &stead_model::ClusterName, node: &str, request: ExecRequest) -> Result<ExitCode> {
+async fn run(
+    host: &Host,
+    cluster: &stead_model::ClusterName,
+    node: &str,
+    request: ExecRequest,
+) -> Result<ExitCode> {
     let client = remote::connect(host, cluster, node)?;
     let name = remote::require_node(host, cluster, node)?;
-    let agent_error = |e| ClusterError::Agent { action: "run a command", node: name.clone(), source: Box::new(e) };
+    let agent_error =
+        |e| ClusterError::Agent { action: "run a command", node: name.clone(), source: Box::new(e) };
     let tty = request.tty.is_some();
     let session = client.exec(&request).await.map_err(agent_error)?;
     let (input, mut output) = session.split();
@@ -133,7 +142,9 @@ async fn speak(mut input: ExecInput, tty: bool) {
     });
     if tty && let Ok(mut resized) = signal(SignalKind::window_change()) {
         let sender = sender.clone();
-        tokio::spawn(async move { while resized.recv().await.is_some() && sender.send(Spoken::Resize).await.is_ok() {} });
+        tokio::spawn(async move {
+            while resized.recv().await.is_some() && sender.send(Spoken::Resize).await.is_ok() {}
+        });
     }
     for (kind, number) in PASSED_ON {
         if let Ok(mut signals) = signal(kind) {

@@ -6,8 +6,8 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use clap::CommandFactory;
-use stead_machine::doctor::{self, Verdict};
 use std::process::ExitCode;
+use stead_machine::doctor::{self, Verdict};
 use stead_model::{ClusterSpec, Manifest, NodeSpec, Recipe};
 
 pub fn schema(args: &Schema) -> Result<ExitCode> {
@@ -29,7 +29,8 @@ pub fn completions(args: &Completions) -> Result<ExitCode> {
 
 pub fn man(args: &Man) -> Result<ExitCode> {
     std::fs::create_dir_all(&args.dir).with_context(|| format!("make directory {}", args.dir.display()))?;
-    clap_mangen::generate_to(Cli::command(), &args.dir).with_context(|| format!("write to {}", args.dir.display()))?;
+    clap_mangen::generate_to(Cli::command(), &args.dir)
+        .with_context(|| format!("write to {}", args.dir.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -41,7 +42,7 @@ pub fn doctor(args: &Json) -> Result<ExitCode> {
         let rows: Vec<Vec<String>> = checks
             .iter()
             .map(|c| {
-                let verdict = match c.verdict {
+                let verdict = match c.ok {
                     Verdict::Ok => "ok",
                     Verdict::Warn => "warn",
                     Verdict::Fail => "FAIL",
@@ -52,6 +53,6 @@ pub fn doctor(args: &Json) -> Result<ExitCode> {
             .collect();
         output::print(&output::table(&["", "CHECK", "FOUND"], &rows))?;
     }
-    let failed = checks.iter().any(|c| c.verdict == Verdict::Fail);
+    let failed = checks.iter().any(|c| c.ok == Verdict::Fail);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -20,7 +20,8 @@ use stead_cluster::Host;
 /// Does what was typed.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     let exe = std::env::current_exe().context("find this program's own path")?;
-    let state_dir = std::path::absolute(&cli.state_dir).context("make the state directory's path absolute")?;
+    let state_dir =
+        std::path::absolute(&cli.state_dir).context("make the state directory's path absolute")?;
     let host = Host { state_dir, exe };
     match cli.verb {
         Verb::Image(verb) => image::run(&host, verb),
@@ -47,7 +48,11 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
 
 /// Runs a future to its end. One thread: everything here waits, nothing computes.
 fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?.block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(future)
 }
 
 /// Reads a text file that the user named, or stdin for `-`.
@@ -60,6 +65,7 @@ fn read_text(path: &Path) -> Result<(String, String)> {
     } else {
         std::fs::read(path).map_err(|e| crate::output::BadInput(format!("read {name}: {e}")))?
     };
-    let text = String::from_utf8(bytes).map_err(|_| crate::output::BadInput(format!("{name} is not UTF-8 text")))?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| crate::output::BadInput(format!("{name} is not UTF-8 text")))?;
     Ok((name, text))
 }

@@ -29,12 +29,18 @@ pub async fn reboot(host: &Host, args: cli::Reboot) -> Result<ExitCode> {
         {
             match status.phase {
                 NodePhase::Running => break,
-                NodePhase::Rescue => bail!("node {node} came back in rescue: {}", status.rescue.unwrap_or_default()),
+                NodePhase::Rescue => {
+                    bail!("node {node} came back in rescue: {}", status.rescue.unwrap_or_default())
+                }
                 _ => {}
             }
         }
         if Instant::now() > deadline {
-            bail!("node {node} did not come back within {} s; see `stead console {} {node}`", (deadline - began).as_secs(), args.cluster);
+            bail!(
+                "node {node} did not come back within {} s; see `stead console {} {node}`",
+                (deadline - began).as_secs(),
+                args.cluster
+            );
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

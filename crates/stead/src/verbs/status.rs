@@ -40,7 +40,13 @@ pub fn render(status: &ClusterStatus, verbose: bool) -> String {
     }
     if verbose {
         for (name, agent) in status.nodes.iter().filter_map(|n| Some((&n.name, n.agent.as_ref()?))) {
-            let _ = writeln!(out, "\n{name}: kernel {}, agent {} ({})", agent.kernel, agent.version, output::size(agent.agent_rss_bytes));
+            let _ = writeln!(
+                out,
+                "\n{name}: kernel {}, agent {} ({})",
+                agent.kernel,
+                agent.version,
+                output::size(agent.agent_rss_bytes)
+            );
             for e in &agent.timeline {
                 let _ = writeln!(out, "  {:>7} ms  {}", e.at_ms, e.event);
             }
@@ -80,7 +86,12 @@ pub async fn ls(host: &Host, args: cli::Json) -> Result<ExitCode> {
         let observed = observe::observe(&layout, None).await?;
         let running = observed.nodes.values().filter(|n| n.running.is_some()).count();
         let total = record.spec.node_names().len();
-        rows.push(vec![name.to_string(), format!("{running}/{total}"), record.engine.to_string(), record.spec.image.to_string()]);
+        rows.push(vec![
+            name.to_string(),
+            format!("{running}/{total}"),
+            record.engine.to_string(),
+            record.spec.image.to_string(),
+        ]);
         list.push(serde_json::json!({
             "name": name, "nodes": total, "running": running, "engine": record.engine, "image": record.spec.image
         }));

@@ -25,7 +25,11 @@ pub async fn up(host: &Host, args: cli::Up) -> Result<ExitCode> {
         let plan = apply::dry_run(host, request, &events).await;
         display.end(events).await;
         let plan = plan?;
-        if args.json { output::json(&plan)? } else { output::print(&plan.to_string())? }
+        if args.json {
+            output::json(&plan)?
+        } else {
+            output::print(&plan.to_string())?
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let is_new = Record::load(&host.layout(&cluster)).is_ok_and(|r| r.is_none());
@@ -47,7 +51,9 @@ pub async fn up(host: &Host, args: cli::Up) -> Result<ExitCode> {
                 Err(e) => Err(e.into()),
             }
         }
-        None => Err(anyhow!("interrupted; cluster {cluster} was there before and is left as it is: `stead up` goes on")),
+        None => Err(anyhow!(
+            "interrupted; cluster {cluster} was there before and is left as it is: `stead up` goes on"
+        )),
     }
 }
 
