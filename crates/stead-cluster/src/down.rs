@@ -1,6 +1,6 @@
 //! `down`: everything of a cluster goes, in reverse order, and every error is reported, not the first.
 
-use crate::{ClusterError, Events, Host, Layout, Record, apply, dial, files, observe};
+use crate::{ClusterError, Events, Host, Layout, Record, apply::blocking, dial, files, observe, prepare};
 use futures_util::future::join_all;
 use std::{fs, io, path::Path, time::Duration};
 use stead_machine::{MachineSpec, network::HostNetworkSpec, supervise};
@@ -88,10 +88,6 @@ pub async fn down(
     Ok(())
 }
 
-async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> Result<T, ClusterError> {
-    tokio::task::spawn_blocking(f).await.map_err(|e| ClusterError::Refused(format!("a worker ended: {e}")))
-}
-
 enum End {
     Stop(Duration),
     Kill,
@@ -121,7 +117,7 @@ async fn stop_cleanly(layout: &Layout, node: &NodeName) -> Result<(), ClusterErr
     let machine: Option<MachineSpec> =
         files::read_json(&layout.node(node).join("machine.json")).unwrap_or_default();
     if supervise::observe(&layout.node(node)).is_some()
-        && let Ok(operator) = apply::operator_identity(layout)
+        && let Ok(operator) = prepare::operator_identity(layout)
         && let Some(address) = spec.as_ref().and_then(observe::agent_address)
         && let Some(machine) = machine
         && let Ok(agent) = dial::agent(&operator, &machine.netns, node, address)

@@ -8,6 +8,7 @@
 //! image is made (`stead-image`).
 
 pub mod apply;
+mod bring;
 pub mod desired;
 pub mod dial;
 pub mod down;
@@ -17,6 +18,7 @@ pub mod files;
 pub mod layout;
 pub mod observe;
 pub mod plan;
+pub mod prepare;
 pub mod record;
 pub mod remote;
 pub mod status;

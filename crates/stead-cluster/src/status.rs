@@ -1,6 +1,6 @@
 //! `status`: what a cluster is, for people and machines.
 
-use crate::{ClusterError, Host, Record, apply, dial, observe};
+use crate::{ClusterError, Host, Record, dial, observe, prepare};
 use serde::Serialize;
 use std::time::Duration;
 use stead_model::{
@@ -66,7 +66,7 @@ fn word<T: Serialize>(value: &T) -> String {
 pub async fn status(host: &Host, cluster: &ClusterName) -> Result<ClusterStatus, ClusterError> {
     let layout = host.layout(cluster);
     let record = Record::require(&layout)?;
-    let operator = apply::operator_identity(&layout).ok();
+    let operator = prepare::operator_identity(&layout).ok();
     let observed = observe::observe(&layout, operator.as_ref()).await?;
     let mut nodes = Vec::new();
     let mut warnings = Vec::new();
