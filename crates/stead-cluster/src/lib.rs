@@ -9,6 +9,7 @@
 
 pub mod apply;
 mod bring;
+pub mod client_env;
 pub mod desired;
 pub mod dial;
 pub mod down;
