@@ -42,7 +42,11 @@ fn build(host: &Host, args: &ImageBuild) -> Result<ExitCode> {
     let store = host.store()?;
     if args.dry_run {
         let plan = stead_image::plan(&store, &request)?;
-        if args.json { output::json(&plan)? } else { output::print(&plan.to_string())? }
+        if args.json {
+            output::json(&plan)?
+        } else {
+            output::print(&plan.to_string())?
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let bar = if stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
@@ -60,7 +64,10 @@ fn build(host: &Host, args: &ImageBuild) -> Result<ExitCode> {
     let seconds = began.elapsed().as_secs_f64();
     let what = &outcome.manifest.name;
     if outcome.reused {
-        output::print(&format!("image {what}: nothing to do, {} ({seconds:.1} s)\n", outcome.digest.short()))?;
+        output::print(&format!(
+            "image {what}: nothing to do, {} ({seconds:.1} s)\n",
+            outcome.digest.short()
+        ))?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut text = format!("image {what}: {}, in {seconds:.1} s\n", outcome.digest.short());
@@ -109,7 +116,10 @@ fn show(host: &Host, text: &str, json: bool) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut out = format!("image {} ({digest})\n", manifest.name);
-    out.push_str(&format!("kind {:?}, {}, engine {}", manifest.kind, manifest.architecture, manifest.engine).to_lowercase());
+    out.push_str(
+        &format!("kind {:?}, {}, engine {}", manifest.kind, manifest.architecture, manifest.engine)
+            .to_lowercase(),
+    );
     if let Some(release) = manifest.boot.as_ref().and_then(|b| b.kernel_release.as_ref()) {
         out.push_str(&format!(", kernel {release}"));
     }
@@ -136,7 +146,12 @@ fn in_use(host: &Host) -> Result<BTreeSet<Digest>> {
         for node in layout.existing_nodes()? {
             let path = layout.node(&node).join("machine.json");
             let Some(machine) = files::read_json::<MachineSpec>(&path)? else { continue };
-            let paths = machine.layers.iter().chain(&machine.vmlinux).chain(&machine.initrd).chain([&machine.stead_node]);
+            let paths = machine
+                .layers
+                .iter()
+                .chain(&machine.vmlinux)
+                .chain(&machine.initrd)
+                .chain([&machine.stead_node]);
             keep.extend(paths.filter_map(|p| format!("sha256:{}", p.file_name()?.to_str()?).parse().ok()));
         }
     }
@@ -149,7 +164,12 @@ fn gc(host: &Host, json: bool) -> Result<ExitCode> {
     if json {
         output::json(&report)?;
     } else {
-        output::print(&format!("{} files deleted, {} freed, {} kept\n", report.blobs, output::size(report.freed.0), report.kept))?;
+        output::print(&format!(
+            "{} files deleted, {} freed, {} kept\n",
+            report.blobs,
+            output::size(report.freed.0),
+            report.kept
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }
