@@ -2,9 +2,7 @@
 
 /// What was seen of the host.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
-pub struct HostFacts {
-    pub memory_bytes: u64,
-}
+pub struct HostFacts {}
 
 /// Outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
