@@ -9,7 +9,9 @@ use rcgen::{
 };
 use std::net::IpAddr;
 use stead_model::{ClusterName, NodeName};
-use time::{Duration, OffsetDateTime};
+use time::Duration;
+
+pub use time::OffsetDateTime;
 
 /// The CA outlives any cluster made for work; a new cluster gets a new one.
 pub const CA_VALIDITY: Duration = Duration::days(3650);
