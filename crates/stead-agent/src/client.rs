@@ -182,6 +182,16 @@ impl ClientError {
     }
 }
 
+/// How a connection ends when it is dropped, or this process killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// After what was sent.
+    Orderly,
+    /// At once. For `exec`: a node whose command does not read its stdin reads no more either, and would never come to
+    /// an end that waits behind unsent data.
+    Abort,
+}
+
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 type Sender = SendRequest<Body>;
 
@@ -318,9 +328,9 @@ impl Client {
         let head = Request::post("/v1/exec")
             .header(header::CONNECTION, "upgrade")
             .header(header::UPGRADE, "stead-exec");
-        let request_body = self.build(operation, head, empty())?;
-        let mut sender = self.connect(operation).await?;
-        let answer = self.answer(operation, &mut sender, request_body, self.timeouts.request).await?;
+        let upgrade = self.build(operation, head, empty())?;
+        let mut sender = self.connect_closing(operation, Closing::Abort).await?;
+        let answer = self.answer(operation, &mut sender, upgrade, self.timeouts.request).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(self.protocol(operation, format!("status {} instead of 101", answer.status())));
         }
@@ -548,11 +558,22 @@ impl Client {
     }
 
     async fn connect(&self, operation: &'static str) -> Result<Sender, ClientError> {
+        self.connect_closing(operation, Closing::Orderly).await
+    }
+
+    async fn connect_closing(
+        &self,
+        operation: &'static str,
+        closing: Closing,
+    ) -> Result<Sender, ClientError> {
         let Inner { address, name, tls, dialer, .. } = &*self.inner;
         let handshake = async {
             let tcp = dialer.dial(*address).await.map_err(|e| self.unreachable(operation, e))?;
             // Small requests and keystrokes must not wait for an acknowledgement.
             tcp.set_nodelay(true).map_err(|e| self.unreachable(operation, e))?;
+            if closing == Closing::Abort {
+                tcp.set_zero_linger().map_err(|e| self.unreachable(operation, e))?;
+            }
             let stream = tls
                 .connect(name.clone(), tcp)
                 .await

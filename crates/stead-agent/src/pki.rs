@@ -7,6 +7,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, string::Ia5String,
 };
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::net::IpAddr;
 use stead_model::{ClusterName, NodeName};
 use time::Duration;
@@ -41,6 +43,9 @@ pub enum PkiError {
         #[source]
         source: rcgen::Error,
     },
+    /// Certificate and key of the CA do not belong together.
+    #[error("certificate and key of the cluster's CA do not belong together")]
+    Mismatch(#[source] rustls::Error),
     /// The CA's PEM is unusable.
     #[error("cannot read the {what} of the cluster's CA")]
     Read {
@@ -88,9 +93,15 @@ impl ClusterCa {
     /// Takes up one made before.
     ///
     /// # Errors
-    /// [`PkiError::Read`].
+    /// [`PkiError::Read`], [`PkiError::Mismatch`].
     pub fn from_pem(cluster: &ClusterName, certificate_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
         let key = KeyPair::from_pem(key_pem).map_err(|source| PkiError::Read { what: "key", source })?;
+        let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|_| {
+            PkiError::Read { what: "certificate", source: rcgen::Error::CouldNotParseCertificate }
+        })?;
+        let key_der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let provider = rustls::crypto::ring::default_provider();
+        CertifiedKey::from_der(vec![certificate], key_der, &provider).map_err(PkiError::Mismatch)?;
         let issuer = Issuer::from_ca_cert_pem(certificate_pem, key)
             .map_err(|source| PkiError::Read { what: "certificate", source })?;
         Ok(Self { certificate_pem: certificate_pem.to_owned(), issuer, cluster: cluster.clone() })
