@@ -387,6 +387,7 @@ impl Run<'_> {
             name: job.recipe.name.clone(),
             kind: RecipeKind::Node,
             architecture: architecture().to_owned(),
+            engine: self.job.recipe.system.engine,
             recipe: job.recipe_digest.clone(),
             layers,
             boot: Some(Boot {
@@ -428,6 +429,7 @@ impl Run<'_> {
             name: job.recipe.name.clone(),
             kind: RecipeKind::Instance,
             architecture: architecture().to_owned(),
+            engine: self.job.recipe.system.engine,
             recipe: job.recipe_digest.clone(),
             layers: Vec::new(),
             boot: None,
