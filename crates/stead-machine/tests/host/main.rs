@@ -3,6 +3,7 @@
 //! This program is its own `stead`: started with `machine run FILE` or `network run FILE` it is the supervisor under
 //! test.
 
+mod machine;
 mod network;
 mod world;
 
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
         _ => {}
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let tests: Vec<Test> = network::TESTS.iter().copied().collect();
+    let tests: Vec<Test> = network::TESTS.iter().chain(machine::TESTS).copied().collect();
     let mut failed = 0;
     for (name, test) in tests {
         if !filters.is_empty() && !filters.iter().any(|f| name.contains(f.as_str())) {

@@ -50,9 +50,9 @@ pub fn spec(cluster: &str, dir: &Path) -> HostNetworkSpec {
 }
 
 /// A network that is taken down, and leaves nothing, whatever becomes of the test.
-struct Up(HostNetworkSpec, #[allow(dead_code)] Scratch);
+pub struct Up(pub HostNetworkSpec, #[allow(dead_code)] Scratch);
 impl Up {
-    fn new(name: &str, change: impl FnOnce(&mut HostNetworkSpec)) -> Self {
+    pub fn new(name: &str, change: impl FnOnce(&mut HostNetworkSpec)) -> Self {
         let name = unique(name);
         let scratch = Scratch::new(&name);
         let mut spec = spec(&name, &scratch);
@@ -61,10 +61,10 @@ impl Up {
         network::up(&exe(), &up.0).expect("network up");
         up
     }
-    fn netns(&self) -> String {
+    pub fn netns(&self) -> String {
         self.0.netns()
     }
-    fn down(self) {
+    pub fn down(self) {
         network::down(&self.0).expect("network down");
         network::down(&self.0).expect("network down again");
         let name = self.0.cluster.to_string();
