@@ -51,6 +51,8 @@ use tokio_rustls::TlsConnector;
 const MAX_ANSWER: usize = 16 << 20;
 /// Kept connections: one poller and one person beside it.
 const MAX_IDLE: usize = 2;
+/// A kept connection that is silent for this long may be to a node that is no more; asking again costs little.
+const KEPT_ANSWER: Duration = Duration::from_secs(2);
 /// Pieces of a file transfer.
 const CHUNK: usize = 64 * 1024;
 
@@ -180,6 +182,16 @@ impl ClientError {
             _ => None,
         }
     }
+}
+
+/// How a connection ends when it is dropped, or this process killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// After what was sent.
+    Orderly,
+    /// At once. For `exec`: a node whose command does not read its stdin reads no more either, and would never come to
+    /// an end that waits behind unsent data.
+    Abort,
 }
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -318,9 +330,9 @@ impl Client {
         let head = Request::post("/v1/exec")
             .header(header::CONNECTION, "upgrade")
             .header(header::UPGRADE, "stead-exec");
-        let request_body = self.build(operation, head, empty())?;
-        let mut sender = self.connect(operation).await?;
-        let answer = self.answer(operation, &mut sender, request_body, self.timeouts.request).await?;
+        let upgrade = self.build(operation, head, empty())?;
+        let mut sender = self.connect_closing(operation, Closing::Abort).await?;
+        let answer = self.answer(operation, &mut sender, upgrade, self.timeouts.request).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(self.protocol(operation, format!("status {} instead of 101", answer.status())));
         }
@@ -482,13 +494,13 @@ impl Client {
         let limit = self.timeouts.request;
         if let Some(mut sender) = self.take_idle() {
             let request = self.build(operation, Request::get(target), empty())?;
-            match self.fetch(operation, &mut sender, request, limit).await {
+            match self.fetch(operation, &mut sender, request, limit.min(KEPT_ANSWER)).await {
                 Ok(value) => {
                     self.keep(sender);
                     return Ok(value);
                 }
-                // The node may have closed it meanwhile (idle, restarted): a new connection tells.
-                Err(ClientError::Unreachable { source, .. }) if source.kind() != io::ErrorKind::TimedOut => {}
+                // The node may have closed it meanwhile, or have gone and come again: a new connection tells.
+                Err(ClientError::Unreachable { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -548,11 +560,18 @@ impl Client {
     }
 
     async fn connect(&self, operation: &'static str) -> Result<Sender, ClientError> {
+        self.connect_closing(operation, Closing::Orderly).await
+    }
+
+    async fn connect_closing(
+        &self,
+        operation: &'static str,
+        closing: Closing,
+    ) -> Result<Sender, ClientError> {
         let Inner { address, name, tls, dialer, .. } = &*self.inner;
         let handshake = async {
             let tcp = dialer.dial(*address).await.map_err(|e| self.unreachable(operation, e))?;
-            // Small requests and keystrokes must not wait for an acknowledgement.
-            tcp.set_nodelay(true).map_err(|e| self.unreachable(operation, e))?;
+            prepare(&tcp, closing).map_err(|e| self.unreachable(operation, e))?;
             let stream = tls
                 .connect(name.clone(), tcp)
                 .await
@@ -716,6 +735,21 @@ fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
         };
     }
     None
+}
+
+fn prepare(tcp: &TcpStream, closing: Closing) -> io::Result<()> {
+    use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl};
+    // Small requests and keystrokes must not wait for an acknowledgement.
+    tcp.set_nodelay(true)?;
+    // A node that vanished (a VM killed) says nothing: a stream from it ends after some half a minute.
+    set_socket_keepalive(tcp, true)?;
+    set_tcp_keepidle(tcp, Duration::from_secs(15))?;
+    set_tcp_keepintvl(tcp, Duration::from_secs(5))?;
+    set_tcp_keepcnt(tcp, 3)?;
+    if closing == Closing::Abort {
+        tcp.set_zero_linger()?;
+    }
+    Ok(())
 }
 
 fn empty() -> Body {

@@ -28,7 +28,7 @@ pub struct ExecSession {
     output: ExecOutput,
 }
 
-/// The half that speaks to the command.
+/// The half that speaks to the command. Its methods are not cancel-safe: a frame sent in part breaks the session.
 #[derive(Debug)]
 pub struct ExecInput {
     stream: WriteHalf<Stream>,

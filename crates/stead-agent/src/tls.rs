@@ -11,7 +11,7 @@ use rustls::{
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 use stead_model::{NodeName, node::AgentSpec};
 
 /// Who we are, and whom we believe: certificates and key as PEM.
@@ -29,6 +29,14 @@ pub struct Identity {
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Identity(…)")
+    }
+}
+
+impl Identity {
+    /// For a node's spec.
+    pub fn into_agent_spec(self, listen: SocketAddr) -> AgentSpec {
+        let Self { ca_pem, certificate_pem, key_pem } = self;
+        AgentSpec { listen, ca_pem, certificate_pem, key_pem }
     }
 }
 

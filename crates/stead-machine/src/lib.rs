@@ -18,6 +18,7 @@ pub mod spec;
 pub mod supervise;
 mod sys;
 pub mod teardown;
+mod tether;
 
 pub use spec::{MachineSpec, MachineState};
 pub use daemon::DaemonError;

@@ -8,8 +8,10 @@ use ipnet::IpNet;
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
         link::{InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     },
 };
 use std::{
@@ -254,6 +256,47 @@ impl Links {
             .map_err(failed("attach", format!("{name} to bridge {bridge}")))
     }
 
+    /// Destinations of all routes except default ones.
+    pub(crate) async fn destinations(&self) -> Result<Vec<IpNet>> {
+        let routes = self.routes().await?;
+        Ok(routes.iter().filter(|r| r.header.destination_prefix_length > 0).filter_map(destination).collect())
+    }
+
+    /// Names of the interfaces that default routes lead to; true for IPv6.
+    pub(crate) async fn default_interfaces(&self) -> Result<Vec<(String, bool)>> {
+        let names = self.list().await?;
+        let mut found: Vec<(String, bool)> = self
+            .routes()
+            .await?
+            .iter()
+            // The kernel's unreachable default for IPv6 has no interface but the loopback.
+            .filter(|r| r.header.destination_prefix_length == 0 && r.header.kind == RouteType::Unicast)
+            .filter_map(|r| {
+                let index = r.attributes.iter().find_map(|a| match a {
+                    RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                })?;
+                let (name, _, _) = names.iter().find(|(_, i, _)| *i == index)?;
+                Some((name.clone(), r.header.address_family == AddressFamily::Inet6))
+            })
+            .collect();
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    async fn routes(&self) -> Result<Vec<RouteMessage>> {
+        let mut all = Vec::new();
+        let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        for wanted in [v4, v6] {
+            let found: Vec<RouteMessage> =
+                self.0.route().get(wanted).execute().try_collect().await.map_err(failed("list", "routes"))?;
+            all.extend(found);
+        }
+        Ok(all)
+    }
+
     /// Adds a default route by a gateway, unless there is one.
     pub(crate) async fn default_route(&self, gateway: IpAddr) -> Result<()> {
         let message = match gateway {
@@ -265,6 +308,18 @@ impl Links {
             _ => Ok(()),
         }
     }
+}
+
+fn destination(route: &RouteMessage) -> Option<IpNet> {
+    route.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(RouteAddress::Inet(ip)) => {
+            IpNet::new((*ip).into(), route.header.destination_prefix_length).ok()
+        }
+        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => {
+            IpNet::new((*ip).into(), route.header.destination_prefix_length).ok()
+        }
+        _ => None,
+    })
 }
 
 fn is(error: &rtnetlink::Error, errno: rustix::io::Errno) -> bool {

@@ -96,6 +96,12 @@ pub struct ImageBuild {
     /// The node's program; the one beside `stead` when absent.
     #[arg(long, value_hint = ValueHint::FilePath)]
     pub stead_node: Option<PathBuf>,
+    /// Build base and kernel anew though nothing changed here: the mirror may have newer packages.
+    #[arg(long)]
+    pub refresh: bool,
+    /// For instance images: make the unified tar too.
+    #[arg(long)]
+    pub unified: bool,
     /// Only print what would be done.
     #[arg(long)]
     pub dry_run: bool,

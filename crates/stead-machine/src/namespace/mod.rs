@@ -16,15 +16,15 @@ use crate::{
     layers,
     netlink::{self, Links, VethPeer},
     netns,
-    supervise::{Control, Exit, MachineError, Running},
+    supervise::{Exit, MachineError, Running},
     sys::{self, ChildSetup, LoopDevice},
     teardown::Failures,
+    tether::Tethered,
 };
 use cgroup::Cgroups;
 pub(crate) use disks::ensure_file;
 use rustix::{
     fs::{Mode, OFlags},
-    process::{Pid, PidfdFlags, pidfd_open},
     thread::UnshareFlags,
 };
 use sha2::{Digest, Sha256};
@@ -33,16 +33,14 @@ use std::{
     fs::File,
     io::{self, PipeWriter},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::AsFd,
         unix::process::ExitStatusExt,
     },
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
-    thread,
 };
 use stead_model::{Bytes, NodeName, node::NamespaceBoot};
-use tokio::sync::oneshot;
 
 /// The console log turns over at this size, so one machine takes at most twice of it.
 pub(crate) const MAX_CONSOLE_BYTES: u64 = 16 << 20;
@@ -89,23 +87,8 @@ impl Machine {
         let (console, writer) = io::pipe().map_err(failed)?;
         files::log_from(console, self.spec.dir.join("console.log"), MAX_CONSOLE_BYTES).map_err(failed)?;
         let (spec, boot_file) = (Arc::clone(&self.spec), self.boot_file.clone());
-        let (started, is_started) = oneshot::channel();
-        let (ended, exit) = oneshot::channel();
-        let life = move || match start(&spec, boot_file, doors, writer) {
-            Ok((mut child, pidfd)) => {
-                let pid = child.id() as i32;
-                let _ = started.send(Ok((pid, pidfd)));
-                let _ = ended.send(match child.wait() {
-                    Ok(status) => exit_of(status),
-                    Err(e) => Exit::Crashed(format!("cannot wait for init: {e}")),
-                });
-            }
-            Err(e) => drop(started.send(Err(e))),
-        };
-        thread::Builder::new().name("machine".to_owned()).spawn(life).map_err(failed)?;
-        let gone = |_| failed(io::Error::other("the thread that starts it is gone"));
-        let (pid, pidfd) = is_started.await.map_err(gone)??;
-        Ok(Running { pid, exit, control: Control::Init(pidfd) })
+        let child = Tethered::start_by(move || start(&spec, boot_file, doors, writer)).await?;
+        Ok(Running::Init(child))
     }
 }
 
@@ -125,7 +108,7 @@ fn start(
     boot_file: PathBuf,
     doors: Vec<File>,
     console: PipeWriter,
-) -> Result<(Child, OwnedFd), MachineError> {
+) -> Result<Child, MachineError> {
     let failed = |source| MachineError::Start { name: spec.name.clone(), source };
     sys::unshare_thread(UnshareFlags::NEWNET).map_err(failed)?;
     let own = rustix::fs::open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -162,25 +145,11 @@ fn start(
         ..Default::default()
     };
     sys::prepare(&mut command, setup).map_err(failed)?;
-    let mut child = command
-        .spawn()
-        .map_err(|source| MachineError::Exec { exe: spec.stead_node.clone(), source })?;
-    // It holds the writing end of the console, whose end says that all has been read.
-    drop(command);
-    let pidfd = Pid::from_raw(child.id() as i32)
-        .ok_or(rustix::io::Errno::SRCH)
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    match pidfd {
-        Ok(fd) => Ok((child, fd)),
-        Err(e) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(failed(e.into()))
-        }
-    }
+    command.spawn().map_err(|source| MachineError::Exec { exe: spec.stead_node.clone(), source })
 }
 
-fn exit_of(status: ExitStatus) -> Exit {
+/// What became of a machine whose init ended so.
+pub(crate) fn exit_of(status: ExitStatus) -> Exit {
     match status.signal() {
         Some(REBOOTED) => Exit::Reboot,
         Some(POWERED_OFF) => Exit::PowerOff,

@@ -20,20 +20,17 @@ use crate::{
     files::{self, Durability, Lock},
     layers::LayerError,
     namespace, netns,
+    tether::Tethered,
 };
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::Signal;
 use std::{
     io,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 use stead_model::{NodeName, cluster::Backend};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// A machine that reboots again sooner than this is in a loop, and is started slower and slower.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
@@ -101,6 +98,9 @@ pub enum MachineError {
         #[source]
         source: io::Error,
     },
+    /// The supervisor itself could not get what it needs.
+    #[error("cannot watch the machine's process")]
+    Thread(#[source] io::Error),
     /// A program could not be run.
     #[error("cannot run {}", .exe.display())]
     Exec {
@@ -140,6 +140,12 @@ pub enum MachineError {
     },
 }
 
+impl From<io::Error> for MachineError {
+    fn from(source: io::Error) -> Self {
+        Self::Thread(source)
+    }
+}
+
 impl MachineError {
     /// Wraps an error about a file.
     pub(crate) fn file<'a>(
@@ -160,28 +166,35 @@ pub(crate) enum Exit {
 
 /// A machine that has been started.
 #[derive(Debug)]
-pub(crate) struct Running {
-    pub pid: i32,
-    pub exit: oneshot::Receiver<Exit>,
-    pub control: Control,
+pub(crate) enum Running {
+    /// Its init is our child.
+    Init(Tethered),
 }
 
-/// How a running machine is asked to end.
-#[derive(Debug)]
-pub(crate) enum Control {
-    /// By signals to its init.
-    Init(OwnedFd),
-}
-
-impl Control {
+impl Running {
+    fn pid(&self) -> i32 {
+        match self {
+            Self::Init(init) => init.pid,
+        }
+    }
+    /// Waits for its end; may be dropped and called again.
+    async fn exit(&mut self) -> Exit {
+        match self {
+            Self::Init(init) => match (&mut init.exit).await {
+                Ok(Ok(status)) => namespace::exit_of(status),
+                Ok(Err(e)) => Exit::Crashed(format!("cannot wait for init: {e}")),
+                Err(_) => Exit::Crashed("its thread is gone".to_owned()),
+            },
+        }
+    }
     fn ask_to_end(&self) {
         match self {
-            Self::Init(pidfd) => drop(pidfd_send_signal(pidfd, Signal::TERM)),
+            Self::Init(init) => init.signal(Signal::TERM),
         }
     }
     fn kill(&self) {
         match self {
-            Self::Init(pidfd) => drop(pidfd_send_signal(pidfd, Signal::KILL)),
+            Self::Init(init) => init.signal(Signal::KILL),
         }
     }
 }
@@ -313,11 +326,11 @@ async fn live(
     loop {
         let born = Instant::now();
         let mut running = machine.boot().await?;
-        ledger.state.machine_pid = Some(running.pid);
+        ledger.state.machine_pid = Some(running.pid());
         ledger.state.boots += 1;
         ledger.phase("running")?;
         let exit = tokio::select! {
-            exit = &mut running.exit => exit,
+            exit = running.exit() => exit,
             wish = wishes.next() => {
                 ledger.phase("stopping")?;
                 end(spec, &mut running, wish, wishes).await;
@@ -325,7 +338,7 @@ async fn live(
             }
         };
         ledger.state.machine_pid = None;
-        match exit.unwrap_or_else(|_| Exit::Crashed("its thread is gone".to_owned())) {
+        match exit {
             Exit::PowerOff => return Ok(()),
             Exit::Crashed(why) => {
                 let console = files::tail(&spec.dir.join("console.log"), 1000);
@@ -347,19 +360,19 @@ async fn live(
 /// Ends a running machine: politely within its time unless killing is wished, now or while it stops.
 async fn end(spec: &MachineSpec, running: &mut Running, wish: Wish, wishes: &mut Wishes) {
     if wish == Wish::End {
-        running.control.ask_to_end();
+        running.ask_to_end();
         let deadline = tokio::time::sleep(Duration::from_secs(u64::from(spec.stop_timeout_s)));
         tokio::pin!(deadline);
         loop {
             tokio::select! {
-                _ = &mut running.exit => return,
+                _ = running.exit() => return,
                 () = &mut deadline => break,
                 wish = wishes.next() => if wish == Wish::Kill { break },
             }
         }
     }
-    running.control.kill();
-    let _ = tokio::time::timeout(KILL_PATIENCE, &mut running.exit).await;
+    running.kill();
+    let _ = tokio::time::timeout(KILL_PATIENCE, running.exit()).await;
 }
 
 /// An error with all its causes, in one line.

@@ -12,6 +12,8 @@ mod handlers;
 mod logs;
 mod process;
 pub mod route;
+#[cfg(test)]
+mod tests;
 
 pub use files::unpack;
 pub use route::{Route, RouteError, route};

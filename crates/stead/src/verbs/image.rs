@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_cluster::{Host, Record, files};
-use stead_image::{BuildRequest, Progress, store};
+use stead_image::{BuildPlan, BuildRequest, Progress, store};
 use stead_machine::MachineSpec;
 use stead_model::{Digest, ImageName, Manifest};
 
@@ -38,14 +38,16 @@ fn build(host: &Host, args: &ImageBuild) -> Result<ExitCode> {
         Some(path) => path.clone(),
         None => host.exe.with_file_name("stead-node"),
     };
-    let request = BuildRequest { recipe: args.recipe.clone(), stead_node };
+    let mut request = BuildRequest::new(&args.recipe, stead_node);
+    request.refresh = args.refresh;
+    request.unified = args.unified;
     let store = host.store()?;
     if args.dry_run {
         let plan = stead_image::plan(&store, &request)?;
         if args.json {
             output::json(&plan)?
         } else {
-            output::print(&plan.to_string())?
+            output::print(&describe_plan(&plan))?
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -54,7 +56,11 @@ fn build(host: &Host, args: &ImageBuild) -> Result<ExitCode> {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(100));
-    let result = stead_image::build(&store, &request, &mut |p: Progress| bar.set_message(p.to_string()));
+    let result = stead_image::build(&store, &request, &mut |p: Progress| match p {
+        Progress::Started { step, what } => bar.set_message(format!("{step}: {what}")),
+        Progress::Note { step, text } => bar.set_message(format!("{step}: {text}")),
+        Progress::Done(_) => {}
+    });
     bar.finish_and_clear();
     let outcome = result?;
     if args.json {
@@ -74,6 +80,15 @@ fn build(host: &Host, args: &ImageBuild) -> Result<ExitCode> {
     text.push_str(&describe(&outcome.manifest));
     output::print(&text)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn describe_plan(plan: &BuildPlan) -> String {
+    let rows: Vec<Vec<String>> = plan
+        .steps
+        .iter()
+        .map(|s| vec![format!("  {}", s.name), if s.cached { "cached" } else { "build" }.to_owned(), s.what.clone()])
+        .collect();
+    format!("image {}:\n{}", plan.name, output::table(&["  STEP", "", "WHAT"], &rows))
 }
 
 fn describe(manifest: &Manifest) -> String {
