@@ -1,13 +1,23 @@
 //! The fuzz targets' functions: each takes any bytes, must return, and asserts what must hold of what it read.
 
-use stead_model::{ClusterSpec, NodeSpec, Recipe};
+use bytes::BytesMut;
+use std::{fs, path::Path};
+use stead_agent::frame::{self, Frame};
+use stead_model::{ClusterSpec, NodeSpec, Recipe, agent};
+use stead_node::api::{Route, route, unpack};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// Every target by name; its seeds are in `seeds/<name>/`.
-pub const TARGETS: &[(&str, Target)] =
-    &[("cluster_file", cluster_file), ("node_spec", node_spec), ("recipe", recipe)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("agent_files", agent_files),
+    ("agent_frames", agent_frames),
+    ("agent_requests", agent_requests),
+    ("cluster_file", cluster_file),
+    ("node_spec", node_spec),
+    ("recipe", recipe),
+];
 
 /// A recipe is refused, or reads the same again from what it is written as.
 pub fn recipe(data: &[u8]) {
@@ -50,4 +60,78 @@ pub fn node_spec(data: &[u8]) {
         }
         Err(error) => assert!(error.to_string().starts_with("node.json")),
     }
+}
+
+/// The frames of an exec stream mean the same however they are cut up on their way, and what is read can be written.
+pub fn agent_frames(data: &[u8]) {
+    let whole = frames(data, data.len().max(1));
+    let cut = data.first().map_or(1, |n| usize::from(*n) % 7 + 1);
+    assert_eq!(whole, frames(data, cut), "frames depend on how the stream is cut");
+    for frame in whole.0 {
+        let mut written = BytesMut::new();
+        frame::encode(&frame, &mut written).expect("a frame that was read can be written");
+        // Empty data is not sent at all.
+        if let Some(again) = frame::decode(&mut written).expect("a written frame can be read") {
+            assert_eq!(frame, again);
+        }
+    }
+}
+
+/// The frames in a stream that comes in pieces, and the error that ends it.
+fn frames(data: &[u8], piece: usize) -> (Vec<Frame>, Option<String>) {
+    let (mut buffer, mut frames) = (BytesMut::new(), Vec::new());
+    for piece in data.chunks(piece) {
+        buffer.extend_from_slice(piece);
+        loop {
+            match frame::decode(&mut buffer) {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(error) => return (frames, Some(error.to_string())),
+            }
+        }
+    }
+    (frames, None)
+}
+
+/// A request of the agent API: the line `METHOD PATH`, then the body. What is taken keeps the API's promises.
+pub fn agent_requests(data: &[u8]) {
+    let mut parts = data.splitn(2, |b| *b == b'\n');
+    let line = parts.next().unwrap_or_default();
+    let body = parts.next().unwrap_or_default();
+    let Ok(line) = std::str::from_utf8(line) else { return };
+    let (method, path) = line.split_once(' ').unwrap_or((line, ""));
+    let Ok(asked) = route(method, path) else { return };
+    match asked {
+        Route::GetFiles { path } | Route::PutFiles { path } => {
+            assert!(path.starts_with('/') && !path.contains('\0'), "{path:?} was taken");
+        }
+        Route::JoinToken => read::<agent::JoinTokenRequest>(body),
+        Route::Join => read::<agent::JoinRequest>(body),
+        Route::TrustToken => read::<agent::TrustTokenRequest>(body),
+        Route::RemoveMember => read::<agent::RemoveMemberRequest>(body),
+        Route::Reboot | Route::Shutdown => read::<agent::StopRequest>(body),
+        Route::Status | Route::Logs { .. } | Route::Exec | Route::Engine | Route::Instances => {}
+    }
+}
+
+/// A body is refused, or reads the same again from what it is written as.
+fn read<T: serde::de::DeserializeOwned + serde::Serialize + PartialEq + std::fmt::Debug>(body: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<T>(body) else { return };
+    let json = serde_json::to_vec(&value).expect("a message can be written");
+    assert_eq!(value, serde_json::from_slice::<T>(&json).expect("a written message can be read"));
+}
+
+/// A tar sent to a node is unpacked below the directory it is meant for, or refused; nothing appears beside it.
+pub fn agent_files(data: &[u8]) {
+    let outside = tempfile::tempdir().expect("a temporary directory");
+    let inside = outside.path().join("inside");
+    fs::create_dir(&inside).expect("a directory in it");
+    let target = unpack::Target::open(inside).expect("the directory can be opened");
+    let _ = target.unpack(&mut &*data);
+    assert_eq!(names(outside.path()), ["inside"], "an entry got out");
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).expect("a readable directory");
+    entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
 }
