@@ -177,7 +177,13 @@ async fn wait_for(
                     return Ok(s);
                 }
                 if let Some(why) = &s.rescue {
-                    return Err(failed(work, machine, format!("is in rescue: {why}"), None));
+                    return Err(failed(work, machine, format!("is in rescue: {why}"), None, &[]));
+                }
+                if let Some(x) = s.services.iter().find(|x| x.state == ServiceState::Failed) {
+                    let why = x.last_exit.as_deref().unwrap_or("it says no more");
+                    let why = format!("service {} failed for good: {why}", x.name);
+                    let log = agent_log(agent, &x.name).await;
+                    return Err(failed(work, machine, why, None, &[(format!("{}.log", x.name), log)]));
                 }
                 let services: Vec<String> = s
                     .services
@@ -211,20 +217,37 @@ async fn wait_for(
             Some(s) => s.error.filter(|_| s.phase == "failed"),
         };
         if let Some(why) = gone {
-            return Err(failed(work, machine, format!("{why} before {what}"), agent_seen.then_some(&last)));
+            return Err(failed(work, machine, format!("{why} before {what}"), agent_seen.then_some(&last), &[]));
         }
         if Instant::now() > deadline {
-            return Err(failed(work, machine, format!("timed out waiting for {what}"), Some(&last)));
+            return Err(failed(work, machine, format!("timed out waiting for {what}"), Some(&last), &[]));
         }
         tokio::time::sleep(pause).await;
     }
 }
 
-fn failed(work: &Work, machine: &MachineSpec, why: String, last: Option<&String>) -> ClusterError {
+/// The end of a service's log, or nothing.
+async fn agent_log(agent: &Client, service: &str) -> String {
+    let mut text = Vec::new();
+    if let Ok(mut chunks) = agent.logs(Some(service), Some(TAIL_LINES as u64), false).await {
+        while let Ok(Some(chunk)) = chunks.next_chunk().await {
+            text.extend_from_slice(&chunk);
+        }
+    }
+    String::from_utf8_lossy(&text).trim_end().to_owned()
+}
+
+fn failed(
+    work: &Work,
+    machine: &MachineSpec,
+    why: String,
+    last: Option<&String>,
+    logs: &[(String, String)],
+) -> ClusterError {
     let dir = work.layout.node(&machine.name);
     let mut tail = String::new();
-    for file in ["supervisor.log", "console.log"] {
-        let text = files::tail(&dir.join(file), TAIL_LINES);
+    let files = ["supervisor.log", "console.log"].map(|f| (f.to_owned(), files::tail(&dir.join(f), TAIL_LINES)));
+    for (file, text) in files.iter().chain(logs) {
         if !text.is_empty() {
             tail.push_str(&format!("--- end of {file}\n{text}\n"));
         }
@@ -278,6 +301,7 @@ async fn join_engine(
                 &desired.machine,
                 "has no member to join through: no other node came online".into(),
                 None,
+                &[],
             ));
         };
         let seed = dial::agent(&work.operator, &work.netns, &seed_name, seed_address).map_err(|e| {

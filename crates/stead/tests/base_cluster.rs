@@ -174,11 +174,9 @@ fn a_failing_service_is_told_and_takes_nothing_down() {
     let Some(w) = World::new("a_failing_service_is_told_and_takes_nothing_down", &["base"]) else { return };
     let more = "services: [{name: broken, command: [/bin/false], restart: never}, {name: ticker, command: [/bin/sh, -c, 'while sleep 0.1; do echo tick; done']}]\n";
     let file = w.file("t-fail", &yaml("t-fail", 1, more));
-    let up = w.command(&["up", &file]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    eventually("the node says that it is degraded", Duration::from_secs(30), || {
-        let said = w.stead(&["status", "t-fail", "--json"]);
-        said.stdout.contains("\"degraded\"")
-    });
+    let up = w.stead(&["up", &file]);
+    assert!(up.code == 1 && up.stderr.contains("node node1: service broken failed for good: exit 1"), "{}", up.stderr);
+    assert_eq!(w.status("t-fail")["nodes"][0]["phase"], "degraded");
     assert!(w.stead(&["status", "t-fail"]).stdout.contains("service broken: exit 1"));
     eventually("the ticker's log", Duration::from_secs(5), || {
         w.ok(&["logs", "t-fail", "node1", "ticker"]).contains("tick")

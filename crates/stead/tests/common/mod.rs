@@ -103,7 +103,8 @@ impl World {
 
     /// Everything of this world on the host: processes, mounts, loop devices, and what carries a cluster's name.
     pub fn leftovers(&self, cluster: &str) -> Vec<String> {
-        let state = self.state.to_str().unwrap();
+        let state = self.state.join("clusters").join(cluster);
+        let state = state.to_str().unwrap();
         let mut found = Vec::new();
         for dir in fs::read_dir("/proc").unwrap().flatten() {
             if let Ok(arguments) = fs::read(dir.path().join("cmdline")) {
