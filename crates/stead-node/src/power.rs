@@ -73,7 +73,9 @@ fn power_buttons(handle: &Handle) {
         }
         let Ok(file) = fs::File::open(entry.path()) else { continue };
         let _ = rustix::io::ioctl_fionbio(&file, true);
-        let Ok(device) = tokio::io::unix::AsyncFd::new(file) else { continue };
+        // SAFETY: a `File` has one descriptor for all of its life, and closes it only when the `AsyncFd` drops it.
+        #[allow(unsafe_code)]
+        let Ok(device) = (unsafe { tokio::io::unix::AsyncFd::register(file) }) else { continue };
         let handle = handle.clone();
         tokio::spawn(async move {
             let mut event = [0u8; EVENT_BYTES];

@@ -5,8 +5,8 @@ use crate::{disks, modules};
 use rustix::{
     fs::{CWD, FileType, Mode, makedev, mknodat},
     mount::{
-        MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind_recursive, mount_change,
-        mount_move, unmount,
+        MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
+        mount_change, mount_move, mount_remount, unmount,
     },
     process::{chdir, chroot, pivot_root},
 };
@@ -68,7 +68,7 @@ fn step(step: &Step, warn: &mut dyn FnMut(String)) -> Result<(), StepError> {
             return disks::prepare_root_disk(device, target, tools, warn).map_err(StepError::Disk);
         }
         Step::Unmount { path } => unmount(path, UnmountFlags::DETACH).map_err(Into::into),
-        Step::InstallSelf { path } => install_self(path),
+        Step::InstallSelf { path, shared } => install_self(path, *shared),
         Step::FreeInitrd => free_initrd(),
         Step::PivotRoot { root } => pivot(root),
         Step::MoveRoot { root } => move_root(root),
@@ -91,7 +91,7 @@ fn describe(step: &Step) -> String {
         Step::Symlink { path, .. } => format!("link {}", path.display()),
         Step::DataDisk { device, .. } => format!("prepare data disk {}", device.display()),
         Step::Unmount { path } => format!("unmount {}", path.display()),
-        Step::InstallSelf { path } => format!("copy stead-node to {}", path.display()),
+        Step::InstallSelf { path, .. } => format!("put stead-node at {}", path.display()),
         Step::FreeInitrd => "free the initrd".into(),
         Step::PivotRoot { root } => format!("pivot the root to {}", root.display()),
         Step::MoveRoot { root } => format!("move the root to {}", root.display()),
@@ -137,9 +137,25 @@ fn make_link(path: &Path, to: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(to, path)
 }
 
-fn install_self(path: &Path) -> io::Result<()> {
+fn install_self(path: &Path, shared: bool) -> io::Result<()> {
+    if shared && show_self(path).is_ok() {
+        return Ok(());
+    }
     fs::copy("/proc/self/exe", path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+}
+
+fn show_self(path: &Path) -> io::Result<()> {
+    let program = fs::read_link("/proc/self/exe")?;
+    fs::File::create(path)?;
+    mount_bind(&program, path)?;
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    let sealed = mount_remount(path, flags, c"");
+    if sealed.is_err() {
+        // Never leave it writable: it is the host's file.
+        unmount(path, UnmountFlags::DETACH)?;
+    }
+    Ok(sealed?)
 }
 
 fn free_initrd() -> io::Result<()> {

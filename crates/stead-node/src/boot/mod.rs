@@ -162,10 +162,13 @@ pub enum Step {
         /// Where.
         path: PathBuf,
     },
-    /// Copy this program.
+    /// Put this program into the new root.
     InstallSelf {
-        /// To this file.
+        /// At this path.
         path: PathBuf,
+        /// Show the file it was started from, read-only, instead of copying it: one file's pages in memory then serve
+        /// every node of the host.
+        shared: bool,
     },
     /// Remove the initrd's files, which would stay in memory.
     FreeInitrd,
@@ -249,7 +252,8 @@ pub fn plan(facts: &Facts) -> Result<BootPlan, PlanError> {
     plan_kernel_filesystems(facts, &root, &mut plan);
     plan_cgroups(&facts.cgroups, &root, &mut plan);
     plan.must(Step::Directory { path: root.join("run/stead") });
-    plan.must(Step::InstallSelf { path: root.join(SELF_PATH.trim_start_matches('/')) });
+    let shared = facts.mode == Mode::Namespace;
+    plan.must(Step::InstallSelf { path: root.join(SELF_PATH.trim_start_matches('/')), shared });
     match facts.mode {
         Mode::Namespace => plan.must(Step::PivotRoot { root }),
         Mode::Vm => {
@@ -297,9 +301,13 @@ fn plan_root(facts: &Facts, plan: &mut BootPlan) {
             &[Flag::Ro],
             &format!("lowerdir={lower}:data"),
         ));
-        plan.must(Step::Bind { source: "/dev".into(), target: tools.join("dev") });
+        for folder in TOOL_FOLDERS {
+            plan.must(Step::Bind { source: Path::new("/").join(folder), target: tools.join(folder) });
+        }
         plan.must(Step::DataDisk { device: device.clone(), target: data.clone(), tools: tools.clone() });
-        plan.must(Step::Unmount { path: tools.join("dev") });
+        for folder in TOOL_FOLDERS {
+            plan.must(Step::Unmount { path: tools.join(folder) });
+        }
         plan.must(Step::Unmount { path: tools });
     }
     plan.must(Step::Directory { path: data.join("upper") });
@@ -312,6 +320,9 @@ fn plan_root(facts: &Facts, plan: &mut BootPlan) {
         &format!("lowerdir={lower},upperdir=data/upper,workdir=data/work"),
     ));
 }
+
+/// What the tools that prepare a disk (mkfs, modprobe) want to see.
+const TOOL_FOLDERS: [&str; 3] = ["dev", "proc", "sys"];
 
 /// overlayfs names the topmost layer first.
 fn lower_dirs(layers: usize) -> String {

@@ -58,7 +58,7 @@ fn check(facts: &Facts, plan: &BootPlan) -> Result<(), String> {
                         }
                     }
                     // A root has these: they are in every layer.
-                    there.insert(target.join("dev"));
+                    there.extend(["dev", "proc", "sys"].map(|d| target.join(d)));
                 }
             }
             Step::DataDisk { target, tools, .. } => {
@@ -70,7 +70,7 @@ fn check(facts: &Facts, plan: &BootPlan) -> Result<(), String> {
                 has(&there, path)?;
                 there.retain(|p| p == path || !p.starts_with(path));
             }
-            Step::File { path } | Step::InstallSelf { path } | Step::Symlink { path, .. } => {
+            Step::File { path } | Step::InstallSelf { path, .. } | Step::Symlink { path, .. } => {
                 has(&there, path.parent().ok_or("no parent")?)?;
                 there.insert(path.clone());
             }
@@ -135,7 +135,7 @@ proptest! {
         for p in &plan.0 {
             let written = match &p.step {
                 Step::Mount { target, .. } | Step::Bind { target, .. } => target,
-                Step::Directory { path } | Step::File { path } | Step::Symlink { path, .. } | Step::InstallSelf { path } => path,
+                Step::Directory { path } | Step::File { path } | Step::Symlink { path, .. } | Step::InstallSelf { path, .. } => path,
                 Step::Node { folder, .. } => folder,
                 _ => continue,
             };
