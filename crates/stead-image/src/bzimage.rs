@@ -96,6 +96,8 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
         read_bounded(liblzma::read::XzDecoder::new(payload))?
     } else if payload.starts_with(b"\x1f\x8b") {
         read_bounded(flate2::read::GzDecoder::new(payload))?
+    } else if let Some(blocks) = payload.strip_prefix(LZ4_LEGACY_MAGIC) {
+        unpack_lz4(blocks)?
     } else if payload.starts_with(b"\x7fELF") {
         return Ok(payload.to_vec());
     } else {
@@ -105,6 +107,30 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
         Some(said) if said != out.len() as u64 => Err(BzImageError::Length { found: out.len() as u64, said }),
         _ => Ok(out),
     }
+}
+
+/// What the kernel's build writes: the old frame of the `lz4` tool, blocks of a length and that many bytes.
+const LZ4_LEGACY_MAGIC: &[u8] = b"\x02\x21\x4c\x18";
+/// Each block but the last unpacks to this many bytes.
+const LZ4_LEGACY_BLOCK_BYTES: usize = 8 << 20;
+
+fn unpack_lz4(mut blocks: &[u8]) -> Result<Vec<u8>, BzImageError> {
+    let broken = |why: String| BzImageError::Decompress(io::Error::new(io::ErrorKind::InvalidData, why));
+    let mut out = Vec::new();
+    let mut block = vec![0; LZ4_LEGACY_BLOCK_BYTES];
+    // The four bytes at the end are the whole's length.
+    while blocks.len() > 4 {
+        let length = u32_at(blocks, 0).unwrap_or(0) as usize;
+        let packed = blocks.get(4..).and_then(|b| b.get(..length)).filter(|p| !p.is_empty());
+        let packed = packed.ok_or_else(|| broken("block is cut off".into()))?;
+        let n = lz4_flex::block::decompress_into(packed, &mut block).map_err(|e| broken(e.to_string()))?;
+        if (out.len() + n) as u64 > MAX_VMLINUX_BYTES {
+            return Err(BzImageError::TooLarge);
+        }
+        out.extend_from_slice(&block[..n]);
+        blocks = &blocks[4 + length..];
+    }
+    Ok(out)
 }
 
 fn read_bounded(reader: impl Read) -> Result<Vec<u8>, BzImageError> {
@@ -200,14 +226,30 @@ mod tests {
         image
     }
 
+    /// An LZ4 block of literals only.
+    fn lz4_literals(bytes: &[u8]) -> Vec<u8> {
+        let mut out = vec![0xf0];
+        let mut left = bytes.len() - 15;
+        while left >= 255 {
+            out.push(255);
+            left -= 255;
+        }
+        out.push(left as u8);
+        out.extend_from_slice(bytes);
+        out
+    }
+
     #[test]
-    fn unpacks_zstd_and_xz_and_checks_the_note() {
+    fn unpacks_each_compression_and_checks_the_note() {
         let elf = elf_with_note(b"Xen\0", 18);
         let zst = zstd::encode_all(&elf[..], 3).unwrap();
         assert_eq!(vmlinux(&bzimage(&zst, elf.len())).unwrap(), elf);
         let mut xz = Vec::new();
         liblzma::read::XzEncoder::new(&elf[..], 3).read_to_end(&mut xz).unwrap();
         assert_eq!(vmlinux(&bzimage(&xz, elf.len())).unwrap(), elf);
+        let block = lz4_literals(&elf);
+        let lz4 = [LZ4_LEGACY_MAGIC, &(block.len() as u32).to_le_bytes(), &block].concat();
+        assert_eq!(vmlinux(&bzimage(&lz4, elf.len())).unwrap(), elf);
         assert_eq!(pvh_entry(&elf).unwrap(), Some(0x100_0550));
         assert!(matches!(vmlinux(&bzimage(&zst, 5)), Err(BzImageError::Length { .. })));
         let other = elf_with_note(b"Xen\0", 17);

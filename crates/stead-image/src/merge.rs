@@ -156,11 +156,14 @@ impl Merged {
                 return Ok(());
             }
             Kind::Directory => {}
-            // A lower directory is replaced with all that is in it.
-            _ if self.winners.get(&path).is_some_and(|w| w.entry.kind == Kind::Directory) => {
-                self.remove_below(&path, own);
+            // A lower directory, listed or not, is replaced with all that is in it.
+            _ => self.remove_below(&path, own),
+        }
+        // And a lower file by the directory that this entry needs above it.
+        for (at, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
+            if self.winners.get(&path[..at]).is_some_and(|w| w.entry.kind != Kind::Directory) {
+                self.winners.remove(&path[..at]);
             }
-            _ => {}
         }
         own.insert(path.clone());
         self.winners.insert(path, Winner { source, ordinal, entry });
@@ -371,6 +374,9 @@ mod tests {
         let base = Source::Memory(vec![file("d/x", "1"), file("d2/y", "2")]);
         let over = Source::Memory(vec![file("d", "f")]);
         assert_eq!(written(&[base, over]), ["d2/ 755", "d2/y: 2", "d: f"]);
+        let base = Source::Memory(vec![file("d", "f")]);
+        let over = Source::Memory(vec![file("d/x", "1")]);
+        assert_eq!(written(&[base, over]), ["d/ 755", "d/x: 1"]);
     }
 
     #[test]
