@@ -7,7 +7,7 @@ use rustix::{
     io::Errno,
     process::{Pid, ioctl_tiocsctty, setsid, umask},
     pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
-    termios::{Winsize, tcgetpgrp, tcsetwinsize},
+    termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcsetattr, tcsetwinsize},
 };
 use std::{
     io,
@@ -102,6 +102,10 @@ fn run(mut command: Command, tty: Option<Size>, reaper: &Reaper) -> io::Result<S
             unlockpt(&master)?;
             tcsetwinsize(&master, winsize(size))?;
             let slave = ioctl_tiocgptpeer(&master, flags)?;
+            // Else backspace takes one byte of a character.
+            let mut modes = tcgetattr(&slave)?;
+            modes.input_modes |= InputModes::IUTF8;
+            tcsetattr(&slave, OptionalActions::Now, &modes)?;
             command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
             Some(master)
         }
