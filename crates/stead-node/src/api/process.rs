@@ -31,6 +31,8 @@ use tokio::{
 const CHUNK: usize = 16 * 1024;
 /// What a terminal is given passes through a kernel worker, so that the last output may come after the end.
 const TTY_GRACE: Duration = Duration::from_millis(100);
+/// What the kernel holds of a terminal's output: 64 KiB of buffers (tty_buffer.c) and a line discipline's 4 KiB, rounded up.
+const TTY_CAPACITY: usize = 128 * 1024;
 /// The minimal environment.
 const ENVIRONMENT: [(&str, &str); 5] = [
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
@@ -220,6 +222,11 @@ impl Pipe {
             Err(Errno::IO) => Ok(Bytes::new()),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// How much can be in it, written and not yet read.
+    pub fn capacity(&self) -> usize {
+        rustix::pipe::fcntl_getpipe_size(&self.fd).unwrap_or(TTY_CAPACITY)
     }
 
     /// What comes next; empty at the end. Cancel-safe.
