@@ -1,13 +1,14 @@
 //! The client of the agent API: one value per node.
 //!
-//! Owns connections, time limits and what errors mean. Does not own routes into the node's network: a [`Dial`] brings
+//! Owns connections, time limits and how failures are sorted. Does not own routes into the node's network: a [`Dial`] brings
 //! the connection. Quick requests share kept connections; everything that streams or changes something gets its own.
 
 use crate::{
+    error::{ClientError, find},
     exec::{ExecInput, ExecSession},
     frame::Frame,
     query,
-    tls::{self, Identity, TlsError},
+    tls::{self, Identity},
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, stream};
@@ -93,94 +94,6 @@ impl Default for Timeouts {
     fn default() -> Self {
         let engine = Duration::from_secs(180);
         Self { connect: Duration::from_secs(3), request: Duration::from_secs(10), engine, unpack: engine }
-    }
-}
-
-/// A request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The identity, or the node's name, cannot be used.
-    #[error("cannot make a client for {node}")]
-    Identity {
-        /// The node.
-        node: NodeName,
-        /// Why.
-        #[source]
-        source: TlsError,
-    },
-    /// No connection (refused, no route), it was lost, or there was no answer in time.
-    #[error("cannot {operation} on {node}: it does not answer at {address}")]
-    Unreachable {
-        /// What was asked.
-        operation: &'static str,
-        /// The node.
-        node: NodeName,
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// One side does not trust the other's certificate.
-    #[error("cannot {operation} on {node}: no trust between us and {address}")]
-    Tls {
-        /// What was asked.
-        operation: &'static str,
-        /// The node.
-        node: NodeName,
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: rustls::Error,
-    },
-    /// The node answered that it cannot or will not.
-    #[error("cannot {operation} on {node}: {}", body.error)]
-    Status {
-        /// What was asked.
-        operation: &'static str,
-        /// The node.
-        node: NodeName,
-        /// HTTP status.
-        code: u16,
-        /// What it says, with a hint maybe.
-        body: ErrorBody,
-    },
-    /// The answer makes no sense.
-    #[error("cannot {operation} on {node}: the answer is not the agent's")]
-    Protocol {
-        /// What was asked.
-        operation: &'static str,
-        /// The node.
-        node: NodeName,
-        /// Why.
-        #[source]
-        source: Box<dyn StdError + Send + Sync>,
-    },
-    /// The caller's own reader or writer failed.
-    #[error("cannot {operation} on {node}: this side failed")]
-    Local {
-        /// What was asked.
-        operation: &'static str,
-        /// The node.
-        node: NodeName,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl ClientError {
-    /// Whether trying again may help: nobody (yet) answers there.
-    pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
-    }
-    /// The node's hint, when it gave one.
-    pub fn hint(&self) -> Option<&str> {
-        match self {
-            Self::Status { body, .. } => body.hint.as_deref(),
-            _ => None,
-        }
     }
 }
 
@@ -709,7 +622,7 @@ impl Client {
                 operation,
                 node: node.clone(),
                 address: *address,
-                source: tls.clone(),
+                source: Box::new(tls.clone()),
             };
         }
         if let Some(io) = find::<io::Error>(&error) {
@@ -720,21 +633,6 @@ impl Client {
             _ => self.unreachable(operation, io::Error::new(io::ErrorKind::ConnectionReset, error)),
         }
     }
-}
-
-/// The first error of type `T` in a chain, looking also into what an [`io::Error`] wraps (its `source` skips that).
-fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
 }
 
 fn prepare(tcp: &TcpStream, closing: Closing) -> io::Result<()> {

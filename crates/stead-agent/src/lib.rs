@@ -5,6 +5,7 @@
 //! `stead_model::agent`, nor the server, which is in `stead-node`.
 
 pub mod client;
+mod error;
 pub mod exec;
 pub mod frame;
 #[cfg(feature = "pki")]
@@ -12,6 +13,7 @@ pub mod pki;
 pub mod query;
 pub mod tls;
 
-pub use client::{Chunks, Client, ClientError, Dial, DirectDialer, Timeouts};
+pub use client::{Chunks, Client, Dial, DirectDialer, Timeouts};
+pub use error::ClientError;
 pub use exec::{Event, ExecInput, ExecOutput, ExecSession};
 pub use tls::Identity;

@@ -167,25 +167,30 @@ async fn talk<W: AsyncWrite + Unpin>(
     tokio::try_join!(hear, write).map(|_| ())
 }
 
-/// Passes on one output until its end, or until the leader has ended and it is empty.
+/// Passes on one output until its end; once the leader has ended, no more than can have been in the pipe then, since
+/// others may go on writing for ever.
 async fn pump(
     output: &process::Pipe,
     frame: fn(Bytes) -> Frame,
     frames: &mpsc::Sender<Frame>,
     mut ended: watch::Receiver<Option<Exit>>,
 ) {
+    let mut rest = None;
     loop {
-        let over = ended.borrow_and_update().is_some();
-        let data = if over {
-            output.read_rest().await
-        } else {
-            tokio::select! {
+        if rest.is_none() && ended.borrow_and_update().is_some() {
+            rest = Some(output.capacity());
+        }
+        let data = match rest {
+            Some(0) => return,
+            Some(_) => output.read_rest().await,
+            None => tokio::select! {
                 data = output.read() => data,
                 _ = ended.changed() => continue,
-            }
+            },
         };
         match data {
             Ok(data) if !data.is_empty() => {
+                rest = rest.map(|rest| rest.saturating_sub(data.len()));
                 if frames.send(frame(data)).await.is_err() {
                     return;
                 }

@@ -232,3 +232,27 @@ fn refused_by_engine(error: EngineError) -> Refusal {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{sync::oneshot, time::sleep};
+
+    #[tokio::test]
+    async fn an_engine_action_ends_though_its_client_goes_away() {
+        let (done, seen) = oneshot::channel();
+        let action = whole(async move {
+            sleep(Duration::from_millis(50)).await;
+            let _ = done.send(());
+            Ok(())
+        });
+        assert!(timeout(Duration::from_millis(5), action).await.is_err());
+        seen.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_engine_action_that_panics_is_answered() {
+        let refusal = whole::<()>(async { panic!("on purpose") }).await.unwrap_err();
+        assert_eq!(refusal.status, StatusCode::INTERNAL_SERVER_ERROR);
+    }
+}

@@ -7,7 +7,7 @@ use rustix::{
     io::Errno,
     process::{Pid, ioctl_tiocsctty, setsid, umask},
     pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
-    termios::{Winsize, tcgetpgrp, tcsetwinsize},
+    termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcsetattr, tcsetwinsize},
 };
 use std::{
     io,
@@ -31,6 +31,8 @@ use tokio::{
 const CHUNK: usize = 16 * 1024;
 /// What a terminal is given passes through a kernel worker, so that the last output may come after the end.
 const TTY_GRACE: Duration = Duration::from_millis(100);
+/// What the kernel holds of a terminal's output: 64 KiB of buffers (tty_buffer.c) and a line discipline's 4 KiB, rounded up.
+const TTY_CAPACITY: usize = 128 * 1024;
 /// The minimal environment.
 const ENVIRONMENT: [(&str, &str); 5] = [
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
@@ -102,6 +104,10 @@ fn run(mut command: Command, tty: Option<Size>, reaper: &Reaper) -> io::Result<S
             unlockpt(&master)?;
             tcsetwinsize(&master, winsize(size))?;
             let slave = ioctl_tiocgptpeer(&master, flags)?;
+            // Else backspace takes one byte of a character.
+            let mut modes = tcgetattr(&slave)?;
+            modes.input_modes |= InputModes::IUTF8;
+            tcsetattr(&slave, OptionalActions::Now, &modes)?;
             command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave);
             Some(master)
         }
@@ -216,6 +222,11 @@ impl Pipe {
             Err(Errno::IO) => Ok(Bytes::new()),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// How much can be in it, written and not yet read.
+    pub fn capacity(&self) -> usize {
+        rustix::pipe::fcntl_getpipe_size(&self.fd).unwrap_or(TTY_CAPACITY)
     }
 
     /// What comes next; empty at the end. Cancel-safe.

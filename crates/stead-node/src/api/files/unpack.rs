@@ -78,15 +78,16 @@ impl Target {
     /// [`UnpackError::Target`].
     pub fn open(path: PathBuf) -> Result<Self, UnpackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = open(&path, flags, Mode::empty())
-            .map_err(|e| UnpackError::Target { path: path.clone(), source: e.into() })?;
         let root = path.components().all(|c| c == Component::RootDir);
+        let directory =
+            open(&path, flags, Mode::empty()).map_err(|e| UnpackError::Target { path, source: e.into() })?;
         let beneath = if root { ResolveFlags::IN_ROOT } else { ResolveFlags::BENEATH };
-        Ok(Self {
-            directory,
-            beneath: beneath | ResolveFlags::NO_MAGICLINKS,
-            owner: rustix::process::geteuid().is_root(),
-        })
+        Ok(Self::with(directory, beneath))
+    }
+
+    fn with(directory: OwnedFd, beneath: ResolveFlags) -> Self {
+        let owner = rustix::process::geteuid().is_root();
+        Self { directory, beneath: beneath | ResolveFlags::NO_MAGICLINKS, owner }
     }
 
     /// Unpacks everything, in order.
@@ -94,17 +95,18 @@ impl Target {
     /// # Errors
     /// At the first entry that is refused or fails; those before it stay.
     pub fn unpack(&self, reader: &mut impl Read) -> Result<(), UnpackError> {
-        let mut archive = Archive::new(&mut *reader);
-        for entry in archive.entries().map_err(UnpackError::Read)? {
-            let mut entry = entry.map_err(UnpackError::Read)?;
-            let kind = entry.header().entry_type();
-            if matches!(kind, EntryType::XGlobalHeader) {
-                continue;
+        {
+            let mut archive = Archive::new(&mut *reader);
+            for entry in archive.entries().map_err(UnpackError::Read)? {
+                let mut entry = entry.map_err(UnpackError::Read)?;
+                let kind = entry.header().entry_type();
+                if kind == EntryType::XGlobalHeader {
+                    continue;
+                }
+                let path = entry.path_bytes().into_owned();
+                self.entry(&path, kind, &mut entry)?;
             }
-            let path = entry.path_bytes().into_owned();
-            self.entry(&path, kind, &mut entry)?;
         }
-        drop(archive);
         io::copy(&mut reader.take(MAX_PADDING), &mut io::sink()).map_err(UnpackError::Read)?;
         Ok(())
     }
@@ -353,4 +355,107 @@ fn times(header: &Header) -> Timestamps {
     let at =
         Timespec { tv_sec: header.mtime().ok().and_then(|t| t.try_into().ok()).unwrap_or(0), tv_nsec: 0 };
     Timestamps { last_access: at, last_modification: at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::{fs, os::unix::fs::symlink};
+
+    fn entry(builder: &mut tar::Builder<Vec<u8>>, path: &str, kind: u8, link: &str) {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::new(kind));
+        header.set_size(if kind == b'0' { 4 } else { 0 });
+        header.set_mode(0o755);
+        header.set_mtime(0);
+        let gnu = header.as_gnu_mut().unwrap();
+        gnu.name[..path.len()].copy_from_slice(path.as_bytes());
+        gnu.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_cksum();
+        builder.append(&header, if kind == b'0' { &b"evil"[..] } else { b"" }).unwrap();
+    }
+
+    /// Everything under a directory: path, content or target, hard links.
+    fn inventory(dir: &Path, out: &mut Vec<String>) {
+        use std::os::unix::fs::MetadataExt;
+        for e in fs::read_dir(dir).unwrap().flatten() {
+            let m = fs::symlink_metadata(e.path()).unwrap();
+            let content = if m.is_file() { fs::read_to_string(e.path()).unwrap() } else { String::new() };
+            let links = if m.is_dir() { 0 } else { m.nlink() };
+            out.push(format!("{:?} {:o} {links} {content}", e.path(), m.mode()));
+            if m.is_dir() {
+                inventory(&e.path(), out);
+            }
+        }
+        out.sort();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn no_tar_touches_anything_outside(
+            entries in proptest::collection::vec((
+                proptest::collection::vec(prop_oneof!["a", "b", "l", "[.]", "[.][.]", "out", "file", ""], 1..5),
+                prop_oneof![Just(b'0'), Just(b'1'), Just(b'2'), Just(b'2'), Just(b'5'), Just(b'6'), any::<u8>()],
+                prop_oneof!["a", "b/l", "l", "[.][.]", "[.][.]/out", "[.][.]/out/file", "a/[.][.]/[.][.]/out", "ABS", "/"],
+            ), 0..8),
+        ) {
+            let sandbox = tempfile::tempdir().unwrap();
+            let (target, out) = (sandbox.path().join("target"), sandbox.path().join("out"));
+            fs::create_dir(&out).unwrap();
+            fs::write(out.join("file"), "safe").unwrap();
+            fs::create_dir(&target).unwrap();
+            let mut before = Vec::new();
+            inventory(&out, &mut before);
+            let mut builder = tar::Builder::new(Vec::new());
+            for (parts, kind, link) in &entries {
+                // Kinds that say something about the next entry are the library's to read.
+                if !matches!(kind, b'L' | b'K' | b'x' | b'g' | b'S') {
+                    entry(&mut builder, &parts.join("/"), *kind, &link.replace("ABS", out.to_str().unwrap()));
+                }
+            }
+            let bytes = builder.into_inner().unwrap();
+            let _ = Target::open(target).unwrap().unpack(&mut bytes.as_slice());
+            let mut after = Vec::new();
+            inventory(&out, &mut after);
+            prop_assert_eq!(before, after);
+            prop_assert_eq!(fs::read_dir(sandbox.path()).unwrap().count(), 2);
+        }
+
+        #[test]
+        fn any_bytes_are_answered(
+            flips in proptest::collection::vec((0usize..3072, any::<u8>()), 0..6),
+            cut in 0usize..3073,
+        ) {
+            let mut builder = tar::Builder::new(Vec::new());
+            entry(&mut builder, "a/b", b'0', "");
+            entry(&mut builder, "l", b'2', "a");
+            let mut bytes = builder.into_inner().unwrap();
+            for (at, value) in flips {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            bytes.truncate(cut);
+            let dir = tempfile::tempdir().unwrap();
+            let _ = Target::open(dir.path().into()).unwrap().unpack(&mut bytes.as_slice());
+        }
+    }
+
+    #[test]
+    fn in_the_root_absolute_links_are_followed_as_ever() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("run")).unwrap();
+        fs::create_dir(root.path().join("var")).unwrap();
+        symlink("/run", root.path().join("var/run")).unwrap();
+        let mut builder = tar::Builder::new(Vec::new());
+        entry(&mut builder, "var/run/x", b'0', "");
+        let bytes = builder.into_inner().unwrap();
+        let open = || OwnedFd::from(File::open(root.path()).unwrap());
+        Target::with(open(), ResolveFlags::IN_ROOT).unpack(&mut bytes.as_slice()).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("run/x")).unwrap(), "evil");
+        let refused = Target::with(open(), ResolveFlags::BENEATH).unpack(&mut bytes.as_slice());
+        assert!(matches!(refused, Err(UnpackError::Refused { .. })), "{refused:?}");
+    }
 }

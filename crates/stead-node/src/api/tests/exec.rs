@@ -139,6 +139,14 @@ async fn what_is_left_in_the_background_does_not_hold_the_client() {
     let begin = Instant::now();
     let heard = sh(&node, "sleep 3 & echo started").await;
     assert_eq!((heard.stdout.as_str(), heard.exit.code), ("started\n", 0));
+    // Not even when it never stops talking.
+    for tty in [None, Some(Size { rows: 24, columns: 80 })] {
+        let talking =
+            ExecRequest { tty, ..request(&["sh", "-c", "trap '' HUP; echo started; yes & exit 6"]) };
+        let heard = hear(node.client.exec(&talking).await.unwrap().output()).await;
+        assert!(heard.stdout.starts_with("started"), "{tty:?}");
+        assert_eq!(heard.exit.code, 6, "{tty:?}");
+    }
     assert!(begin.elapsed() < Duration::from_secs(2));
 }
 

@@ -48,7 +48,7 @@ async fn followed_across_rotation() {
         while seen != want {
             assert!(want.starts_with(&seen), "{seen:?} is not the way to {want:?}");
             let chunk = tokio::time::timeout(Duration::from_secs(5), chunks.next_chunk()).await;
-            let chunk = chunk.unwrap_or_else(|_| panic!("{seen:?} instead of {want:?}"));
+            let Ok(chunk) = chunk else { panic!("{seen:?} instead of {want:?}") };
             seen.push_str(std::str::from_utf8(&chunk.unwrap().unwrap()).unwrap());
         }
     };

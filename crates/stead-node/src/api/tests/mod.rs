@@ -18,7 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_agent::{
-    Client, ClientError, DirectDialer, Identity,
+    Client, ClientError, Dial, DirectDialer, Identity,
+    client::DialFuture,
     pki::{ClusterCa, OffsetDateTime},
 };
 use stead_model::{
@@ -115,13 +116,26 @@ async fn status_tells_the_node_and_keeps_its_connection() {
     assert!(status.engine.is_none() && status.agent_rss_bytes > 0);
     assert!(status.addresses.iter().all(|a| a != "127.0.0.1" && !a.starts_with("fe80")));
 
+    let dials = Arc::new(CountingDialer::default());
+    let identity = node.ca.issue_client("poller", OffsetDateTime::now_utc()).unwrap();
+    let client = Client::new(&identity, &name("n1"), node.address, dials.clone()).unwrap();
     let begin = Instant::now();
     for _ in 0..200 {
-        node.client.status().await.unwrap();
+        client.status().await.unwrap();
     }
+    assert_eq!(dials.0.load(std::sync::atomic::Ordering::Relaxed), 1);
     let each = begin.elapsed() / 200;
     println!("a status takes {each:?}");
     assert!(each < Duration::from_millis(20), "{each:?}");
+}
+
+#[derive(Default)]
+struct CountingDialer(std::sync::atomic::AtomicU32);
+impl Dial for CountingDialer {
+    fn dial(&self, address: SocketAddr) -> DialFuture<'_> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        DirectDialer.dial(address)
+    }
 }
 
 #[tokio::test]
