@@ -14,6 +14,7 @@ mod namespace;
 mod netlink;
 pub mod netns;
 pub mod network;
+mod qemu;
 pub mod spec;
 pub mod supervise;
 mod sys;

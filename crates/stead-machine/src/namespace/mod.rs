@@ -22,6 +22,7 @@ use crate::{
     tether::Tethered,
 };
 use cgroup::Cgroups;
+pub(crate) use disks::ensure_file;
 use rustix::{
     fs::{Mode, OFlags},
     thread::UnshareFlags,

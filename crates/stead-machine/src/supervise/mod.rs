@@ -19,7 +19,7 @@ use crate::{
     CgroupError, DaemonError, LinkError, MachineSpec, MachineState, TeardownError,
     files::{self, Durability, Lock},
     layers::LayerError,
-    namespace, netns,
+    namespace, netns, qemu,
     tether::Tethered,
 };
 use rustix::process::Signal;
@@ -169,12 +169,15 @@ pub(crate) enum Exit {
 pub(crate) enum Running {
     /// Its init is our child.
     Init(Tethered),
+    /// QEMU is our child.
+    Qemu(qemu::Vm),
 }
 
 impl Running {
     fn pid(&self) -> i32 {
         match self {
             Self::Init(init) => init.pid,
+            Self::Qemu(vm) => vm.pid(),
         }
     }
     /// Waits for its end; may be dropped and called again.
@@ -185,16 +188,19 @@ impl Running {
                 Ok(Err(e)) => Exit::Crashed(format!("cannot wait for init: {e}")),
                 Err(_) => Exit::Crashed("its thread is gone".to_owned()),
             },
+            Self::Qemu(vm) => vm.exit().await,
         }
     }
     fn ask_to_end(&self) {
         match self {
             Self::Init(init) => init.signal(Signal::TERM),
+            Self::Qemu(vm) => vm.ask_to_end(),
         }
     }
     fn kill(&self) {
         match self {
             Self::Init(init) => init.signal(Signal::KILL),
+            Self::Qemu(vm) => vm.kill(),
         }
     }
 }
@@ -203,15 +209,17 @@ impl Running {
 #[derive(Debug)]
 enum Machine {
     Namespace(namespace::Machine),
+    Qemu(qemu::Machine),
 }
 
 impl Machine {
     fn prepare(spec: &Arc<MachineSpec>) -> Result<Self, MachineError> {
         match spec.backend {
             Backend::Namespace => Ok(Self::Namespace(namespace::Machine::prepare(spec)?)),
-            other => Err(MachineError::Spec {
+            Backend::Qemu => Ok(Self::Qemu(qemu::Machine::prepare(spec)?)),
+            Backend::Auto => Err(MachineError::Spec {
                 name: spec.name.clone(),
-                backend: other,
+                backend: spec.backend,
                 why: "the backend must have been chosen by now".to_owned(),
             }),
         }
@@ -219,6 +227,7 @@ impl Machine {
     async fn boot(&mut self) -> Result<Running, MachineError> {
         match self {
             Self::Namespace(m) => m.boot().await,
+            Self::Qemu(m) => m.boot().await,
         }
     }
 }

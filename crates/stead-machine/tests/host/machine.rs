@@ -3,7 +3,7 @@
 use crate::{
     Outcome, Test,
     network::Up,
-    world::{assert_no_traces, eventually, exe, sh, traces},
+    world::{alive, assert_no_traces, eventually, exe, sh, traces},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use stead_machine::{
@@ -203,7 +203,7 @@ fn ends() -> Outcome {
     let begun = std::time::Instant::now();
     supervise::stop(&s.dir, Duration::from_secs(1)).expect("stop");
     assert!(begun.elapsed() >= Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(4));
-    assert!(!Path::new("/proc").join(pid.to_string()).exists());
+    assert!(!alive(pid));
     gone(&s);
     supervise::spawn(&exe(), &s).unwrap();
     eventually("the machine to be up a third time", 5, || boots(&s) == 3);
@@ -222,7 +222,7 @@ fn killed_supervisor() -> Outcome {
         eventually("the machine to be up", 5, || boots(&s) == n);
         let init = supervise::observe(&s.dir).unwrap().machine_pid.unwrap();
         kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-        eventually("init to follow its supervisor", 5, || !Path::new("/proc").join(init.to_string()).exists());
+        eventually("init to follow its supervisor", 5, || !alive(init));
         assert!(supervise::observe(&s.dir).is_none());
     }
     supervise::cleanup(&s).expect("cleanup");

@@ -68,6 +68,12 @@ pub fn eventually(what: &str, seconds: u64, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Whether a process runs; one that has ended and only waits for its parent to notice does not.
+pub fn alive(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
+}
+
 /// Fails unless nothing mentions `needle` any more; what the kernel removes in the background gets a moment.
 pub fn assert_no_traces(needle: &str) {
     let deadline = Instant::now() + Duration::from_secs(5);
