@@ -7,7 +7,7 @@ use crate::{
     token::{JoinToken, TrustToken},
     transport::{Answer, Endpoint, Transport},
     types::{
-        Certificate, Cluster, Image, ImageAlias, Instance, Member, Network, OperationStatus, Profile, Server,
+        Certificate, Cluster, Image, ImageAlias, Instance, Member, Network, OperationStatus, Profile, Project, Server,
         StoragePool,
     },
 };
@@ -238,6 +238,20 @@ impl Client {
     /// As [`Self::fetch`].
     pub async fn networks(&self, project: &str) -> Result<Vec<Network>, Error> {
         self.fetch(&requests::networks::list(project)).await
+    }
+    /// Projects.
+    ///
+    /// # Errors
+    /// As [`Self::fetch`].
+    pub async fn projects(&self) -> Result<Vec<Project>, Error> {
+        self.fetch(&requests::projects::list()).await
+    }
+    /// Profiles of a project.
+    ///
+    /// # Errors
+    /// As [`Self::fetch`].
+    pub async fn profiles(&self, project: &str) -> Result<Vec<Profile>, Error> {
+        self.fetch(&requests::profiles::list(project)).await
     }
     /// One profile; with its ETag.
     ///

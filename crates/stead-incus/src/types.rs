@@ -21,6 +21,7 @@ fn config<'de, D: Deserializer<'de>>(d: D) -> Result<Config, D::Error> {
         .into_iter()
         .map(|(k, v)| match v {
             Value::String(s) => (k, s),
+            Value::Null => (k, String::new()),
             other => (k, other.to_string()),
         })
         .collect())
@@ -171,6 +172,19 @@ pub struct Network {
     /// `Created`, …
     #[serde(default)]
     pub status: String,
+}
+
+/// A project.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Project {
+    /// Its name.
+    pub name: String,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// Settings.
+    #[serde(default, deserialize_with = "config")]
+    pub config: Config,
 }
 
 /// A profile.

@@ -38,6 +38,11 @@ pub fn update(
 pub fn delete(project: &str, name: &str) -> Request {
     Request::delete(format!("/1.0/networks/{}", encode(name))).query("project", project)
 }
+/// Changes the settings given, leaves the others.
+pub fn patch(project: &str, name: &str, config: &Config) -> Request {
+    Request::patch(format!("/1.0/networks/{}", encode(name)), &json!({ "config": config }))
+        .query("project", project)
+}
 
 #[cfg(test)]
 mod tests {

@@ -35,6 +35,18 @@ pub fn update(
     .query("project", project)
     .if_match(etag)
 }
+/// All profiles of a project.
+pub fn list(project: &str) -> Request {
+    Request::get("/1.0/profiles?recursion=1").query("project", project)
+}
+/// Changes the settings and devices given, leaves the others.
+pub fn patch(project: &str, name: &str, config: &Config, devices: &Devices) -> Request {
+    Request::patch(
+        format!("/1.0/profiles/{}", encode(name)),
+        &json!({ "config": config, "devices": devices }),
+    )
+    .query("project", project)
+}
 
 #[cfg(test)]
 mod tests {

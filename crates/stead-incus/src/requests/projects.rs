@@ -19,6 +19,14 @@ pub fn update(name: &str, config: &Config, description: &str, etag: Option<Strin
     )
     .if_match(etag)
 }
+/// All projects.
+pub fn list() -> Request {
+    Request::get("/1.0/projects?recursion=1")
+}
+/// Changes the settings given, leaves the others.
+pub fn patch(name: &str, config: &Config) -> Request {
+    Request::patch(format!("/1.0/projects/{}", encode(name)), &json!({ "config": config }))
+}
 
 #[cfg(test)]
 mod tests {

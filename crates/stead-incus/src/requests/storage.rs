@@ -30,6 +30,10 @@ pub fn update_pool(name: &str, config: &Config, description: &str, etag: Option<
 pub fn delete_pool(name: &str) -> Request {
     Request::delete(format!("/1.0/storage-pools/{}", encode(name)))
 }
+/// Changes the settings given, leaves the others.
+pub fn patch_pool(name: &str, config: &Config) -> Request {
+    Request::patch(format!("/1.0/storage-pools/{}", encode(name)), &json!({ "config": config }))
+}
 
 #[cfg(test)]
 mod tests {
