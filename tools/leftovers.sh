@@ -44,8 +44,10 @@ tables() { nft list tables 2>/dev/null | sed -n 's/^table \([a-z0-9]* stead.*\)/
 
 found=$({ processes; namespaces; mounts; loop_devices; interfaces; cgroups; tables; } | sort)
 if [ -n "$cluster" ]; then
-  # The name as a whole word: "demo" is not "demo2" nor "my-demo", but it is in "stead-demo" and in "/demo/".
-  found=$(grep -E "(stead[-_]|[^a-z0-9-])$cluster([^a-z0-9-]|\$)" <<<"$found" || true)
+  # The name as a whole word: "demo" is not "demo2" nor "my-demo", but it is in "stead-demo" and in "/demo/". The link out
+  # of a cluster's network has a digest of the name instead: names of interfaces are short.
+  link=$(printf %s "$cluster" | sha256sum | cut -c 1-8)
+  found=$(grep -E "(stead[-_]|[^a-z0-9-])($cluster|$link)([^a-z0-9-]|\$)" <<<"$found" || true)
 fi
 
 if [ -z "$found" ]; then
