@@ -37,18 +37,12 @@ pub fn invocation(out: &Path) -> Invocation {
         epoch.clone().into(),
         "-mkfs-time".into(),
         epoch.into(),
-        // What the tar says nothing about: the root directory and parents that are not listed.
+        // What the tar says nothing about.
         "-root-mode".into(),
         "0755".into(),
         "-root-uid".into(),
         "0".into(),
         "-root-gid".into(),
-        "0".into(),
-        "-default-mode".into(),
-        "0755".into(),
-        "-default-uid".into(),
-        "0".into(),
-        "-default-gid".into(),
         "0".into(),
         // Only NFS exports need the table this leaves out.
         "-no-exports".into(),

@@ -2,11 +2,11 @@
 //!
 //! Owns their making, removal and entering. Does not own what is in them.
 
-use crate::sys;
+use crate::{files::Lock, sys};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
-    mount::UnmountFlags,
+    mount::{MountPropagationFlags, UnmountFlags},
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
 };
 use std::{
@@ -19,6 +19,8 @@ use std::{
 
 /// Where `ip netns` looks.
 const DIR: &str = "/run/netns";
+/// Where the lock on it is.
+const LOCK_DIR: &str = "/run/stead";
 /// `f_type` of the filesystem namespaces are files of (linux/magic.h).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
@@ -38,10 +40,12 @@ pub fn open(netns: &str) -> io::Result<OwnedFd> {
 
 /// Makes a named namespace unless it is there already; true when it was made.
 pub fn create(netns: &str) -> io::Result<bool> {
+    fs::create_dir_all(DIR)?;
+    let _lock = lock()?;
     if open(netns).is_ok() {
         return Ok(false);
     }
-    fs::create_dir_all(DIR)?;
+    share()?;
     let file = path(netns);
     fs::File::options().append(true).create(true).open(&file)?;
     on_thread(|| {
@@ -53,14 +57,41 @@ pub fn create(netns: &str) -> io::Result<bool> {
 
 /// Removes the name; the namespace goes with its last user. Idempotent.
 pub fn remove(netns: &str) -> io::Result<()> {
+    if !Path::new(DIR).exists() {
+        return Ok(());
+    }
+    let _lock = lock()?;
     let file = path(netns);
-    // Whatever was mounted twice by a race of long ago goes too.
     while open(netns).is_ok() {
         rustix::mount::unmount(&file, UnmountFlags::DETACH)?;
     }
     match fs::remove_file(&file) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    // With the last name goes what `share` made, so that nothing is left; with names in it, this is refused.
+    if fs::read_dir(DIR)?.next().is_none() {
+        let _ = rustix::mount::unmount(DIR, UnmountFlags::NOFOLLOW);
+    }
+    Ok(())
+}
+
+/// Only one of us at a time adds or removes names. Not a lock within `DIR`: that would keep its mount busy.
+fn lock() -> io::Result<Lock> {
+    fs::create_dir_all(LOCK_DIR)?;
+    Lock::wait(Path::new(LOCK_DIR), "netns.lock")
+}
+
+/// Has the directory be a shared mount, as `ip netns add` does: else its next use would put such a mount on top, and our
+/// names would be hidden below.
+fn share() -> io::Result<()> {
+    let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    match rustix::mount::mount_change(DIR, shared) {
+        Err(Errno::INVAL) => {
+            rustix::mount::mount_bind_recursive(DIR, DIR)?;
+            Ok(rustix::mount::mount_change(DIR, shared)?)
+        }
+        other => Ok(other?),
     }
 }
 

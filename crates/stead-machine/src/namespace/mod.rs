@@ -22,7 +22,6 @@ use crate::{
     tether::Tethered,
 };
 use cgroup::Cgroups;
-pub(crate) use disks::ensure_file;
 use rustix::{
     fs::{Mode, OFlags},
     thread::UnshareFlags,

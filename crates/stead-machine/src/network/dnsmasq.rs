@@ -37,6 +37,9 @@ pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<Stri
         "no-poll",
         "pid-file=",
         "log-facility=-",
+        // Changing user or group would clear the tie by which it dies with its supervisor (PR_SET_PDEATHSIG in prctl(2)).
+        "user=root",
+        "group=root",
         "bind-dynamic",
         "except-interface=lo",
         // The range is nobody else's: no need to look before giving an address away.

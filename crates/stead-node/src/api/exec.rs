@@ -32,8 +32,8 @@ use tokio_rustls::server::TlsStream;
 
 /// The client must say what to run within this time.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
-/// Frames between the command and the network: with 16 KiB each, what one slow client costs.
-const QUEUE: usize = 4;
+/// Frames of at most 16 KiB between the command and the network: one is sent while the next is read.
+const QUEUE: usize = 1;
 /// A hung-up process group gets this long before it is killed.
 const HANG_UP: Duration = Duration::from_secs(2);
 /// After the exit frame the client gets this long to close. Closing while its data is unread would reset the
@@ -55,8 +55,11 @@ pub async fn serve(upgraded: Upgraded, reaper: Reaper) {
     };
     let mut buffer = BytesMut::from(&parts.read_buf[..]);
     if session(&mut reader, &mut buffer, &mut writer, gone, &reaper).await {
-        let _ = writer.shutdown().await;
-        let _ = timeout(LINGER, tokio::io::copy(&mut reader, &mut tokio::io::sink())).await;
+        let _ = timeout(LINGER, async {
+            writer.shutdown().await?;
+            tokio::io::copy(&mut reader, &mut tokio::io::sink()).await
+        })
+        .await;
     }
 }
 

@@ -30,6 +30,7 @@ use std::{
 use stead_agent::{Identity, tls};
 use stead_model::node::AgentSpec;
 use tokio::{
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     time::{sleep, timeout},
@@ -42,6 +43,10 @@ const MAX_CONNECTIONS: usize = 64;
 const MAX_HANDSHAKES: usize = 32;
 /// Time for TLS; an emulated node needs some 100 ms.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Time for a refused client to close.
+const LINGER: Duration = Duration::from_secs(1);
+/// Encrypted data that waits for a slow client, per connection; two records' worth.
+const TLS_BUFFER: usize = 32 * 1024;
 /// Time for the head of a request, and how long a kept connection may be idle.
 const HEAD: Duration = Duration::from_secs(60);
 /// Headers of one request. Our client sends five.
@@ -117,8 +122,13 @@ pub async fn serve_on(
         let (acceptor, connections, api) = (acceptor.clone(), Arc::clone(&connections), Arc::clone(&api));
         tokio::spawn(async move {
             let _ = prepare(&stream);
-            let Ok(Ok(stream)) = timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
+            let mut stream = match timeout(HANDSHAKE, acceptor.accept(stream).into_fallible()).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err((_, refused))) => return linger(refused).await,
+                Err(_) => return,
+            };
             drop(shaking);
+            stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
             let Ok(_connected) = connections.try_acquire_owned() else { return };
             let service = service_fn(move |request| {
                 let api = Arc::clone(&api);
@@ -135,6 +145,15 @@ pub async fn serve_on(
                 .await;
         });
     }
+}
+
+/// Lets a client that was refused hear why: closing while its request is unread would reset the connection.
+async fn linger(mut refused: TcpStream) {
+    let _ = timeout(LINGER, async {
+        refused.shutdown().await?;
+        tokio::io::copy(&mut refused, &mut tokio::io::sink()).await
+    })
+    .await;
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use crate::reaper::{Exit, Reaper};
 use bytes::Bytes;
 use rustix::{
-    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    fs::{Access, OFlags, access, fcntl_getfl, fcntl_setfl},
     io::Errno,
     process::{Pid, ioctl_tiocsctty, setsid, umask},
     pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
@@ -78,7 +78,7 @@ pub fn start(request: &ExecRequest, reaper: &Reaper) -> Result<Started, ExecExit
     let cwd = match &request.cwd {
         Some(cwd) if Path::new(cwd).is_dir() => cwd,
         Some(cwd) => return Err(cannot(format!("cannot enter {cwd:?}: no such directory"))),
-        None if Path::new("/root").is_dir() => "/root",
+        None if access("/root", Access::EXEC_OK).is_ok() => "/root",
         None => "/",
     };
     let mut command = Command::new(program);
