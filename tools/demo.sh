@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The demo: builds, makes the images, starts examples/demo.yaml, launches a container on each of two members, has them
 # reach each other by name, and says what took how long. Run again, it takes what is there.
-set -euo pipefail
+set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 
 readonly cluster=demo
@@ -12,12 +12,15 @@ readonly patience_s=60
 [ "$(id -u)" = 0 ] || { echo "demo: the namespace backend needs root" >&2; exit 1; }
 
 names=() times=()
+# No `||` after the command: within it bash would pass over failures.
+trap 'printf "demo: \"%s\" failed\n" "${current-}" >&2' ERR
 step() { # NAME COMMAND…: runs it and keeps the time it took
-  local name=$1 began=$EPOCHREALTIME
+  local began=$EPOCHREALTIME
+  current=$1
   shift
-  printf '\n==> %s\n' "$name"
-  "$@" || { printf 'demo: "%s" failed\n' "$name" >&2; exit 1; }
-  names+=("$name")
+  printf '\n==> %s\n' "$current"
+  "$@"
+  names+=("$current")
   times+=($((${EPOCHREALTIME/./} - ${began/./})))
 }
 

@@ -3,6 +3,8 @@
 use bytes::BytesMut;
 use std::{fs, path::Path};
 use stead_agent::frame::{self, Frame};
+use stead_image::tarball::{TarError, TarPolicy, walk};
+use stead_incus::{Envelope, JoinToken, TrustToken, envelope};
 use stead_model::{ClusterSpec, NodeSpec, Recipe, agent};
 use stead_node::api::{Route, route, unpack};
 
@@ -15,8 +17,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("agent_frames", agent_frames),
     ("agent_requests", agent_requests),
     ("cluster_file", cluster_file),
+    ("engine_envelope", engine_envelope),
     ("node_spec", node_spec),
     ("recipe", recipe),
+    ("tar_overlay", tar_overlay),
 ];
 
 /// A recipe is refused, or reads the same again from what it is written as.
@@ -134,4 +138,32 @@ pub fn agent_files(data: &[u8]) {
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).expect("a readable directory");
     entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// An overlay's tar is refused, or each of its entries stays below the root and is no device.
+pub fn tar_overlay(data: &[u8]) {
+    for policy in [TarPolicy::OVERLAY, TarPolicy::BASE, TarPolicy::OCI] {
+        let _ = walk(data, &policy, |entry, contents| {
+            let path = String::from_utf8_lossy(&entry.path).into_owned();
+            assert!(!path.starts_with('/'), "{path:?} is absolute");
+            assert!(!path.split('/').any(|part| part == ".." || part == "."), "{path:?} climbs");
+            assert!(path.is_empty() || !path.split('/').any(str::is_empty), "{path:?} has an empty part");
+            assert!(entry.mode & !0o7777 == 0, "{path:?} has a mode of {:o}", entry.mode);
+            std::io::copy(contents, &mut std::io::sink()).map(drop).map_err(TarError::Read)
+        });
+    }
+}
+
+/// An answer of an engine, or a token out of one, is refused or understood.
+pub fn engine_envelope(data: &[u8]) {
+    if let Ok(Envelope::Async { operation, .. }) = envelope::parse(data) {
+        assert!(!operation.is_empty(), "an operation without a name was taken");
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(token) = JoinToken::decode(text) {
+        assert!(token == JoinToken::decode(&token.encode()).expect("a written token can be read"));
+    }
+    if let Ok(token) = TrustToken::decode(text) {
+        assert!(token == TrustToken::decode(&token.encode()).expect("a written token can be read"));
+    }
 }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use std::{cell::Cell, fs};
 
 const CLUSTER: &str = "image: incus-node\nnodes: 3\nmachine:\n  backend: namespace\n  \
-                       disks: [{ name: state, size: 2GiB, role: data }]\nengine: incus\noverlays: [overlay]\n";
+                       disks: [{ name: data, size: 2GiB, role: data }]\nengine: incus\noverlays: [overlay]\n";
 
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let cluster = bench.cluster("bench-overlay", CLUSTER)?;
