@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use stead_agent::Identity;
-use stead_agent::client::{Client, ClientError, Dial};
+use stead_agent::{Client, ClientError, Dial};
 use stead_model::NodeName;
 
 /// A connection to a node on this host is up within this or not at all: it crosses no wire.

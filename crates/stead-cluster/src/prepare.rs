@@ -11,7 +11,7 @@ use crate::{
 use futures_util::future::join_all;
 use std::{collections::BTreeMap, net::IpAddr, path::Path, time::SystemTime};
 use stead_agent::{Identity, pki::ClusterCa};
-use stead_model::{Bytes, Digest, NodeName, recipe::OverlaySource};
+use stead_model::{Digest, NodeName, recipe::OverlaySource};
 
 /// Everything `up` needs, prepared.
 pub(crate) struct Prepared {
@@ -66,7 +66,7 @@ pub(crate) async fn prepare(
         overlays: &overlays,
         identities: &identities,
         auto: choice.backend,
-        host_memory: Bytes(facts.memory_bytes),
+        host_memory: facts.memory,
     })?;
     let observed = observe::observe(&layout, Some(&operator)).await?;
     let plan = plan::plan(&record, &desired, &observed);
