@@ -226,8 +226,8 @@ async fn a_node_without_engine_says_so() {
 
 #[tokio::test]
 async fn a_late_address_is_waited_for_and_a_taken_port_is_an_error() {
-    // TEST-NET-1: nobody's.
-    let late = super::bind("192.0.2.254:8484".parse().unwrap());
+    // TEST-NET-3: nobody's.
+    let late = super::bind("203.0.113.254:8484".parse().unwrap());
     assert!(tokio::time::timeout(Duration::from_millis(300), late).await.is_err());
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let error = super::bind(taken.local_addr().unwrap()).await.unwrap_err();
