@@ -235,7 +235,9 @@ impl Run<'_> {
         let merged = Merged::of(sources)?;
         space::check(self.store.dir(), merged.summary().bytes)?;
         let mut packages = BTreeMap::new();
-        let mut look = |entry: &crate::tarball::Entry, data: &mut dyn Read, put: &mut dyn FnMut(&mut dyn Read) -> std::io::Result<()>| {
+        let mut look = |entry: &crate::tarball::Entry,
+                        data: &mut dyn Read,
+                        put: &mut dyn FnMut(&mut dyn Read) -> std::io::Result<()>| {
             if entry.path != b"var/lib/dpkg/status" {
                 return put(data);
             }
@@ -259,7 +261,9 @@ impl Run<'_> {
     }
 
     fn kernel(&self) -> Result<Option<KernelParts>> {
-        let (Some(key), Some(spec)) = (&self.job.kernel_key, &self.job.recipe.kernel) else { return Ok(None) };
+        let (Some(key), Some(spec)) = (&self.job.kernel_key, &self.job.recipe.kernel) else {
+            return Ok(None);
+        };
         let what = spec.package.as_ref().or(spec.path.as_ref()).map_or("", String::as_str);
         let make = |scratch: &Scratch| match (&spec.package, &spec.path, &self.job.recipe.base) {
             (Some(package), _, Base::Debian(d)) => {
@@ -328,7 +332,9 @@ impl Run<'_> {
     }
 
     fn initrd(&self, kernel: Option<&KernelParts>) -> Result<(Option<Artifact>, Option<Digest>)> {
-        let (Some(key), Some(kernel)) = (self.job.initrd_key(kernel), kernel) else { return Ok((None, None)) };
+        let (Some(key), Some(kernel)) = (self.job.initrd_key(kernel), kernel) else {
+            return Ok((None, None));
+        };
         let extra = self.job.recipe.kernel.as_ref().map_or(&[][..], |k| &k.initrd_modules);
         let made = self.step("initrd", "stead-node and modules", &key, false, one_blob, |scratch| {
             let path = &self.job.stead_node;
@@ -374,7 +380,9 @@ impl Run<'_> {
             inputs: inputs.clone(),
         };
         let mut layers = vec![layer("base", &base.artifact, &job.base_key)];
-        if let (Some(modules), Some(key)) = (kernel.as_ref().and_then(|k| k.modules.as_ref()), &job.kernel_key) {
+        if let (Some(modules), Some(key)) =
+            (kernel.as_ref().and_then(|k| k.modules.as_ref()), &job.kernel_key)
+        {
             layers.push(layer("kernel", modules, key));
         }
         layers.push(layer("files", &files, &job.files_key));

@@ -173,7 +173,8 @@ fn check<R: Read>(entry: &mut tar::Entry<'_, R>, policy: &TarPolicy) -> Result<O
     }
     let mut path = clean(&name)?;
     let link = entry.link_name_bytes().map(|l| l.into_owned());
-    let need_link = || link.clone().filter(|l| !l.is_empty()).ok_or_else(|| refused(&name, "links to nothing"));
+    let need_link =
+        || link.clone().filter(|l| !l.is_empty()).ok_or_else(|| refused(&name, "links to nothing"));
     let directory = kind == T::Directory || (kind.is_file() && name.ends_with(b"/"));
     if policy.merge_usr {
         path = merge_usr(path, directory);
@@ -482,7 +483,9 @@ impl<W: io::Write> Writer<W> {
             full.extend_from_slice(p);
             full
         };
-        if matches!(entry.kind, Kind::Whiteout | Kind::Opaque) || (entry.path.is_empty() && self.prefix.is_empty()) {
+        if matches!(entry.kind, Kind::Whiteout | Kind::Opaque)
+            || (entry.path.is_empty() && self.prefix.is_empty())
+        {
             return Ok(());
         }
         let name = path(&entry.path);
@@ -548,7 +551,10 @@ impl Read for Exactly<'_> {
         let most = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let n = self.inner.read(&mut buf[..most])?;
         if n == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "file became shorter while it was read"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "file became shorter while it was read",
+            ));
         }
         self.left -= n as u64;
         Ok(n)
@@ -615,7 +621,10 @@ mod tests {
             (vec![raw("l", b'2', "/etc", b""), raw("l/passwd", b'0', "", b"x")], "lies below \"l\""),
             (vec![raw("l", b'2', "/etc", b""), dir("l/x/")], "lies below \"l\""),
             (vec![raw("f", b'0', "", b"x"), raw("f/x", b'0', "", b"x")], "lies below \"f\""),
-            (vec![dir("d/"), raw("d", b'2', "/etc", b""), raw("d/x", b'0', "", b"x")], "replaces a directory"),
+            (
+                vec![dir("d/"), raw("d", b'2', "/etc", b""), raw("d/x", b'0', "", b"x")],
+                "replaces a directory",
+            ),
             (
                 vec![raw("f", b'0', "", b"x"), raw("h", b'1', "f", b""), raw("f", b'2', "/etc/shadow", b"")],
                 "replaces a file that has a hard link",
