@@ -18,6 +18,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{BufWriter, Read},
+    os::unix::fs::PermissionsExt,
     path::Path,
     sync::{Mutex, mpsc},
     thread,
@@ -327,6 +328,8 @@ impl Run<'_> {
         } else {
             self.store.copy_in(&self.job.stead_node, &self.store.scratch()?)?
         };
+        // The one artifact that is executed from the store. Done even when it was there: the step may have been cut short.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).at("make executable", &path)?;
         self.done("stead-node", cached, begun);
         Ok(artifact)
     }
@@ -395,6 +398,7 @@ impl Run<'_> {
             name: job.recipe.name.clone(),
             kind: RecipeKind::Node,
             architecture: architecture().to_owned(),
+            engine: self.job.recipe.system.engine,
             recipe: job.recipe_digest.clone(),
             layers,
             boot: Some(Boot {
@@ -436,6 +440,7 @@ impl Run<'_> {
             name: job.recipe.name.clone(),
             kind: RecipeKind::Instance,
             architecture: architecture().to_owned(),
+            engine: self.job.recipe.system.engine,
             recipe: job.recipe_digest.clone(),
             layers: Vec::new(),
             boot: None,

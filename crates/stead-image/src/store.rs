@@ -91,6 +91,11 @@ impl Store {
         Ok(store)
     }
 
+    /// Where artifacts are: files named by the hexadecimal digits of their digest.
+    pub fn blob_dir(&self) -> PathBuf {
+        self.dir.join("blobs/sha256")
+    }
+
     /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir

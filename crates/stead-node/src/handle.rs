@@ -1,6 +1,6 @@
 //! What the parts of a running node share: its state as the agent tells it, and the wish to stop.
 
-use crate::reaper::Reaper;
+use crate::{reaper::Reaper, services::log::Log};
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -32,6 +32,7 @@ struct Inner {
     started: Instant,
     boot_id: String,
     log_dir: PathBuf,
+    log: Log,
     reaper: Reaper,
     stop: watch::Sender<Option<Stop>>,
     state: Mutex<State>,
@@ -45,16 +46,19 @@ struct State {
     disks: Vec<DiskStatus>,
     warnings: Vec<String>,
     rescue: Option<String>,
+    has_run: bool,
 }
 
 impl Handle {
     /// `started`: when the node's init began. `log_dir` holds `<service>.log` and `node.log`.
     pub fn new(spec: NodeSpec, started: Instant, boot_id: String, log_dir: PathBuf, reaper: Reaper) -> Self {
+        let log = Log::new(log_dir.join("node.log"), started);
         Self(Arc::new(Inner {
             spec,
             started,
             boot_id,
             log_dir,
+            log,
             reaper,
             stop: watch::Sender::new(None),
             state: Mutex::new(State {
@@ -64,6 +68,7 @@ impl Handle {
                 disks: Vec::new(),
                 warnings: Vec::new(),
                 rescue: None,
+                has_run: false,
             }),
         }))
     }
@@ -83,14 +88,28 @@ impl Handle {
     pub fn log_dir(&self) -> &std::path::Path {
         &self.0.log_dir
     }
-    /// Notes an event in the timeline and on the console.
+    /// When the node's init began.
+    pub fn started(&self) -> Instant {
+        self.0.started
+    }
+    /// Whether this is the first call: all services are ready for the first time.
+    pub fn first_running(&self) -> bool {
+        !std::mem::replace(&mut self.state().has_run, true)
+    }
+    /// Notes an event in the timeline, on the console, and in `node.log`.
     pub fn note(&self, event: impl Into<String>) {
         self.note_at(self.0.started.elapsed(), event);
     }
-    /// Notes an event of an earlier stage.
+    /// Takes over an event of an earlier stage, which was on the console already.
+    pub fn note_before(&self, event: TimelineEvent) {
+        self.0.log.line(format!("[{} ms] {}", event.at_ms, event.event).as_bytes());
+        self.state().timeline.push(event);
+    }
+    /// Notes an event at a time since init began.
     pub fn note_at(&self, at: Duration, event: impl Into<String>) {
         let event = event.into();
-        eprintln!("stead-node: [{:>6} ms] {event}", at.as_millis());
+        say(format_args!("[{:>6} ms] {event}", at.as_millis()));
+        self.0.log.line(event.as_bytes());
         let mut state = self.state();
         if state.timeline.len() < MAX_TIMELINE {
             state.timeline.push(TimelineEvent { at_ms: at.as_millis() as u64, event });
@@ -99,11 +118,13 @@ impl Handle {
     /// Notes something that the operator should know.
     pub fn warn(&self, warning: impl Into<String>) {
         let warning = warning.into();
-        eprintln!("stead-node: warning: {warning}");
         let mut state = self.state();
-        if !state.warnings.contains(&warning) && state.warnings.len() < MAX_TIMELINE {
-            state.warnings.push(warning);
+        if state.warnings.contains(&warning) || state.warnings.len() >= MAX_TIMELINE {
+            return;
         }
+        say(format_args!("warning: {warning}"));
+        self.0.log.line(format!("warning: {warning}").as_bytes());
+        state.warnings.push(warning);
     }
     /// Sets the phase. A node that is stopping or in rescue stays so.
     pub fn set_phase(&self, phase: NodePhase) {
@@ -171,6 +192,12 @@ impl Handle {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+/// Writes a line to the console. Unlike `eprintln!` it does not panic when the console has gone.
+pub fn say(line: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = std::io::stderr().write_all(format!("stead-node: {line}\n").as_bytes());
 }
 
 /// Resident memory of this process, from /proc/self/statm (second field, pages; proc(5)).

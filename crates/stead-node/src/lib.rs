@@ -1,6 +1,35 @@
 //! PID 1 and agent of every Stead node.
+//!
+//! In a VM it is `/init` of the initrd, in a namespace machine the first process of fresh namespaces: [`boot::first`]
+//! makes the node's root and starts the same program in it as `stead-node run`, which is [`run`]: network, agent,
+//! disks, services, engine, and at last an ordered stop by [`power`]. What cannot be booted ends in [`rescue`], which
+//! still answers. Nothing here ends PID 1 but [`power`].
 
 pub mod api;
+pub mod boot;
+pub mod cgroups;
+pub mod disks;
 pub mod engine;
 pub mod handle;
+pub mod modules;
+pub mod mounts;
+pub mod network;
+pub mod power;
 pub mod reaper;
+pub mod rescue;
+pub mod run;
+pub mod services;
+pub mod state;
+pub mod sysctl;
+
+/// An error with all its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        text.push_str(": ");
+        text.push_str(&c.to_string());
+        cause = c.source();
+    }
+    text
+}

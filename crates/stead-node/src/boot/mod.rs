@@ -1,0 +1,447 @@
+//! The boot plan: from what was observed to the ordered steps that make the node's root.
+//!
+//! [`plan`] makes every choice and touches nothing; [`apply`] does the steps and chooses nothing; [`first`] observes,
+//! plans and applies for a VM and for a namespace machine, and hands over to [`crate::run`]. Services, network and
+//! data disks come after, in the new root, and are not of this module.
+
+pub mod apply;
+pub mod first;
+
+use crate::cgroups::Layout;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// Where `stead-node` lies in the new root, and is started again as PID 1.
+pub const SELF_PATH: &str = "/run/stead/stead-node";
+/// What the first stage hands to the second; holds the agent's key, so 0600 and removed once read.
+pub const STATE_PATH: &str = "/run/stead/boot.json";
+
+/// Most layers in one root: overlayfs takes 500 lower layers.
+pub const MAX_LAYERS: usize = 500;
+
+/// What a machine is, as far as booting it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Has its own kernel: VM or metal.
+    Vm,
+    /// Shares its host's.
+    Namespace,
+}
+
+/// A device node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its name below /dev, e.g. `net/tun`.
+    pub name: String,
+    /// Block or character device.
+    pub block: bool,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Mode bits.
+    pub mode: u32,
+}
+
+/// Where the root's changes go, with the device found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Upper {
+    /// Memory, at most so many bytes (half of memory when absent).
+    Tmpfs(Option<u64>),
+    /// The data disk on this device.
+    Disk(PathBuf),
+}
+
+/// Everything the plan depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// VM or namespace.
+    pub mode: Mode,
+    /// Layers, lowest first: block devices with squashfs (VM) or directories (namespace). Empty: an empty root in
+    /// memory, for rescue.
+    pub layers: Vec<PathBuf>,
+    /// A directory that exists, on which everything is put together.
+    pub staging: PathBuf,
+    /// Where changes go.
+    pub upper: Upper,
+    /// Hierarchies to mount.
+    pub cgroups: Layout,
+    /// Devices by serial.
+    pub disks: BTreeMap<String, Device>,
+    /// Device nodes of a namespace's /dev that depend on the host, e.g. `kvm`.
+    pub devices: Vec<Device>,
+    /// The console to bind, when it is a terminal with a path.
+    pub console: Option<PathBuf>,
+}
+
+/// A mount flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Flag {
+    /// Read-only.
+    Ro,
+    /// Set-user-id bits mean nothing.
+    Nosuid,
+    /// Devices mean nothing.
+    Nodev,
+    /// Nothing can be executed.
+    Noexec,
+}
+
+/// One step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Cut this mount namespace off from its host's.
+    MakePrivate,
+    /// Make a directory and its parents.
+    Directory {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Work in this directory: overlay options hold 4096 bytes, so layers are named relative to it.
+    Enter {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Mount a filesystem.
+    Mount {
+        /// Device or word.
+        source: String,
+        /// Where; it exists.
+        target: PathBuf,
+        /// Type.
+        filesystem: String,
+        /// Flags.
+        flags: Vec<Flag>,
+        /// Options of the filesystem's own.
+        data: String,
+    },
+    /// Show a directory or file in a second place.
+    Bind {
+        /// What.
+        source: PathBuf,
+        /// Where; it exists.
+        target: PathBuf,
+    },
+    /// Make an empty file.
+    File {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Make a device node.
+    Node {
+        /// The /dev directory.
+        folder: PathBuf,
+        /// What.
+        device: Device,
+    },
+    /// Make a symbolic link.
+    Symlink {
+        /// Where.
+        path: PathBuf,
+        /// Its content.
+        to: PathBuf,
+    },
+    /// Format the data disk if it is entirely blank, with the tools of the layers, and mount it.
+    DataDisk {
+        /// Device.
+        device: PathBuf,
+        /// Where.
+        target: PathBuf,
+        /// A root that has the tools.
+        tools: PathBuf,
+    },
+    /// Take a mount away.
+    Unmount {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Put this program into the new root.
+    InstallSelf {
+        /// At this path.
+        path: PathBuf,
+        /// Show the file it was started from, read-only, instead of copying it: one file's pages in memory then serve
+        /// every node of the host.
+        shared: bool,
+    },
+    /// Remove the initrd's files, which would stay in memory.
+    FreeInitrd,
+    /// Make this the root by pivot_root and let go of everything of the host.
+    PivotRoot {
+        /// The new root.
+        root: PathBuf,
+    },
+    /// Make this the root of a VM: the initrd's root cannot be pivoted, so the mount is moved over it.
+    MoveRoot {
+        /// The new root.
+        root: PathBuf,
+    },
+}
+
+/// A step, and whether the boot can go on without it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    /// The step.
+    #[serde(flatten)]
+    pub step: Step,
+    /// Its failure is a warning.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
+}
+
+/// The steps that make a root, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BootPlan(pub Vec<Planned>);
+
+/// No plan can be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// Too many layers.
+    #[error("{0} layers are more than the {MAX_LAYERS} overlayfs takes")]
+    TooManyLayers(usize),
+}
+
+impl BootPlan {
+    fn must(&mut self, step: Step) {
+        self.0.push(Planned { step, optional: false });
+    }
+    fn may(&mut self, step: Step) {
+        self.0.push(Planned { step, optional: true });
+    }
+    fn mount(&mut self, source: &str, target: PathBuf, filesystem: &str, flags: &[Flag], data: &str) {
+        self.must(Step::Directory { path: target.clone() });
+        self.must(mount(source, target, filesystem, flags, data));
+    }
+    fn may_mount(&mut self, source: &str, target: PathBuf, filesystem: &str, flags: &[Flag], data: &str) {
+        self.may(Step::Directory { path: target.clone() });
+        self.may(mount(source, target, filesystem, flags, data));
+    }
+}
+
+fn mount(source: &str, target: PathBuf, filesystem: &str, flags: &[Flag], data: &str) -> Step {
+    Step::Mount {
+        source: source.to_owned(),
+        target,
+        filesystem: filesystem.to_owned(),
+        flags: flags.to_vec(),
+        data: data.to_owned(),
+    }
+}
+
+/// The plan for these facts.
+///
+/// # Errors
+/// More layers than overlayfs takes.
+pub fn plan(facts: &Facts) -> Result<BootPlan, PlanError> {
+    if facts.layers.len() > MAX_LAYERS {
+        return Err(PlanError::TooManyLayers(facts.layers.len()));
+    }
+    let mut plan = BootPlan::default();
+    if facts.mode == Mode::Namespace {
+        plan.must(Step::MakePrivate);
+    }
+    plan_root(facts, &mut plan);
+    let root = facts.staging.join("root");
+    plan_kernel_filesystems(facts, &root, &mut plan);
+    plan_cgroups(&facts.cgroups, &root, &mut plan);
+    plan.must(Step::Directory { path: root.join("run/stead") });
+    let shared = facts.mode == Mode::Namespace;
+    plan.must(Step::InstallSelf { path: root.join(SELF_PATH.trim_start_matches('/')), shared });
+    match facts.mode {
+        Mode::Namespace => plan.must(Step::PivotRoot { root }),
+        Mode::Vm => {
+            plan.may(Step::FreeInitrd);
+            plan.must(Step::MoveRoot { root });
+        }
+    }
+    Ok(plan)
+}
+
+/// Layers, upper, and the overlay of them at `<staging>/root`.
+fn plan_root(facts: &Facts, plan: &mut BootPlan) {
+    let staging = &facts.staging;
+    let root = staging.join("root");
+    let limit = match facts.upper {
+        Upper::Tmpfs(Some(bytes)) => format!(",size={bytes}"),
+        _ => String::new(),
+    };
+    plan.must(mount("stead", staging.clone(), "tmpfs", &[], &format!("mode=0755{limit}")));
+    plan.must(Step::Directory { path: root.clone() });
+    if facts.layers.is_empty() {
+        plan.must(mount("stead-rescue", root, "tmpfs", &[], "mode=0755"));
+        return;
+    }
+    for (n, layer) in facts.layers.iter().enumerate() {
+        let target = staging.join(format!("layer/{n}"));
+        plan.must(Step::Directory { path: target.clone() });
+        plan.must(match facts.mode {
+            Mode::Vm => mount(&layer.to_string_lossy(), target, "squashfs", &[Flag::Ro], ""),
+            Mode::Namespace => Step::Bind { source: layer.clone(), target },
+        });
+    }
+    plan.must(Step::Enter { path: staging.clone() });
+    let lower = lower_dirs(facts.layers.len());
+    let data = staging.join("data");
+    plan.must(Step::Directory { path: data.clone() });
+    if let Upper::Disk(device) = &facts.upper {
+        let tools = staging.join("tools");
+        plan.must(Step::Directory { path: tools.clone() });
+        // An overlay without upper needs two lower layers: the empty `data` directory is the second.
+        plan.must(mount(
+            "stead-tools",
+            tools.clone(),
+            "overlay",
+            &[Flag::Ro],
+            &format!("lowerdir={lower}:data"),
+        ));
+        for folder in TOOL_FOLDERS {
+            plan.must(Step::Bind { source: Path::new("/").join(folder), target: tools.join(folder) });
+        }
+        plan.must(Step::DataDisk { device: device.clone(), target: data.clone(), tools: tools.clone() });
+        for folder in TOOL_FOLDERS {
+            plan.must(Step::Unmount { path: tools.join(folder) });
+        }
+        plan.must(Step::Unmount { path: tools });
+    }
+    plan.must(Step::Directory { path: data.join("upper") });
+    plan.must(Step::Directory { path: data.join("work") });
+    plan.must(mount(
+        "stead-root",
+        root,
+        "overlay",
+        &[],
+        &format!("lowerdir={lower},upperdir=data/upper,workdir=data/work"),
+    ));
+}
+
+/// What the tools that prepare a disk (mkfs, modprobe) want to see.
+const TOOL_FOLDERS: [&str; 3] = ["dev", "proc", "sys"];
+
+/// overlayfs names the topmost layer first.
+fn lower_dirs(layers: usize) -> String {
+    (0..layers).rev().map(|n| format!("layer/{n}")).collect::<Vec<_>>().join(":")
+}
+
+fn plan_kernel_filesystems(facts: &Facts, root: &Path, plan: &mut BootPlan) {
+    use Flag::{Nodev, Noexec, Nosuid};
+    let all = [Nosuid, Nodev, Noexec];
+    plan.mount("proc", root.join("proc"), "proc", &all, "");
+    plan.mount("sysfs", root.join("sys"), "sysfs", &all, "");
+    let dev = root.join("dev");
+    match facts.mode {
+        Mode::Vm => plan.mount("devtmpfs", dev.clone(), "devtmpfs", &[Nosuid], "mode=0755"),
+        Mode::Namespace => {
+            // 64 KiB would do for nodes and links; 4 MiB leaves room for what engines put there.
+            plan.mount("dev", dev.clone(), "tmpfs", &[Nosuid], "mode=0755,size=4m");
+            plan_namespace_devices(facts, &dev, plan);
+        }
+    }
+    plan.mount(
+        "devpts",
+        dev.join("pts"),
+        "devpts",
+        &[Nosuid, Noexec],
+        "newinstance,ptmxmode=0666,mode=0620,gid=5",
+    );
+    plan.may(Step::Symlink { path: dev.join("ptmx"), to: "pts/ptmx".into() });
+    plan.mount("shm", dev.join("shm"), "tmpfs", &[Nosuid, Nodev], "mode=1777");
+    plan.may_mount("mqueue", dev.join("mqueue"), "mqueue", &all, "");
+    for (name, to) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        plan.may(Step::Symlink { path: dev.join(name), to: to.into() });
+    }
+    let by_serial = dev.join("disk/by-serial");
+    plan.must(Step::Directory { path: by_serial.clone() });
+    for (serial, device) in &facts.disks {
+        if is_file_name(serial) {
+            let to = Path::new("../..").join(&device.name);
+            plan.must(Step::Symlink { path: by_serial.join(serial), to });
+        }
+    }
+    plan.mount("run", root.join("run"), "tmpfs", &[Nosuid, Nodev], "mode=0755");
+    plan.mount("tmp", root.join("tmp"), "tmpfs", &[Nosuid, Nodev], "mode=1777");
+    if facts.mode == Mode::Vm {
+        // They hold nothing in a namespace, where the host has them.
+        plan.may_mount("securityfs", root.join("sys/kernel/security"), "securityfs", &all, "");
+        plan.may_mount("tracefs", root.join("sys/kernel/tracing"), "tracefs", &all, "");
+        plan.may_mount("bpf", root.join("sys/fs/bpf"), "bpf", &all, "mode=0700");
+    }
+}
+
+/// A serial becomes a file's name, and comes from outside.
+fn is_file_name(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
+}
+
+/// Character devices every node has (Documentation/admin-guide/devices.txt in the kernel).
+const STANDARD_DEVICES: [(&str, u32, u32, u32); 8] = [
+    ("null", 1, 3, 0o666),
+    ("zero", 1, 5, 0o666),
+    ("full", 1, 7, 0o666),
+    ("random", 1, 8, 0o666),
+    ("urandom", 1, 9, 0o666),
+    ("tty", 5, 0, 0o666),
+    ("fuse", 10, 229, 0o666),
+    ("net/tun", 10, 200, 0o666),
+];
+
+fn plan_namespace_devices(facts: &Facts, dev: &Path, plan: &mut BootPlan) {
+    let node = |device: Device| Step::Node { folder: dev.to_owned(), device };
+    plan.must(Step::Directory { path: dev.join("net") });
+    for (name, major, minor, mode) in STANDARD_DEVICES {
+        plan.must(node(Device { name: name.to_owned(), block: false, major, minor, mode }));
+    }
+    for device in &facts.devices {
+        if let Some(parent) = Path::new(&device.name).parent().filter(|p| *p != Path::new("")) {
+            plan.may(Step::Directory { path: dev.join(parent) });
+        }
+        plan.may(node(device.clone()));
+    }
+    for device in facts.disks.values() {
+        plan.must(node(device.clone()));
+    }
+    match &facts.console {
+        Some(path) => {
+            plan.may(Step::File { path: dev.join("console") });
+            plan.may(Step::Bind { source: path.clone(), target: dev.join("console") });
+        }
+        // Programs that write to the console find one; what they say goes nowhere.
+        None => {
+            plan.may(node(Device { name: "console".into(), block: false, major: 1, minor: 3, mode: 0o600 }))
+        }
+    }
+}
+
+fn plan_cgroups(layout: &Layout, root: &Path, plan: &mut BootPlan) {
+    let all = [Flag::Nosuid, Flag::Nodev, Flag::Noexec];
+    let base = root.join("sys/fs/cgroup");
+    if !layout.v1.is_empty() {
+        plan.mount("cgroups", base.clone(), "tmpfs", &all, "mode=0755,size=1m");
+    }
+    for group in &layout.v1 {
+        let folder = Layout::folder(group);
+        let data = match group.iter().any(|o| o.starts_with("name=")) {
+            true => format!("none,{}", group.join(",")),
+            false => group.join(","),
+        };
+        plan.may_mount("cgroup", base.join(&folder), "cgroup", &all, &data);
+        if group.len() > 1 {
+            for controller in group {
+                plan.may(Step::Symlink { path: base.join(controller), to: folder.clone().into() });
+            }
+        }
+    }
+    if let Some(folder) = layout.unified_folder() {
+        let target = if folder.is_empty() { base } else { base.join(folder) };
+        plan.may_mount("cgroup2", target, "cgroup2", &all, "nsdelegate");
+    }
+}
+
+#[cfg(test)]
+mod tests;

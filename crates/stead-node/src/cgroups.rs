@@ -1,0 +1,279 @@
+//! Control groups: which hierarchies there are, a group per service, and ending everything in one.
+//!
+//! Owns names and files below `/sys/fs/cgroup`. What is mounted there at boot is planned by [`crate::boot`] from the
+//! [`Layout`] read here.
+
+use crate::mounts::Mounted;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Where cgroups are mounted in every node.
+pub const ROOT: &str = "/sys/fs/cgroup";
+
+/// Cgroup operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} cgroup {path}")]
+pub struct CgroupError {
+    operation: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// The hierarchies of a kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Layout {
+    /// Version 1 hierarchies: controllers mounted together, or `name=systemd`.
+    pub v1: Vec<Vec<String>>,
+    /// Whether version 2 is there.
+    pub v2: bool,
+}
+
+impl Layout {
+    /// What a VM has: version 2 only.
+    pub fn unified() -> Self {
+        Self { v1: Vec::new(), v2: true }
+    }
+
+    /// From the host's mounts. A v1 hierarchy counts once however often it is mounted.
+    pub fn from_mounts(mounts: &[Mounted]) -> Self {
+        let mut layout = Self { v1: Vec::new(), v2: mounts.iter().any(|m| m.filesystem == "cgroup2") };
+        for mount in mounts.iter().filter(|m| m.filesystem == "cgroup") {
+            let mut group: Vec<String> = mount
+                .options
+                .iter()
+                .filter(|o| o.starts_with("name=") || CONTROLLERS.contains(&o.as_str()))
+                .cloned()
+                .collect();
+            group.sort();
+            if !group.is_empty() && !layout.v1.contains(&group) {
+                layout.v1.push(group);
+            }
+        }
+        if !layout.v1.is_empty() && !layout.v1.iter().flatten().any(|o| o == SYSTEMD) {
+            layout.v1.push(vec![SYSTEMD.to_owned()]);
+        }
+        layout
+    }
+
+    /// Folder below [`ROOT`] of a version 1 hierarchy: its controllers with commas, or the name.
+    pub fn folder(group: &[String]) -> String {
+        group.iter().map(|o| o.strip_prefix("name=").unwrap_or(o)).collect::<Vec<_>>().join(",")
+    }
+
+    /// Folder of version 2: [`ROOT`] itself when it is alone.
+    pub fn unified_folder(&self) -> Option<&'static str> {
+        self.v2.then_some(if self.v1.is_empty() { "" } else { "unified" })
+    }
+}
+
+/// The named hierarchy in which systemd (and liblxc for it) keep processes.
+const SYSTEMD: &str = "name=systemd";
+
+/// Version 1 controllers; other words among the mount options are no controllers.
+const CONTROLLERS: [&str; 14] = [
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "freezer",
+    "blkio",
+    "pids",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "hugetlb",
+    "rdma",
+    "misc",
+];
+
+/// Controllers services are not put into: an unset cpuset refuses processes, and the other two want set-up.
+const WITHOUT_SERVICES: [&str; 2] = ["cpuset", "net_prio"];
+
+/// The node's hierarchies, ready to take groups.
+#[derive(Debug, Clone, Default)]
+pub struct Tree {
+    /// Roots of hierarchies in which services get groups; the first knows all processes of a group.
+    roots: Vec<PathBuf>,
+}
+
+impl Tree {
+    /// Takes the hierarchies mounted below [`ROOT`], and in version 2 makes room for groups: processes of the root go
+    /// to `init.scope` (liblxc takes that name off again), then every controller is enabled.
+    ///
+    /// # Errors
+    /// The first thing that could not be done, with the tree as far as it goes.
+    pub fn prepare(mounts: &[Mounted]) -> (Self, Vec<CgroupError>) {
+        let mut errors = Vec::new();
+        let mut roots = Vec::new();
+        let below = |m: &&Mounted| m.target.starts_with(ROOT);
+        for mount in mounts.iter().filter(below).filter(|m| m.filesystem == "cgroup2") {
+            if let Err(e) = delegate(&mount.target) {
+                errors.push(e);
+            }
+            roots.push(mount.target.clone());
+        }
+        for mount in mounts.iter().filter(below).filter(|m| m.filesystem == "cgroup") {
+            if !mount.options.iter().any(|o| WITHOUT_SERVICES.contains(&o.as_str())) {
+                roots.push(mount.target.clone());
+            }
+        }
+        (Self { roots }, errors)
+    }
+
+    /// Makes the group `name` in every hierarchy.
+    ///
+    /// # Errors
+    /// A folder cannot be made.
+    pub fn group(&self, name: &str) -> Result<Group, CgroupError> {
+        let mut folders = Vec::with_capacity(self.roots.len());
+        for root in &self.roots {
+            let folder = root.join(name);
+            make_folders(root, name)?;
+            folders.push(folder);
+        }
+        Ok(Group { folders })
+    }
+}
+
+fn make_folders(root: &Path, name: &str) -> Result<(), CgroupError> {
+    let mut path = root.to_owned();
+    for part in name.split('/') {
+        // In version 2 a group's controllers are those its parent hands down.
+        hand_down(&path);
+        path.push(part);
+        match fs::create_dir(&path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(CgroupError { operation: "make", path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Enables every controller for the children of a version 2 group; one that refuses leaves the others.
+fn hand_down(folder: &Path) {
+    let Ok(controllers) = fs::read_to_string(folder.join("cgroup.controllers")) else { return };
+    let control = folder.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&control).unwrap_or_default();
+    for controller in controllers.split_whitespace() {
+        if !enabled.split_whitespace().any(|e| e == controller) {
+            let _ = fs::write(&control, format!("+{controller}"));
+        }
+    }
+}
+
+fn delegate(root: &Path) -> Result<(), CgroupError> {
+    let init = root.join("init.scope");
+    fs::create_dir_all(&init).map_err(|source| CgroupError {
+        operation: "make",
+        path: init.clone(),
+        source,
+    })?;
+    let procs = fs::read_to_string(root.join("cgroup.procs")).unwrap_or_default();
+    for pid in procs.split_whitespace().filter(|p| *p != "0") {
+        // Kernel threads cannot be moved; only our own process matters.
+        if let Err(source) = fs::write(init.join("cgroup.procs"), pid)
+            && pid == std::process::id().to_string()
+        {
+            return Err(CgroupError { operation: "move init to", path: init, source });
+        }
+    }
+    hand_down(root);
+    Ok(())
+}
+
+/// One group, in every hierarchy.
+#[derive(Debug, Clone, Default)]
+pub struct Group {
+    folders: Vec<PathBuf>,
+}
+
+impl Group {
+    /// Open `cgroup.procs` files: a process that writes `0` to each is in the group.
+    pub fn entrances(&self) -> Vec<fs::File> {
+        self.folders
+            .iter()
+            .filter_map(|f| fs::OpenOptions::new().write(true).open(f.join("cgroup.procs")).ok())
+            .collect()
+    }
+
+    /// Processes in the group and below it.
+    pub fn processes(&self) -> Vec<Pid> {
+        let mut pids = Vec::new();
+        if let Some(folder) = self.folders.first() {
+            collect(folder, &mut pids, 0);
+        }
+        pids
+    }
+
+    /// Kills everything in the group and below it: by `cgroup.kill` where the kernel has it (5.14), else one by one.
+    pub fn kill(&self) {
+        let Some(folder) = self.folders.first() else { return };
+        if fs::write(folder.join("cgroup.kill"), "1").is_ok() {
+            return;
+        }
+        self.signal(Signal::KILL);
+    }
+
+    /// Sends a signal to every process in the group and below it.
+    pub fn signal(&self, signal: Signal) {
+        for pid in self.processes() {
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+/// Deepest nesting that is looked through; a bound, since a container may nest groups as it likes.
+const MAX_DEPTH: usize = 16;
+
+fn collect(folder: &Path, pids: &mut Vec<Pid>, depth: usize) {
+    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(text.split_whitespace().filter_map(|p| p.parse().ok().and_then(Pid::from_raw)));
+    if depth == MAX_DEPTH {
+        return;
+    }
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            collect(&entry.path(), pids, depth + 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mounts::parse;
+
+    #[test]
+    fn reads_hybrid_and_unified_hosts() {
+        let hybrid = Layout::from_mounts(&parse(
+            "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu,cpuacct 0 0\n\
+             cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\ncgroup /other cgroup rw,memory 0 0\n\
+             cgroup /sys/fs/cgroup/systemd cgroup rw,xattr,name=systemd 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n",
+        ));
+        assert_eq!(
+            hybrid.v1.iter().map(|g| Layout::folder(g)).collect::<Vec<_>>(),
+            ["cpu,cpuacct", "memory", "systemd"]
+        );
+        assert_eq!(hybrid.unified_folder(), Some("unified"));
+        let unified = Layout::from_mounts(&parse(
+            "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate,memory_recursiveprot 0 0\n",
+        ));
+        assert_eq!(unified, Layout::unified());
+        assert_eq!(unified.unified_folder(), Some(""));
+    }
+
+    #[test]
+    fn a_host_without_the_systemd_hierarchy_gets_one() {
+        let layout = Layout::from_mounts(&parse("cgroup /c/memory cgroup rw,memory 0 0\n"));
+        assert_eq!(layout.v1, [vec!["memory".to_owned()], vec!["name=systemd".to_owned()]]);
+        assert_eq!(layout.unified_folder(), None);
+    }
+}

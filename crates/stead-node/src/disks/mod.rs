@@ -1,0 +1,467 @@
+//! Data disks: finding the device a rule means, formatting it only when it is blank, mounting it.
+//!
+//! Owns what happens to block devices. The root's own disk is prepared in the first stage by [`prepare_root_disk`],
+//! everything else by [`set_up`] once the root is there.
+
+pub mod probe;
+
+use crate::{
+    boot::apply::mount_filesystem,
+    handle::Handle,
+    reaper::{Exit, Reaper},
+};
+use probe::{Content, name};
+use rustix::{
+    mount::mount_bind,
+    process::{chdir, chroot},
+};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{self, Seek, SeekFrom},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+use stead_model::{
+    agent::{DiskOutcome, DiskStatus},
+    node::DATA_LABEL,
+    recipe::{DiskMatch, DiskRule, Filesystem},
+};
+
+/// Where links from serials to device nodes are.
+pub const BY_SERIAL: &str = "/dev/disk/by-serial";
+
+/// Formatting takes this long at most: mkfs of a large disk with lazy initialisation takes seconds.
+const FORMAT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A disk cannot be used. It has been left alone.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// Reading failed.
+    #[error("read {device}")]
+    Read {
+        /// Device.
+        device: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not blank and not what the rule asks for.
+    #[error("{device} carries {content}, not {wanted}; left alone")]
+    Occupied {
+        /// Device.
+        device: PathBuf,
+        /// What it carries.
+        content: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// It has the filesystem, but that cannot be mounted.
+    #[error("{device} carries {content} that cannot be mounted on {target}; left alone")]
+    Mount {
+        /// Device.
+        device: PathBuf,
+        /// What it carries.
+        content: String,
+        /// Where.
+        target: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A blank device could not be formatted.
+    #[error("format {device} with {program}: {why}")]
+    Format {
+        /// Device.
+        device: PathBuf,
+        /// The tool.
+        program: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// A directory or bind mount.
+    #[error("bind {path}")]
+    Bind {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a device carries. Reads only.
+///
+/// # Errors
+/// It cannot be opened or read.
+pub fn look(device: &Path) -> Result<Content, DiskError> {
+    let read = |source| DiskError::Read { device: device.to_owned(), source };
+    let mut file = File::open(device).map_err(read)?;
+    let size = file.seek(SeekFrom::End(0)).map_err(read)?;
+    probe::probe(&mut file, size).map_err(read)
+}
+
+/// What is to be done with a device, by what it carries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// It is blank: format it.
+    Format,
+    /// It has what the rule asks for.
+    Use,
+    /// It carries something else.
+    Refuse,
+}
+
+/// Decides. Only [`Content::Blank`] is ever formatted.
+pub fn decide(content: &Content, filesystem: Filesystem, label: &str) -> Decision {
+    match content {
+        Content::Blank => Decision::Format,
+        Content::Filesystem { kind, label: found, damaged: false }
+            if *kind == filesystem && found == label =>
+        {
+            Decision::Use
+        }
+        _ => Decision::Refuse,
+    }
+}
+
+/// The tool and arguments that make a filesystem. None is told to overwrite: the tools look for signatures too.
+pub fn format_command(filesystem: Filesystem, label: &str, device: &Path) -> (&'static str, Vec<String>) {
+    let device = device.to_string_lossy().into_owned();
+    let (program, options): (_, &[&str]) = match filesystem {
+        // A blank disk needs no discard, and its inode tables can be zeroed while it is in use.
+        Filesystem::Ext4 => {
+            ("mkfs.ext4", &["-q", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", "-L"])
+        }
+        Filesystem::Xfs => ("mkfs.xfs", &["-q", "-K", "-L"]),
+        Filesystem::Btrfs => ("mkfs.btrfs", &["-q", "-K", "-L"]),
+    };
+    let mut arguments: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
+    arguments.extend([label.to_owned(), device]);
+    (program, arguments)
+}
+
+/// PATH of tools, in any Debian-like root.
+pub const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+fn tool(program: &str, arguments: &[String]) -> Command {
+    let found = TOOL_PATH.split(':').map(|d| Path::new(d).join(program)).find(|p| p.exists());
+    let mut command = Command::new(found.unwrap_or_else(|| PathBuf::from(program)));
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", TOOL_PATH)
+        .env("LANG", "C.UTF-8")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn mount_device(
+    device: &Path,
+    target: &Path,
+    filesystem: Filesystem,
+    content: &Content,
+) -> Result<(), DiskError> {
+    let data = if filesystem == Filesystem::Ext4 { "errors=remount-ro" } else { "" };
+    mount_filesystem(&device.to_string_lossy(), target, name(filesystem), &[], data).map_err(|source| {
+        DiskError::Mount {
+            device: device.to_owned(),
+            content: content.to_string(),
+            target: target.to_owned(),
+            source,
+        }
+    })
+}
+
+fn occupied(device: &Path, content: &Content, filesystem: Filesystem, label: &str) -> DiskError {
+    DiskError::Occupied {
+        device: device.to_owned(),
+        content: content.to_string(),
+        wanted: format!("{} labelled {label:?}", name(filesystem)),
+    }
+}
+
+/// Formats the root's data disk when it is blank, with the `mkfs.ext4` of the root at `tools`, and mounts it on
+/// `target`. For the first stage: waits, and no reaper runs yet.
+///
+/// # Errors
+/// The disk cannot be used; it has been left alone.
+pub fn prepare_root_disk(
+    device: &Path,
+    target: &Path,
+    tools: &Path,
+    warn: &mut dyn FnMut(String),
+) -> Result<(), DiskError> {
+    let mut content = look(device)?;
+    if let Content::Blank | Content::Filesystem { .. } = content
+        && !kernel_knows(name(Filesystem::Ext4))
+    {
+        // The kernel asks for its modules with the initrd's modprobe, and there is none.
+        let _ = in_root(tools, "modprobe", &["-q".to_owned(), name(Filesystem::Ext4).to_owned()]).status();
+    }
+    match decide(&content, Filesystem::Ext4, DATA_LABEL) {
+        Decision::Refuse => return Err(occupied(device, &content, Filesystem::Ext4, DATA_LABEL)),
+        Decision::Use => {}
+        Decision::Format => {
+            let (program, arguments) = format_command(Filesystem::Ext4, DATA_LABEL, device);
+            let failed = |why: String| DiskError::Format { device: device.to_owned(), program, why };
+            let output = in_root(tools, program, &arguments).output().map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => failed("the image has no such program (Debian: e2fsprogs)".into()),
+                _ => failed(e.to_string()),
+            })?;
+            if !output.status.success() {
+                let said = String::from_utf8_lossy(&output.stderr);
+                return Err(failed(format!("{}: {}", output.status, last_line(&said))));
+            }
+            warn(format!("data disk {} was blank and has been formatted", device.display()));
+            content = look(device)?;
+        }
+    }
+    mount_device(device, target, Filesystem::Ext4, &content)
+}
+
+/// Whether the filesystem is built in or loaded.
+fn kernel_knows(filesystem: &str) -> bool {
+    fs::read_to_string("/proc/filesystems")
+        .is_ok_and(|text| text.lines().any(|l| l.split_whitespace().last() == Some(filesystem)))
+}
+
+/// A tool of the root at `root`, run in it.
+fn in_root(root: &Path, program: &str, arguments: &[String]) -> Command {
+    let mut command = Command::new(format!("/sbin/{program}"));
+    command.args(arguments).env_clear().env("PATH", TOOL_PATH).stdin(Stdio::null());
+    let root = root.to_owned();
+    // SAFETY: between fork and exec only chroot(2) and chdir(2) are called, with a path made before; both are
+    // async-signal-safe and allocate nothing (the path is shorter than rustix' stack buffer of 256 bytes, or the
+    // process has a single thread, as the first stage has).
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || {
+            chroot(root.as_path())?;
+            Ok(chdir(c"/")?)
+        });
+    }
+    command
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message").trim()
+}
+
+/// Devices a rule without a serial may take: whole disks, by name, without those the machine is made of.
+pub fn candidates(sys_block: &Path, serials: &[(String, PathBuf)]) -> Vec<PathBuf> {
+    let taken: BTreeSet<&Path> =
+        serials.iter().filter(|(s, _)| is_machine_drive(s)).map(|(_, d)| d.as_path()).collect();
+    let mut names: Vec<String> = fs::read_dir(sys_block)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .filter(|n| ["vd", "sd", "nvme", "xvd", "mmcblk"].iter().any(|p| n.starts_with(p)))
+        .collect();
+    names.sort();
+    let devices = names.iter().map(|n| Path::new("/dev").join(n));
+    devices.filter(|d| !taken.contains(d.as_path()) && d.exists()).collect()
+}
+
+/// Whether a serial names a layer or the spec.
+pub fn is_machine_drive(serial: &str) -> bool {
+    serial == "spec"
+        || serial
+            .strip_prefix("layer")
+            .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Drives and their serials as the kernel tells them (`/sys/block/*/serial` for virtio, `device/serial` for NVMe).
+pub fn serials(sys_block: &Path) -> Vec<(String, PathBuf)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(sys_block).into_iter().flatten().flatten() {
+        for file in ["serial", "device/serial"] {
+            if let Ok(serial) = fs::read_to_string(entry.path().join(file)) {
+                let serial = serial.trim_matches(['\0', '\n', ' ']).to_owned();
+                if !serial.is_empty() {
+                    found.push((serial, Path::new("/dev").join(entry.file_name())));
+                    break;
+                }
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Sets up every rule's disk and tells the outcome to the node's handle.
+pub async fn set_up(rules: &[DiskRule], handle: &Handle, in_namespace: bool) -> Vec<DiskStatus> {
+    let mut outcomes = Vec::new();
+    let mut used = BTreeSet::new();
+    for rule in rules {
+        let status = match find(rule, &used, in_namespace) {
+            None => DiskStatus {
+                name: rule.name.clone(),
+                device: None,
+                outcome: DiskOutcome::Missing,
+                detail: "no device matches".into(),
+            },
+            Some(device) => {
+                used.insert(device.clone());
+                let (outcome, detail) = match set_up_one(rule, &device, handle.reaper()).await {
+                    Ok(done) => done,
+                    Err(e) => {
+                        let why = crate::chain(&e);
+                        handle.warn(format!("disk {}: {why}", rule.name));
+                        (DiskOutcome::Refused, why)
+                    }
+                };
+                let device = Some(device.display().to_string());
+                DiskStatus { name: rule.name.clone(), device, outcome, detail }
+            }
+        };
+        handle.note(format!("disk {} {}", rule.name, word(status.outcome)));
+        handle.add_disk(status.clone());
+        outcomes.push(status);
+    }
+    outcomes
+}
+
+fn word(outcome: DiskOutcome) -> &'static str {
+    match outcome {
+        DiskOutcome::Formatted => "formatted",
+        DiskOutcome::Found => "found",
+        DiskOutcome::Refused => "refused",
+        DiskOutcome::Missing => "missing",
+    }
+}
+
+fn find(rule: &DiskRule, used: &BTreeSet<PathBuf>, in_namespace: bool) -> Option<PathBuf> {
+    let by_serial = |serial: &str| {
+        let link = Path::new(BY_SERIAL).join(serial);
+        fs::canonicalize(link).ok()
+    };
+    match &rule.matches {
+        DiskMatch::Serial(serial) => by_serial(serial),
+        DiskMatch::Device(path) => fs::canonicalize(path).ok(),
+        DiskMatch::LabelOrFirstBlank(label) => {
+            let devices: Vec<PathBuf> = if in_namespace {
+                let mut links: Vec<PathBuf> =
+                    fs::read_dir(BY_SERIAL).ok()?.flatten().map(|e| e.path()).collect();
+                links.sort();
+                links.iter().filter_map(|l| fs::canonicalize(l).ok()).collect()
+            } else {
+                candidates(Path::new("/sys/block"), &serials(Path::new("/sys/block")))
+            };
+            let free: Vec<(PathBuf, Content)> = devices
+                .into_iter()
+                .filter(|d| !used.contains(d))
+                .filter_map(|d| look(&d).ok().map(|c| (d, c)))
+                .collect();
+            let labelled = |c: &Content| matches!(c, Content::Filesystem { label: l, .. } if l == label);
+            let found = free.iter().find(|(_, c)| labelled(c));
+            found.or_else(|| free.iter().find(|(_, c)| *c == Content::Blank)).map(|(d, _)| d.clone())
+        }
+    }
+}
+
+async fn set_up_one(
+    rule: &DiskRule,
+    device: &Path,
+    reaper: &Reaper,
+) -> Result<(DiskOutcome, String), DiskError> {
+    let mut content = look(device)?;
+    let outcome = match decide(&content, rule.filesystem, &rule.label) {
+        Decision::Refuse => return Err(occupied(device, &content, rule.filesystem, &rule.label)),
+        Decision::Use => DiskOutcome::Found,
+        Decision::Format => {
+            format(device, rule, reaper).await?;
+            content = look(device)?;
+            DiskOutcome::Formatted
+        }
+    };
+    let mut detail = content.to_string();
+    if let Some(mount) = &rule.mount {
+        let target = Path::new(mount);
+        let bind = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DiskError::Bind { path, source }
+        };
+        fs::create_dir_all(target).map_err(bind(target))?;
+        mount_device(device, target, rule.filesystem, &content)?;
+        for (from, to) in &rule.binds {
+            let from = target.join(from.trim_start_matches('/'));
+            let to = Path::new(to);
+            fs::create_dir_all(&from).map_err(bind(&from))?;
+            fs::create_dir_all(to).map_err(bind(to))?;
+            mount_bind(&from, to).map_err(io::Error::from).map_err(bind(to))?;
+        }
+        detail = format!("{detail} on {mount}");
+    }
+    Ok((outcome, detail))
+}
+
+async fn format(device: &Path, rule: &DiskRule, reaper: &Reaper) -> Result<(), DiskError> {
+    let (program, arguments) = format_command(rule.filesystem, &rule.label, device);
+    let failed = |why: String| DiskError::Format { device: device.to_owned(), program, why };
+    let mut running = reaper.spawn(&mut tool(program, &arguments)).map_err(|e| failed(e.to_string()))?;
+    let said = running.child.stderr.take().map(crate::services::read_some);
+    let exit = match tokio::time::timeout(FORMAT_TIMEOUT, &mut running.exit).await {
+        Ok(exit) => exit.unwrap_or(Exit::Signal(9)),
+        Err(_) => {
+            let _ = rustix::process::kill_process(running.pid, rustix::process::Signal::KILL);
+            return Err(failed(format!("took longer than {} s", FORMAT_TIMEOUT.as_secs())));
+        }
+    };
+    if exit.success() {
+        return Ok(());
+    }
+    let said = match said {
+        Some(text) => text.await,
+        None => String::new(),
+    };
+    Err(failed(format!("{exit}: {}", last_line(&said))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_blank_devices_are_formatted() {
+        let ext4 = |label: &str, damaged| Content::Filesystem {
+            kind: Filesystem::Ext4,
+            label: label.into(),
+            damaged,
+        };
+        assert_eq!(decide(&Content::Blank, Filesystem::Ext4, "a"), Decision::Format);
+        assert_eq!(decide(&ext4("a", false), Filesystem::Ext4, "a"), Decision::Use);
+        for other in [ext4("b", false), ext4("a", true), Content::Other("swap")] {
+            assert_eq!(decide(&other, Filesystem::Ext4, "a"), Decision::Refuse, "{other}");
+        }
+        assert_eq!(decide(&ext4("a", false), Filesystem::Xfs, "a"), Decision::Refuse);
+    }
+
+    #[test]
+    fn tools_are_never_told_to_overwrite() {
+        for filesystem in [Filesystem::Ext4, Filesystem::Xfs, Filesystem::Btrfs] {
+            let (program, arguments) = format_command(filesystem, "l", Path::new("/dev/vdb"));
+            assert!(!arguments.iter().any(|a| a == "-f" || a == "-F" || a == "--force"), "{program}");
+            assert_eq!(arguments[arguments.len() - 2..], ["l", "/dev/vdb"]);
+        }
+    }
+
+    #[test]
+    fn drives_of_the_machine_are_no_data_disks() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, serial) in [("vda", "layer0"), ("vdb", "spec"), ("vdc", "data"), ("loop0", "")] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("serial"), serial).unwrap();
+        }
+        let found = serials(dir.path());
+        assert_eq!(found.len(), 3);
+        assert!(found.contains(&("data".to_owned(), "/dev/vdc".into())));
+        assert!(!candidates(dir.path(), &found).iter().any(|d| d.ends_with("vda") || d.ends_with("vdb")));
+        assert!(is_machine_drive("layer12") && !is_machine_drive("layers") && !is_machine_drive("layer"));
+    }
+}

@@ -1,0 +1,179 @@
+//! The end: signals and the power button that ask for it, and the last steps that bring it about.
+
+use crate::{
+    boot::Mode,
+    handle::{Handle, Stop, say},
+    mounts,
+};
+use rustix::{
+    mount::{MountFlags, UnmountFlags, mount_remount, unmount},
+    process::{Pid, Signal, getpid, kill_process},
+    system::{RebootCommand, reboot},
+};
+use std::{
+    fs,
+    io::Read,
+    path::Path,
+    time::{Duration, Instant},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Services get this long when a signal or the power button asks. Shorter than the time after which supervisors kill
+/// a machine, so that disks are unmounted.
+pub const DEADLINE: Duration = Duration::from_secs(25);
+/// Processes of no service get this long after TERM.
+const STRAGGLERS: Duration = Duration::from_millis(500);
+
+/// Turns signals (TERM and PWR: power off; INT, which the kernel sends for ctrl-alt-del: boot again) and the power
+/// button into the wish to stop.
+pub fn listen(handle: &Handle, mode: Mode) {
+    if mode == Mode::Vm {
+        // Else ctrl-alt-del resets the machine at once.
+        let _ = reboot(RebootCommand::CadOff);
+        power_buttons(handle);
+    }
+    let wishes = [
+        (SignalKind::terminate(), Stop::Shutdown(DEADLINE)),
+        (SignalKind::from_raw(Signal::POWER.as_raw()), Stop::Shutdown(DEADLINE)),
+        (SignalKind::interrupt(), Stop::Reboot(DEADLINE)),
+    ];
+    for (kind, stop) in wishes {
+        match signal(kind) {
+            Ok(mut signals) => {
+                let handle = handle.clone();
+                tokio::spawn(async move {
+                    if signals.recv().await.is_some() {
+                        handle.request_stop(stop);
+                    }
+                });
+            }
+            Err(e) => handle.warn(format!("no handler for signal {}: {e}", kind.as_raw_value())),
+        }
+    }
+}
+
+/// `struct input_event` of a 64-bit kernel: two 8-byte times, type, code, value (linux/input.h).
+const EVENT_BYTES: usize = 24;
+/// EV_KEY and KEY_POWER (linux/input-event-codes.h).
+const KEY_POWER: (u16, u16, i32) = (1, 116, 1);
+
+/// Whether one input event is the power button going down.
+fn is_power_button(event: &[u8; EVENT_BYTES]) -> bool {
+    let kind = u16::from_ne_bytes([event[16], event[17]]);
+    let code = u16::from_ne_bytes([event[18], event[19]]);
+    let value = i32::from_ne_bytes([event[20], event[21], event[22], event[23]]);
+    (kind, code, value) == KEY_POWER
+}
+
+/// Watches every input device; those that are no buttons never send the event.
+fn power_buttons(handle: &Handle) {
+    for entry in fs::read_dir("/dev/input").into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with("event") {
+            continue;
+        }
+        let Ok(file) = fs::File::open(entry.path()) else { continue };
+        let _ = rustix::io::ioctl_fionbio(&file, true);
+        // SAFETY: a `File` has one descriptor for all of its life, and closes it only when the `AsyncFd` drops it.
+        #[allow(unsafe_code)]
+        let Ok(device) = (unsafe { tokio::io::unix::AsyncFd::register(file) }) else { continue };
+        let handle = handle.clone();
+        tokio::spawn(async move {
+            let mut event = [0u8; EVENT_BYTES];
+            while let Ok(mut guard) = device.readable().await {
+                match guard.try_io(|d| d.get_ref().read(&mut event)) {
+                    Ok(Ok(EVENT_BYTES)) if is_power_button(&event) => {
+                        handle.note("power button");
+                        return handle.request_stop(Stop::Shutdown(DEADLINE));
+                    }
+                    Ok(Ok(EVENT_BYTES)) | Err(_) => {}
+                    Ok(_) => return,
+                }
+            }
+        });
+    }
+}
+
+/// Ends what still runs, writes everything to disk, unmounts, and leaves. Does not return when the kernel obeys: in a
+/// namespace it ends init by HUP (boot again) or INT (power off), which the machine's supervisor reads.
+pub async fn leave(stop: Stop, mode: Mode) {
+    end_stragglers().await;
+    rustix::fs::sync();
+    unmount_all(mode);
+    let command = match stop {
+        Stop::Shutdown(_) => RebootCommand::PowerOff,
+        Stop::Reboot(_) => RebootCommand::Restart,
+    };
+    if getpid() != Pid::INIT {
+        // Only in tests: reboot(2) would end the machine that tests run on.
+        return;
+    }
+    let error = reboot(command);
+    say(format_args!("reboot: {error:?}"));
+}
+
+/// Every process but this one and kernel threads.
+fn others() -> Vec<Pid> {
+    let me = getpid();
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok().and_then(Pid::from_raw))
+        .filter(|pid| *pid != me)
+        // Kernel threads and zombies have no memory, hence no command line.
+        .filter(|pid| {
+            fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|c| !c.is_empty())
+        })
+        .collect()
+}
+
+async fn end_stragglers() {
+    if getpid() != Pid::INIT {
+        return;
+    }
+    for sig in [Signal::TERM, Signal::KILL] {
+        for pid in others() {
+            let _ = kill_process(pid, sig);
+        }
+        let until = Instant::now() + STRAGGLERS;
+        while !others().is_empty() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Unmounts what holds state on disks, last mounted first; a root on a disk is made read-only.
+fn unmount_all(mode: Mode) {
+    if getpid() != Pid::INIT {
+        return;
+    }
+    for mount in mounts::current().iter().rev() {
+        if ["ext4", "xfs", "btrfs"].contains(&mount.filesystem.as_str()) && mount.target != Path::new("/") {
+            let _ = unmount(&mount.target, UnmountFlags::empty());
+        }
+    }
+    let _ = mount_remount("/", MountFlags::RDONLY, c"");
+    if mode == Mode::Vm {
+        // The filesystem under the overlay is out of reach by path; the kernel makes every one of them read-only.
+        let _ = fs::write("/proc/sysrq-trigger", "u");
+    }
+    rustix::fs::sync();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_power_button_is_told_from_other_events() {
+        let mut event = [0u8; EVENT_BYTES];
+        event[16..18].copy_from_slice(&1u16.to_ne_bytes());
+        event[18..20].copy_from_slice(&116u16.to_ne_bytes());
+        event[20..24].copy_from_slice(&1i32.to_ne_bytes());
+        assert!(is_power_button(&event));
+        event[20] = 0;
+        assert!(!is_power_button(&event), "the button going up");
+        event[18] = 30;
+        assert!(!is_power_button(&event));
+    }
+}

@@ -1,0 +1,278 @@
+//! The second stage: PID 1 in the node's root, from network to the ordered stop.
+
+use crate::{
+    api,
+    boot::{Mode, Upper, apply::mount_filesystem},
+    cgroups::Tree,
+    disks, engine,
+    handle::{Handle, Stop, say},
+    modules, mounts,
+    network::{apply::Netlink, dhcp, files},
+    power,
+    reaper::Reaper,
+    rescue,
+    services::{self, Supervisor},
+    state::BootState,
+    sysctl,
+};
+use rustix::mount::mount_bind;
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use stead_model::{
+    EngineKind, NodeSpec,
+    agent::{DiskOutcome, DiskStatus, NodePhase},
+    node::{DATA_LABEL, SYSTEM_SPEC_PATH},
+    recipe::{Filesystem, SystemSpec},
+};
+
+/// Where logs are.
+const LOG_DIR: &str = "/var/log/stead";
+/// How long the boot waits for a first DHCP lease before it goes on without.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Part of the stop's deadline that is kept for syncing and unmounting.
+const LAST_STEPS: Duration = Duration::from_secs(2);
+
+/// Runs the node until it is to stop, and stops it. Returns only outside PID 1, or when the kernel does not obey.
+///
+/// # Errors
+/// No runtime or no reaper: nothing can be done without.
+pub fn node(state: BootState) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let reaper = Reaper::start(rustix::process::getpid() == rustix::process::Pid::INIT)?;
+        let mode = state.mode;
+        let handle = new_handle(&state, reaper)?;
+        power::listen(&handle, mode);
+        let booted = boot(&state, &handle).await;
+        let why = state.rescue.clone().or(booted.failed);
+        if let Some(why) = why {
+            handle.enter_rescue(why.clone());
+            tokio::spawn(rescue::keep_telling(handle.clone(), why));
+        }
+        let stop = handle.stop_requested().await;
+        end(&handle, stop, booted.supervisor, mode).await;
+        Ok(())
+    })
+}
+
+fn new_handle(state: &BootState, reaper: Reaper) -> io::Result<Handle> {
+    let spec = state.spec.clone().or_else(rescue::nameless).ok_or_else(|| io::Error::other("no spec"))?;
+    let log_dir = PathBuf::from(LOG_DIR);
+    let _ = fs::DirBuilder::new().recursive(true).mode(0o750).create(&log_dir);
+    let handle = Handle::new(spec, state.started(), state.boot_id.clone(), log_dir, reaper);
+    for event in &state.timeline {
+        handle.note_before(event.clone());
+    }
+    for warning in &state.warnings {
+        handle.warn(warning.clone());
+    }
+    Ok(handle)
+}
+
+/// What has been started.
+#[derive(Default)]
+struct Booted {
+    supervisor: Option<Supervisor>,
+    /// Why the node is in rescue though its root was made.
+    failed: Option<String>,
+}
+
+async fn boot(state: &BootState, handle: &Handle) -> Booted {
+    let spec = handle.spec().clone();
+    let in_namespace = state.mode == Mode::Namespace;
+    let in_rescue = state.rescue.is_some();
+    let (system, failed) = match system_spec(&spec) {
+        Ok(system) => (system, None),
+        Err(why) => (spec.system.clone(), Some(why)),
+    };
+    let (tree, errors) = Tree::prepare(&mounts::current());
+    for e in errors {
+        handle.warn(crate::chain(&e));
+    }
+    set_hostname(&spec, &system, handle);
+    let leases = set_up_network(&spec, handle).await;
+    for (key, value) in &system.sysctl {
+        if let Err(why) = sysctl::set(key, &value.0, in_namespace) {
+            handle.warn(why);
+        }
+    }
+    let kind = spec.engine.as_ref().map_or(EngineKind::None, |e| e.kind);
+    let in_rescue = in_rescue || failed.is_some();
+    let manager = spec.engine.clone().filter(|e| !in_rescue && !e.kind.is_none()).map(|e| {
+        let socket = Path::new(engine_folder(e.kind)).join("unix.socket");
+        engine::Manager::new(e, spec.name.clone(), handle.clone(), socket)
+    });
+    serve_agent(&spec, handle, manager.clone());
+    if in_rescue {
+        return Booted { supervisor: None, failed };
+    }
+    if !in_namespace && !kind.is_none() {
+        load_modules(handle);
+    }
+    let outcomes = disks::set_up(&system.disks, handle, in_namespace).await;
+    keep_engine_off_overlay(state, kind, handle);
+    warn_of_lost_state(state, &outcomes, handle);
+    if !leases.is_empty() {
+        wait_for_leases(leases, handle).await;
+    }
+    handle.set_phase(NodePhase::Starting);
+    services::run_onboot(&system.onboot, handle, &tree).await;
+    let supervisor = Supervisor::start(system.services, handle, &tree);
+    if let Some(manager) = manager {
+        tokio::spawn(manager.run());
+    }
+    Booted { supervisor: Some(supervisor), failed: None }
+}
+
+/// The image's own system spec with what the node spec adds.
+fn system_spec(spec: &NodeSpec) -> Result<SystemSpec, String> {
+    let image = match fs::read_to_string(SYSTEM_SPEC_PATH) {
+        Ok(text) => {
+            stead_model::text::from_json::<SystemSpec>(SYSTEM_SPEC_PATH, &text).map_err(|e| e.to_string())?
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => SystemSpec::default(),
+        Err(e) => return Err(format!("read {SYSTEM_SPEC_PATH}: {e}")),
+    };
+    let merged = image.merged(&spec.system);
+    merged.check().map_err(|(key, why)| format!("system spec: {key}: {why}"))?;
+    Ok(merged)
+}
+
+fn set_hostname(spec: &NodeSpec, system: &SystemSpec, handle: &Handle) {
+    let hostname = system.hostname.as_deref().unwrap_or(spec.name.as_str());
+    if let Err(e) = rustix::system::sethostname(hostname.as_bytes()) {
+        handle.warn(format!("hostname {hostname} not set: {e}"));
+    }
+    let texts = [
+        ("/etc/hostname", format!("{hostname}\n")),
+        ("/etc/hosts", files::hosts(hostname, spec.cluster.as_str(), &spec.network)),
+        ("/etc/resolv.conf", files::resolv_conf(&spec.network.nameservers, &spec.network.search)),
+    ];
+    for (path, text) in texts {
+        if let Err(e) = files::write(Path::new(path), &text) {
+            handle.warn(format!("{path} not written: {e}"));
+        }
+    }
+}
+
+/// Returns what tells of the first lease of each interface that asks for one.
+async fn set_up_network(spec: &NodeSpec, handle: &Handle) -> Vec<dhcp::FirstLease> {
+    let netlink = match Netlink::open() {
+        Ok(netlink) => netlink,
+        Err(e) => {
+            handle.warn(format!("network: {}", crate::chain(&e)));
+            return Vec::new();
+        }
+    };
+    for why in netlink.set_up(&spec.network).await {
+        handle.warn(format!("network: {why}"));
+    }
+    handle.note("network up");
+    let wanted = spec.network.interfaces.iter().filter(|i| i.dhcp);
+    wanted
+        .map(|i| dhcp::keep(i.name.clone(), spec.network.clone(), netlink.clone(), handle.clone()))
+        .collect()
+}
+
+async fn wait_for_leases(leases: Vec<dhcp::FirstLease>, handle: &Handle) {
+    let all = async {
+        for lease in leases {
+            let _ = lease.await;
+        }
+    };
+    if tokio::time::timeout(LEASE_TIMEOUT, all).await.is_err() {
+        handle.warn(format!("no DHCP lease after {} s; still asking", LEASE_TIMEOUT.as_secs()));
+    }
+}
+
+fn serve_agent(spec: &NodeSpec, handle: &Handle, manager: Option<Arc<engine::Manager>>) {
+    let Some(agent) = spec.agent.clone() else {
+        handle.note("no agent: the spec has no certificates");
+        return;
+    };
+    let handle = handle.clone();
+    tokio::spawn(async move {
+        if let Err(e) = api::serve(agent, handle.clone(), manager).await {
+            handle.warn(format!("agent: {}", crate::chain(&e)));
+        }
+    });
+}
+
+/// Where an engine keeps its state and its socket.
+fn engine_folder(kind: EngineKind) -> &'static str {
+    match kind {
+        EngineKind::Lxd => "/var/lib/lxd",
+        EngineKind::Incus | EngineKind::None => "/var/lib/incus",
+    }
+}
+
+fn load_modules(handle: &Handle) {
+    let mut argv = vec!["modprobe".to_owned(), "-a".to_owned(), "-q".to_owned()];
+    argv.extend(modules::FOR_ENGINES.iter().map(|m| (*m).to_owned()));
+    // Modules that are missing are no error: they may be built in.
+    if let Ok(running) = handle.reaper().spawn(&mut services::base_command(&argv, &Default::default())) {
+        tokio::spawn(running.exit);
+    }
+}
+
+/// Engines cannot keep instances on overlayfs. Without a disk mounted there, their directory goes to the data disk
+/// under the root, else to memory.
+fn keep_engine_off_overlay(state: &BootState, kind: EngineKind, handle: &Handle) {
+    if kind.is_none() {
+        return;
+    }
+    let folder = Path::new(engine_folder(kind));
+    let mounts = mounts::current();
+    if mounts::holding(&mounts, folder)
+        .is_some_and(|m| m.filesystem != "overlay" && m.target != Path::new("/"))
+    {
+        return;
+    }
+    let done = fs::create_dir_all(folder).and_then(|()| match &state.upper {
+        Some(Upper::Disk(device)) => bind_from_data_disk(device, folder),
+        _ => mount_filesystem("engine", folder, "tmpfs", &[], "mode=0711"),
+    });
+    if let Err(e) = done {
+        handle.warn(format!("{}: no filesystem for the engine: {e}", folder.display()));
+    }
+}
+
+fn bind_from_data_disk(device: &Path, folder: &Path) -> io::Result<()> {
+    let disk = Path::new("/run/stead/data");
+    fs::create_dir_all(disk)?;
+    mount_filesystem(&device.to_string_lossy(), disk, disks::probe::name(Filesystem::Ext4), &[], "")?;
+    let name = folder.file_name().map(PathBuf::from).unwrap_or_default();
+    let source = disk.join("engine").join(name);
+    fs::create_dir_all(&source)?;
+    Ok(mount_bind(&source, folder)?)
+}
+
+fn warn_of_lost_state(state: &BootState, outcomes: &[DiskStatus], handle: &Handle) {
+    let kept = matches!(state.upper, Some(Upper::Disk(_)))
+        || outcomes.iter().any(|o| matches!(o.outcome, DiskOutcome::Formatted | DiskOutcome::Found));
+    if !kept {
+        handle.warn(format!("no data disk (label {DATA_LABEL}): state is lost at reboot"));
+    }
+}
+
+/// Stops services in order, within the deadline, then the node.
+async fn end(handle: &Handle, stop: Stop, supervisor: Option<Supervisor>, mode: Mode) {
+    handle.set_phase(NodePhase::Stopping);
+    let (word, deadline) = match stop {
+        Stop::Shutdown(d) => ("shutting down", d),
+        Stop::Reboot(d) => ("rebooting", d),
+    };
+    handle.note(word);
+    if let Some(mut supervisor) = supervisor {
+        let deadline = deadline.saturating_sub(LAST_STEPS).max(deadline / 2);
+        supervisor.stop(Instant::now() + deadline).await;
+    }
+    handle.note("services stopped");
+    power::leave(stop, mode).await;
+    say(format_args!("the node has stopped"));
+}

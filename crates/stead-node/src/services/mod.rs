@@ -1,0 +1,523 @@
+//! Supervised services.
+//!
+//! ```text
+//!            dependencies ready          ready check holds
+//!  Waiting ───────────────────> Starting ────────────────> Ready
+//!     ^                            │ ends                    │ ends
+//!     │                            v                         v
+//!     │            pause       ┌─────────── restart policy ───────────┐
+//!     └─(again: Starting)──── Backoff                 Done (exit 0) / Failed
+//!                          on stop, from anywhere: Stopped
+//! ```
+//! One task per service. A service starts as soon as everything it comes after has once been ready, and is stopped
+//! once everything that comes after it has stopped. No end of a service is the node's end.
+
+pub mod log;
+pub mod ready;
+
+use crate::{
+    cgroups::{Group, Tree},
+    disks::TOOL_PATH,
+    handle::Handle,
+    reaper::{Exit, Running},
+};
+use log::Log;
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, kill_process_group, setrlimit, setsid};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{self, Write},
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use stead_model::{
+    agent::{NodePhase, ServiceState, ServiceStatus},
+    recipe::{Onboot, Restart, Service},
+};
+use tokio::{io::AsyncReadExt, sync::watch};
+
+/// First pause before a service is started again.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause: a service that fails for ever costs two starts a minute.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// After this long a run counts as good, and the next pause is the first again.
+const GOOD_RUN: Duration = Duration::from_secs(60);
+/// Seconds between the stop signal and KILL when the service does not say.
+const STOP_TIMEOUT_S: u32 = 20;
+/// Seconds an onboot command may take when it does not say.
+const ONBOOT_TIMEOUT_S: u32 = 60;
+/// How long a killed process may take to be gone; one in uninterruptible sleep is not waited for.
+const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// The next pause after one of `last`.
+pub fn next_pause(last: Option<Duration>, ran: Duration) -> Duration {
+    match last {
+        Some(last) if ran < GOOD_RUN => (last * 2).min(LONGEST_PAUSE),
+        _ => FIRST_PAUSE,
+    }
+}
+
+/// Signal of a name as kill(1) knows it, with or without `SIG`.
+pub fn signal_of(name: &str) -> Option<Signal> {
+    let name = name.strip_prefix("SIG").unwrap_or(name);
+    let known = [
+        ("TERM", Signal::TERM),
+        ("INT", Signal::INT),
+        ("QUIT", Signal::QUIT),
+        ("HUP", Signal::HUP),
+        ("KILL", Signal::KILL),
+        ("USR1", Signal::USR1),
+        ("USR2", Signal::USR2),
+        ("PWR", Signal::POWER),
+        ("WINCH", Signal::WINCH),
+        ("CONT", Signal::CONT),
+    ];
+    known.iter().find(|(n, _)| *n == name).map(|(_, s)| *s)
+}
+
+/// Whether a service that ended so is started again.
+pub fn restarts(policy: Restart, exit: Option<Exit>) -> bool {
+    match policy {
+        Restart::Always => true,
+        Restart::OnFailure => exit.is_none_or(|e| !e.success()),
+        Restart::Never => false,
+    }
+}
+
+/// A command with the environment every process of the node gets.
+pub(crate) fn base_command(argv: &[String], environment: &BTreeMap<String, String>) -> Command {
+    let (program, arguments) = argv.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs([("PATH", TOOL_PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")])
+        .envs(environment)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+/// Has the process begin in its own session, in the cgroups whose `cgroup.procs` are given, with this many files.
+fn isolate(command: &mut Command, mut entrances: Vec<File>, nofile: Option<u64>) {
+    // SAFETY: between fork and exec only write(2), setrlimit(2) and setsid(2) are called, on descriptors opened
+    // before; all are async-signal-safe, nothing allocates, and errors are returned as numbers.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || {
+            setsid()?;
+            for entrance in &mut entrances {
+                // A hierarchy that refuses (a v1 controller without its set-up) is done without.
+                let _ = entrance.write_all(b"0");
+            }
+            if let Some(limit) = nofile {
+                setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) })?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Waits for a process, and kills its session's group when it takes too long (`None` then).
+pub(crate) async fn wait_bounded(mut running: Running, timeout: Duration) -> Option<Exit> {
+    match tokio::time::timeout(timeout, &mut running.exit).await {
+        Ok(exit) => exit.ok(),
+        Err(_) => {
+            let _ = kill_process_group(running.pid, Signal::KILL);
+            let _ = kill_process(running.pid, Signal::KILL);
+            let _ = tokio::time::timeout(KILL_GRACE, &mut running.exit).await;
+            None
+        }
+    }
+}
+
+/// The end of what a tool says, at most 64 KiB.
+pub(crate) async fn read_some(pipe: impl Into<OwnedFd>) -> String {
+    let mut said = Vec::new();
+    if let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe.into()) {
+        let mut buffer = [0u8; 4096];
+        while let Ok(n @ 1..) = pipe.read(&mut buffer).await {
+            said.extend_from_slice(&buffer[..n]);
+            if said.len() > log::MAX_LINE_BYTES {
+                break;
+            }
+        }
+    }
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+/// A command whose output goes to a log.
+fn logged(command: &mut Command, log: &Log) -> io::Result<()> {
+    let (reader, writer) = io::pipe()?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    tokio::spawn(log.clone().copy_from(reader.into()));
+    Ok(())
+}
+
+/// Runs onboot commands one after the other. A failure is told, and the next one run.
+pub async fn run_onboot(steps: &[Onboot], handle: &Handle, tree: &Tree) {
+    for step in steps {
+        let log = Log::new(
+            handle.log_dir().join(format!("onboot-{}.log", file_name(&step.name))),
+            handle.started(),
+        );
+        let timeout = Duration::from_secs(u64::from(step.timeout_s.unwrap_or(ONBOOT_TIMEOUT_S)));
+        let mut command = base_command(&step.command, &step.environment);
+        let group = tree.group("onboot").unwrap_or_default();
+        isolate(&mut command, group.entrances(), None);
+        let outcome = match logged(&mut command, &log).and_then(|()| handle.reaper().spawn(&mut command)) {
+            Ok(running) => {
+                drop(command);
+                match wait_bounded(running, timeout).await {
+                    Some(exit) if exit.success() => Ok(()),
+                    Some(exit) => Err(exit.to_string()),
+                    None => Err(format!("took longer than {} s", timeout.as_secs())),
+                }
+            }
+            Err(e) => Err(format!("cannot start: {e}")),
+        };
+        match outcome {
+            Ok(()) => handle.note(format!("onboot {} done", step.name)),
+            Err(why) => handle.warn(format!("onboot {} failed: {why}", step.name)),
+        }
+    }
+}
+
+/// A recipe's name of an onboot step may hold anything.
+fn file_name(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect()
+}
+
+/// Where one service is, for the others.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    /// It has been ready once, or ended well.
+    ready: bool,
+    /// It is stopped and stays so.
+    stopped: bool,
+}
+
+/// Services running under supervision.
+#[derive(Debug)]
+pub struct Supervisor {
+    stop: watch::Sender<Option<Instant>>,
+    progress: Vec<watch::Receiver<Progress>>,
+}
+
+/// What the tasks share.
+#[derive(Debug)]
+struct Shared {
+    handle: Handle,
+    tree: Tree,
+    states: Mutex<HashMap<String, (ServiceState, u32)>>,
+}
+
+impl Supervisor {
+    /// Starts services, each as soon as those it comes after are ready. `services` has passed
+    /// [`stead_model::recipe::SystemSpec::check`]: names in `after` exist and there is no cycle.
+    pub fn start(services: Vec<Service>, handle: &Handle, tree: &Tree) -> Self {
+        let (stop, _) = watch::channel(None);
+        let channels: Vec<_> = services.iter().map(|_| watch::channel(Progress::default())).collect();
+        let receiver =
+            |name: &str| services.iter().position(|s| s.name == name).map(|i| channels[i].1.clone());
+        let shared = Arc::new(Shared {
+            handle: handle.clone(),
+            tree: tree.clone(),
+            states: Mutex::new(
+                services.iter().map(|s| (s.name.clone(), (ServiceState::Waiting, 0))).collect(),
+            ),
+        });
+        shared.tell_phase();
+        let progress = channels.iter().map(|(_, r)| r.clone()).collect();
+        let needs: Vec<Vec<_>> =
+            services.iter().map(|s| s.after.iter().filter_map(|a| receiver(a)).collect()).collect();
+        let dependents: Vec<Vec<_>> = services
+            .iter()
+            .map(|s| {
+                services
+                    .iter()
+                    .filter(|o| o.after.contains(&s.name))
+                    .filter_map(|o| receiver(&o.name))
+                    .collect()
+            })
+            .collect();
+        let parts = services.into_iter().zip(channels).zip(needs).zip(dependents);
+        for (((service, (progress, _)), needs), dependents) in parts {
+            let path = handle.log_dir().join(format!("{}.log", service.name));
+            let task = Task {
+                log: Log::new(path, handle.started()),
+                status: ServiceStatus {
+                    name: service.name.clone(),
+                    state: ServiceState::Waiting,
+                    pid: None,
+                    restarts: 0,
+                    last_exit: None,
+                },
+                service,
+                shared: Arc::clone(&shared),
+                progress,
+                needs,
+                dependents,
+                stop: stop.subscribe(),
+            };
+            tokio::spawn(task.run());
+        }
+        Self { stop, progress }
+    }
+
+    /// Stops all, each after those that come after it, and returns when all have stopped. What still runs at
+    /// `deadline` is killed.
+    pub async fn stop(&mut self, deadline: Instant) {
+        self.stop.send_replace(Some(deadline));
+        let all = async {
+            for progress in &mut self.progress {
+                // An error means that the task is gone, and with it the service.
+                let _ = progress.wait_for(|p| p.stopped).await;
+            }
+        };
+        let _ = tokio::time::timeout_at((deadline + KILL_GRACE * 2).into(), all).await;
+    }
+}
+
+impl Shared {
+    fn tell(&self, status: &ServiceStatus) {
+        self.handle.set_service(status.clone());
+        self.states
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(status.name.clone(), (status.state, status.restarts));
+        self.tell_phase();
+    }
+
+    fn tell_phase(&self) {
+        let phase = {
+            let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+            phase_of(states.values().copied())
+        };
+        if phase == NodePhase::Running && self.handle.first_running() {
+            self.handle.note("running");
+        }
+        self.handle.set_phase(phase);
+    }
+}
+
+/// The node's phase by its services' states and restarts.
+fn phase_of(states: impl Iterator<Item = (ServiceState, u32)>) -> NodePhase {
+    let mut phase = NodePhase::Running;
+    for (state, restarts) in states {
+        match state {
+            ServiceState::Ready | ServiceState::Done | ServiceState::Stopped => {}
+            ServiceState::Failed | ServiceState::Backoff => return NodePhase::Degraded,
+            ServiceState::Starting if restarts > 0 => return NodePhase::Degraded,
+            ServiceState::Waiting | ServiceState::Starting => phase = NodePhase::Starting,
+        }
+    }
+    phase
+}
+
+struct Task {
+    service: Service,
+    shared: Arc<Shared>,
+    log: Log,
+    status: ServiceStatus,
+    progress: watch::Sender<Progress>,
+    needs: Vec<watch::Receiver<Progress>>,
+    dependents: Vec<watch::Receiver<Progress>>,
+    stop: watch::Receiver<Option<Instant>>,
+}
+
+/// How one run of a service ended.
+enum Ended {
+    /// By itself; `None` when it could not be started.
+    Itself(Option<Exit>, String),
+    /// The node stops: by this deadline.
+    Stopping(Option<Running>, Group, Instant),
+}
+
+impl Task {
+    async fn run(mut self) {
+        self.tell(ServiceState::Waiting, None);
+        if let Some(deadline) = self.wait_for_needs().await {
+            return self.stopped(None, Group::default(), deadline).await;
+        }
+        let mut pause = None;
+        loop {
+            let began = Instant::now();
+            let (exit, why) = match self.run_once().await {
+                Ended::Stopping(running, group, deadline) => {
+                    return self.stopped(running, group, deadline).await;
+                }
+                Ended::Itself(exit, why) => (exit, why),
+            };
+            self.status.last_exit = Some(why.clone());
+            if !restarts(self.service.restart, exit) {
+                let well = exit.is_some_and(Exit::success);
+                self.shared.handle.note(format!("service {} ended: {why}", self.service.name));
+                self.tell(if well { ServiceState::Done } else { ServiceState::Failed }, None);
+                if well {
+                    self.progress.send_modify(|p| p.ready = true);
+                }
+                let deadline = stop_wanted(&mut self.stop).await;
+                return self.stopped(None, Group::default(), deadline).await;
+            }
+            let wait = next_pause(pause, began.elapsed());
+            pause = Some(wait);
+            let again = wait.as_millis();
+            self.log.line(format!("stead-node: {why}; starting again in {again} ms").as_bytes());
+            self.shared.handle.note(format!("service {} ended: {why}", self.service.name));
+            self.tell(ServiceState::Backoff, None);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                deadline = stop_wanted(&mut self.stop) => {
+                    return self.stopped(None, Group::default(), deadline).await;
+                }
+            }
+            self.status.restarts = self.status.restarts.saturating_add(1);
+        }
+    }
+
+    /// Resolves when everything before this service is ready, or with the deadline when the node stops first.
+    async fn wait_for_needs(&mut self) -> Option<Instant> {
+        let needs = &mut self.needs;
+        let ready = async {
+            for need in needs {
+                if need.wait_for(|p| p.ready).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            deadline = stop_wanted(&mut self.stop) => Some(deadline),
+            () = ready => None,
+        }
+    }
+
+    fn spawn(&self) -> io::Result<(Running, Group)> {
+        let name = self.service.cgroup.clone().unwrap_or_else(|| format!("services/{}", self.service.name));
+        let group = match self.shared.tree.group(&name) {
+            Ok(group) => group,
+            Err(e) => {
+                self.shared.handle.warn(format!("service {}: {}", self.service.name, crate::chain(&e)));
+                Group::default()
+            }
+        };
+        let mut command = base_command(&self.service.command, &self.service.environment);
+        isolate(&mut command, group.entrances(), self.service.nofile);
+        logged(&mut command, &self.log)?;
+        let running = self.shared.handle.reaper().spawn(&mut command)?;
+        Ok((running, group))
+    }
+
+    async fn run_once(&mut self) -> Ended {
+        let (mut running, group) = match self.spawn() {
+            Ok(started) => started,
+            Err(e) => {
+                let why = format!("cannot start: {e}");
+                self.log.line(format!("stead-node: {}: {why}", self.service.command[0]).as_bytes());
+                return Ended::Itself(None, why);
+            }
+        };
+        let pid = Some(running.pid.as_raw_nonzero().get().unsigned_abs());
+        if self.status.restarts == 0 {
+            self.shared.handle.note(format!("service {} started", self.service.name));
+        }
+        self.tell(ServiceState::Starting, pid);
+        if let Some(readiness) = &self.service.ready {
+            tokio::select! {
+                biased;
+                exit = &mut running.exit => return self.ended(exit.ok(), &group),
+                deadline = stop_wanted(&mut self.stop) => return Ended::Stopping(Some(running), group, deadline),
+                () = ready::wait(readiness, self.shared.handle.reaper()) => {}
+            }
+        }
+        if self.status.restarts == 0 && self.service.ready.is_some() {
+            self.shared.handle.note(format!("service {} ready", self.service.name));
+        }
+        self.tell(ServiceState::Ready, pid);
+        self.progress.send_modify(|p| p.ready = true);
+        tokio::select! {
+            biased;
+            exit = &mut running.exit => self.ended(exit.ok(), &group),
+            deadline = stop_wanted(&mut self.stop) => Ended::Stopping(Some(running), group, deadline),
+        }
+    }
+
+    /// The main process has ended: what it left behind would be in the way of the next.
+    fn ended(&self, exit: Option<Exit>, group: &Group) -> Ended {
+        if !self.service.stop_main_only {
+            group.kill();
+        }
+        Ended::Itself(exit, exit.map_or_else(|| "lost".to_owned(), |e| e.to_string()))
+    }
+
+    /// Stops the process, if one runs, after everything that comes after it; then the task is over.
+    async fn stopped(mut self, running: Option<Running>, group: Group, deadline: Instant) {
+        let dependents = &mut self.dependents;
+        let all = async {
+            for dependent in dependents {
+                let _ = dependent.wait_for(|p| p.stopped).await;
+            }
+        };
+        let _ = tokio::time::timeout_at(deadline.into(), all).await;
+        if let Some(mut running) = running {
+            let name = self.service.stop_signal.as_deref().unwrap_or("TERM");
+            let signal = signal_of(name).unwrap_or(Signal::TERM);
+            let timeout =
+                Duration::from_secs(u64::from(self.service.stop_timeout_s.unwrap_or(STOP_TIMEOUT_S)));
+            let until = (Instant::now() + timeout).min(deadline);
+            self.signal(running.pid, &group, signal);
+            let exit = match tokio::time::timeout_at(until.into(), &mut running.exit).await {
+                Ok(exit) => exit.ok(),
+                Err(_) => {
+                    self.log.line(b"stead-node: did not stop in time; killed");
+                    let _ = kill_process(running.pid, Signal::KILL);
+                    tokio::time::timeout(KILL_GRACE, &mut running.exit).await.ok().and_then(Result::ok)
+                }
+            };
+            if !self.service.stop_main_only {
+                group.kill();
+            }
+            self.status.last_exit = exit.map(|e| e.to_string());
+            self.shared.handle.note(format!("service {} stopped", self.service.name));
+        }
+        if !matches!(self.status.state, ServiceState::Done | ServiceState::Failed) {
+            self.tell(ServiceState::Stopped, None);
+        }
+        self.progress.send_modify(|p| p.stopped = true);
+    }
+
+    fn signal(&self, main: Pid, group: &Group, signal: Signal) {
+        let _ = kill_process(main, signal);
+        if !self.service.stop_main_only {
+            for pid in group.processes().into_iter().filter(|p| *p != main) {
+                let _ = kill_process(pid, signal);
+            }
+        }
+    }
+
+    fn tell(&mut self, state: ServiceState, pid: Option<u32>) {
+        self.status.state = state;
+        self.status.pid = pid;
+        self.shared.tell(&self.status);
+    }
+}
+
+/// Resolves with the deadline once the node stops.
+async fn stop_wanted(stop: &mut watch::Receiver<Option<Instant>>) -> Instant {
+    loop {
+        if let Some(deadline) = *stop.borrow_and_update() {
+            return deadline;
+        }
+        if stop.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

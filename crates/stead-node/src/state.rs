@@ -1,0 +1,99 @@
+//! What the first stage of a boot hands to the second: a file that only root can read, removed once read.
+
+use crate::{
+    boot::{Mode, STATE_PATH, Upper},
+    handle::say,
+};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs, io,
+    os::unix::fs::OpenOptionsExt,
+    time::{Duration, Instant},
+};
+use stead_model::{agent::TimelineEvent, node::NodeSpec};
+
+/// The state of a boot between its stages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BootState {
+    /// VM or namespace.
+    pub mode: Mode,
+    /// When the node's init began, on the kernel's boot-time clock.
+    pub started_ns: u64,
+    /// New at each boot.
+    pub boot_id: String,
+    /// The node spec, unless it could not be read.
+    pub spec: Option<NodeSpec>,
+    /// Why the root could not be made.
+    pub rescue: Option<String>,
+    /// Events so far.
+    pub timeline: Vec<TimelineEvent>,
+    /// Warnings so far.
+    pub warnings: Vec<String>,
+    /// Where the root's changes go.
+    pub upper: Option<Upper>,
+}
+
+/// Now, on the kernel's boot-time clock, which no one sets.
+pub fn boot_clock_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+}
+
+impl BootState {
+    /// The state of an init that begins now.
+    pub fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            started_ns: boot_clock_ns(),
+            boot_id: String::new(),
+            spec: None,
+            rescue: None,
+            timeline: Vec::new(),
+            warnings: Vec::new(),
+            upper: None,
+        }
+    }
+
+    /// Time since init began.
+    pub fn elapsed(&self) -> Duration {
+        Duration::from_nanos(boot_clock_ns().saturating_sub(self.started_ns))
+    }
+
+    /// When init began, as this process' clock tells time.
+    pub fn started(&self) -> Instant {
+        Instant::now().checked_sub(self.elapsed()).unwrap_or_else(Instant::now)
+    }
+
+    /// Notes an event.
+    pub fn note(&mut self, event: &str) {
+        let at_ms = self.elapsed().as_millis() as u64;
+        say(format_args!("[{at_ms:>6} ms] {event}"));
+        self.timeline.push(TimelineEvent { at_ms, event: event.to_owned() });
+    }
+
+    /// Notes something the operator should know.
+    pub fn warn(&mut self, warning: String) {
+        say(format_args!("warning: {warning}"));
+        self.warnings.push(warning);
+    }
+
+    /// Writes it where the second stage looks.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn save(&self) -> io::Result<()> {
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(STATE_PATH)?;
+        serde_json::to_writer(io::BufWriter::new(file), self).map_err(io::Error::other)
+    }
+
+    /// Reads what the first stage wrote, and removes it.
+    ///
+    /// # Errors
+    /// It is not there or not understood.
+    pub fn take() -> io::Result<Self> {
+        let text = fs::read(STATE_PATH)?;
+        fs::remove_file(STATE_PATH)?;
+        serde_json::from_slice(&text).map_err(io::Error::other)
+    }
+}
