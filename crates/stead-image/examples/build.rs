@@ -7,7 +7,9 @@ fn main() {
     for recipe in &args[2..] {
         let mut request = BuildRequest::new(recipe, &args[1]);
         request.refresh = std::env::var_os("REFRESH").is_some();
-        match stead_image::build(&store, &request, &mut |p| println!("{}", serde_json::to_string(&p).unwrap())) {
+        match stead_image::build(&store, &request, &mut |p| {
+            println!("{}", serde_json::to_string(&p).unwrap())
+        }) {
             Ok(out) => println!("{} {} reused={} {} ms", out.name, out.digest, out.reused, out.ms),
             Err(e) => {
                 eprintln!("bad_input={}", e.is_bad_input());

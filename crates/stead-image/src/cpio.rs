@@ -52,9 +52,7 @@ impl Archive {
         let mut at = 0;
         while let Some(slash) = path[at..].find('/') {
             at += slash;
-            self.entries
-                .entry(path[..at].to_owned())
-                .or_insert(Entry { mode: 0o755, node: Node::Directory });
+            self.entries.entry(path[..at].to_owned()).or_insert(Entry { mode: 0o755, node: Node::Directory });
             at += 1;
         }
         self.entries.insert(path.to_owned(), Entry { mode, node });

@@ -247,7 +247,9 @@ pub fn explain(error: ImageError, debian: &Debian) -> ImageError {
         }
     }
     let find = |words: &[&str]| stderr.lines().find(|l| words.iter().any(|w| l.contains(w)));
-    if let Some(line) = find(&["does not have a Release file", "404  Not Found", "no longer has a Release file"]) {
+    if let Some(line) =
+        find(&["does not have a Release file", "404  Not Found", "no longer has a Release file"])
+    {
         return ImageError::NoSuite { suite, detail: line.trim_start_matches("E: ").trim().to_owned() };
     }
     if stderr.contains("No space left on device") {
@@ -303,13 +305,19 @@ mod tests {
     #[test]
     fn failures_are_explained() {
         let failed = |stderr: &str| {
-            let e = ImageError::ToolFailed { tool: "mmdebstrap".into(), status: "1".into(), stderr: stderr.into() };
+            let e = ImageError::ToolFailed {
+                tool: "mmdebstrap".into(),
+                status: "1".into(),
+                stderr: stderr.into(),
+            };
             explain(e, &debian())
         };
         let e = failed("I: installing\nE: Unable to locate package no-such-thing\nE: apt-get failed");
         assert_eq!(e.to_string(), "no package no-such-thing in Debian trixie");
         assert!(e.is_bad_input());
-        let e = failed("Err:1 http://x trixie InRelease\n  Could not connect to x:80 (127.0.0.1). - connect (111: Connection refused)");
+        let e = failed(
+            "Err:1 http://x trixie InRelease\n  Could not connect to x:80 (127.0.0.1). - connect (111: Connection refused)",
+        );
         assert!(matches!(e, ImageError::Mirror { .. }) && !e.is_bad_input(), "{e}");
         let e = failed("E: The repository 'http://x nosuch Release' does not have a Release file.");
         assert!(e.is_bad_input() && e.to_string().contains("trixie"), "{e}");
@@ -318,9 +326,17 @@ mod tests {
     #[test]
     fn what_tells_of_the_build_is_left_out() {
         let file = Kind::File(1);
-        for path in ["dev/null", "run/lock", "tmp/x", "etc/passwd-", "var/lib/dpkg/status-old", "var/log/dpkg.log",
-            "usr/lib/python3/__pycache__/a.pyc", "etc/hostname", "var/cache/apt/pkgcache.bin"]
-        {
+        for path in [
+            "dev/null",
+            "run/lock",
+            "tmp/x",
+            "etc/passwd-",
+            "var/lib/dpkg/status-old",
+            "var/log/dpkg.log",
+            "usr/lib/python3/__pycache__/a.pyc",
+            "etc/hostname",
+            "var/cache/apt/pkgcache.bin",
+        ] {
             assert_eq!(keep(path, &file), Keep::No, "{path}");
         }
         for path in ["etc/passwd", "dev", "run", "usr/lib/x", "var/lib/dpkg/status", "etc/a/b-"] {

@@ -130,6 +130,10 @@ pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 impl ImageError {
     /// Whether the input (recipe, overlay, name) is at fault rather than the machine: exit code 2 instead of 1.
     pub fn is_bad_input(&self) -> bool {
+        // A reader's complaint that is not the system's own is about the archive's bytes.
+        if let Self::Archive { source: TarError::Read(e), .. } = self {
+            return e.raw_os_error().is_none();
+        }
         matches!(
             self,
             Self::Recipe(_)

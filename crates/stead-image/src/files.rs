@@ -97,9 +97,8 @@ pub fn tree(recipe: &Recipe, dir: &Path) -> Result<Source> {
         }
     }
     for file in &recipe.files {
-        let mode = |default| {
-            file.mode.as_deref().map_or(default, |m| u32::from_str_radix(m, 8).unwrap_or(default))
-        };
+        let mode =
+            |default| file.mode.as_deref().map_or(default, |m| u32::from_str_radix(m, 8).unwrap_or(default));
         let owner = (file.uid, file.gid);
         if file.directory {
             put(&file.path, mode(0o755), owner, Kind::Directory, Vec::new());

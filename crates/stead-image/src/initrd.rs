@@ -21,7 +21,8 @@ pub const REQUIRED: [&str; 6] = ["virtio_pci", "virtio_blk", "virtio_net", "squa
 /// Modules taken when the kernel has them: virtio on microVMs, randomness, packet sockets for DHCP, and the data disk's
 /// ext4 with its checksums. btrfs is left out: it brings in raid6 and xor, whose self-tests cost seconds under emulation;
 /// a node loads it from its root when a disk asks for it.
-pub const OPTIONAL: [&str; 6] = ["virtio_mmio", "virtio_rng", "af_packet", "crc32c_generic", "crc32c_intel", "ext4"];
+pub const OPTIONAL: [&str; 6] =
+    ["virtio_mmio", "virtio_rng", "af_packet", "crc32c_generic", "crc32c_intel", "ext4"];
 
 /// File in the initrd that lists the modules, one absolute path a line, in load order.
 pub const ORDER_FILE: &str = "modules.order.stead";
@@ -72,10 +73,10 @@ fn add_modules(
 ) -> Result<()> {
     let prefix = format!("{}/{release}", crate::kernel::MODULES_DIR);
     let at = |file: &str| format!("{prefix}/{file}");
-    let lists = extract(scratch, layer, "lists", ["dep", "builtin", "softdep"].map(|n| at(&format!("modules.{n}"))))?;
-    let text = |name: &str| {
-        fs::read_to_string(lists.join(at(&format!("modules.{name}")))).unwrap_or_default()
-    };
+    let lists =
+        extract(scratch, layer, "lists", ["dep", "builtin", "softdep"].map(|n| at(&format!("modules.{n}"))))?;
+    let text =
+        |name: &str| fs::read_to_string(lists.join(at(&format!("modules.{name}")))).unwrap_or_default();
     let index = ModuleIndex::parse(&text("dep"), &text("builtin"), &text("softdep"));
     let required = REQUIRED.iter().copied().chain(extra.iter().map(String::as_str));
     let order = index

@@ -9,11 +9,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::{fs::File, io, io::BufWriter};
-use stead_model::{
-    Digest, Recipe,
-    manifest::InstanceImage,
-    recipe::Base,
-};
+use stead_model::{Digest, Recipe, manifest::InstanceImage, recipe::Base};
 
 /// What packing an instance gives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,9 +46,7 @@ pub fn metadata_yaml(recipe: &Recipe, architecture: &str) -> String {
         Base::Tar(_) | Base::Oci(_) => ("Linux", "custom"),
     };
     let description = recipe.description.clone().unwrap_or_else(|| format!("{os} {release}"));
-    let template = |name: &str| {
-        serde_json::json!({ "when": ["create", "copy", "rename"], "create_only": false, "template": name, "properties": {} })
-    };
+    let template = |name: &str| serde_json::json!({ "when": ["create", "copy", "rename"], "create_only": false, "template": name, "properties": {} });
     let value = serde_json::json!({
         "architecture": machine(architecture),
         "creation_date": EPOCH,

@@ -2,11 +2,9 @@
 //! kernel is unpacked, its modules become a layer of their own.
 
 use crate::{
-    bzimage,
-    debian,
+    bzimage, debian,
     error::{ImageError, IoContext, Result},
-    source,
-    squashfs,
+    source, squashfs,
     store::{Scratch, Store},
     tarball::{Entry, Kind, TarError, TarPolicy, Tree, walk},
     tools::{APT_CACHE, APT_GET, DEPMOD, DPKG_DEB, Invocation, Tool},
@@ -93,12 +91,8 @@ pub(crate) fn from_package(
     apt(APT_GET, &["download", "-q", &real], &downloads).map_err(|e| debian::explain(e, debian))?;
     let deb = only_file(&downloads)?;
     note("unpacking");
-    let mut child =
-        Invocation::new(DPKG_DEB, [std::ffi::OsStr::new("--fsys-tarfile"), deb.as_os_str()]).spawn(
-            Stdio::null(),
-            Stdio::piped(),
-            Stdio::null(),
-        )?;
+    let mut child = Invocation::new(DPKG_DEB, [std::ffi::OsStr::new("--fsys-tarfile"), deb.as_os_str()])
+        .spawn(Stdio::null(), Stdio::piped(), Stdio::null())?;
     let modules = scratch.path("modules");
     let opened = open_package(child.stdout.take().expect("piped"), &modules);
     let status = child.wait().at("wait for", DPKG_DEB.name)?;
@@ -117,7 +111,12 @@ pub(crate) fn from_package(
 }
 
 /// A kernel given as a file, with modules below `modules/lib/modules/<release>` when it has some.
-pub(crate) fn from_path(store: &Store, scratch: &Scratch, path: &Path, modules: Option<&Path>) -> Result<KernelParts> {
+pub(crate) fn from_path(
+    store: &Store,
+    scratch: &Scratch,
+    path: &Path,
+    modules: Option<&Path>,
+) -> Result<KernelParts> {
     let image = fs::read(path).at("read", path)?;
     let (vmlinux, bzimage) = kernel_blobs(store, &path.display().to_string(), &image)?;
     let mut parts = KernelParts { release: String::new(), vmlinux, bzimage, modules: None, package: None };
@@ -183,7 +182,8 @@ fn real_package(control: &str) -> Option<String> {
         .split(',')
         .filter_map(|d| d.split_whitespace().next())
         .find(|name| {
-            name.starts_with("linux-image-") && name["linux-image-".len()..].starts_with(|c: char| c.is_ascii_digit())
+            name.starts_with("linux-image-")
+                && name["linux-image-".len()..].starts_with(|c: char| c.is_ascii_digit())
         })
         .map(str::to_owned)
 }
@@ -211,31 +211,35 @@ struct Opened {
 fn open_package(reader: impl Read, modules: &Path) -> Result<Opened, TarError> {
     let mut opened = Opened::default();
     let mut tree = Tree::default();
-    walk(reader, &TarPolicy { devices: crate::tarball::Devices::Refuse, ..TarPolicy::BASE }, |entry, data| {
-        tree.add(&entry)?;
-        let name = entry.name();
-        let whole = |data: &mut dyn Read| {
-            let mut bytes = Vec::new();
-            data.take(MAX_BOOT_FILE_BYTES).read_to_end(&mut bytes).map_err(TarError::Read)?;
-            Ok::<_, TarError>(bytes)
-        };
-        if let Some(release) = name.strip_prefix("boot/vmlinuz-") {
-            opened.image = Some((release.to_owned(), whole(data)?));
-        } else if name.starts_with("boot/config-") {
-            opened.config = Some(whole(data)?);
-        } else if let Some(rest) = name.strip_prefix("usr/").unwrap_or(&name).strip_prefix("lib/modules/")
-            && matches!(entry.kind, Kind::File(_))
-        {
-            // The path was checked: relative, without "..", and below no link of this archive; `modules` is ours alone.
-            let target = modules.join("lib/modules").join(rest);
-            let mut write = || -> io::Result<()> {
-                fs::create_dir_all(target.parent().unwrap_or(modules))?;
-                io::copy(data, &mut fs::File::create_new(&target)?).map(drop)
+    walk(
+        reader,
+        &TarPolicy { devices: crate::tarball::Devices::Refuse, ..TarPolicy::BASE },
+        |entry, data| {
+            tree.add(&entry)?;
+            let name = entry.name();
+            let whole = |data: &mut dyn Read| {
+                let mut bytes = Vec::new();
+                data.take(MAX_BOOT_FILE_BYTES).read_to_end(&mut bytes).map_err(TarError::Read)?;
+                Ok::<_, TarError>(bytes)
             };
-            write().map_err(TarError::Write)?;
-        }
-        Ok(())
-    })?;
+            if let Some(release) = name.strip_prefix("boot/vmlinuz-") {
+                opened.image = Some((release.to_owned(), whole(data)?));
+            } else if name.starts_with("boot/config-") {
+                opened.config = Some(whole(data)?);
+            } else if let Some(rest) = name.strip_prefix("usr/").unwrap_or(&name).strip_prefix("lib/modules/")
+                && matches!(entry.kind, Kind::File(_))
+            {
+                // The path was checked: relative, without "..", and below no link of this archive; `modules` is ours alone.
+                let target = modules.join("lib/modules").join(rest);
+                let mut write = || -> io::Result<()> {
+                    fs::create_dir_all(target.parent().unwrap_or(modules))?;
+                    io::copy(data, &mut fs::File::create_new(&target)?).map(drop)
+                };
+                write().map_err(TarError::Write)?;
+            }
+            Ok(())
+        },
+    )?;
     Ok(opened)
 }
 

@@ -44,14 +44,17 @@ impl Source {
     /// It cannot be read or is refused; or an error of `each`.
     pub fn each(&self, each: &mut Each<'_>) -> Result<()> {
         match self {
-            Self::Directory { path, keep_owners } => source::walk_dir(path, *keep_owners, &mut |mut entry, data| {
-                let directory = entry.kind == Kind::Directory;
-                entry.path = tarball::merge_usr(entry.path, directory);
-                each(entry, data)
-            }),
+            Self::Directory { path, keep_owners } => {
+                source::walk_dir(path, *keep_owners, &mut |mut entry, data| {
+                    let directory = entry.kind == Kind::Directory;
+                    entry.path = tarball::merge_usr(entry.path, directory);
+                    each(entry, data)
+                })
+            }
             Self::Tar { path, name, policy } => {
                 let file = File::open(path).at("open", path)?;
-                let reader = tarball::decompressed(BufReader::with_capacity(256 << 10, file)).at("read", path)?;
+                let reader =
+                    tarball::decompressed(BufReader::with_capacity(256 << 10, file)).at("read", path)?;
                 // An error of `each` is carried past the tar reader, which knows only its own.
                 let mut failed = None;
                 let walked = tarball::walk(reader, policy, |entry, data| {
@@ -359,7 +362,12 @@ mod tests {
 
     #[test]
     fn whiteouts_remove_what_is_below_only() {
-        let base = Source::Memory(vec![file("a/one", "1"), file("a/two", "2"), file("b/three", "3"), file("c", "4")]);
+        let base = Source::Memory(vec![
+            file("a/one", "1"),
+            file("a/two", "2"),
+            file("b/three", "3"),
+            file("c", "4"),
+        ]);
         let over = Source::Memory(vec![
             file("a/new", "n"),
             special("a", Kind::Opaque),

@@ -72,9 +72,8 @@ pub fn layers(dir: &Path, architecture: &str) -> Result<Vec<Source>> {
         if chosen.media_type.contains("image.index") || chosen.media_type.contains("manifest.list") {
             continue;
         }
-        manifest = Some(
-            serde_json::from_str(&json).map_err(|e| bad(format!("manifest not understood: {e}")))?,
-        );
+        manifest =
+            Some(serde_json::from_str(&json).map_err(|e| bad(format!("manifest not understood: {e}")))?);
         break;
     }
     let manifest = manifest.ok_or_else(|| bad(format!("indexes are nested deeper than {MAX_NESTING}")))?;
@@ -86,7 +85,10 @@ pub fn layers(dir: &Path, architecture: &str) -> Result<Vec<Source>> {
         .iter()
         .map(|layer| {
             if layer.media_type.contains("encrypted") || !layer.media_type.contains("tar") {
-                return Err(bad(format!("layer {} is of kind {:?}, not a tar", layer.digest, layer.media_type)));
+                return Err(bad(format!(
+                    "layer {} is of kind {:?}, not a tar",
+                    layer.digest, layer.media_type
+                )));
             }
             let path = verified(dir, layer)?;
             Ok(Source::Tar { path, name: format!("layer {}", layer.digest), policy: TarPolicy::OCI })
@@ -96,7 +98,8 @@ pub fn layers(dir: &Path, architecture: &str) -> Result<Vec<Source>> {
 
 /// The blob of a descriptor, once its size and digest are found right.
 fn verified(dir: &Path, descriptor: &Descriptor) -> Result<PathBuf> {
-    let bad = |why: String| ImageError::input(format!("blob {:?} of {}", descriptor.digest, dir.display()), why);
+    let bad =
+        |why: String| ImageError::input(format!("blob {:?} of {}", descriptor.digest, dir.display()), why);
     let digest: Digest = descriptor.digest.parse().map_err(bad)?;
     let path = dir.join("blobs/sha256").join(digest.hex());
     match fs::metadata(&path) {

@@ -99,7 +99,10 @@ pub fn observe(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Resu
     for input in &options.inputs {
         let at = base_dir.join(input);
         if !at.exists() {
-            return Err(ImageError::input(at.display().to_string(), format!("is missing: an input of {}", shown())));
+            return Err(ImageError::input(
+                at.display().to_string(),
+                format!("is missing: an input of {}", shown()),
+            ));
         }
         key.text(inputs.any(&at, false)?.as_str());
     }
@@ -165,9 +168,7 @@ pub(crate) fn source(observed: &Observed, options: &OverlayOptions, scratch: &Sc
         OverlayKind::Directory => {
             Source::Directory { path: observed.path.clone(), keep_owners: options.keep_owners }
         }
-        OverlayKind::Tar => {
-            Source::Tar { path: observed.path.clone(), name, policy: TarPolicy::OVERLAY }
-        }
+        OverlayKind::Tar => Source::Tar { path: observed.path.clone(), name, policy: TarPolicy::OVERLAY },
         OverlayKind::Script => {
             let path = run_script(observed, options, scratch)?;
             Source::Tar { path, name: format!("output of {name}/tar"), policy: TarPolicy::OVERLAY }

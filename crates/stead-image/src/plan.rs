@@ -37,7 +37,12 @@ pub struct BuildRequest {
 impl BuildRequest {
     /// With the usual options.
     pub fn new(recipe_path: impl Into<PathBuf>, stead_node: impl Into<PathBuf>) -> Self {
-        Self { recipe_path: recipe_path.into(), stead_node: stead_node.into(), refresh: false, unified: false }
+        Self {
+            recipe_path: recipe_path.into(),
+            stead_node: stead_node.into(),
+            refresh: false,
+            unified: false,
+        }
     }
 }
 
@@ -188,7 +193,9 @@ impl Job {
             key.text(observed.inputs.as_str());
         }
         key.number(u64::from(self.unified));
-        key.text(self.recipe.name.as_str()).text(&json(&self.recipe.description)).text(&json(&self.recipe.base));
+        key.text(self.recipe.name.as_str())
+            .text(&json(&self.recipe.description))
+            .text(&json(&self.recipe.base));
         Some(key.digest())
     }
 
@@ -234,7 +241,8 @@ impl Job {
         }
         if self.recipe.kind == RecipeKind::Instance {
             let key = self.rootfs_key(base.as_ref());
-            let cached = key.as_ref().is_some_and(|k| store.cached::<crate::instance::InstanceParts>(k).is_some());
+            let cached =
+                key.as_ref().is_some_and(|k| store.cached::<crate::instance::InstanceParts>(k).is_some());
             let what = "lay files and overlays over the base, pack root and metadata".to_owned();
             step("rootfs", what, key, cached, Vec::new());
         } else {
@@ -243,7 +251,13 @@ impl Job {
             step("files", what, Some(self.files_key.clone()), cached, Vec::new());
             if let Some(node) = &self.node_digest {
                 let cached = store.blob(node).exists();
-                step("stead-node", self.stead_node.display().to_string(), Some(node.clone()), cached, Vec::new());
+                step(
+                    "stead-node",
+                    self.stead_node.display().to_string(),
+                    Some(node.clone()),
+                    cached,
+                    Vec::new(),
+                );
             }
             if self.recipe.kernel.is_some() {
                 let key = self.initrd_key(kernel.as_ref());

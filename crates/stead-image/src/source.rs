@@ -27,8 +27,9 @@ pub fn walk_dir(root: &Path, keep_owners: bool, each: &mut Each<'_>) -> Result<(
 
 fn descend(root: &Path, relative: &Path, keep_owners: bool, each: &mut Each<'_>) -> Result<()> {
     let path = root.join(relative);
-    let meta = if relative.as_os_str().is_empty() { fs::metadata(&path) } else { fs::symlink_metadata(&path) }
-        .at("look at", &path)?;
+    let meta =
+        if relative.as_os_str().is_empty() { fs::metadata(&path) } else { fs::symlink_metadata(&path) }
+            .at("look at", &path)?;
     let refuse = |why: &str| Err(ImageError::input(path.display().to_string(), why));
     let kind = meta.file_type();
     let (uid, gid) = if keep_owners { (meta.uid().into(), meta.gid().into()) } else { (0, 0) };

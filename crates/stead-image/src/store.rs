@@ -124,7 +124,9 @@ impl Store {
         let blob = self.blob(&digest);
         let json = read_small(&blob)?;
         if digest::of_bytes(json.as_bytes()) != digest {
-            return Err(ImageError::Damaged { what: format!("manifest of {name} is not what its name says") });
+            return Err(ImageError::Damaged {
+                what: format!("manifest of {name} is not what its name says"),
+            });
         }
         let manifest = serde_json::from_str(&json)
             .map_err(|e| ImageError::Damaged { what: format!("manifest of {name}: {e}") })?;
@@ -216,7 +218,8 @@ impl Store {
             let used = keys.contains(name.trim_end_matches(".json"));
             match entry {
                 Some(entry) if used => blobs.extend(entry.blobs.iter().map(|d| d.hex().to_owned())),
-                Some(entry) if !entry.blobs.is_empty() && entry.blobs.iter().all(|d| blobs.contains(d.hex())) => {}
+                Some(entry)
+                    if !entry.blobs.is_empty() && entry.blobs.iter().all(|d| blobs.contains(d.hex())) => {}
                 _ => {
                     fs::remove_file(&path).at("remove", &path)?;
                     report.cache_entries += 1;
@@ -274,8 +277,7 @@ impl Store {
     }
 
     fn lock_file(&self, path: &Path, how: FlockOperation) -> Result<File> {
-        let file =
-            File::options().create(true).truncate(false).write(true).open(path).at("open", path)?;
+        let file = File::options().create(true).truncate(false).write(true).open(path).at("open", path)?;
         flock(&file, how).at("lock", path)?;
         Ok(file)
     }
@@ -303,8 +305,7 @@ impl Store {
             return Ok(());
         }
         let path = self.dir.join("locks/.tmp");
-        let guard =
-            File::options().create(true).truncate(false).write(true).open(&path).at("open", &path)?;
+        let guard = File::options().create(true).truncate(false).write(true).open(&path).at("open", &path)?;
         if flock(&guard, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(());
         }

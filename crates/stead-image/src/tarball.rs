@@ -173,7 +173,8 @@ fn check<R: Read>(entry: &mut tar::Entry<'_, R>, policy: &TarPolicy) -> Result<O
     }
     let mut path = clean(&name)?;
     let link = entry.link_name_bytes().map(|l| l.into_owned());
-    let need_link = || link.clone().filter(|l| !l.is_empty()).ok_or_else(|| refused(&name, "links to nothing"));
+    let need_link =
+        || link.clone().filter(|l| !l.is_empty()).ok_or_else(|| refused(&name, "links to nothing"));
     let directory = kind == T::Directory || (kind.is_file() && name.ends_with(b"/"));
     if policy.merge_usr {
         path = merge_usr(path, directory);
@@ -482,7 +483,9 @@ impl<W: io::Write> Writer<W> {
             full.extend_from_slice(p);
             full
         };
-        if matches!(entry.kind, Kind::Whiteout | Kind::Opaque) || (entry.path.is_empty() && self.prefix.is_empty()) {
+        if matches!(entry.kind, Kind::Whiteout | Kind::Opaque)
+            || (entry.path.is_empty() && self.prefix.is_empty())
+        {
             return Ok(());
         }
         let name = path(&entry.path);
@@ -548,9 +551,226 @@ impl Read for Exactly<'_> {
         let most = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         let n = self.inner.read(&mut buf[..most])?;
         if n == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "file became shorter while it was read"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "file became shorter while it was read",
+            ));
         }
         self.left -= n as u64;
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// An entry with any name at all: the library's own setters would refuse the hostile ones.
+    fn raw(name: &str, kind: u8, link: &str, data: &[u8]) -> Vec<u8> {
+        let mut h = tar::Header::new_gnu();
+        h.set_mode(0o644);
+        h.set_uid(0);
+        h.set_gid(0);
+        h.set_mtime(0);
+        h.set_size(data.len() as u64);
+        h.set_entry_type(tar::EntryType::new(kind));
+        let old = h.as_old_mut();
+        old.name[..name.len()].copy_from_slice(name.as_bytes());
+        old.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        if kind == b'3' || kind == b'4' {
+            h.set_device_major(8).unwrap();
+            h.set_device_minor(0).unwrap();
+        }
+        h.set_cksum();
+        let mut out = h.as_bytes().to_vec();
+        out.extend_from_slice(data);
+        out.resize(out.len().next_multiple_of(512), 0);
+        out
+    }
+    fn archive(entries: &[Vec<u8>]) -> Vec<u8> {
+        let mut out = entries.concat();
+        out.resize(out.len() + 1024, 0);
+        out
+    }
+    fn verdict(entries: &[Vec<u8>], policy: &TarPolicy) -> String {
+        match check_entries(&archive(entries)[..], policy) {
+            Ok(s) => format!("{} entries, {} bytes", s.entries, s.bytes),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    #[test]
+    fn hostile_entries_are_refused_by_name() {
+        let dir = |n: &str| raw(n, b'5', "", b"");
+        let cases: Vec<(Vec<Vec<u8>>, &str)> = vec![
+            (vec![raw("/etc/passwd", b'0', "", b"x")], "\"/etc/passwd\" is an absolute path"),
+            (vec![raw("a/../../b", b'0', "", b"x")], "\"a/../../b\" has \"..\""),
+            (vec![raw("..", b'5', "", b"")], "\"..\" has \"..\""),
+            (vec![raw("sda", b'4', "", b"")], "\"sda\" is a device node"),
+            (vec![raw("dev/kmem", b'3', "", b"")], "\"dev/kmem\" is a device node"),
+            (vec![raw("l", b'2', "../x", b"")], "\"l\" is a symbolic link that leaves the root"),
+            (vec![raw("a/b/l", b'2', "../../../x", b"")], "leaves the root"),
+            (vec![raw("a/l", b'2', "x/../../../y", b"")], "leaves the root"),
+            (vec![raw("l", b'2', "/..", b"")], "leaves the root"),
+            (vec![raw("l", b'2', "", b"")], "links to nothing"),
+            (vec![raw("l", b'1', "/etc/shadow", b"")], "\"l\" is a hard link that leaves the root"),
+            (vec![raw("l", b'1', "../../etc/shadow", b"")], "is a hard link that leaves the root"),
+            (vec![raw("l", b'1', "etc/shadow", b"")], "which is no file before it"),
+            (vec![raw("s", b'2', "/etc", b""), raw("h", b'1', "s", b"")], "which is no file before it"),
+            (vec![raw("l", b'2', "/etc", b""), raw("l/passwd", b'0', "", b"x")], "lies below \"l\""),
+            (vec![raw("l", b'2', "/etc", b""), dir("l/x/")], "lies below \"l\""),
+            (vec![raw("f", b'0', "", b"x"), raw("f/x", b'0', "", b"x")], "lies below \"f\""),
+            (
+                vec![dir("d/"), raw("d", b'2', "/etc", b""), raw("d/x", b'0', "", b"x")],
+                "replaces a directory",
+            ),
+            (
+                vec![raw("f", b'0', "", b"x"), raw("h", b'1', "f", b""), raw("f", b'2', "/etc/shadow", b"")],
+                "replaces a file that has a hard link",
+            ),
+            (vec![raw("f", b'0', "", b"x"), raw("f", b'1', "f", b"")], "hard link to itself"),
+            (vec![raw("./", b'0', "", b"")], "1 entries"),
+            (vec![raw(".", b'0', "", b"x")], "replaces the root"),
+            (vec![raw("q", b'Z', "", b"")], "unknown type 'Z'"),
+            (vec![raw(&"d/".repeat(49), b'5', "", b"")], "1 entries"),
+        ];
+        for (entries, expected) in cases {
+            let found = verdict(&entries, &TarPolicy::OVERLAY);
+            assert!(found.contains(expected), "expected {expected:?}, found {found:?}");
+        }
+    }
+
+    #[test]
+    fn ordinary_entries_pass() {
+        let entries = [
+            raw("./", b'5', "", b""),
+            raw("./etc/", b'5', "", b""),
+            raw("./etc/a", b'0', "", b"abc"),
+            raw("./etc/a", b'0', "", b"later one wins"),
+            raw("etc/abs", b'2', "/usr/share/x", b""),
+            raw("etc/rel", b'2', "../usr/./share", b""),
+            raw("etc/hard", b'1', "./etc/a", b""),
+            raw("pipe", b'6', "", b""),
+        ];
+        assert_eq!(verdict(&entries, &TarPolicy::OVERLAY), "8 entries, 17 bytes");
+    }
+
+    #[test]
+    fn policies_differ() {
+        let device = [raw("dev/null", b'3', "", b"")];
+        assert_eq!(verdict(&device, &TarPolicy::BASE), "0 entries, 0 bytes");
+        assert!(verdict(&[raw("etc/null", b'3', "", b"")], &TarPolicy::BASE).contains("is a device node"));
+        let few = TarPolicy { max_entries: 2, ..TarPolicy::OVERLAY };
+        let three = [raw("a", b'0', "", b""), raw("b", b'0', "", b""), raw("c", b'0', "", b"")];
+        assert_eq!(verdict(&three, &few), "it has more than 2 entries");
+        let small = TarPolicy { max_bytes: 3, ..TarPolicy::OVERLAY };
+        assert_eq!(verdict(&[raw("a", b'0', "", b"four")], &small), "it has more than 3 bytes");
+    }
+
+    /// What the tar crate makes of a long name or a size that lies must not get around the rules.
+    #[test]
+    fn long_names_and_lying_sizes_are_checked_too() {
+        let long = format!("{}/../x", "d/".repeat(80));
+        let bytes = archive(&[raw("././@LongLink", b'L', "", long.as_bytes()), raw("x", b'0', "", b"")]);
+        let e = check_entries(&bytes[..], &TarPolicy::OVERLAY).unwrap_err();
+        assert!(e.to_string().contains("\"..\""), "{e}");
+        let mut cut = raw("a", b'0', "", b"");
+        let mut h = tar::Header::from_byte_slice(&cut[..512]).clone();
+        h.set_size(1 << 40);
+        h.set_cksum();
+        cut[..512].copy_from_slice(h.as_bytes());
+        assert!(matches!(
+            check_entries(&cut[..], &TarPolicy::OVERLAY),
+            Err(TarError::TooLarge { .. } | TarError::Read(_))
+        ));
+    }
+
+    #[test]
+    fn merged_usr() {
+        let m = |p: &str, d| String::from_utf8(merge_usr(p.as_bytes().to_vec(), d)).unwrap();
+        assert_eq!(m("bin/sh", false), "usr/bin/sh");
+        assert_eq!(m("lib64/ld.so", false), "usr/lib64/ld.so");
+        assert_eq!(m("sbin", true), "usr/sbin");
+        assert_eq!((m("bin", false), m("binary/x", false)), ("bin".into(), "binary/x".into()));
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let file = Entry {
+            kind: Kind::File(3),
+            xattrs: vec![("security.capability".into(), vec![1, 0, 2])],
+            ..Entry::directory("d/very-long-name-".repeat(20).as_bytes(), 0o4755)
+        };
+        let link = Entry { kind: Kind::Symlink(b"/x/y".to_vec()), ..Entry::directory(b"l", 0o777) };
+        let mut writer = Writer::new(Vec::new(), 7, "");
+        writer.put(&file, &mut &b"abc"[..]).unwrap();
+        writer.put(&link, &mut io::empty()).unwrap();
+        let bytes = writer.finish().unwrap();
+        let mut found = Vec::new();
+        walk(&bytes[..], &TarPolicy::OVERLAY, |e, _| {
+            found.push(e);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(found, [file.clone(), link]);
+        let short = Writer::new(Vec::new(), 7, "").put(&file, &mut &b"ab"[..]).unwrap_err();
+        assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn compressions_are_told_by_their_first_bytes() {
+        use std::io::Write;
+        let plain = archive(&[raw("a", b'0', "", b"abc")]);
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&plain).unwrap();
+        let mut xz = Vec::new();
+        liblzma::read::XzEncoder::new(&plain[..], 1).read_to_end(&mut xz).unwrap();
+        let zst = zstd::encode_all(&plain[..], 1).unwrap();
+        for bytes in [plain.clone(), gz.finish().unwrap(), xz, zst] {
+            let mut out = Vec::new();
+            decompressed(io::Cursor::new(bytes)).unwrap().read_to_end(&mut out).unwrap();
+            assert_eq!(out, plain);
+        }
+    }
+
+    proptest! {
+        /// Whatever names and links: an archive that passes puts nothing outside the root, neither by a path nor through a
+        /// link of its own.
+        #[test]
+        fn what_passes_stays_inside(
+            entries in proptest::collection::vec(
+                ("(\\./|/)?([ab]|\\.\\.)(/([ab]|\\.\\.)){0,3}/?", 0usize..4, "/?([ab]|\\.\\.)(/([ab]|\\.\\.)){0,3}"), 1..8)
+        ) {
+            let bytes: Vec<Vec<u8>> =
+                entries.iter().map(|(n, k, l)| raw(n, [b'0', b'5', b'2', b'1'][*k], l, b"")).collect();
+            if check_entries(&archive(&bytes)[..], &TarPolicy::OVERLAY).is_ok() {
+                // The paths of links, as the archive ends up with them.
+                let mut links = std::collections::BTreeSet::new();
+                walk(&archive(&bytes)[..], &TarPolicy::OVERLAY, |e, _| {
+                    let name = e.name();
+                    assert!(!name.starts_with('/') && !name.split('/').any(|p| p == ".."), "{name}");
+                    for (at, _) in name.match_indices('/') {
+                        assert!(!links.contains(&name[..at]), "{name} goes through a link");
+                    }
+                    match &e.kind {
+                        Kind::Symlink(_) => { links.insert(name); }
+                        _ => { links.remove(&name); }
+                    }
+                    Ok(())
+                }).unwrap();
+            }
+        }
+        #[test]
+        fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let _ = check_entries(&bytes[..], &TarPolicy::OVERLAY);
+            let _ = check_entries(&bytes[..], &TarPolicy::OCI);
+        }
+        #[test]
+        fn damaged_archives_are_answered(at in 0usize..2000, value: u8) {
+            let mut bytes = archive(&[raw("d", b'5', "", b""), raw("d/f", b'0', "", b"abc"), raw("l", b'2', "d", b"")]);
+            if at < bytes.len() { bytes[at] = value; }
+            let _ = check_entries(&bytes[..], &TarPolicy::OVERLAY);
+        }
     }
 }
