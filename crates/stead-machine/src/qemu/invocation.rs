@@ -240,7 +240,11 @@ mod tests {
         let tcg = lines(&invocation(&spec(), &facts(tcg)).unwrap());
         let kvm = lines(&invocation(&spec(), &facts(kvm)).unwrap());
         let differing: Vec<(&str, &str)> = tcg.lines().zip(kvm.lines()).filter(|(a, b)| a != b).collect();
-        insta::assert_debug_snapshot!(differing.iter().map(|(_, k)| k).collect::<Vec<_>>(), @"");
+        let of_kvm: Vec<&str> = differing.iter().map(|(_, k)| *k).collect();
+        assert_eq!(
+            of_kvm,
+            ["-accel kvm", "-cpu host", "-append console=ttyS0 quiet panic=-1", "-netdev tap,id=net0,fd=7,vhost=on"]
+        );
         assert!(!kvm.contains("mitigations"), "mitigations were weakened where they count");
     }
 
