@@ -149,11 +149,13 @@ fn show_self(path: &Path) -> io::Result<()> {
     let program = fs::read_link("/proc/self/exe")?;
     fs::File::create(path)?;
     mount_bind(&program, path)?;
-    Ok(mount_remount(
-        path,
-        MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
-        c"",
-    )?)
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    let sealed = mount_remount(path, flags, c"");
+    if sealed.is_err() {
+        // Never leave it writable: it is the host's file.
+        unmount(path, UnmountFlags::DETACH)?;
+    }
+    Ok(sealed?)
 }
 
 fn free_initrd() -> io::Result<()> {

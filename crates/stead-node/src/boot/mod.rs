@@ -301,9 +301,13 @@ fn plan_root(facts: &Facts, plan: &mut BootPlan) {
             &[Flag::Ro],
             &format!("lowerdir={lower}:data"),
         ));
-        plan.must(Step::Bind { source: "/dev".into(), target: tools.join("dev") });
+        for folder in TOOL_FOLDERS {
+            plan.must(Step::Bind { source: Path::new("/").join(folder), target: tools.join(folder) });
+        }
         plan.must(Step::DataDisk { device: device.clone(), target: data.clone(), tools: tools.clone() });
-        plan.must(Step::Unmount { path: tools.join("dev") });
+        for folder in TOOL_FOLDERS {
+            plan.must(Step::Unmount { path: tools.join(folder) });
+        }
         plan.must(Step::Unmount { path: tools });
     }
     plan.must(Step::Directory { path: data.join("upper") });
@@ -316,6 +320,9 @@ fn plan_root(facts: &Facts, plan: &mut BootPlan) {
         &format!("lowerdir={lower},upperdir=data/upper,workdir=data/work"),
     ));
 }
+
+/// What the tools that prepare a disk (mkfs, modprobe) want to see.
+const TOOL_FOLDERS: [&str; 3] = ["dev", "proc", "sys"];
 
 /// overlayfs names the topmost layer first.
 fn lower_dirs(layers: usize) -> String {

@@ -58,7 +58,7 @@ fn check(facts: &Facts, plan: &BootPlan) -> Result<(), String> {
                         }
                     }
                     // A root has these: they are in every layer.
-                    there.insert(target.join("dev"));
+                    there.extend(["dev", "proc", "sys"].map(|d| target.join(d)));
                 }
             }
             Step::DataDisk { target, tools, .. } => {

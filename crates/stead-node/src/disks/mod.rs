@@ -197,25 +197,22 @@ pub fn prepare_root_disk(
     warn: &mut dyn FnMut(String),
 ) -> Result<(), DiskError> {
     let mut content = look(device)?;
+    if let Content::Blank | Content::Filesystem { .. } = content
+        && !kernel_knows(name(Filesystem::Ext4))
+    {
+        // The kernel asks for its modules with the initrd's modprobe, and there is none.
+        let _ = in_root(tools, "modprobe", &["-q".to_owned(), name(Filesystem::Ext4).to_owned()]).status();
+    }
     match decide(&content, Filesystem::Ext4, DATA_LABEL) {
         Decision::Refuse => return Err(occupied(device, &content, Filesystem::Ext4, DATA_LABEL)),
         Decision::Use => {}
         Decision::Format => {
             let (program, arguments) = format_command(Filesystem::Ext4, DATA_LABEL, device);
-            let mut command = Command::new(format!("/sbin/{program}"));
-            command.args(&arguments).env_clear().env("PATH", TOOL_PATH).stdin(Stdio::null());
-            let root = tools.to_owned();
-            // SAFETY: between fork and exec only chroot(2) and chdir(2) are called, with a path made before; both are
-            // async-signal-safe and allocate nothing (the path is shorter than rustix' stack buffer).
-            #[allow(unsafe_code)]
-            unsafe {
-                command.pre_exec(move || {
-                    chroot(root.as_path())?;
-                    Ok(chdir(c"/")?)
-                });
-            }
             let failed = |why: String| DiskError::Format { device: device.to_owned(), program, why };
-            let output = command.output().map_err(|e| failed(e.to_string()))?;
+            let output = in_root(tools, program, &arguments).output().map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => failed("the image has no such program (Debian: e2fsprogs)".into()),
+                _ => failed(e.to_string()),
+            })?;
             if !output.status.success() {
                 let said = String::from_utf8_lossy(&output.stderr);
                 return Err(failed(format!("{}: {}", output.status, last_line(&said))));
@@ -225,6 +222,30 @@ pub fn prepare_root_disk(
         }
     }
     mount_device(device, target, Filesystem::Ext4, &content)
+}
+
+/// Whether the filesystem is built in or loaded.
+fn kernel_knows(filesystem: &str) -> bool {
+    fs::read_to_string("/proc/filesystems")
+        .is_ok_and(|text| text.lines().any(|l| l.split_whitespace().last() == Some(filesystem)))
+}
+
+/// A tool of the root at `root`, run in it.
+fn in_root(root: &Path, program: &str, arguments: &[String]) -> Command {
+    let mut command = Command::new(format!("/sbin/{program}"));
+    command.args(arguments).env_clear().env("PATH", TOOL_PATH).stdin(Stdio::null());
+    let root = root.to_owned();
+    // SAFETY: between fork and exec only chroot(2) and chdir(2) are called, with a path made before; both are
+    // async-signal-safe and allocate nothing (the path is shorter than rustix' stack buffer of 256 bytes, or the
+    // process has a single thread, as the first stage has).
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(move || {
+            chroot(root.as_path())?;
+            Ok(chdir(c"/")?)
+        });
+    }
+    command
 }
 
 fn last_line(text: &str) -> &str {
