@@ -249,7 +249,7 @@ fn plan_profiles(wanted: &Preseed, observed: &Observed, steps: &mut Vec<Step>) {
             }),
             found => {
                 let found = found.map(|(_, f)| f);
-                let config = found.map_or_else(|| p.config.clone(), |f| changed(&p.config, &f.config));
+                let config = changed(&p.config, found.map_or(&Config::new(), |f| &f.config));
                 let devices: Devices = p
                     .devices
                     .iter()

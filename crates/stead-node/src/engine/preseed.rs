@@ -189,6 +189,7 @@ pub fn merge(base: Value, over: Value) -> Value {
     match (base, over) {
         (base, Value::Null) => base,
         (Value::Object(base), Value::Object(over)) => Value::Object(merge_maps(base, over)),
+        (_, Value::Object(over)) => Value::Object(merge_maps(Map::new(), over)),
         (Value::Array(base), Value::Array(over)) if named(&base) && named(&over) => {
             Value::Array(merge_named(base, over))
         }
@@ -198,7 +199,7 @@ pub fn merge(base: Value, over: Value) -> Value {
 
 fn merge_maps(mut base: Map<String, Value>, over: Map<String, Value>) -> Map<String, Value> {
     if over.contains_key("type") || over.get("driver").is_some_and(|d| base.get("driver") != Some(d)) {
-        return over;
+        base.clear();
     }
     for (key, value) in over {
         if value.is_null() {
