@@ -6,7 +6,11 @@
 
 use serde_json::{Value, json};
 use stead_model::{NodeName, NodeSpec, agent::Token, node::EngineSpec};
-use stead_node::{engine::{EngineError, Manager}, handle::Handle, reaper::Reaper};
+use stead_node::{
+    engine::{EngineError, Manager},
+    handle::Handle,
+    reaper::Reaper,
+};
 use tokio::sync::mpsc;
 
 type Failure = Box<dyn std::error::Error>;

@@ -233,7 +233,8 @@ fn merge_named(mut base: Vec<Value>, over: Vec<Value>) -> Vec<Value> {
 impl Preseed {
     /// Settings a joining member gives for itself.
     pub fn member_config(&self) -> Vec<stead_incus::types::MemberConfigKey> {
-        let pools = self.storage_pools.iter().map(|p| ("storage-pool", &p.name, &p.config, &MEMBER_POOL_KEYS[..]));
+        let pools =
+            self.storage_pools.iter().map(|p| ("storage-pool", &p.name, &p.config, &MEMBER_POOL_KEYS[..]));
         let networks = self
             .networks
             .iter()
@@ -285,7 +286,10 @@ mod tests {
         let p = wanted(&spec(Value::Null), Some("/dev/vdb")).unwrap();
         assert_eq!(p.config["core.https_address"], "10.0.0.1:8443");
         assert_eq!(p.config["cluster.https_address"], "10.0.0.1:8443");
-        assert_eq!((p.storage_pools[0].driver.as_str(), p.storage_pools[0].config["source"].as_str()), ("btrfs", "/dev/vdb"));
+        assert_eq!(
+            (p.storage_pools[0].driver.as_str(), p.storage_pools[0].config["source"].as_str()),
+            ("btrfs", "/dev/vdb")
+        );
         assert_eq!(p.profiles[0].devices["eth0"]["parent"], "br0");
         assert_eq!(
             p.member_config().iter().map(|k| (k.entity.as_str(), k.key.as_str())).collect::<Vec<_>>(),

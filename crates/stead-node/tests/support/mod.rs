@@ -44,7 +44,9 @@ impl Kind {
     /// A daemon that ends is started again, as the node's supervisor does.
     fn supervised(self) -> &'static str {
         match self {
-            Self::Incus => "while :; do /usr/libexec/incus/incusd --logfile /var/log/incus/incusd.log; sleep 0.1; done",
+            Self::Incus => {
+                "while :; do /usr/libexec/incus/incusd --logfile /var/log/incus/incusd.log; sleep 0.1; done"
+            }
             Self::Lxd => "while :; do /usr/bin/lxd --logfile /var/log/lxd/lxd.log; sleep 0.1; done",
         }
     }
@@ -81,11 +83,7 @@ pub fn tree(kind: Kind) -> Result<PathBuf, String> {
 
 fn run(program: &str, arguments: &[&str]) {
     let out = Command::new(program).args(arguments).output().unwrap();
-    assert!(
-        out.status.success(),
-        "{program} {arguments:?}: {}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    assert!(out.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 /// A bridge in a network namespace of its own, and a scratch directory. Nodes borrow their names from it.
@@ -103,8 +101,15 @@ impl Lan {
         run("ip", &["-n", &id, "link", "set", "br0", "up"]);
         Self { id, scratch: tempfile::tempdir_in("/var/tmp").unwrap() }
     }
-    /// A node whose engine's state outlives it.
+    /// A node, powered on, whose engine's state outlives it.
     pub fn node(&self, kind: Kind, number: u8, extra: Value) -> Node {
+        self.make_node(kind, number, extra, None)
+    }
+    /// A node with a disk of serial `pool`.
+    pub fn node_with_disk(&self, kind: Kind, number: u8, disk: &Disk) -> Node {
+        self.make_node(kind, number, Value::Null, Some(disk.device.clone()))
+    }
+    fn make_node(&self, kind: Kind, number: u8, extra: Value, disk: Option<PathBuf>) -> Node {
         let tree = tree(kind).unwrap();
         let state = self.scratch.path().join(format!("state{number}"));
         fs::create_dir_all(&state).unwrap();
@@ -115,7 +120,7 @@ impl Lan {
             netns: format!("{}-{number}", self.id),
             lan: self.id.clone(),
             state,
-            disk: None,
+            disk,
             extra,
             process: None,
             init: 0,
@@ -144,6 +149,12 @@ impl Drop for Lan {
 /// A loop device.
 pub struct Disk {
     pub device: PathBuf,
+}
+impl Disk {
+    /// Blank again; only while no node has it.
+    pub fn clear(&self) {
+        run("blkdiscard", &["-f", "-z", &self.device.display().to_string()]);
+    }
 }
 impl Drop for Disk {
     fn drop(&mut self) {
@@ -179,7 +190,23 @@ impl Node {
     pub fn power_on(&mut self) {
         let port = format!("port{}", self.number);
         run("ip", &["netns", "add", &self.netns]);
-        run("ip", &["-n", &self.lan, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &self.netns]);
+        run(
+            "ip",
+            &[
+                "-n",
+                &self.lan,
+                "link",
+                "add",
+                &port,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                &self.netns,
+            ],
+        );
         run("ip", &["-n", &self.lan, "link", "set", &port, "master", "br0", "up"]);
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bench/floor-incus.sh");
         self.started = Instant::now();
@@ -201,11 +228,12 @@ impl Node {
         self.init = eventually("the node's init", Duration::from_secs(10), || {
             fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()
         });
-        // pivot_root done: the tree's marker of an engine is there and the host's is not.
+        // The script has ended with exec: before that, its root is this machine's.
         let root = self.root();
         eventually("the node's root", Duration::from_secs(10), || {
-            let supervising = fs::read(format!("/proc/{}/cmdline", self.init)).ok()?;
-            supervising.windows(8).any(|w| w == b"while :;").then_some(())
+            let argv = fs::read(format!("/proc/{}/cmdline", self.init)).ok()?;
+            let mut words = argv.split(|b| *b == 0);
+            (words.next() == Some(b"bash") && words.next() == Some(b"-c")).then_some(())
         });
         if let Some(device) = &self.disk {
             fs::create_dir_all(root.join("dev/disk/by-serial")).unwrap();
@@ -214,12 +242,14 @@ impl Node {
         }
         self.drive();
     }
-    /// Gives the node a disk with serial `pool`; before its first manager sees it, so the node is started anew.
-    pub fn with_disk(mut self, disk: &Disk) -> Self {
-        self.power_off();
-        self.disk = Some(disk.device.clone());
-        self.power_on();
-        self
+    /// Everything the engine knew is gone; only while off.
+    pub fn forget(&self) {
+        fs::remove_dir_all(&self.state).unwrap();
+        fs::create_dir_all(&self.state).unwrap();
+    }
+    /// The daemon alone is killed; the node's supervisor starts it again.
+    pub fn kill_daemon(&self) {
+        let _ = self.exec(&["pkill", "-KILL", "-x", if self.kind == Kind::Incus { "incusd" } else { "lxd" }]);
     }
     fn root(&self) -> PathBuf {
         format!("/proc/{}/root", self.init).into()
@@ -243,7 +273,16 @@ impl Node {
             spec.extend(extra.clone());
         }
         let mut child = Command::new("nsenter")
-            .args(["--target", &self.init.to_string(), "--mount", "--net", "--pid", "--uts", "--root", "--wd=/"])
+            .args([
+                "--target",
+                &self.init.to_string(),
+                "--mount",
+                "--net",
+                "--pid",
+                "--uts",
+                "--root",
+                "--wd=/",
+            ])
             .args(["/run/engine-driver", &self.name()])
             .arg(format!("/var/lib/{}/unix.socket", self.kind.name()))
             .arg(spec.to_string())
@@ -264,8 +303,7 @@ impl Node {
         let (_, _, stdout) = self.driver.as_mut().unwrap();
         let mut text = String::new();
         stdout.read_line(&mut text).unwrap();
-        let mut value: Value =
-            serde_json::from_str(&text).map_err(|e| format!("driver is gone: {e}"))?;
+        let mut value: Value = serde_json::from_str(&text).map_err(|e| format!("driver is gone: {e}"))?;
         match value.get("error") {
             Some(e) => Err(e.as_str().unwrap_or_default().to_owned()),
             None => Ok(value["ok"].take()),
@@ -286,6 +324,7 @@ impl Node {
             if last["state"] == state {
                 return;
             }
+            assert_ne!(last["state"], "failed", "{}: {last}", self.name());
             std::thread::sleep(Duration::from_millis(5));
         }
         panic!("{} is not {state} after {patience:?} but {last}", self.name());
@@ -293,7 +332,16 @@ impl Node {
     /// A program in the node, to its end.
     pub fn exec(&self, argv: &[&str]) -> Result<String, String> {
         let out = Command::new("nsenter")
-            .args(["--target", &self.init.to_string(), "--mount", "--net", "--pid", "--uts", "--root", "--wd=/"])
+            .args([
+                "--target",
+                &self.init.to_string(),
+                "--mount",
+                "--net",
+                "--pid",
+                "--uts",
+                "--root",
+                "--wd=/",
+            ])
             .args(argv)
             .output()
             .unwrap();
@@ -348,7 +396,11 @@ impl Drop for Node {
             for log in ["incus/incusd.log", "lxd/lxd.log"] {
                 if let Ok(text) = fs::read_to_string(self.root().join("var/log").join(log)) {
                     let lines: Vec<&str> = text.lines().collect();
-                    eprintln!("--- {} {log}\n{}", self.name(), lines[lines.len().saturating_sub(15)..].join("\n"));
+                    eprintln!(
+                        "--- {} {log}\n{}",
+                        self.name(),
+                        lines[lines.len().saturating_sub(15)..].join("\n")
+                    );
                 }
             }
         }
