@@ -50,7 +50,7 @@ container() { # NAME MEMBER: runs afterwards, whatever was before
   state=$(client list "^$1\$" --format json | jq -r '.[0].status // "none"')
   case "$state" in
     Running) echo "$1 runs already" ;;
-    none) client launch debian-12 "$1" --target "$2" ;;
+    none) client launch debian-12 "$1" --target "$2" --quiet && echo "$1 runs on $2" ;;
     *) client start "$1" ;;
   esac
 }
