@@ -59,6 +59,8 @@ pub fn name(kind: Filesystem) -> &'static str {
 /// btrfs' first superblock at 64 KiB and ZFS' labels up to 512 KiB; 4 MiB leaves room for partitions aligned to 1 MiB
 /// whose table was wiped.
 const HEAD: u64 = 4 << 20;
+/// Beginning that is looked at for signatures with a name; the last is btrfs' label.
+const IDENTIFIED: u64 = 128 << 10;
 /// End of the device that must be zero: backup GPT (last sector), md 0.90 and 1.0 (last 128 KiB), ZFS (last 512 KiB).
 const TAIL: u64 = 1 << 20;
 /// Second superblock of btrfs, which outlives a wiped head.
@@ -103,7 +105,7 @@ pub fn signature_areas(size: u64) -> Vec<(u64, u64)> {
 /// # Errors
 /// It cannot be read.
 pub fn probe(device: &mut (impl Read + Seek), size: u64) -> io::Result<Content> {
-    let head = read_at(device, 0, HEAD.min(size))?;
+    let head = read_at(device, 0, IDENTIFIED.min(size))?;
     let mark_start = size.saturating_sub(MARK_BYTES);
     if let Some(label) = marked(&read_at(device, mark_start, size - mark_start)?) {
         // What a cut-off mkfs has left has our label or none yet. Anything else came later.
@@ -117,16 +119,14 @@ pub fn probe(device: &mut (impl Read + Seek), size: u64) -> io::Result<Content> 
     if let Some(content) = identify(&head) {
         return Ok(content);
     }
-    if !is_zero(&head) {
+    if !is_zero_at(device, 0, HEAD.min(size))? {
         return Ok(Content::Other("data of no known kind"));
     }
     let tail_start = size.saturating_sub(TAIL);
-    if !is_zero(&read_at(device, tail_start, size - tail_start)?) {
+    if !is_zero_at(device, tail_start, size - tail_start)? {
         return Ok(Content::Other("something at its end (an old partition table or RAID)"));
     }
-    if size > BTRFS_MIRROR + BTRFS_MIRROR_LENGTH
-        && !is_zero(&read_at(device, BTRFS_MIRROR, BTRFS_MIRROR_LENGTH)?)
-    {
+    if size > BTRFS_MIRROR + BTRFS_MIRROR_LENGTH && !is_zero_at(device, BTRFS_MIRROR, BTRFS_MIRROR_LENGTH)? {
         return Ok(Content::Other("something at 64 MiB (maybe a wiped btrfs)"));
     }
     Ok(Content::Blank)
@@ -137,6 +137,24 @@ fn read_at(device: &mut (impl Read + Seek), offset: u64, length: u64) -> io::Res
     let mut buffer = vec![0; length as usize];
     device.read_exact(&mut buffer)?;
     Ok(buffer)
+}
+
+/// Reads piece by piece: what PID 1 once held in memory it keeps.
+fn is_zero_at(device: &mut (impl Read + Seek), offset: u64, length: u64) -> io::Result<bool> {
+    device.seek(SeekFrom::Start(offset))?;
+    let mut rest = device.take(length);
+    let mut buffer = [0u8; 16 << 10];
+    let mut seen = 0;
+    loop {
+        match rest.read(&mut buffer) {
+            Ok(0) if seen == length => return Ok(true),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) if !is_zero(&buffer[..n]) => return Ok(false),
+            Ok(n) => seen += n as u64,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
