@@ -1,1 +1,64 @@
-//! (in the making)
+//! Our clusters: a cluster file becomes machines, networks and one engine, and stays so.
+//!
+//! observe -> plan -> apply: [`desired`] says what should be, [`observe`] what is, [`plan`] (pure) what is to be done,
+//! and [`apply`] does it. State is files under one directory ([`layout`]), written atomically and guarded by a lock;
+//! whatever is killed when, `up` can go on and `down` can clean up.
+//!
+//! Does not own: how a machine or a network is started (`stead-machine`), what a node does (`stead-node`), how an
+//! image is made (`stead-image`).
+
+pub mod apply;
+mod bring;
+pub mod client_env;
+pub mod desired;
+pub mod dial;
+pub mod down;
+pub mod error;
+pub mod event;
+pub mod files;
+pub mod layout;
+pub mod observe;
+pub mod plan;
+pub mod prepare;
+pub mod record;
+pub mod remote;
+pub mod status;
+
+pub use error::ClusterError;
+pub use event::{Event, Events};
+pub use layout::Layout;
+pub use plan::Plan;
+pub use record::Record;
+
+use std::path::PathBuf;
+use stead_image::Store;
+
+/// Where things are on this host; everything a verb needs besides its arguments.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// State directory, e.g. `/var/lib/stead`.
+    pub state_dir: PathBuf,
+    /// The `stead` binary itself: supervisors are started from it.
+    pub exe: PathBuf,
+}
+
+impl Host {
+    /// The image store.
+    ///
+    /// # Errors
+    /// It cannot be opened or made.
+    pub fn store(&self) -> Result<Store, ClusterError> {
+        Store::open(&self.state_dir.join("images")).map_err(ClusterError::image)
+    }
+    /// The files of one cluster.
+    pub fn layout(&self, cluster: &stead_model::ClusterName) -> Layout {
+        Layout::new(&self.state_dir, cluster)
+    }
+    /// Names of the clusters that have a record here, sorted.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn clusters(&self) -> Result<Vec<stead_model::ClusterName>, ClusterError> {
+        Layout::list(&self.state_dir)
+    }
+}

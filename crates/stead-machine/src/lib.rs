@@ -4,7 +4,25 @@
 //! started it may die and come back. That process holds an exclusive `flock` on `<dir>/lock` for as long as it lives:
 //! the lock, not a pid, says whether a machine runs.
 
+pub mod backend;
+mod daemon;
+pub mod doctor;
+mod files;
+pub mod layers;
+mod mountinfo;
+mod namespace;
+mod netlink;
+pub mod netns;
 pub mod network;
+mod qemu;
 pub mod spec;
+pub mod supervise;
+mod sys;
+pub mod teardown;
+mod tether;
 
 pub use spec::{MachineSpec, MachineState};
+pub use daemon::DaemonError;
+pub use namespace::cgroup::CgroupError;
+pub use netlink::LinkError;
+pub use teardown::TeardownError;

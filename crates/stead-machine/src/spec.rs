@@ -29,6 +29,8 @@ pub struct MachineSpec {
     pub stead_node: PathBuf,
     /// Root layers (squashfs files), lowest first, boot overlays last.
     pub layers: Vec<PathBuf>,
+    /// Where layers are mounted on the host, once for all namespace machines of the cluster: `<cluster dir>/layers`.
+    pub layers_dir: PathBuf,
     /// Directory with `node.json` (0600), packed as a tar drive for qemu.
     pub spec_dir: PathBuf,
     /// Disks. The files are made sparse by the supervisor when missing, and never truncated or formatted.

@@ -1,6 +1,6 @@
 //! The image manifest: what a build put into the store.
 
-use crate::{names::ImageName, recipe::RecipeKind, sizes::Bytes};
+use crate::{cluster::EngineKind, names::ImageName, recipe::RecipeKind, sizes::Bytes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, str::FromStr};
@@ -143,6 +143,9 @@ pub struct Manifest {
     pub architecture: String,
     /// Hash of the recipe as understood (not of its text), with its overlays' and sources' contents.
     pub recipe: Digest,
+    /// The engine it carries.
+    #[serde(default)]
+    pub engine: EngineKind,
     /// Root layers, lowest first. Empty for instance images.
     pub layers: Vec<Layer>,
     /// What boots it. Absent for instance images.

@@ -60,7 +60,7 @@ impl FromStr for Bytes {
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (unit, n) in &UNITS[..4] {
-            if self.0 != 0 && self.0 % n == 0 {
+            if self.0 != 0 && self.0.is_multiple_of(*n) {
                 return write!(f, "{}{unit}", self.0 / n);
             }
         }
@@ -102,7 +102,7 @@ impl Memory {
     pub fn of(self, total: Bytes) -> Bytes {
         match self {
             Self::Amount(b) => b,
-            Self::Percent(p) => Bytes(total.0 / 100 * u64::from(p) & !((1 << 20) - 1)),
+            Self::Percent(p) => Bytes((total.0 / 100 * u64::from(p)) & !((1 << 20) - 1)),
         }
     }
 }

@@ -1,4 +1,269 @@
 //! A cluster's host network: one network namespace with bridges, dnsmasq, NAT and published ports.
+//!
+//! Owns the namespace `stead-<cluster>`, what is in it, and the one veth and nftables table on the host that lead out of
+//! it. Does not own the machines' interfaces: each machine's supervisor attaches its own.
 
+mod dnsmasq;
+mod forward;
+mod nat;
+mod probe;
 pub mod spec;
+mod supervisor;
+
+pub use nat::NatError;
 pub use spec::*;
+pub use supervisor::run;
+
+use crate::{
+    DaemonError, LinkError, TeardownError, daemon,
+    files::{self, Durability, Lock},
+    netlink::{self, Links},
+    netns,
+    teardown::Failures,
+};
+use rtnetlink::packet_route::link::InfoKind;
+use rustix::process::{Pid, Signal, kill_process};
+use sha2::{Digest, Sha256};
+use std::{
+    ffi::OsStr,
+    fs, io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// dnsmasq answers within milliseconds; this is for a host with far too much to do.
+const UP_PATIENCE: Duration = Duration::from_secs(30);
+/// The supervisor ends dnsmasq and goes.
+const DOWN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a network could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// Another supervisor holds the lock.
+    #[error("network of {0} is already supervised")]
+    AlreadyRuns(String),
+    /// A file of the network's directory.
+    #[error("cannot {operation} {}", .path.display())]
+    File {
+        /// `write`, `lock`, …
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The network namespace.
+    #[error("cannot {operation} network namespace {netns}")]
+    Namespace {
+        /// `make`, `enter`, …
+        operation: &'static str,
+        /// Its name.
+        netns: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A kernel parameter inside it.
+    #[error("cannot set {key} in network namespace {netns}")]
+    Sysctl {
+        /// The parameter.
+        key: String,
+        /// The namespace.
+        netns: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A bridge or address.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The way out.
+    #[error(transparent)]
+    Nat(#[from] NatError),
+    /// Its process.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// A published port.
+    #[error("cannot listen on {address} for a published port")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// dnsmasq does not work.
+    #[error("dnsmasq does not serve names: {why}; {log}")]
+    Dnsmasq {
+        /// What happened.
+        why: String,
+        /// The end of its log.
+        log: String,
+    },
+    /// A program is not installed.
+    #[error("{program} is not installed; it comes with the package {package}")]
+    Missing {
+        /// The program.
+        program: &'static str,
+        /// Debian's package.
+        package: &'static str,
+    },
+    /// The running supervisor says that it could not do as the spec says.
+    #[error("the network's supervisor reports: {0}")]
+    Reported(String),
+}
+
+impl NetworkError {
+    fn file<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + Copy + 'a {
+        move |source| Self::File { operation, path: path.to_owned(), source }
+    }
+}
+
+/// An error with all its causes, in one line.
+fn chain(error: &NetworkError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn digest(spec: &HostNetworkSpec) -> String {
+    // A spec is a plain tree: it always serialises.
+    let json = serde_json::to_vec(spec).unwrap_or_default();
+    Sha256::digest(json).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Makes the network as the spec says, starting from whatever is there; idempotent. Machines and connections on it are
+/// left alone. Returns once dnsmasq answers and published ports listen.
+///
+/// # Errors
+/// [`NetworkError`]; what was made so far stays, for the next `up` or `down`.
+pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkError> {
+    files::private_dir(&spec.dir).map_err(NetworkError::file("make", &spec.dir))?;
+    let _one_at_a_time = Lock::wait(&spec.dir, "up.lock")
+        .map_err(NetworkError::file("lock", &spec.dir.join("up.lock")))?;
+    let name = spec.netns();
+    netns::create(&name)
+        .map_err(|source| NetworkError::Namespace { operation: "make", netns: name.clone(), source })?;
+    make_links(spec)?;
+    nat::ensure(spec)?;
+    let file = spec.dir.join("network.json");
+    files::write_json(&file, spec, Durability::Durable).map_err(NetworkError::file("write", &file))?;
+    let wanted = digest(spec);
+    let is_up = || supervisor_state(spec).filter(|s| s.spec_digest == wanted);
+    let running = files::is_locked(&spec.dir, "lock");
+    match running.then(is_up).flatten() {
+        Some(state) if state.ready => return Ok(state),
+        _ => {}
+    }
+    match running.then(|| files::holder(&spec.dir, "lock")).flatten().and_then(Pid::from_raw) {
+        Some(pid) => {
+            let _ = kill_process(pid, Signal::HUP);
+        }
+        None => {
+            let args = [OsStr::new("network"), OsStr::new("run"), file.as_os_str()];
+            let has_begun = |pid| supervisor_state(spec).is_some_and(|s| s.supervisor_pid == pid);
+            daemon::start(exe, &args, &spec.dir, UP_PATIENCE, has_begun)?;
+        }
+    }
+    let deadline = Instant::now() + UP_PATIENCE;
+    loop {
+        match is_up() {
+            Some(state) if state.ready => return Ok(state),
+            Some(NetworkState { error: Some(error), .. }) => return Err(NetworkError::Reported(error)),
+            _ if !files::is_locked(&spec.dir, "lock") => {
+                let last: Option<NetworkState> = files::read_json(&spec.dir.join("state.json"));
+                let why = last.and_then(|s| s.error).unwrap_or_else(|| "it ended".to_owned());
+                return Err(NetworkError::Reported(why));
+            }
+            _ if Instant::now() > deadline => {
+                let why = format!("not ready after {} s", UP_PATIENCE.as_secs());
+                return Err(NetworkError::Reported(why));
+            }
+            _ => thread::sleep(Duration::from_millis(3)),
+        }
+    }
+}
+
+fn supervisor_state(spec: &HostNetworkSpec) -> Option<NetworkState> {
+    files::is_locked(&spec.dir, "lock").then(|| files::read_json(&spec.dir.join("state.json"))).flatten()
+}
+
+/// Kernel parameters inside the namespace, set before there is a link. The later ones need not exist.
+const SYSCTLS: [(&str, &str, bool); 6] = [
+    ("net/ipv4/ip_forward", "1", true),
+    ("net/ipv6/conf/all/forwarding", "1", false),
+    // Addresses are ours to give: waiting a second for each to be proved unique would only make `up` slower.
+    ("net/ipv6/conf/default/accept_dad", "0", false),
+    ("net/ipv6/conf/default/accept_ra", "0", false),
+    // Where br_netfilter is loaded: what stays on a bridge is no business of nftables.
+    ("net/bridge/bridge-nf-call-iptables", "0", false),
+    ("net/bridge/bridge-nf-call-ip6tables", "0", false),
+];
+
+fn make_links(spec: &HostNetworkSpec) -> Result<(), NetworkError> {
+    let name = spec.netns();
+    let enter = |source| NetworkError::Namespace { operation: "enter", netns: name.clone(), source };
+    let ns = netns::open(&name).map_err(enter)?;
+    let mut refused = None;
+    netns::inside(ns.as_fd(), || {
+        for (key, value, needed) in SYSCTLS {
+            match fs::write(Path::new("/proc/sys").join(key), value) {
+                Err(source) if needed || source.kind() != io::ErrorKind::NotFound => {
+                    refused = Some(NetworkError::Sysctl { key: key.replace('/', "."), netns: name.clone(), source });
+                    break;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+    .map_err(enter)?;
+    if let Some(error) = refused {
+        return Err(error);
+    }
+    netlink::with(Some(ns.as_fd()), async |links: Links| {
+        links.up("lo").await?;
+        for (name, _, kind) in links.list().await? {
+            if kind == Some(InfoKind::Bridge) && !spec.bridges.iter().any(|b| b.name == name) {
+                links.delete(&name).await?;
+            }
+        }
+        for bridge in &spec.bridges {
+            links.ensure_bridge(&bridge.name, bridge.mtu, &bridge.addresses).await?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// What the supervisor says, or `None` when the network is not (wholly) there.
+pub fn observe(spec: &HostNetworkSpec) -> Option<NetworkState> {
+    netns::open(&spec.netns()).ok()?;
+    supervisor_state(spec)
+}
+
+/// Removes everything: supervisor, NAT, namespace. Idempotent; machines must be gone, or they lose their network.
+///
+/// # Errors
+/// Everything that could not be removed.
+pub fn down(spec: &HostNetworkSpec) -> Result<(), TeardownError> {
+    let mut failures = Failures::default();
+    // Without its directory there was never an `up` to exclude.
+    let _one_at_a_time = Lock::wait(&spec.dir, "up.lock").ok();
+    failures.note(daemon::end(&spec.dir, &[(Signal::TERM, DOWN_PATIENCE)]));
+    failures.absorb(nat::remove(spec));
+    let netns = spec.netns();
+    failures.note(
+        netns::remove(&netns).map_err(|source| NetworkError::Namespace { operation: "remove", netns, source }),
+    );
+    failures.into_result()
+}

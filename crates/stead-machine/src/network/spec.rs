@@ -78,6 +78,8 @@ pub struct NetworkState {
     pub ready: bool,
     /// Where each published port really listens (port 0 resolved), in the order of the spec.
     pub listening: Vec<SocketAddr>,
+    /// SHA-256 of the `network.json` this state is of.
+    pub spec_digest: String,
     /// Why it failed.
     pub error: Option<String>,
 }

@@ -1,0 +1,160 @@
+//! `up` and `scale`: prepare, observe, plan, and do what the plan says.
+//!
+//! Every node is brought along by a task of its own; they meet where the engine demands it: joins go one after the
+//! other, through a member that is online, and restarts of members go one at a time.
+
+use crate::{
+    ClusterError, Events, Host, Plan, Record,
+    bring::{self, Work},
+    files,
+    plan::{EngineStep, NetworkAction, NodeAction},
+    prepare::{Prepared, prepare},
+};
+use serde::Serialize;
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
+use stead_model::{ClusterName, ClusterSpec, NodeName, cluster::Nodes};
+use tokio::sync::{Mutex, watch};
+
+/// What `up` is asked for.
+#[derive(Debug, Clone)]
+pub struct UpRequest {
+    /// The cluster file.
+    pub spec: ClusterSpec,
+    /// Directory its relative paths are meant from.
+    pub base_dir: PathBuf,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct UpReport {
+    /// The plan that was carried out.
+    pub plan: Plan,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+}
+
+/// What is to be done for this request; nothing but the image store's layer cache is touched.
+///
+/// # Errors
+/// The request cannot be carried out, or the state cannot be read.
+pub async fn dry_run(host: &Host, request: UpRequest, events: &Events) -> Result<Plan, ClusterError> {
+    Ok(prepare(host, request, events).await?.plan)
+}
+
+/// Makes the cluster what the request says, from whatever is there.
+///
+/// # Errors
+/// The first thing of each node that went wrong; what is up stays up, and `up` again goes on from there.
+pub async fn up(host: &Host, request: UpRequest, events: &Events) -> Result<UpReport, ClusterError> {
+    let began = Instant::now();
+    let layout = host.layout(&request.spec.name);
+    let _lock = layout.take_lock()?;
+    let prepared = prepare(host, request, events).await?;
+    let plan = prepared.plan.clone();
+    apply(host, prepared, events).await?;
+    Ok(UpReport { plan, seconds: began.elapsed().as_secs_f64() })
+}
+
+/// Changes the number of nodes and brings the cluster there.
+///
+/// # Errors
+/// As [`up`]; or the nodes are listed by name and more are asked for.
+pub async fn scale(
+    host: &Host,
+    cluster: &ClusterName,
+    count: u32,
+    events: &Events,
+) -> Result<UpReport, ClusterError> {
+    let record = Record::require(&host.layout(cluster))?;
+    let mut spec = record.spec;
+    spec.nodes = match spec.nodes {
+        Nodes::Count(_) => Nodes::Count(count),
+        Nodes::List(mut list) if (count as usize) <= list.len() => {
+            list.truncate(count as usize);
+            Nodes::List(list)
+        }
+        Nodes::List(list) => {
+            return Err(ClusterError::Refused(format!(
+                "cluster {cluster} lists its {} nodes by name, so {count} cannot be made by number: add them to its file and run `stead up FILE`",
+                list.len()
+            )));
+        }
+    };
+    spec.check().map_err(|(key, why)| ClusterError::Refused(format!("{key}: {why}")))?;
+    up(host, UpRequest { spec, base_dir: record.base_dir }, events).await
+}
+
+/// Carries the plan out.
+async fn apply(host: &Host, p: Prepared, events: &Events) -> Result<(), ClusterError> {
+    let Prepared { layout, mut record, desired, observed, plan, ca, operator, identities, backend_why } = p;
+    for w in &plan.warnings {
+        events.warning(w);
+    }
+    if plan.nodes.iter().any(|n| n.engine == EngineStep::Initialise) {
+        record.members.clear();
+    }
+    record.save(&layout)?;
+    files::private_dir(&layout.pki())?;
+    files::write_atomically(&layout.pki().join("ca.pem"), ca.certificate_pem().as_bytes())?;
+    files::write_atomically(&layout.pki().join("ca.key"), ca.key_pem().as_bytes())?;
+    files::write_json(&layout.pki().join("operator.json"), &operator)?;
+    for (name, identity) in &identities {
+        files::private_dir(&layout.node(name))?;
+        files::write_json(&layout.node(name).join("identity.json"), identity)?;
+    }
+    files::private_dir(&layout.network())?;
+    if plan.network != NetworkAction::Keep {
+        events.step("network");
+        let (exe, spec) = (host.exe.clone(), desired.network.clone());
+        blocking(move || stead_machine::network::up(&exe, &spec))
+            .await?
+            .map_err(|e| ClusterError::Network { cluster: record.spec.name.clone(), source: Box::new(e) })?;
+    }
+    let started = plan.nodes.iter().filter(|n| n.action != NodeAction::Keep).count();
+    if started > 0 {
+        events.step(format!("nodes ({started} to start; {backend_why})"));
+    }
+
+    let engine = record.engine;
+    let work = Arc::new(Work {
+        exe: host.exe.clone(),
+        netns: desired.network.netns(),
+        layout,
+        record: Mutex::new(record),
+        operator,
+        events: events.clone(),
+        seed: watch::Sender::new(None),
+        joining: Mutex::new(()),
+        restarting: Mutex::new(()),
+        engine,
+    });
+    let members: BTreeSet<NodeName> = work.record.lock().await.members.clone();
+    let tasks: Vec<_> = plan
+        .nodes
+        .iter()
+        .zip(&desired.nodes)
+        .map(|(plan, desired)| tokio::spawn(bring::bring(Arc::clone(&work), plan.clone(), desired.clone())))
+        .collect();
+    let mut errors = Vec::new();
+    for task in tasks {
+        match task.await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => errors.push(e),
+            Err(e) => errors.push(ClusterError::Refused(format!("a node's task ended: {e}"))),
+        }
+    }
+    if errors.is_empty() {
+        for removal in &plan.removals {
+            if let Err(e) = bring::remove(&work, removal, &desired, &observed, &members).await {
+                errors.push(e);
+            }
+        }
+    }
+    ClusterError::all(errors)
+}
+
+pub(crate) async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ClusterError> {
+    tokio::task::spawn_blocking(f).await.map_err(|e| ClusterError::Refused(format!("a worker ended: {e}")))
+}

@@ -1,0 +1,411 @@
+//! Bringing one node along: start or restart its machine, wait for its agent, join its engine, or remove it.
+
+use crate::{
+    ClusterError, Events, Layout, Record,
+    apply::blocking,
+    desired::{Desired, DesiredNode},
+    dial, down, files,
+    observe::{self, Observed},
+    plan::{EngineStep, NodeAction, NodePlan, Removal},
+};
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use stead_agent::{Identity, client::Client};
+use stead_machine::{MachineSpec, supervise};
+use stead_model::{
+    EngineKind, NodeName, NodeSpec,
+    agent::{
+        EngineState, JoinRequest, JoinTokenRequest, NodePhase, NodeStatus, RemoveMemberRequest, ServiceState,
+        StopRequest,
+    },
+    cluster::Backend,
+    node::EngineRole,
+};
+use tokio::sync::{Mutex, watch};
+
+/// Pause between two looks at a node that is starting: small against the second that a start takes.
+const POLL: Duration = Duration::from_millis(15);
+/// Pause when the agent does not even listen yet.
+const POLL_UNREACHABLE: Duration = Duration::from_millis(10);
+/// How long a namespace node may take to run. It takes half a second; a loaded host takes longer.
+const NAMESPACE_DEADLINE: Duration = Duration::from_secs(120);
+/// How long an emulated machine may take (measured: 40 s to the engine on two cores).
+const QEMU_DEADLINE: Duration = Duration::from_secs(600);
+/// Lines of console and service logs shown for a node that failed.
+const TAIL_LINES: usize = 15;
+
+/// Seconds a machine gets to stop before a restart.
+const STOP_SECONDS: u32 = 60;
+
+/// What the tasks of one `up` share.
+pub(crate) struct Work {
+    pub(crate) exe: PathBuf,
+    pub(crate) layout: Layout,
+    pub(crate) record: Mutex<Record>,
+    pub(crate) operator: Identity,
+    pub(crate) netns: String,
+    pub(crate) events: Events,
+    /// A member that is online: joins go through it. Closed (all senders gone) when there can be none any more.
+    pub(crate) seed: watch::Sender<Option<(NodeName, SocketAddr)>>,
+    /// Joins go one after the other: the engines' databases take one new member at a time.
+    pub(crate) joining: Mutex<()>,
+    /// Restarts of engine members go one at a time: two could lose the quorum.
+    pub(crate) restarting: Mutex<()>,
+    pub(crate) engine: EngineKind,
+}
+
+/// Brings one node where the plan wants it.
+pub(crate) async fn bring(work: Arc<Work>, plan: NodePlan, desired: DesiredNode) -> Result<(), ClusterError> {
+    let name = plan.name.clone();
+    let result = bring_inner(&work, &plan, &desired).await;
+    if let Err(e) = &result {
+        work.events.node(&name, "failed", crate::error::chain(e));
+        // Whoever waits for this node to be the first member waits in vain.
+        if plan.engine == EngineStep::Initialise {
+            work.seed.send_replace(Some((name, SocketAddr::from(([0, 0, 0, 0], 0)))));
+        }
+    }
+    result
+}
+
+async fn bring_inner(work: &Work, plan: &NodePlan, desired: &DesiredNode) -> Result<(), ClusterError> {
+    let name = &plan.name;
+    let mut spec = desired.spec.clone();
+    if plan.engine == EngineStep::Initialise
+        && let Some(e) = &mut spec.engine
+    {
+        e.role = EngineRole::Init;
+    }
+    let _one_at_a_time = match &plan.action {
+        NodeAction::Restart { why } => {
+            let guard = match plan.engine {
+                EngineStep::Member => Some(work.restarting.lock().await),
+                _ => None,
+            };
+            work.events.node(name, "stopping", why.join(", "));
+            stop_machine(work, desired, STOP_SECONDS).await?;
+            start_machine(work, desired, &spec).await?;
+            guard
+        }
+        NodeAction::Start => {
+            start_machine(work, desired, &spec).await?;
+            None
+        }
+        NodeAction::Keep => None,
+    };
+    let agent = dial::agent(&work.operator, &work.netns, name, desired.agent).map_err(|e| {
+        ClusterError::Agent { action: "prepare a connection", node: name.clone(), source: Box::new(e) }
+    })?;
+    let deadline = Instant::now()
+        + if desired.machine.backend == Backend::Qemu { QEMU_DEADLINE } else { NAMESPACE_DEADLINE };
+
+    let status = wait_for(work, desired, &agent, deadline, "its services to run", |s| {
+        matches!(s.phase, NodePhase::Running) || (plan.engine != EngineStep::None && engine_answers(s))
+    })
+    .await?;
+    if plan.engine == EngineStep::None {
+        work.events.node(name, "running", took(&status));
+        return Ok(());
+    }
+    work.events.node(name, "engine", took(&status));
+    join_engine(work, plan, desired, &agent, status, deadline).await?;
+    Ok(())
+}
+
+fn took(status: &NodeStatus) -> String {
+    format!("{:.1} s", status.uptime_ms as f64 / 1000.0)
+}
+
+fn engine_answers(s: &NodeStatus) -> bool {
+    s.engine.as_ref().is_some_and(|e| e.state != EngineState::Starting)
+}
+
+async fn start_machine(work: &Work, desired: &DesiredNode, spec: &NodeSpec) -> Result<(), ClusterError> {
+    let machine = &desired.machine;
+    work.events.node(&machine.name, "starting", machine.backend.to_string());
+    files::private_dir(&machine.spec_dir)?;
+    files::private_dir(&machine.dir.join("disks"))?;
+    files::write_json(&machine.spec_dir.join("node.json"), spec)?;
+    let (exe, machine) = (work.exe.clone(), machine.clone());
+    let name = machine.name.clone();
+    blocking(move || supervise::spawn(&exe, &machine)).await?.map(|_| ()).map_err(|e| ClusterError::Machine {
+        action: "start",
+        node: name,
+        source: Box::new(e),
+    })
+}
+
+async fn stop_machine(work: &Work, desired: &DesiredNode, seconds: u32) -> Result<(), ClusterError> {
+    // The agent stops services in order; where it does not answer, the supervisor's signal must do.
+    if let Ok(agent) = dial::agent(&work.operator, &work.netns, &desired.machine.name, desired.agent) {
+        let _ = agent.shutdown(&StopRequest { deadline_s: seconds }).await;
+    }
+    down::stop_machine(
+        &desired.machine.dir,
+        &desired.machine.name,
+        Duration::from_secs(u64::from(seconds) + 5),
+    )
+    .await
+}
+
+/// Polls a node's agent until `well`, or says why it will not be.
+async fn wait_for(
+    work: &Work,
+    desired: &DesiredNode,
+    agent: &Client,
+    deadline: Instant,
+    what: &str,
+    well: impl Fn(&NodeStatus) -> bool,
+) -> Result<NodeStatus, ClusterError> {
+    let machine = &desired.machine;
+    let name = &machine.name;
+    let mut last = String::from("its agent never answered");
+    let mut agent_seen = false;
+    loop {
+        let pause = match agent.status().await {
+            Ok(s) => {
+                if !agent_seen {
+                    agent_seen = true;
+                    work.events.node(name, "agent", took(&s));
+                }
+                if well(&s) {
+                    return Ok(s);
+                }
+                if let Some(why) = &s.rescue {
+                    return Err(failed(work, machine, format!("is in rescue: {why}"), None, &[]));
+                }
+                if let Some(x) = s.services.iter().find(|x| x.state == ServiceState::Failed) {
+                    let why = x.last_exit.as_deref().unwrap_or("it says no more");
+                    let why = format!("service {} failed for good: {why}", x.name);
+                    let log = agent_log(agent, &x.name).await;
+                    return Err(failed(work, machine, why, None, &[(format!("{}.log", x.name), log)]));
+                }
+                let services: Vec<String> = s
+                    .services
+                    .iter()
+                    .filter(|x| !matches!(x.state, ServiceState::Ready | ServiceState::Done))
+                    .map(|x| match &x.last_exit {
+                        Some(e) => format!("service {} is {:?} ({e})", x.name, x.state).to_lowercase(),
+                        None => format!("service {} is {:?}", x.name, x.state).to_lowercase(),
+                    })
+                    .collect();
+                last = match &s.engine {
+                    Some(e) => format!(
+                        "engine {:?}{}; {}",
+                        e.state,
+                        e.detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default(),
+                        services.join(", ")
+                    ),
+                    None => services.join(", "),
+                };
+                POLL
+            }
+            Err(e) => {
+                if agent_seen {
+                    last = crate::error::chain(&e);
+                }
+                POLL_UNREACHABLE
+            }
+        };
+        let gone = match supervise::observe(&machine.dir) {
+            None => Some("its machine ended".to_owned()),
+            Some(s) => s.error.filter(|_| s.phase == "failed"),
+        };
+        if let Some(why) = gone {
+            return Err(failed(work, machine, format!("{why} before {what}"), agent_seen.then_some(&last), &[]));
+        }
+        if Instant::now() > deadline {
+            return Err(failed(work, machine, format!("timed out waiting for {what}"), Some(&last), &[]));
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// The end of a service's log, or nothing.
+async fn agent_log(agent: &Client, service: &str) -> String {
+    let mut text = Vec::new();
+    if let Ok(mut chunks) = agent.logs(Some(service), Some(TAIL_LINES as u64), false).await {
+        while let Ok(Some(chunk)) = chunks.next_chunk().await {
+            text.extend_from_slice(&chunk);
+        }
+    }
+    String::from_utf8_lossy(&text).trim_end().to_owned()
+}
+
+fn failed(
+    work: &Work,
+    machine: &MachineSpec,
+    why: String,
+    last: Option<&String>,
+    logs: &[(String, String)],
+) -> ClusterError {
+    let dir = work.layout.node(&machine.name);
+    let mut tail = String::new();
+    let files = ["supervisor.log", "console.log"].map(|f| (f.to_owned(), files::tail(&dir.join(f), TAIL_LINES)));
+    for (file, text) in files.iter().chain(logs) {
+        if !text.is_empty() {
+            tail.push_str(&format!("--- end of {file}\n{text}\n"));
+        }
+    }
+    let why = match last {
+        Some(l) if !l.is_empty() => format!("{why}; last: {l}"),
+        _ => why,
+    };
+    ClusterError::Node { node: machine.name.clone(), why, tail }
+}
+
+/// From an engine that answers to a member that is online.
+async fn join_engine(
+    work: &Work,
+    plan: &NodePlan,
+    desired: &DesiredNode,
+    agent: &Client,
+    mut status: NodeStatus,
+    deadline: Instant,
+) -> Result<(), ClusterError> {
+    let name = &plan.name;
+    let settled = |s: &NodeStatus| {
+        s.engine.as_ref().is_some_and(|e| {
+            matches!(e.state, EngineState::Online | EngineState::Evacuated | EngineState::Waiting)
+        })
+    };
+    let state = |s: &NodeStatus| s.engine.as_ref().map(|e| e.state);
+    if !settled(&status) {
+        status = wait_for(work, desired, agent, deadline, "its engine", settled).await?;
+    }
+    if state(&status) == Some(EngineState::Waiting) {
+        // Only a cluster that exists can be joined: wait for a member that is online.
+        let mut seeds = work.seed.subscribe();
+        let seed = tokio::time::timeout_at(deadline.into(), async {
+            loop {
+                if let Some(seed) = seeds.borrow_and_update().clone() {
+                    return Some(seed);
+                }
+                if seeds.changed().await.is_err() {
+                    return None;
+                }
+            }
+        })
+        .await
+        .ok()
+        .flatten()
+        .filter(|(_, address)| address.port() != 0);
+        let Some((seed_name, seed_address)) = seed else {
+            return Err(failed(
+                work,
+                &desired.machine,
+                "has no member to join through: no other node came online".into(),
+                None,
+                &[],
+            ));
+        };
+        let seed = dial::agent(&work.operator, &work.netns, &seed_name, seed_address).map_err(|e| {
+            ClusterError::Agent {
+                action: "prepare a connection",
+                node: seed_name.clone(),
+                source: Box::new(e),
+            }
+        })?;
+        let _turn = work.joining.lock().await;
+        work.events.node(name, "joining", format!("through {seed_name}"));
+        let asked = JoinTokenRequest { member: name.clone() };
+        let was_member = work.record.lock().await.members.contains(name);
+        let token = match seed.join_token(&asked).await {
+            Ok(token) if !was_member => token,
+            _ => {
+                // This node's engine says that it is in no cluster, so whatever is known of it there is of the past.
+                let engine = work.engine;
+                work.events
+                    .warning(format!("{name}: what {engine} still knows of it is removed before it joins"));
+                let error = |action: &'static str| {
+                    let node = seed_name.clone();
+                    move |e| ClusterError::Agent { action, node, source: Box::new(e) }
+                };
+                let request = RemoveMemberRequest { member: name.clone(), force: true };
+                seed.remove_member(&request).await.map_err(error("remove the old membership"))?;
+                seed.join_token(&asked).await.map_err(error("get a join token"))?
+            }
+        };
+        agent.join(&JoinRequest { token }).await.map_err(|e| ClusterError::Agent {
+            action: "join the engine's cluster",
+            node: name.clone(),
+            source: Box::new(e),
+        })?;
+    }
+    remember_member(work, desired).await?;
+    work.seed.send_if_modified(|s| s.is_none() && s.replace((name.clone(), desired.agent)).is_none());
+    let status = wait_for(work, desired, agent, deadline, "its engine to be online", |s| {
+        s.engine.as_ref().is_some_and(|e| matches!(e.state, EngineState::Online | EngineState::Evacuated))
+            && s.phase == NodePhase::Running
+    })
+    .await?;
+    work.events.node(name, "online", took(&status));
+    Ok(())
+}
+
+/// The record knows the member, and its spec will never again have it initialise a cluster.
+async fn remember_member(work: &Work, desired: &DesiredNode) -> Result<(), ClusterError> {
+    let mut record = work.record.lock().await;
+    if record.members.insert(desired.machine.name.clone()) {
+        record.save(&work.layout)?;
+    }
+    files::write_json(&desired.machine.spec_dir.join("node.json"), &desired.spec)?;
+    Ok(())
+}
+
+/// Evacuates, removes from the engine, stops and deletes a node.
+pub(crate) async fn remove(
+    work: &Work,
+    removal: &Removal,
+    desired: &Desired,
+    observed: &Observed,
+    members: &BTreeSet<NodeName>,
+) -> Result<(), ClusterError> {
+    let name = &removal.name;
+    if removal.member {
+        let through = desired.nodes.iter().find(|d| members.contains(&d.machine.name)).ok_or_else(|| {
+            ClusterError::Refused(format!(
+                "{name} is the last member of the engine's cluster: `stead down` takes it down"
+            ))
+        })?;
+        work.events.node(name, "stopping", format!("evacuating, through {}", through.machine.name));
+        let agent =
+            dial::agent(&work.operator, &work.netns, &through.machine.name, through.agent).map_err(|e| {
+                ClusterError::Agent {
+                    action: "prepare a connection",
+                    node: through.machine.name.clone(),
+                    source: Box::new(e),
+                }
+            })?;
+        agent
+            .remove_member(&RemoveMemberRequest { member: name.clone(), force: removal.force })
+            .await
+            .map_err(|e| ClusterError::Agent {
+                action: "remove a member",
+                node: name.clone(),
+                source: Box::new(e),
+            })?;
+        let mut record = work.record.lock().await;
+        record.members.remove(name);
+        record.save(&work.layout)?;
+    }
+    work.events.node(name, "stopping", "");
+    if let Some(machine) = observed.nodes.get(name).and_then(|o| o.machine.as_ref()) {
+        let address = observed.nodes.get(name).and_then(|o| observe::agent_address(o.spec.as_ref()?));
+        if let Some(address) = address
+            && let Ok(agent) = dial::agent(&work.operator, &machine.netns, name, address)
+        {
+            let _ = agent.shutdown(&StopRequest { deadline_s: STOP_SECONDS }).await;
+        }
+    }
+    down::stop_machine(&work.layout.node(name), name, Duration::from_secs(u64::from(STOP_SECONDS) + 5))
+        .await?;
+    down::delete_node(&work.layout, name).await?;
+    work.events.node(name, "stopped", "deleted");
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! What should be: from record, image and identities to the network and machines, with nothing left to choose. Pure.
+
+use crate::{ClusterError, Layout, Record};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+use stead_agent::Identity;
+use stead_machine::{
+    MachineSpec,
+    network::{BridgeSpec, HostEntry, HostNetworkSpec, PublishTarget},
+    spec::{MachineDisk, MachineNic},
+};
+use stead_model::{
+    Bytes, Digest, EngineKind, Manifest, NodeName,
+    cluster::{Backend, DiskRole, Publish, ResolvedNode},
+    manifest::Artifact,
+    node::{
+        AGENT_PORT, AgentSpec, ENGINE_PORT, EngineRole, EngineSpec, Interface, NetworkSpec, NodeSpec,
+        RootUpper, Route,
+    },
+    recipe::SystemSpec,
+};
+
+/// Bridge in a node that runs an engine: instances are put on it beside the node itself.
+pub const NODE_BRIDGE: &str = "br0";
+/// Memory of a qemu machine when none is asked for: incusd, its database and two small instances fit.
+const QEMU_MEMORY: Bytes = Bytes::gib(2);
+/// CPUs of a qemu machine when none are asked for.
+const QEMU_CPUS: u32 = 2;
+/// Time for a clean stop: instances get 30 s by the engines' defaults.
+const STOP_TIMEOUT_S: u32 = 60;
+
+/// What should be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Desired {
+    /// The host network.
+    pub network: HostNetworkSpec,
+    /// Every node, in order.
+    pub nodes: Vec<DesiredNode>,
+}
+
+/// What one node should be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DesiredNode {
+    /// Its machine.
+    pub machine: MachineSpec,
+    /// What it boots with; the engine's role is `Join` here, the plan decides who initialises.
+    pub spec: NodeSpec,
+    /// Where its agent answers.
+    pub agent: SocketAddr,
+    /// Whether the engine's state outlives a reboot.
+    pub keeps_state: bool,
+}
+
+/// Everything [`desired`] is worked out from.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    /// Paths.
+    pub layout: &'a Layout,
+    /// What the cluster is to be.
+    pub record: &'a Record,
+    /// Its image.
+    pub manifest: &'a Manifest,
+    /// The store's blob directory: files are named by the digest's hexadecimal digits.
+    pub blobs: PathBuf,
+    /// Boot overlay layers of each node, in order.
+    pub overlays: &'a BTreeMap<NodeName, Vec<Digest>>,
+    /// Certificates of each node.
+    pub identities: &'a BTreeMap<NodeName, Identity>,
+    /// What `auto` means on this host.
+    pub auto: Backend,
+    /// The host's memory (or cgroup limit), for percentages.
+    pub host_memory: Bytes,
+}
+
+/// Works out what should be.
+///
+/// # Errors
+/// [`ClusterError::Refused`] when the image cannot run as asked (no kernel for qemu, no such engine).
+pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, ClusterError> {
+    let spec = &inputs.record.spec;
+    let refused = |why: String| Err(ClusterError::Refused(why));
+    let Some(boot) = &inputs.manifest.boot else {
+        return refused(format!(
+            "image {} is for instances, not for nodes: it has nothing to boot",
+            inputs.manifest.name
+        ));
+    };
+    let resolved = spec.resolve();
+    let blob = |a: &Artifact| inputs.blobs.join(a.digest.hex());
+    let engine = inputs.record.engine;
+    let mut nodes = Vec::with_capacity(resolved.len());
+    for node in &resolved {
+        let backend = if node.backend == Backend::Auto { inputs.auto } else { node.backend };
+        if backend == Backend::Qemu && (boot.vmlinux.is_none() || boot.initrd.is_none()) {
+            return refused(format!(
+                "node {}: image {} has no kernel, so it cannot run in qemu; use `backend: namespace` or add a kernel to the recipe",
+                node.name, inputs.manifest.name
+            ));
+        }
+        let layers = inputs
+            .manifest
+            .layers
+            .iter()
+            .map(|l| inputs.blobs.join(l.artifact.digest.hex()))
+            .chain(inputs.overlays.get(&node.name).into_iter().flatten().map(|d| inputs.blobs.join(d.hex())))
+            .collect();
+        let dir = inputs.layout.node(&node.name);
+        let machine = MachineSpec {
+            cluster: spec.name.clone(),
+            name: node.name.clone(),
+            backend,
+            cpus: node.cpus.or((backend == Backend::Qemu).then_some(QEMU_CPUS)),
+            memory: node
+                .memory
+                .map(|m| m.of(inputs.host_memory))
+                .or((backend == Backend::Qemu).then_some(QEMU_MEMORY)),
+            vmlinux: boot.vmlinux.as_ref().map(blob),
+            initrd: boot.initrd.as_ref().map(blob),
+            stead_node: blob(&boot.stead_node),
+            layers,
+            layers_dir: inputs.layout.layers(),
+            spec_dir: inputs.layout.node_spec_dir(&node.name),
+            disks: node
+                .disks
+                .iter()
+                .map(|d| MachineDisk {
+                    serial: d.name.clone(),
+                    path: dir.join("disks").join(format!("{}.raw", d.name)),
+                    size: d.size,
+                })
+                .collect(),
+            nics: node
+                .nics
+                .iter()
+                .map(|n| MachineNic {
+                    name: n.name.clone(),
+                    bridge: n.network.clone(),
+                    mac: n.mac,
+                    mtu: n.mtu,
+                })
+                .collect(),
+            netns: format!("stead-{}", spec.name),
+            stop_timeout_s: STOP_TIMEOUT_S,
+            dir,
+        };
+        let Some(identity) = inputs.identities.get(&node.name) else {
+            return refused(format!("node {} has no certificate", node.name));
+        };
+        nodes.push(DesiredNode {
+            machine,
+            spec: node_spec(inputs, node, engine, identity),
+            agent: SocketAddr::new(first_address(node), AGENT_PORT),
+            keeps_state: node.disks.iter().any(|d| d.role == DiskRole::Data),
+        });
+    }
+    Ok(Desired { network: host_network(inputs, &resolved), nodes })
+}
+
+fn first_address(node: &ResolvedNode) -> IpAddr {
+    node.nics.first().and_then(|n| n.addresses.first()).map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpNet::addr)
+}
+
+fn node_spec(inputs: &Inputs<'_>, node: &ResolvedNode, engine: EngineKind, identity: &Identity) -> NodeSpec {
+    let spec = &inputs.record.spec;
+    let mut interfaces = Vec::new();
+    let mut nameservers = Vec::new();
+    for (i, nic) in node.nics.iter().enumerate() {
+        let Some(network) = spec.networks.iter().find(|n| n.name == nic.network) else { continue };
+        let gateways: Vec<IpAddr> = network.addresses(1).iter().map(IpNet::addr).collect();
+        if network.dhcp {
+            nameservers.extend(&gateways);
+        }
+        let routes = gateways
+            .iter()
+            .filter(|_| network.nat)
+            .filter_map(|g| {
+                let to = if g.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+                Some(Route { to: to.parse().ok()?, via: Some(*g) })
+            })
+            .collect();
+        let mut physical = Interface {
+            name: nic.name.clone(),
+            mac: Some(nic.mac),
+            bridge_ports: None,
+            mtu: Some(nic.mtu),
+            addresses: Vec::new(),
+            dhcp: false,
+            accept_ra: false,
+            routes: Vec::new(),
+        };
+        if i == 0 && !engine.is_none() {
+            interfaces.push(physical);
+            interfaces.push(Interface {
+                name: NODE_BRIDGE.to_owned(),
+                mac: None,
+                bridge_ports: Some(vec![nic.name.clone()]),
+                mtu: Some(nic.mtu),
+                addresses: nic.addresses.clone(),
+                dhcp: false,
+                accept_ra: false,
+                routes,
+            });
+        } else {
+            physical.addresses.clone_from(&nic.addresses);
+            physical.routes = routes;
+            interfaces.push(physical);
+        }
+    }
+    let disk_of = |role| node.disks.iter().find(|d| d.role == role).map(|d| d.name.clone());
+    NodeSpec {
+        schema: 1,
+        cluster: spec.name.clone(),
+        name: node.name.clone(),
+        network: NetworkSpec {
+            interfaces,
+            nameservers,
+            search: vec![spec.name.to_string()],
+            hosts: BTreeMap::new(),
+        },
+        system: SystemSpec {
+            sysctl: spec.sysctl.clone(),
+            services: spec.services.clone(),
+            ..SystemSpec::default()
+        },
+        root: match disk_of(DiskRole::Data) {
+            Some(serial) if node.persistent_root => RootUpper::Disk(serial),
+            _ => RootUpper::Tmpfs,
+        },
+        engine: (!engine.is_none()).then(|| EngineSpec {
+            kind: engine,
+            role: EngineRole::Join,
+            address: SocketAddr::new(first_address(node), ENGINE_PORT),
+            bridge: NODE_BRIDGE.to_owned(),
+            storage_disk: disk_of(DiskRole::Storage),
+            preseed: spec.preseed(),
+        }),
+        agent: Some(AgentSpec {
+            listen: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), AGENT_PORT),
+            ca_pem: identity.ca_pem.clone(),
+            certificate_pem: identity.certificate_pem.clone(),
+            key_pem: identity.key_pem.clone(),
+        }),
+    }
+}
+
+fn host_network(inputs: &Inputs<'_>, nodes: &[ResolvedNode]) -> HostNetworkSpec {
+    let spec = &inputs.record.spec;
+    let bridges = spec
+        .networks
+        .iter()
+        .map(|n| BridgeSpec {
+            name: n.name.clone(),
+            addresses: n.addresses(1),
+            mtu: n.mtu.unwrap_or(1500),
+            dhcp: n.dhcp,
+            nat: n.nat,
+            hosts: nodes
+                .iter()
+                .filter_map(|node| {
+                    let nic = node.nics.iter().find(|nic| nic.network == n.name)?;
+                    Some(HostEntry {
+                        name: node.name.clone(),
+                        mac: nic.mac,
+                        addresses: nic.addresses.iter().map(IpNet::addr).collect(),
+                    })
+                })
+                .collect(),
+        })
+        .collect();
+    let target = |p: &Publish| {
+        let node = nodes.iter().find(|n| n.name == p.node)?;
+        Some(PublishTarget { publish: p.clone(), target: SocketAddr::new(first_address(node), p.port) })
+    };
+    HostNetworkSpec {
+        cluster: spec.name.clone(),
+        dir: inputs.layout.network(),
+        bridges,
+        publish: engine_publish(inputs.record, nodes)
+            .iter()
+            .chain(&spec.publish)
+            .filter_map(target)
+            .collect(),
+    }
+}
+
+/// The engine's API of the first node is published on a free loopback port, for the stock client; always the first
+/// entry of the network's published ports.
+fn engine_publish(record: &Record, nodes: &[ResolvedNode]) -> Option<Publish> {
+    let first = nodes.first().filter(|_| !record.engine.is_none())?;
+    Some(Publish {
+        listen: SocketAddr::new(IpAddr::from([127, 0, 0, 1]), 0),
+        node: first.name.clone(),
+        port: ENGINE_PORT,
+    })
+}

@@ -1,0 +1,472 @@
+//! Carrying out a build: every step is taken from the cache or made, and the manifest is published last.
+
+use crate::{
+    debian,
+    error::{ImageError, IoContext, Result},
+    files, initrd,
+    instance::{self, InstanceParts},
+    kernel::{self, KernelParts},
+    merge::{Merged, Source},
+    oci, overlay,
+    plan::{BaseParts, BuildRequest, Job, architecture, existing},
+    space, squashfs,
+    store::{Scratch, Store},
+    tarball::{TarPolicy, Writer},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{BufWriter, Read},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::{Mutex, mpsc},
+    thread,
+    time::Instant,
+};
+use stead_model::{
+    Artifact, Bytes, Digest, ImageName, Manifest,
+    manifest::{Boot, FlatArtifact, Layer},
+    recipe::{Base, RecipeKind},
+};
+
+/// What a build tells while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Progress {
+    /// A step that is not cached begins.
+    Started {
+        /// Its name in the plan.
+        step: String,
+        /// What it does.
+        what: String,
+    },
+    /// How far a step is.
+    Note {
+        /// Its name.
+        step: String,
+        /// A few words.
+        text: String,
+    },
+    /// A step ended well.
+    Done(StepReport),
+}
+
+/// How a step went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StepReport {
+    /// Its name in the plan.
+    pub step: String,
+    /// Its result was known: nothing was done.
+    pub cached: bool,
+    /// Milliseconds it took.
+    pub ms: u64,
+}
+
+/// What a build made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BuildOutcome {
+    /// The image's name.
+    pub name: ImageName,
+    /// Digest of its manifest.
+    pub digest: Digest,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// The store had this very image already.
+    pub reused: bool,
+    /// What each step took.
+    pub steps: Vec<StepReport>,
+    /// What the whole took, milliseconds.
+    pub ms: u64,
+}
+
+/// Builds what a recipe says into the store. Nothing changed: nothing is done.
+///
+/// Builds of the same image wait for each other; different images may be built at once. A build that fails or is killed
+/// leaves nothing in the store but finished, cached steps.
+///
+/// # Errors
+/// See [`ImageError`]; [`ImageError::is_bad_input`] tells whose fault it is.
+pub fn build(
+    store: &Store,
+    request: &BuildRequest,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<BuildOutcome> {
+    let begun = Instant::now();
+    let _shared = store.share()?;
+    let job = Job::observe(store, request)?;
+    let _once = store.lock(&format!("image-{}", job.recipe.name))?;
+    let (sender, receiver) = mpsc::channel();
+    let (result, steps) = thread::scope(|scope| {
+        let run = Run { store, job: &job, refresh: request.refresh, sender: Mutex::new(sender) };
+        let worker = scope.spawn(move || match run.job.recipe.kind {
+            RecipeKind::Node => run.node(),
+            RecipeKind::Instance => run.instance(),
+        });
+        let mut steps = Vec::new();
+        for event in receiver {
+            if let Progress::Done(report) = &event {
+                steps.push(report.clone());
+            }
+            progress(event);
+        }
+        let result = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (result, steps)
+    });
+    let (manifest, keys) = result?;
+    let before = store.manifest(&manifest.name).ok().map(|(digest, _)| digest);
+    let digest = store.publish(&manifest, &keys)?;
+    Ok(BuildOutcome {
+        name: manifest.name.clone(),
+        reused: before.as_ref() == Some(&digest),
+        digest,
+        manifest,
+        steps,
+        ms: begun.elapsed().as_millis() as u64,
+    })
+}
+
+/// A build under way.
+struct Run<'a> {
+    store: &'a Store,
+    job: &'a Job,
+    refresh: bool,
+    sender: Mutex<mpsc::Sender<Progress>>,
+}
+
+impl Run<'_> {
+    fn tell(&self, event: Progress) {
+        // Nobody listens any more only when the build is being torn down.
+        if let Ok(sender) = self.sender.lock() {
+            let _ = sender.send(event);
+        }
+    }
+
+    fn done(&self, step: &str, cached: bool, begun: Instant) {
+        let ms = begun.elapsed().as_millis() as u64;
+        self.tell(Progress::Done(StepReport { step: step.to_owned(), cached, ms }));
+    }
+
+    fn note(&self, step: &str, text: &str) {
+        self.tell(Progress::Note { step: step.to_owned(), text: text.to_owned() });
+    }
+
+    /// A step's result from the cache, else made, once even when two builds need it.
+    fn step<T: Serialize + DeserializeOwned>(
+        &self,
+        name: &str,
+        what: &str,
+        key: &Digest,
+        anew: bool,
+        blobs: impl Fn(&T) -> Vec<Digest>,
+        make: impl FnOnce(&Scratch) -> Result<T>,
+    ) -> Result<T> {
+        let begun = Instant::now();
+        let known = || if anew { None } else { self.store.cached::<T>(key) };
+        if let Some(result) = known() {
+            self.done(name, true, begun);
+            return Ok(result);
+        }
+        self.tell(Progress::Started { step: name.to_owned(), what: what.to_owned() });
+        let _once = self.store.lock(key.hex())?;
+        if let Some(result) = known() {
+            self.done(name, true, begun);
+            return Ok(result);
+        }
+        let scratch = self.store.scratch()?;
+        let result = make(&scratch)?;
+        self.store.remember(key, blobs(&result), &result)?;
+        self.done(name, false, begun);
+        Ok(result)
+    }
+
+    fn base(&self) -> Result<BaseParts> {
+        let what = match &self.job.recipe.base {
+            Base::Debian(d) => format!("Debian {}", d.suite),
+            Base::Tar(path) => path.clone(),
+            Base::Oci(path) => format!("OCI image {path}"),
+        };
+        let blobs = |b: &BaseParts| vec![b.artifact.digest.clone()];
+        self.step("base", &what, &self.job.base_key, self.refresh, blobs, |scratch| self.make_base(scratch))
+    }
+
+    fn make_base(&self, scratch: &Scratch) -> Result<BaseParts> {
+        let node = self.job.recipe.kind == RecipeKind::Node;
+        match &self.job.recipe.base {
+            Base::Debian(d) => {
+                if !rustix::process::geteuid().is_root() {
+                    return Err(ImageError::Privilege {
+                        what: format!("a Debian base ({})", self.job.recipe.name),
+                        why: "packages are installed as their own root".into(),
+                    });
+                }
+                space::check(self.store.dir(), debian::SPACE_NEEDED)?;
+                let run = debian::bootstrap(d, scratch.dir())?;
+                let note = |text: &str| self.note("base", text);
+                if node {
+                    let mut packages = BTreeMap::new();
+                    let artifact = squashfs::pack(self.store, scratch, "base", |sink| {
+                        packages = debian::stream(&run, d, note, |entry, data| sink.put(entry, data))?;
+                        Ok(())
+                    })?;
+                    return Ok(BaseParts { artifact, packages });
+                }
+                let path = scratch.path("base.tar.zst");
+                let mut packages = BTreeMap::new();
+                write_tar(&path, |out| {
+                    packages = debian::stream(&run, d, note, |entry, data| out.put(entry, data))?;
+                    Ok(())
+                })?;
+                Ok(BaseParts { artifact: self.store.adopt(&path)?, packages })
+            }
+            Base::Tar(path) => {
+                let full = existing(&self.job.dir, path, "base.tar")?;
+                let source = Source::Tar { path: full, name: path.clone(), policy: TarPolicy::BASE };
+                self.merged_base(scratch, &[source])
+            }
+            Base::Oci(path) => {
+                let full = existing(&self.job.dir, path, "base.oci")?;
+                let sources = oci::layers(&full, architecture())?;
+                self.merged_base(scratch, &sources)
+            }
+        }
+    }
+
+    fn merged_base(&self, scratch: &Scratch, sources: &[Source]) -> Result<BaseParts> {
+        let merged = Merged::of(sources)?;
+        space::check(self.store.dir(), merged.summary().bytes)?;
+        let mut packages = BTreeMap::new();
+        let mut look = |entry: &crate::tarball::Entry,
+                        data: &mut dyn Read,
+                        put: &mut dyn FnMut(&mut dyn Read) -> std::io::Result<()>| {
+            if entry.path != b"var/lib/dpkg/status" {
+                return put(data);
+            }
+            let mut status = Vec::new();
+            data.read_to_end(&mut status)?;
+            packages = debian::installed(&String::from_utf8_lossy(&status));
+            put(&mut &status[..])
+        };
+        let artifact = if self.job.recipe.kind == RecipeKind::Node {
+            squashfs::pack(self.store, scratch, "base", |sink| {
+                merged.write(sources, &mut |entry, data| look(entry, data, &mut |d| sink.put(entry, d)))
+            })?
+        } else {
+            let path = scratch.path("base.tar.zst");
+            write_tar(&path, |out| {
+                merged.write(sources, &mut |entry, data| look(entry, data, &mut |d| out.put(entry, d)))
+            })?;
+            self.store.adopt(&path)?
+        };
+        Ok(BaseParts { artifact, packages })
+    }
+
+    fn kernel(&self) -> Result<Option<KernelParts>> {
+        let (Some(key), Some(spec)) = (&self.job.kernel_key, &self.job.recipe.kernel) else {
+            return Ok(None);
+        };
+        let what = spec.package.as_ref().or(spec.path.as_ref()).map_or("", String::as_str);
+        let make = |scratch: &Scratch| match (&spec.package, &spec.path, &self.job.recipe.base) {
+            (Some(package), _, Base::Debian(d)) => {
+                kernel::from_package(self.store, scratch, package, d, |text| self.note("kernel", text))
+            }
+            (_, Some(path), _) => {
+                let modules = match &spec.modules_path {
+                    Some(m) => Some(existing(&self.job.dir, m, "kernel.modules_path")?),
+                    None => None,
+                };
+                let path = existing(&self.job.dir, path, "kernel.path")?;
+                kernel::from_path(self.store, scratch, &path, modules.as_deref())
+            }
+            _ => Err(ImageError::input("kernel", "needs exactly one of \"package\" and \"path\"")),
+        };
+        self.step("kernel", what, key, self.refresh, KernelParts::blobs, make).map(Some)
+    }
+
+    fn overlays(&self) -> Result<Vec<Layer>> {
+        // As many at once as there are; each waits mostly for its own mksquashfs.
+        thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .job
+                .overlays
+                .iter()
+                .map(|(options, observed)| {
+                    scope.spawn(move || {
+                        let begun = Instant::now();
+                        let name = format!("overlay:{}", observed.name);
+                        let made = overlay::build_layer_unshared(self.store, options, &self.job.dir)?;
+                        self.done(&name, made.1, begun);
+                        Ok(made.0)
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        })
+    }
+
+    fn files_layer(&self) -> Result<Artifact> {
+        let key = &self.job.files_key;
+        self.step("files", "the recipe's files", key, false, one_blob, |scratch| {
+            let sources = [files::tree(&self.job.recipe, &self.job.dir)?];
+            let merged = Merged::of(&sources)?;
+            squashfs::pack(self.store, scratch, "files", |sink| {
+                merged.write(&sources, &mut |entry, data| sink.put(entry, data))
+            })
+        })
+    }
+
+    fn stead_node(&self, digest: &Digest) -> Result<Artifact> {
+        let begun = Instant::now();
+        let path = self.store.blob(digest);
+        let cached = path.exists();
+        let artifact = if cached {
+            let size = fs::metadata(&path).at("look at", &path)?.len();
+            Artifact { digest: digest.clone(), size: Bytes(size) }
+        } else {
+            self.store.copy_in(&self.job.stead_node, &self.store.scratch()?)?
+        };
+        // The one artifact that is executed from the store. Done even when it was there: the step may have been cut short.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).at("make executable", &path)?;
+        self.done("stead-node", cached, begun);
+        Ok(artifact)
+    }
+
+    fn initrd(&self, kernel: Option<&KernelParts>) -> Result<(Option<Artifact>, Option<Digest>)> {
+        let (Some(key), Some(kernel)) = (self.job.initrd_key(kernel), kernel) else {
+            return Ok((None, None));
+        };
+        let extra = self.job.recipe.kernel.as_ref().map_or(&[][..], |k| &k.initrd_modules);
+        let made = self.step("initrd", "stead-node and modules", &key, false, one_blob, |scratch| {
+            let path = &self.job.stead_node;
+            let node = fs::read(path).at("read", path)?;
+            if self.job.node_digest.as_ref().is_none_or(|d| !crate::plan::same(d, &node)) {
+                return Err(ImageError::Io {
+                    operation: "pack",
+                    path: path.clone(),
+                    source: std::io::Error::other("it changed while the image was built; build again"),
+                });
+            }
+            let layer = kernel.modules.as_ref().map(|m| self.store.blob(&m.digest));
+            let modules = layer.as_deref().map(|l: &Path| (l, kernel.release.as_str()));
+            self.store.put(&initrd::build(scratch, &node, modules, extra)?)
+        })?;
+        Ok((Some(made), Some(key)))
+    }
+
+    fn node(&self) -> Result<(Manifest, Vec<Digest>)> {
+        let job = self.job;
+        let node_digest = job.node_digest.as_ref().expect("a node's job has looked at stead-node");
+        // Small things first: their mistakes show before a bootstrap is waited for.
+        let files = self.files_layer()?;
+        let stead_node = self.stead_node(node_digest)?;
+        let (base, kernel, overlays) = thread::scope(|scope| {
+            let base = scope.spawn(|| self.base());
+            let kernel = scope.spawn(|| self.kernel());
+            let overlays = self.overlays();
+            let join = "a thread of this build panicked";
+            (base.join().expect(join), kernel.join().expect(join), overlays)
+        });
+        // What is wrong with the recipe is told before what is wrong with the machine.
+        let overlays = overlays?;
+        let (base, kernel) = match (base, kernel) {
+            (Err(b), Err(k)) if k.is_bad_input() && !b.is_bad_input() => return Err(k),
+            (base, kernel) => (base?, kernel?),
+        };
+        let (initrd, initrd_key) = self.initrd(kernel.as_ref())?;
+
+        let layer = |name: &str, artifact: &Artifact, inputs: &Digest| Layer {
+            name: name.to_owned(),
+            artifact: FlatArtifact { digest: artifact.digest.clone(), size: artifact.size },
+            inputs: inputs.clone(),
+        };
+        let mut layers = vec![layer("base", &base.artifact, &job.base_key)];
+        if let (Some(modules), Some(key)) =
+            (kernel.as_ref().and_then(|k| k.modules.as_ref()), &job.kernel_key)
+        {
+            layers.push(layer("kernel", modules, key));
+        }
+        layers.push(layer("files", &files, &job.files_key));
+        layers.extend(overlays);
+        let mut packages = base.packages;
+        packages.extend(kernel.as_ref().and_then(|k| k.package.clone()));
+        let release = kernel.as_ref().map(|k| k.release.clone()).filter(|r| !r.is_empty());
+        let manifest = Manifest {
+            schema: 1,
+            name: job.recipe.name.clone(),
+            kind: RecipeKind::Node,
+            architecture: architecture().to_owned(),
+            engine: self.job.recipe.system.engine,
+            recipe: job.recipe_digest.clone(),
+            layers,
+            boot: Some(Boot {
+                kernel_release: release,
+                vmlinux: kernel.as_ref().map(|k| k.vmlinux.clone()),
+                bzimage: kernel.as_ref().and_then(|k| k.bzimage.clone()),
+                initrd,
+                stead_node,
+            }),
+            instance: None,
+            packages,
+        };
+        let mut keys = vec![job.base_key.clone(), job.files_key.clone()];
+        keys.extend(job.kernel_key.clone());
+        keys.extend(initrd_key);
+        keys.extend(job.overlays.iter().map(|(_, o)| o.inputs.clone()));
+        Ok((manifest, keys))
+    }
+
+    fn instance(&self) -> Result<(Manifest, Vec<Digest>)> {
+        let job = self.job;
+        let base = self.base()?;
+        let key = job.rootfs_key(Some(&base)).expect("the base is known");
+        let parts: InstanceParts =
+            self.step("rootfs", "root and metadata", &key, false, InstanceParts::blobs, |scratch| {
+                let mut sources = vec![Source::Tar {
+                    path: self.store.blob(&base.artifact.digest),
+                    name: "base".into(),
+                    policy: TarPolicy::BASE,
+                }];
+                sources.push(files::tree(&job.recipe, &job.dir)?);
+                for (options, observed) in &job.overlays {
+                    sources.push(overlay::source(observed, options, scratch)?);
+                }
+                instance::pack(self.store, scratch, &job.recipe, architecture(), &sources, job.unified)
+            })?;
+        let manifest = Manifest {
+            schema: 1,
+            name: job.recipe.name.clone(),
+            kind: RecipeKind::Instance,
+            architecture: architecture().to_owned(),
+            engine: self.job.recipe.system.engine,
+            recipe: job.recipe_digest.clone(),
+            layers: Vec::new(),
+            boot: None,
+            instance: Some(parts.image),
+            packages: base.packages,
+        };
+        Ok((manifest, vec![job.base_key.clone(), key]))
+    }
+}
+
+fn one_blob(artifact: &Artifact) -> Vec<Digest> {
+    vec![artifact.digest.clone()]
+}
+
+/// Writes entries as a zstd tar.
+fn write_tar(
+    path: &Path,
+    fill: impl FnOnce(&mut Writer<zstd::stream::write::Encoder<'static, BufWriter<File>>>) -> Result<()>,
+) -> Result<()> {
+    let file = BufWriter::with_capacity(256 << 10, File::create(path).at("make", path)?);
+    // Level 1: it only has to be read again here.
+    let zstd = zstd::stream::write::Encoder::new(file, 1).at("write", path)?;
+    let mut writer = Writer::new(zstd, squashfs::EPOCH, "");
+    fill(&mut writer)?;
+    let zstd = writer.finish().at("write", path)?;
+    let file = zstd.finish().at("write", path)?;
+    file.into_inner().map_err(|e| e.into_error()).at("write", path)?;
+    Ok(())
+}

@@ -1,0 +1,355 @@
+//! Debian bases by mmdebstrap: its invocation as a value, what is left out of its result, what its failures mean.
+
+use crate::{
+    error::{ImageError, IoContext, Result},
+    squashfs::EPOCH,
+    tarball::{Entry, Kind, TarPolicy, Tree, walk},
+    tools::{self, Invocation, MMDEBSTRAP},
+};
+use std::{
+    collections::BTreeMap,
+    io::{self, BufReader, Read},
+    path::Path,
+    process::Stdio,
+    thread,
+};
+use stead_model::recipe::Debian;
+
+/// Files that only a person at a full system reads. Copyright files stay: images are passed on.
+const DPKG_EXCLUDES: [&str; 8] = [
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/lintian/*",
+    "path-exclude=/usr/share/bash-completion/*",
+    "path-exclude=/usr/share/bug/*",
+];
+
+/// How much room a bootstrap takes for a while: downloaded packages, the tree, the packed layer. Measured 480 MB for the
+/// largest shipped recipe.
+pub const SPACE_NEEDED: u64 = 1 << 30;
+
+/// The archive that packages come from: `mirror`, with the snapshot's instant below it when one is pinned.
+///
+/// # Errors
+/// A snapshot without a mirror that keeps snapshots.
+pub fn archive(debian: &Debian) -> Result<Option<String>> {
+    match (&debian.mirror, &debian.snapshot) {
+        (Some(mirror), Some(at)) => Ok(Some(format!("{}/{at}/", mirror.trim_end_matches('/')))),
+        (Some(mirror), None) => Ok(Some(mirror.clone())),
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(ImageError::input(
+            "base.debian.snapshot",
+            "needs \"mirror\": the address of an archive of snapshots, below which the instant is a folder",
+        )),
+    }
+}
+
+fn invocation(debian: &Debian, variant: &str, packages: &[String], tmp: &Path) -> Result<Invocation> {
+    let mut args: Vec<String> = vec![
+        "--mode=root".into(),
+        format!("--variant={variant}"),
+        // The host's architecture only: whether foreign ones could run is no question.
+        "--skip=check/qemu".into(),
+    ];
+    if !debian.components.is_empty() {
+        args.push(format!("--components={}", debian.components.join(",")));
+    }
+    if !packages.is_empty() {
+        args.push(format!("--include={}", packages.join(",")));
+    }
+    args.extend(DPKG_EXCLUDES.iter().map(|e| format!("--dpkgopt={e}")));
+    if debian.snapshot.is_some() {
+        args.push("--aptopt=Acquire::Check-Valid-Until \"false\"".into());
+    }
+    Ok(Invocation::new(MMDEBSTRAP, args)
+        .env("SOURCE_DATE_EPOCH", EPOCH.to_string())
+        .env("TMPDIR", tmp.as_os_str()))
+}
+
+/// mmdebstrap writing the base as a tar to standard output.
+///
+/// # Errors
+/// See [`archive`].
+pub fn bootstrap(debian: &Debian, tmp: &Path) -> Result<Invocation> {
+    // Essential packages only: an immutable node has no use for apt itself. An instance's recipe names it.
+    let mut run = invocation(debian, "essential", &debian.packages, tmp)?;
+    run.args.extend(["--format=tar".into(), debian.suite.clone().into(), "-".into()]);
+    run.args.extend(archive(debian)?.map(Into::into));
+    Ok(run)
+}
+
+/// mmdebstrap preparing nothing but apt's view of the archive in `dir`, to take single packages from.
+///
+/// # Errors
+/// See [`archive`].
+pub fn apt_view(debian: &Debian, dir: &Path, tmp: &Path) -> Result<Invocation> {
+    let mut run = invocation(debian, "extract", &[], tmp)?;
+    run.args.retain(|a| a != "--skip=check/qemu");
+    run.args.extend([
+        "--skip=check/qemu,cleanup".into(),
+        "--format=directory".into(),
+        debian.suite.clone().into(),
+        dir.as_os_str().to_owned(),
+    ]);
+    run.args.extend(archive(debian)?.map(Into::into));
+    Ok(run)
+}
+
+/// Runs mmdebstrap (only for its effects).
+pub fn run_view(run: &Invocation, debian: &Debian) -> Result<()> {
+    run.output().map(drop).map_err(|e| explain(e, debian))
+}
+
+/// Runs mmdebstrap, gives each entry of its result that an image keeps to `put`, and returns the installed packages.
+pub fn stream(
+    run: &Invocation,
+    debian: &Debian,
+    mut note: impl FnMut(&str) + Send,
+    mut put: impl FnMut(&Entry, &mut dyn Read) -> io::Result<()>,
+) -> Result<BTreeMap<String, String>> {
+    let mut child = run.spawn(Stdio::null(), Stdio::piped(), Stdio::piped())?;
+    let stdout = BufReader::with_capacity(1 << 20, child.stdout.take().expect("piped"));
+    let stderr = child.stderr.take().expect("piped");
+    thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            tools::drain_lines(stderr, |line| {
+                if let Some(text) = line.strip_prefix("I: ") {
+                    note(text.trim_end_matches('.'));
+                }
+            })
+        });
+        let mut packages = BTreeMap::new();
+        let walked = filter(stdout, &mut packages, &mut put);
+        if walked.is_err() {
+            // It may be in the middle of its work; it removes its own temporary tree on TERM.
+            let pid = rustix::process::Pid::from_child(&child);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let status = child.wait().at("wait for", MMDEBSTRAP.name)?;
+        let stderr = reader.join().unwrap_or_default();
+        // mmdebstrap's own words come first: when it fails, the tar is cut off too.
+        match walked {
+            Err(e @ ImageError::Archive { source: crate::tarball::TarError::Write(_), .. }) => Err(e),
+            walked => {
+                tools::check(MMDEBSTRAP.name, status, &stderr).map_err(|e| explain(e, debian))?;
+                walked.map(|()| packages)
+            }
+        }
+    })
+}
+
+fn filter(
+    reader: impl Read,
+    packages: &mut BTreeMap<String, String>,
+    put: &mut dyn FnMut(&Entry, &mut dyn Read) -> io::Result<()>,
+) -> Result<()> {
+    use crate::tarball::TarError::Write;
+    let mut tree = Tree::default();
+    walk(reader, &TarPolicy::BASE, |entry, data| {
+        let text = String::from_utf8_lossy(&entry.path).into_owned();
+        match keep(&text, &entry.kind) {
+            Keep::No => return Ok(()),
+            Keep::Empty => {
+                let empty = Entry { kind: Kind::File(0), xattrs: Vec::new(), ..entry };
+                tree.add(&empty)?;
+                return put(&empty, &mut io::empty()).map_err(Write);
+            }
+            Keep::Yes => {}
+        }
+        if tree.add(&entry)? {
+            return Err(crate::tarball::TarError::Refused { entry: text, why: "is there twice".into() });
+        }
+        if text == "var/lib/dpkg/status" {
+            let mut status = Vec::new();
+            data.read_to_end(&mut status).map_err(crate::tarball::TarError::Read)?;
+            *packages = installed(&String::from_utf8_lossy(&status));
+            return put(&entry, &mut &status[..]).map_err(Write);
+        }
+        put(&entry, data).map_err(Write)
+    })
+    .map_err(|source| ImageError::Archive { archive: "output of mmdebstrap".into(), source })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Keep {
+    Yes,
+    No,
+    Empty,
+}
+
+/// What of a bootstrapped tree goes into an image: nothing that tells when, where or on which machine it was made.
+fn keep(path: &str, kind: &Kind) -> Keep {
+    let below = |dir: &str| path.strip_prefix(dir).is_some_and(|r| r.starts_with('/'));
+    if ["etc/machine-id", "etc/resolv.conf"].contains(&path) {
+        return Keep::Empty;
+    }
+    let dropped_below = ["dev", "proc", "sys", "run", "tmp", "var/tmp", "var/cache/apt", "var/lib/apt/lists"];
+    if dropped_below.iter().any(|d| below(d)) {
+        return Keep::No;
+    }
+    let file = !matches!(kind, Kind::Directory);
+    if file && (below("var/log") || below("var/cache/debconf") && path.ends_with("-old")) {
+        return Keep::No;
+    }
+    let dropped = [
+        "etc/hostname",
+        "etc/apt/apt.conf.d/99mmdebstrap",
+        "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+        "etc/.pwd.lock",
+        "var/cache/ldconfig/aux-cache",
+        "var/lib/systemd/random-seed",
+        "var/lib/dbus/machine-id",
+    ];
+    let backup = file
+        && ((path.starts_with("etc/") && path.ends_with('-') && !path[4..].contains('/'))
+            || (path.starts_with("var/lib/dpkg/") && path.ends_with("-old")));
+    // Made by the interpreter whenever it is missing, and with times in it.
+    let bytecode = path.split('/').any(|p| p == "__pycache__");
+    if dropped.contains(&path) || backup || bytecode { Keep::No } else { Keep::Yes }
+}
+
+/// Installed packages and their versions, from dpkg's status file.
+pub fn installed(status: &str) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    for paragraph in status.split("\n\n") {
+        let field = |name: &str| {
+            paragraph.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+        };
+        if let (Some(package), Some(version)) = (field("Package"), field("Version"))
+            && field("Status").is_some_and(|s| s.ends_with(" installed"))
+        {
+            out.insert(package.to_owned(), version.to_owned());
+        }
+    }
+    out
+}
+
+/// What a failure of mmdebstrap or apt means.
+pub fn explain(error: ImageError, debian: &Debian) -> ImageError {
+    let ImageError::ToolFailed { tool, status, stderr } = error else { return error };
+    let suite = match &debian.mirror {
+        Some(mirror) => format!("{} of {mirror}", debian.suite),
+        None => debian.suite.clone(),
+    };
+    for line in stderr.lines() {
+        let line = line.trim_start_matches("E: ").trim();
+        if let Some(package) = line.strip_prefix("Unable to locate package ") {
+            return ImageError::NoPackage { package: package.trim().to_owned(), suite };
+        }
+        if let Some(rest) = line.strip_prefix("Package '")
+            && let Some((package, rest)) = rest.split_once('\'')
+            && rest.contains("no installation candidate")
+        {
+            return ImageError::NoPackage { package: package.to_owned(), suite };
+        }
+    }
+    let find = |words: &[&str]| stderr.lines().find(|l| words.iter().any(|w| l.contains(w)));
+    if let Some(line) =
+        find(&["does not have a Release file", "404  Not Found", "no longer has a Release file"])
+    {
+        return ImageError::NoSuite { suite, detail: line.trim_start_matches("E: ").trim().to_owned() };
+    }
+    if stderr.contains("No space left on device") {
+        return ImageError::ToolFailed { tool, status, stderr: "no space left on device".into() };
+    }
+    let unreachable = [
+        "Could not resolve",
+        "Temporary failure resolving",
+        "Could not connect",
+        "Connection refused",
+        "Connection failed",
+        "Connection timed out",
+        "Network is unreachable",
+        "Unable to connect",
+    ];
+    if let Some(line) = find(&unreachable) {
+        return ImageError::Mirror { detail: line.trim_start_matches("E: ").trim().to_owned() };
+    }
+    ImageError::ToolFailed { tool, status, stderr }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn debian() -> Debian {
+        Debian {
+            suite: "trixie".into(),
+            packages: vec!["kmod".into(), "iproute2".into()],
+            mirror: None,
+            snapshot: None,
+            components: vec![],
+        }
+    }
+
+    #[test]
+    fn invocation_names_no_host_of_its_own() {
+        let argv = bootstrap(&debian(), Path::new("/t")).unwrap().argv();
+        assert_eq!(argv.last().unwrap(), "-");
+        assert!(argv.contains(&"--include=kmod,iproute2".to_owned()));
+        assert!(!argv.iter().any(|a| a.contains("//")), "{argv:?}");
+        let pinned = Debian {
+            mirror: Some("http://mirror.test/archive/".into()),
+            snapshot: Some("20261101T000000Z".into()),
+            ..debian()
+        };
+        let argv = bootstrap(&pinned, Path::new("/t")).unwrap().argv();
+        assert_eq!(argv.last().unwrap(), "http://mirror.test/archive/20261101T000000Z/");
+        let e = bootstrap(&Debian { mirror: None, ..pinned }, Path::new("/t")).unwrap_err();
+        assert!(e.is_bad_input() && e.to_string().contains("needs \"mirror\""));
+    }
+
+    #[test]
+    fn failures_are_explained() {
+        let failed = |stderr: &str| {
+            let e = ImageError::ToolFailed {
+                tool: "mmdebstrap".into(),
+                status: "1".into(),
+                stderr: stderr.into(),
+            };
+            explain(e, &debian())
+        };
+        let e = failed("I: installing\nE: Unable to locate package no-such-thing\nE: apt-get failed");
+        assert_eq!(e.to_string(), "no package no-such-thing in Debian trixie");
+        assert!(e.is_bad_input());
+        let e = failed(
+            "Err:1 http://x trixie InRelease\n  Could not connect to x:80 (127.0.0.1). - connect (111: Connection refused)",
+        );
+        assert!(matches!(e, ImageError::Mirror { .. }) && !e.is_bad_input(), "{e}");
+        let e = failed("E: The repository 'http://x nosuch Release' does not have a Release file.");
+        assert!(e.is_bad_input() && e.to_string().contains("trixie"), "{e}");
+    }
+
+    #[test]
+    fn what_tells_of_the_build_is_left_out() {
+        let file = Kind::File(1);
+        for path in [
+            "dev/null",
+            "run/lock",
+            "tmp/x",
+            "etc/passwd-",
+            "var/lib/dpkg/status-old",
+            "var/log/dpkg.log",
+            "usr/lib/python3/__pycache__/a.pyc",
+            "etc/hostname",
+            "var/cache/apt/pkgcache.bin",
+        ] {
+            assert_eq!(keep(path, &file), Keep::No, "{path}");
+        }
+        for path in ["etc/passwd", "dev", "run", "usr/lib/x", "var/lib/dpkg/status", "etc/a/b-"] {
+            assert_eq!(keep(path, &file), Keep::Yes, "{path}");
+        }
+        assert_eq!(keep("etc/machine-id", &file), Keep::Empty);
+        assert_eq!(keep("var/log/incus", &Kind::Directory), Keep::Yes);
+    }
+
+    #[test]
+    fn reads_dpkg_status() {
+        let status = "Package: a\nStatus: install ok installed\nVersion: 1.2-3\nDescription: x\n y\n\n\
+            Package: b\nStatus: deinstall ok config-files\nVersion: 9\n\n";
+        assert_eq!(installed(status), BTreeMap::from([("a".to_owned(), "1.2-3".to_owned())]));
+    }
+}

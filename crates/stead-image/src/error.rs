@@ -1,0 +1,161 @@
+//! What can go wrong between a recipe and the store. Owns the errors' words; the edge adds nothing but their chain.
+
+use crate::{bzimage::BzImageError, tarball::TarError};
+use std::{io, path::PathBuf};
+use stead_model::{Bytes, ImageName, SpecError};
+
+/// An operation of this crate failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The recipe's text was not understood.
+    #[error("recipe not understood")]
+    Recipe(#[source] SpecError),
+    /// Something the recipe or the caller names is missing or not what it should be.
+    #[error("{subject}: {why}")]
+    Input {
+        /// The path or key.
+        subject: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A tar or OCI layer was refused.
+    #[error("{archive} refused")]
+    Archive {
+        /// The archive.
+        archive: String,
+        /// The entry and why.
+        #[source]
+        source: TarError,
+    },
+    /// The kernel was not understood.
+    #[error("kernel {path} not understood")]
+    Kernel {
+        /// The kernel file.
+        path: String,
+        /// Why.
+        #[source]
+        source: BzImageError,
+    },
+    /// The store has no such image.
+    #[error("no image {name}; build it with: stead image build images/{name}.yaml")]
+    NoImage {
+        /// Its name.
+        name: ImageName,
+    },
+    /// A file operation failed.
+    #[error("cannot {operation} {path}")]
+    Io {
+        /// What was tried, a verb.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A program that builds need is not installed.
+    #[error("program {tool} not found; install it with: apt-get install {package}")]
+    ToolMissing {
+        /// Its name.
+        tool: String,
+        /// Debian package that has it.
+        package: String,
+    },
+    /// A program failed.
+    #[error("{tool} failed ({status}){}", tail(.stderr))]
+    ToolFailed {
+        /// Its name.
+        tool: String,
+        /// Exit code or signal.
+        status: String,
+        /// The last lines it wrote on standard error.
+        stderr: String,
+    },
+    /// A package of the recipe does not exist.
+    #[error("no package {package} in Debian {suite}")]
+    NoPackage {
+        /// The package.
+        package: String,
+        /// The suite (and mirror) that was asked.
+        suite: String,
+    },
+    /// The mirror does not know the suite.
+    #[error("the mirror has no suite {suite}{}", tail(.detail))]
+    NoSuite {
+        /// The suite.
+        suite: String,
+        /// The package manager's words.
+        detail: String,
+    },
+    /// The mirror does not answer.
+    #[error("the Debian mirror cannot be reached: {detail}")]
+    Mirror {
+        /// The package manager's words.
+        detail: String,
+    },
+    /// Too little room.
+    #[error("{path} has {free} free, the build needs about {needed}")]
+    Space {
+        /// Where.
+        path: PathBuf,
+        /// What is free.
+        free: Bytes,
+        /// What is needed.
+        needed: Bytes,
+    },
+    /// The build needs root.
+    #[error("building {what} needs root: {why}")]
+    Privilege {
+        /// What.
+        what: String,
+        /// Why.
+        why: String,
+    },
+    /// A file of the store is not what it should be.
+    #[error("store is damaged: {what}")]
+    Damaged {
+        /// Which file and how.
+        what: String,
+    },
+}
+
+fn tail(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(": {text}") }
+}
+
+/// Result of this crate.
+pub type Result<T, E = ImageError> = std::result::Result<T, E>;
+
+impl ImageError {
+    /// Whether the input (recipe, overlay, name) is at fault rather than the machine: exit code 2 instead of 1.
+    pub fn is_bad_input(&self) -> bool {
+        // A reader's complaint that is not the system's own is about the archive's bytes.
+        if let Self::Archive { source: TarError::Read(e), .. } = self {
+            return e.raw_os_error().is_none();
+        }
+        matches!(
+            self,
+            Self::Recipe(_)
+                | Self::Input { .. }
+                | Self::Archive { source: TarError::Refused { .. } | TarError::TooLarge { .. }, .. }
+                | Self::NoPackage { .. }
+                | Self::NoSuite { .. }
+                | Self::NoImage { .. }
+        )
+    }
+
+    pub(crate) fn input(subject: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Input { subject: subject.into(), why: why.into() }
+    }
+}
+
+/// Gives an [`io::Error`] its operation and path.
+pub(crate) trait IoContext<T> {
+    fn at(self, operation: &'static str, path: impl Into<PathBuf>) -> Result<T>;
+}
+impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
+    fn at(self, operation: &'static str, path: impl Into<PathBuf>) -> Result<T> {
+        self.map_err(|e| ImageError::Io { operation, path: path.into(), source: e.into() })
+    }
+}

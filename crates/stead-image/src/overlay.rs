@@ -1,0 +1,207 @@
+//! Overlays: a directory, a tar, or a directory with an executable `tar` script in xcluster's form, each made into one
+//! squashfs layer, cached by the content of what it was made from.
+
+use crate::{
+    digest::Key,
+    error::{ImageError, IoContext, Result},
+    inputs::Inputs,
+    merge::{Merged, Source},
+    squashfs,
+    store::{Scratch, Store},
+    tarball::TarPolicy,
+    tools,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+use stead_model::{
+    Artifact, Digest,
+    manifest::{FlatArtifact, Layer},
+    recipe::OverlayOptions,
+};
+
+/// Search path of `tar` scripts: Debian's default for root. What a script needs beyond it, it declares.
+const SCRIPT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What an overlay turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OverlayKind {
+    /// A plain directory.
+    Directory,
+    /// A tar file.
+    Tar,
+    /// A directory with an executable `tar`.
+    Script,
+}
+
+/// An overlay that was looked at: what it is and the hash of everything its layer depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Observed {
+    /// For people and for the layer's name: the path's last part.
+    pub name: String,
+    /// Absolute path.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: OverlayKind,
+    /// The cache key.
+    pub inputs: Digest,
+}
+
+/// Looks at an overlay and hashes its inputs.
+///
+/// # Errors
+/// It or one of its declared inputs is missing or cannot be read.
+pub fn observe(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Result<Observed> {
+    let path = base_dir.join(&options.path);
+    let shown = || path.display().to_string();
+    let meta = match fs::metadata(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(ImageError::input(shown(), "no such overlay"));
+        }
+        other => other.at("look at", &path)?,
+    };
+    let path = fs::canonicalize(&path).at("resolve", &path)?;
+    let script = path.join("tar");
+    let kind = if meta.is_file() {
+        OverlayKind::Tar
+    } else if !meta.is_dir() {
+        return Err(ImageError::input(shown(), "is neither a directory nor a tar file"));
+    } else if fs::metadata(&script).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0) {
+        OverlayKind::Script
+    } else {
+        OverlayKind::Directory
+    };
+    if kind != OverlayKind::Script && !(options.environment.is_empty() && options.inputs.is_empty()) {
+        let why = "has \"environment\" or \"inputs\", but no executable \"tar\" script that could use them";
+        return Err(ImageError::input(shown(), why));
+    }
+    let mut inputs = Inputs::open(store, &path.to_string_lossy());
+    let mut key = Key::new("overlay-1");
+    key.text(match kind {
+        OverlayKind::Directory => "directory",
+        OverlayKind::Tar => "tar",
+        OverlayKind::Script => "script",
+    });
+    key.number(u64::from(options.keep_owners));
+    key.text(inputs.any(&path, options.keep_owners && kind == OverlayKind::Directory)?.as_str());
+    for (name, value) in &options.environment {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(ImageError::input(shown(), format!("environment {name:?} is no variable")));
+        }
+        key.text(name).text(value);
+    }
+    key.number(options.inputs.len() as u64);
+    for input in &options.inputs {
+        let at = base_dir.join(input);
+        if !at.exists() {
+            return Err(ImageError::input(
+                at.display().to_string(),
+                format!("is missing: an input of {}", shown()),
+            ));
+        }
+        key.text(inputs.any(&at, false)?.as_str());
+    }
+    inputs.save();
+    let name = path.file_name().map_or("overlay".into(), |n| n.to_string_lossy().into_owned());
+    Ok(Observed { name, path, kind, inputs: key.digest() })
+}
+
+/// The layer of one overlay: from the cache when nothing it depends on has changed, else made now.
+///
+/// `options.path` and its inputs are relative to `base_dir`. Several may be made at once, also the same one.
+///
+/// # Errors
+/// The overlay is missing or refused, its script failed, or a tool did.
+pub fn build_layer(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Result<Layer> {
+    let _shared = store.share()?;
+    build_layer_unshared(store, options, base_dir).map(|(layer, _)| layer)
+}
+
+/// As [`build_layer`], for callers that hold the store's shared lock. Also tells whether it was cached.
+pub(crate) fn build_layer_unshared(
+    store: &Store,
+    options: &OverlayOptions,
+    base_dir: &Path,
+) -> Result<(Layer, bool)> {
+    let observed = observe(store, options, base_dir)?;
+    let layer = |artifact: Artifact| Layer {
+        name: format!("overlay:{}", observed.name),
+        artifact: FlatArtifact { digest: artifact.digest, size: artifact.size },
+        inputs: observed.inputs.clone(),
+    };
+    if let Some(artifact) = store.cached(&observed.inputs) {
+        return Ok((layer(artifact), true));
+    }
+    let _once = store.lock(observed.inputs.hex())?;
+    if let Some(artifact) = store.cached(&observed.inputs) {
+        return Ok((layer(artifact), true));
+    }
+    let scratch = store.scratch()?;
+    let source = source(&observed, options, &scratch)?;
+    let sources = [source];
+    let merged = Merged::of(&sources)?;
+    crate::space::check(store.dir(), merged.summary().bytes)?;
+    let artifact = squashfs::pack(store, &scratch, &observed.name, |sink| {
+        merged.write(&sources, &mut |entry, data| sink.put(entry, data))
+    })?;
+    // What was hashed must be what was packed: a file edited meanwhile would be remembered under the wrong key.
+    if observe(store, options, base_dir)?.inputs != observed.inputs {
+        return Err(ImageError::Io {
+            operation: "pack",
+            path: observed.path,
+            source: std::io::Error::other("it changed while it was read; build again"),
+        });
+    }
+    store.remember(&observed.inputs, vec![artifact.digest.clone()], &artifact)?;
+    Ok((layer(artifact), false))
+}
+
+/// The overlay as a tree; a script is run for its tar.
+pub(crate) fn source(observed: &Observed, options: &OverlayOptions, scratch: &Scratch) -> Result<Source> {
+    let name = observed.path.display().to_string();
+    Ok(match observed.kind {
+        OverlayKind::Directory => {
+            Source::Directory { path: observed.path.clone(), keep_owners: options.keep_owners }
+        }
+        OverlayKind::Tar => Source::Tar { path: observed.path.clone(), name, policy: TarPolicy::OVERLAY },
+        OverlayKind::Script => {
+            let path = run_script(observed, options, scratch)?;
+            Source::Tar { path, name: format!("output of {name}/tar"), policy: TarPolicy::OVERLAY }
+        }
+    })
+}
+
+/// Runs `./tar -` in the overlay's directory with a clean environment.
+fn run_script(observed: &Observed, options: &OverlayOptions, scratch: &Scratch) -> Result<PathBuf> {
+    let out = scratch.path(&format!("{}.tar", observed.inputs.short()));
+    let home = scratch.path(&format!("{}.home", observed.inputs.short()));
+    fs::create_dir_all(&home).at("make", &home)?;
+    let script = observed.path.join("tar");
+    let stdout = File::create(&out).at("make", &out)?;
+    let mut child = Command::new(&script)
+        .arg("-")
+        .current_dir(&observed.path)
+        .env_clear()
+        .env("PATH", SCRIPT_PATH)
+        // Its own and empty: what a script finds in a real one would be an input nobody declared.
+        .env("HOME", &home)
+        .env("LANG", "C")
+        .envs(&options.environment)
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(Stdio::piped())
+        .spawn()
+        .at("start", &script)?;
+    let stderr = tools::drain_lines(child.stderr.take().expect("piped"), |_| ());
+    let status = child.wait().at("wait for", &script)?;
+    tools::check(&script.display().to_string(), status, &stderr)?;
+    if fs::metadata(&out).at("look at", &out)?.len() == 0 {
+        return Err(ImageError::input(script.display().to_string(), "wrote no tar on its standard output"));
+    }
+    Ok(out)
+}

@@ -1,0 +1,182 @@
+//! Running the few programs a build needs. Argument vectors only; a missing program names the package that has it.
+
+use crate::error::{ImageError, Result};
+use std::{
+    ffi::OsString,
+    io::{self, Read},
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+/// A program and the Debian package that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tool {
+    /// Program name.
+    pub name: &'static str,
+    /// Debian package.
+    pub package: &'static str,
+}
+
+/// Bootstraps Debian.
+pub const MMDEBSTRAP: Tool = Tool { name: "mmdebstrap", package: "mmdebstrap" };
+/// Packs squashfs.
+pub const MKSQUASHFS: Tool = Tool { name: "mksquashfs", package: "squashfs-tools" };
+/// Unpacks squashfs.
+pub const UNSQUASHFS: Tool = Tool { name: "unsquashfs", package: "squashfs-tools" };
+/// Downloads packages.
+pub const APT_GET: Tool = Tool { name: "apt-get", package: "apt" };
+/// Asks about packages.
+pub const APT_CACHE: Tool = Tool { name: "apt-cache", package: "apt" };
+/// Opens packages.
+pub const DPKG_DEB: Tool = Tool { name: "dpkg-deb", package: "dpkg" };
+/// Computes module dependencies.
+pub const DEPMOD: Tool = Tool { name: "depmod", package: "kmod" };
+
+/// How much of a program's standard error is kept for an error: its end tells why.
+const STDERR_KEPT_BYTES: usize = 64 << 10;
+/// How many lines of it are shown.
+const STDERR_SHOWN_LINES: usize = 12;
+
+/// A program's invocation as a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invocation {
+    /// The program.
+    pub tool: Tool,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Added to the environment.
+    pub env: Vec<(&'static str, OsString)>,
+    /// Working directory.
+    pub cwd: Option<PathBuf>,
+}
+
+impl Invocation {
+    /// `tool` with `args`.
+    pub fn new(tool: Tool, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        Self { tool, args: args.into_iter().map(Into::into).collect(), env: Vec::new(), cwd: None }
+    }
+    /// Adds an environment variable.
+    pub fn env(mut self, key: &'static str, value: impl Into<OsString>) -> Self {
+        self.env.push((key, value.into()));
+        self
+    }
+    /// Sets the working directory.
+    pub fn cwd(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.cwd = Some(dir.into());
+        self
+    }
+    /// The whole argument vector as text, for plans.
+    pub fn argv(&self) -> Vec<String> {
+        std::iter::once(self.tool.name.to_owned())
+            .chain(self.args.iter().map(|a| a.to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.tool.name);
+        // mksquashfs refuses its time options when this is set; what needs it gets it by `env`.
+        command.args(&self.args).env_remove("SOURCE_DATE_EPOCH").env("LC_ALL", "C.UTF-8");
+        command.envs(self.env.iter().map(|(k, v)| (k, v)));
+        if let Some(dir) = &self.cwd {
+            command.current_dir(dir);
+        }
+        command
+    }
+
+    /// Starts it.
+    pub fn spawn(&self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Result<Child> {
+        self.command().stdin(stdin).stdout(stdout).stderr(stderr).spawn().map_err(|e| self.not_started(e))
+    }
+
+    fn not_started(&self, e: io::Error) -> ImageError {
+        if e.kind() == io::ErrorKind::NotFound && self.cwd.as_ref().is_none_or(|d| d.is_dir()) {
+            return ImageError::ToolMissing {
+                tool: self.tool.name.to_owned(),
+                package: self.tool.package.to_owned(),
+            };
+        }
+        ImageError::Io { operation: "start", path: self.tool.name.into(), source: e }
+    }
+
+    /// Runs it to its end and gives what it wrote on standard output.
+    pub fn output(&self) -> Result<Vec<u8>> {
+        let out = self.command().stdin(Stdio::null()).output().map_err(|e| self.not_started(e))?;
+        check(self.tool.name, out.status, &out.stderr)?;
+        Ok(out.stdout)
+    }
+}
+
+/// Ok for exit 0, else the error with the end of its standard error.
+pub fn check(tool: &str, status: ExitStatus, stderr: &[u8]) -> Result<()> {
+    if status.success() {
+        return Ok(());
+    }
+    Err(ImageError::ToolFailed {
+        tool: tool.to_owned(),
+        status: status.to_string(),
+        stderr: last_lines(stderr),
+    })
+}
+
+fn last_lines(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.is_empty()).collect();
+    lines[lines.len().saturating_sub(STDERR_SHOWN_LINES)..].join("\n")
+}
+
+/// Reads a program's standard error to its end, handing on each line and keeping the last part.
+pub fn drain_lines(mut reader: impl Read, mut each: impl FnMut(&str)) -> Vec<u8> {
+    let mut kept: Vec<u8> = Vec::new();
+    let mut line: Vec<u8> = Vec::new();
+    let mut buf = [0; 8 << 10];
+    while let Ok(n) = reader.read(&mut buf) {
+        if n == 0 {
+            break;
+        }
+        kept.extend_from_slice(&buf[..n]);
+        if kept.len() > 2 * STDERR_KEPT_BYTES {
+            kept.drain(..kept.len() - STDERR_KEPT_BYTES);
+        }
+        for byte in &buf[..n] {
+            if *byte == b'\n' || *byte == b'\r' {
+                each(&String::from_utf8_lossy(&line));
+                line.clear();
+            } else if line.len() < STDERR_KEPT_BYTES {
+                line.push(*byte);
+            }
+        }
+    }
+    if !line.is_empty() {
+        each(&String::from_utf8_lossy(&line));
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_program_names_its_package() {
+        let tool = Tool { name: "stead-no-such-program", package: "some-package" };
+        let e = Invocation::new(tool, ["x"]).output().unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            "program stead-no-such-program not found; install it with: apt-get install some-package"
+        );
+    }
+
+    #[test]
+    fn failure_carries_the_last_lines() {
+        let sh = Tool { name: "sh", package: "dash" };
+        let e = Invocation::new(sh, ["-c", "echo one >&2; echo two >&2; exit 3"]).output().unwrap_err();
+        assert_eq!(e.to_string(), "sh failed (exit status: 3): one\ntwo");
+    }
+
+    #[test]
+    fn drains_by_line() {
+        let mut seen = Vec::new();
+        drain_lines(&b"a\nb\rc"[..], |l| seen.push(l.to_owned()));
+        assert_eq!(seen, ["a", "b", "c"]);
+    }
+}

@@ -1,0 +1,483 @@
+//! The builder against real squashfs tools, without root and without a mirror: bases come from tars and OCI layouts.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+use stead_image::{BuildOutcome, BuildRequest, ImageError, Store, build, digest, overlay, plan};
+use stead_model::{Digest, ImageName, recipe::OverlayOptions};
+
+/// Says why a test cannot run here.
+fn tools_missing(test: &str) -> bool {
+    for tool in ["mksquashfs", "unsquashfs"] {
+        if Command::new(tool).arg("-version").output().is_err() {
+            println!("SKIP {test}: {tool} is not installed");
+            return true;
+        }
+    }
+    false
+}
+
+/// A 64-bit ELF header and nothing else: statically linked as far as anyone can tell.
+fn write_stead_node(path: &Path, marker: &str) {
+    let mut elf = vec![0; 64];
+    elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    elf.extend_from_slice(marker.as_bytes());
+    fs::write(path, elf).unwrap();
+}
+
+fn tar_of(entries: &[(&str, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (path, text) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_size(text.len() as u64);
+        builder.append_data(&mut header, path, text.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn options(path: &str) -> OverlayOptions {
+    stead_model::recipe::OverlaySource::Path(path.into()).options()
+}
+
+/// `path: mode owner/group contents` of everything in a squashfs.
+fn listing(squashfs: &Path) -> Vec<String> {
+    let out = Command::new("unsquashfs").arg("-lln").arg(squashfs).output().unwrap();
+    assert!(out.status.success());
+    let text = String::from_utf8(out.stdout).unwrap();
+    text.lines()
+        .filter_map(|l| {
+            let (head, path) = l.split_once(" squashfs-root")?;
+            let mut words = head.split_whitespace();
+            let (mode, owner) = (words.next()?, words.next()?);
+            Some(format!("{} {mode} {owner}", if path.is_empty() { "/" } else { path }))
+        })
+        .collect()
+}
+
+fn cat(squashfs: &Path, path: &str) -> String {
+    let out = Command::new("unsquashfs").arg("-cat").arg(squashfs).arg(path).output().unwrap();
+    assert!(out.status.success(), "{path}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// A folder with a recipe that needs no mirror, and a store.
+struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap() };
+        fs::write(bench.path("base.tar"), tar_of(&[("etc/os-release", "ID=test\n"), ("usr/bin/sh", "#!")]))
+            .unwrap();
+        fs::create_dir_all(bench.path("ovl/one/etc")).unwrap();
+        fs::write(bench.path("ovl/one/etc/motd"), "hello\n").unwrap();
+        fs::create_dir_all(bench.path("ovl/two/srv")).unwrap();
+        fs::write(bench.path("ovl/two/srv/x"), "two\n").unwrap();
+        write_stead_node(&bench.path("stead-node"), "v1");
+        bench.recipe("name: t\nbase: {tar: base.tar}\noverlays: [ovl/one, ovl/two]\nfiles:\n- {path: /etc/f, contents: f}\n");
+        bench
+    }
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+    fn recipe(&self, yaml: &str) {
+        fs::write(self.path("t.yaml"), yaml).unwrap();
+    }
+    fn store(&self, name: &str) -> Store {
+        Store::open(&self.path(name)).unwrap()
+    }
+    fn request(&self) -> BuildRequest {
+        BuildRequest::new(self.path("t.yaml"), self.path("stead-node"))
+    }
+    fn build(&self, store: &Store) -> BuildOutcome {
+        build(store, &self.request(), &mut |_| ()).unwrap()
+    }
+}
+
+fn made(outcome: &BuildOutcome) -> Vec<&str> {
+    outcome.steps.iter().filter(|s| !s.cached).map(|s| s.step.as_str()).collect()
+}
+fn name(s: &str) -> ImageName {
+    s.parse().unwrap()
+}
+
+#[test]
+fn two_builds_are_bit_identical_and_the_second_in_a_store_does_nothing() {
+    if tools_missing("two_builds_are_bit_identical") {
+        return;
+    }
+    let bench = Bench::new();
+    let (one, two) = (bench.store("one"), bench.store("two"));
+    let first = bench.build(&one);
+    assert!(!first.reused);
+    assert_eq!(bench.build(&two).digest, first.digest);
+    let files = |s: &Store| -> BTreeSet<String> {
+        let dir = s.dir().join("blobs/sha256");
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!(files(&one), files(&two));
+
+    let planned = plan(&one, &bench.request()).unwrap();
+    assert!(planned.is_done(), "{planned:?}");
+    let again = bench.build(&one);
+    assert!(again.reused && made(&again).is_empty(), "{:?}", again.steps);
+    assert_eq!(again.digest, first.digest);
+    assert_eq!(one.verify(&name("t")).unwrap().bad, Vec::<String>::new());
+}
+
+#[test]
+fn one_changed_overlay_makes_only_its_own_layer() {
+    if tools_missing("one_changed_overlay_makes_only_its_own_layer") {
+        return;
+    }
+    let bench = Bench::new();
+    let store = bench.store("s");
+    let before = bench.build(&store);
+    fs::write(bench.path("ovl/two/srv/x"), "TWO\n").unwrap();
+    let after = bench.build(&store);
+    assert_eq!(made(&after), ["overlay:two"]);
+    let changed: Vec<&str> = before
+        .manifest
+        .layers
+        .iter()
+        .zip(&after.manifest.layers)
+        .filter(|(a, b)| a != b)
+        .map(|(a, _)| a.name.as_str())
+        .collect();
+    assert_eq!(changed, ["overlay:two"]);
+
+    write_stead_node(&bench.path("stead-node"), "v2");
+    assert_eq!(made(&bench.build(&store)), ["stead-node"]);
+}
+
+#[test]
+fn layers_hold_what_the_recipe_says() {
+    if tools_missing("layers_hold_what_the_recipe_says") {
+        return;
+    }
+    let bench = Bench::new();
+    let store = bench.store("s");
+    let manifest = bench.build(&store).manifest;
+    let names: Vec<&str> = manifest.layers.iter().map(|l| l.name.as_str()).collect();
+    assert_eq!(names, ["base", "files", "overlay:one", "overlay:two"]);
+    let blob = |i: usize| store.blob(&manifest.layers[i].artifact.digest);
+    assert_eq!(cat(&blob(0), "etc/os-release"), "ID=test\n");
+    assert_eq!(cat(&blob(1), "etc/f"), "f");
+    assert!(cat(&blob(1), "usr/lib/stead/system.json").starts_with('{'));
+    assert!(listing(&blob(1)).contains(&"/tmp drwxrwxrwt 0/0".to_owned()), "{:?}", listing(&blob(1)));
+    assert_eq!(cat(&blob(2), "etc/motd"), "hello\n");
+    let boot = manifest.boot.unwrap();
+    assert_eq!((boot.kernel_release, boot.vmlinux, boot.initrd), (None, None, None));
+    assert_eq!(
+        fs::read(store.blob(&boot.stead_node.digest)).unwrap(),
+        fs::read(bench.path("stead-node")).unwrap()
+    );
+}
+
+#[test]
+fn overlay_directories_fit_a_merged_usr_base() {
+    if tools_missing("overlay_directories_fit_a_merged_usr_base") {
+        return;
+    }
+    let bench = Bench::new();
+    let dir = bench.path("o");
+    fs::create_dir_all(dir.join("bin")).unwrap();
+    fs::create_dir_all(dir.join("usr/bin")).unwrap();
+    fs::write(dir.join("bin/tool"), "1").unwrap();
+    fs::set_permissions(dir.join("bin/tool"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(dir.join("usr/bin/other"), "2").unwrap();
+    symlink("tool", dir.join("bin/alias")).unwrap();
+    let store = bench.store("s");
+    let layer = overlay::build_layer(&store, &options("o"), bench.dir.path()).unwrap();
+    let found = listing(&store.blob(&layer.artifact.digest));
+    assert_eq!(
+        found,
+        [
+            "/ drwxr-xr-x 0/0",
+            "/usr drwxr-xr-x 0/0",
+            "/usr/bin drwxr-xr-x 0/0",
+            "/usr/bin/alias -> tool lrwxrwxrwx 0/0",
+            "/usr/bin/other -rw-r--r-- 0/0",
+            "/usr/bin/tool -rwxr-xr-x 0/0",
+        ]
+    );
+    assert_eq!(layer.name, "overlay:o");
+}
+
+#[test]
+fn scripts_see_what_they_declare_and_are_cached_by_it() {
+    if tools_missing("scripts_see_what_they_declare") {
+        return;
+    }
+    let bench = Bench::new();
+    let dir = bench.path("ovl/script");
+    fs::create_dir_all(dir.join("default/etc")).unwrap();
+    fs::write(dir.join("default/etc/motd"), "from the script\n").unwrap();
+    fs::write(bench.path("outside"), "1\n").unwrap();
+    let script = "#!/bin/sh\nset -e\ntest \"$1\" = -\nt=$(mktemp -d)\ncp -R default/* $t\n\
+        env | grep -v ^_= | grep -v ^PWD= | grep -v ^HOME= | grep -v ^OLDPWD | grep -v ^SHLVL | sort > $t/env\n\
+        cat ../../outside > $t/outside\necho run >> ../../runs\ncd $t\ntar c *\nrm -r $t\n";
+    fs::write(dir.join("tar"), script).unwrap();
+    fs::set_permissions(dir.join("tar"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut options = options("ovl/script");
+    options.environment.insert("SETUP".into(), "ipv6".into());
+    options.inputs.push("outside".into());
+    let store = bench.store("s");
+    let make = |o: &OverlayOptions| overlay::build_layer(&store, o, bench.dir.path()).unwrap();
+    let runs = || fs::read_to_string(bench.path("runs")).unwrap().lines().count();
+
+    let layer = make(&options);
+    let blob = store.blob(&layer.artifact.digest);
+    assert_eq!(cat(&blob, "etc/motd"), "from the script\n");
+    assert_eq!(
+        cat(&blob, "env"),
+        "LANG=C\nPATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\nSETUP=ipv6\n"
+    );
+    assert_eq!((make(&options), runs()), (layer.clone(), 1));
+    fs::write(bench.path("outside"), "2\n").unwrap();
+    assert_ne!(make(&options).artifact, layer.artifact);
+    options.environment.insert("SETUP".into(), "other".into());
+    make(&options);
+    assert_eq!(runs(), 3);
+
+    fs::write(dir.join("tar"), "#!/bin/sh\necho no such thing as a goose >&2\nexit 7\n").unwrap();
+    let e = overlay::build_layer(&store, &options, bench.dir.path()).unwrap_err();
+    assert!(e.to_string().contains("no such thing as a goose") && e.to_string().contains('7'), "{e}");
+}
+
+#[test]
+fn hostile_overlays_leave_nothing_in_the_store() {
+    if tools_missing("hostile_overlays_leave_nothing") {
+        return;
+    }
+    let bench = Bench::new();
+    let mut header = tar::Header::new_gnu();
+    header.set_size(1);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.as_old_mut().name[..9].copy_from_slice(b"../escape");
+    header.set_cksum();
+    let mut tar = tar_of(&[("fine", "1")]);
+    tar.truncate(1024);
+    tar.extend_from_slice(header.as_bytes());
+    tar.extend_from_slice(&[b'x'; 512]);
+    tar.extend_from_slice(&[0; 1024]);
+    fs::write(bench.path("bad.tar"), tar).unwrap();
+    let store = bench.store("s");
+    let e = overlay::build_layer(&store, &options("bad.tar"), bench.dir.path()).unwrap_err();
+    assert!(e.is_bad_input(), "{e}");
+    assert!(std::error::Error::source(&e).unwrap().to_string().contains("\"../escape\""));
+    for sub in ["blobs/sha256", "cache", "tmp"] {
+        assert_eq!(fs::read_dir(store.dir().join(sub)).unwrap().count(), 0, "{sub} is not empty");
+    }
+    assert!(!bench.path("escape").exists());
+
+    fs::create_dir(bench.path("pipes")).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, bench.path("pipes/p"), rustix::fs::FileType::Fifo, 0o644.into(), 0)
+        .unwrap();
+    let e = overlay::build_layer(&store, &options("pipes"), bench.dir.path()).unwrap_err();
+    assert!(e.is_bad_input() && e.to_string().contains("pipes/p"), "{e}");
+}
+
+#[test]
+fn bad_input_is_told_from_failure() {
+    let bench = Bench::new();
+    let store = bench.store("s");
+    let fails = |yaml: &str| {
+        bench.recipe(yaml);
+        let e = build(&store, &bench.request(), &mut |_| ()).unwrap_err();
+        assert!(e.is_bad_input(), "{e}");
+        format!("{e}: {}", std::error::Error::source(&e).map_or(String::new(), |s| s.to_string()))
+    };
+    assert!(fails("name: t\nbase: {tar: base.tar}\nfile: []\n").contains("did you mean \"files\""));
+    assert!(fails("name: t\nbase: {tar: none.tar}\n").contains("none.tar does not exist"));
+    assert!(fails("name: t\nbase: {tar: base.tar}\noverlays: [none]\n").contains("no such overlay"));
+    assert!(
+        fails("name: t\nbase: {tar: base.tar}\nkernel: {package: linux}\n").contains("needs a Debian base")
+    );
+    assert!(
+        fails("name: t\nbase: {tar: base.tar}\noverlays: [{path: ovl/one, environment: {A: b}}]\n")
+            .contains("no executable")
+    );
+    fs::write(bench.path("stead-node"), "#!/bin/sh\n").unwrap();
+    assert!(fails("name: t\nbase: {tar: base.tar}\n").contains("not a statically linked executable"));
+    let e = store.manifest(&name("nobody")).unwrap_err();
+    assert_eq!(e.to_string(), "no image nobody; build it with: stead image build images/nobody.yaml");
+    assert_eq!(store.list().unwrap(), []);
+}
+
+#[test]
+fn collection_keeps_what_is_used() {
+    if tools_missing("collection_keeps_what_is_used") {
+        return;
+    }
+    let bench = Bench::new();
+    let store = bench.store("s");
+    let first = bench.build(&store);
+    fs::write(bench.path("ovl/two/srv/x"), "TWO\n").unwrap();
+    let second = bench.build(&store);
+    let old = |m: &stead_model::Manifest| m.layers[3].artifact.digest.clone();
+
+    // The first build's layer is in use by a cluster, by its manifest's digest.
+    let report = store.gc(&BTreeSet::from([first.digest.clone()])).unwrap();
+    assert_eq!(report.blobs, 0, "{report:?}");
+    assert!(store.blob(&old(&first.manifest)).exists());
+    let report = store.gc(&BTreeSet::new()).unwrap();
+    assert_eq!(report.blobs, 2, "the old manifest and the old layer: {report:?}");
+    assert!(!store.blob(&old(&first.manifest)).exists() && store.blob(&old(&second.manifest)).exists());
+    assert!(made(&bench.build(&store)).is_empty(), "a collection may not cost a rebuild");
+
+    store.remove(&name("t")).unwrap();
+    assert!(matches!(store.remove(&name("t")), Err(ImageError::NoImage { .. })));
+    store.gc(&BTreeSet::new()).unwrap();
+    assert_eq!(fs::read_dir(store.dir().join("blobs/sha256")).unwrap().count(), 0);
+    // And everything can be made again.
+    assert_eq!(bench.build(&store).digest, second.digest);
+}
+
+#[test]
+fn damage_is_found() {
+    if tools_missing("damage_is_found") {
+        return;
+    }
+    let bench = Bench::new();
+    let store = bench.store("s");
+    let manifest = bench.build(&store).manifest;
+    let path = store.blob(&manifest.layers[0].artifact.digest);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[2000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    fs::remove_file(store.blob(&manifest.layers[1].artifact.digest)).unwrap();
+    let report = store.verify(&name("t")).unwrap();
+    assert_eq!(report.bad.len(), 2, "{report:?}");
+    assert!(report.bad[0].starts_with("layer base: ") && report.bad[1].starts_with("layer files: "));
+}
+
+#[test]
+fn dead_builds_are_swept_and_living_ones_left() {
+    let bench = Bench::new();
+    let store = bench.store("s");
+    let dead = store.dir().join("tmp/wdead");
+    fs::create_dir_all(dead.join("a/b")).unwrap();
+    let alive = store.dir().join("tmp/walive");
+    fs::create_dir(&alive).unwrap();
+    let held = fs::File::open(&alive).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    bench.store("s");
+    assert!(!dead.exists() && alive.exists());
+}
+
+#[test]
+fn the_same_overlay_made_by_many_at_once_is_made_once() {
+    if tools_missing("the_same_overlay_made_by_many_at_once") {
+        return;
+    }
+    let bench = Bench::new();
+    let store = bench.store("s");
+    let layers: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| overlay::build_layer(&store, &options("ovl/one"), bench.dir.path()).unwrap())
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert!(layers.windows(2).all(|w| w[0] == w[1]));
+    assert_eq!(fs::read_dir(store.dir().join("tmp")).unwrap().count(), 0);
+}
+
+#[test]
+fn oci_layouts_are_bases_with_whiteouts_and_checked_digests() {
+    if tools_missing("oci_layouts_are_bases") {
+        return;
+    }
+    let bench = Bench::new();
+    let dir = bench.path("oci");
+    fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
+    let put = |bytes: &[u8]| -> (Digest, usize) {
+        let digest = digest::of_bytes(bytes);
+        fs::write(dir.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        (digest, bytes.len())
+    };
+    let gzip = |bytes: &[u8]| {
+        let mut e = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        e.write_all(bytes).unwrap();
+        e.finish().unwrap()
+    };
+    let lower = gzip(&tar_of(&[("etc/a", "1"), ("etc/b", "2"), ("opt/x/y", "3"), ("opt/z", "4")]));
+    let upper = tar_of(&[("etc/.wh.a", ""), ("etc/b", "two"), ("opt/.wh..wh..opq", ""), ("opt/new", "5")]);
+    let layers: Vec<_> = [
+        (lower, "application/vnd.oci.image.layer.v1.tar+gzip"),
+        (upper, "application/vnd.oci.image.layer.v1.tar"),
+    ]
+    .iter()
+    .map(|(bytes, media)| {
+        let (digest, size) = put(bytes);
+        serde_json::json!({ "mediaType": media, "digest": digest, "size": size })
+    })
+    .collect();
+    let (manifest, size) =
+        put(serde_json::json!({ "schemaVersion": 2, "layers": layers }).to_string().as_bytes());
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [
+        { "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest, "size": size } ] });
+    fs::write(dir.join("index.json"), index.to_string()).unwrap();
+    bench.recipe("name: t\nbase: {oci: oci}\n");
+    let store = bench.store("s");
+    let base = store.blob(&bench.build(&store).manifest.layers[0].artifact.digest);
+    let paths: Vec<String> = listing(&base).iter().map(|l| l.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(paths, ["/", "/etc", "/etc/b", "/opt", "/opt/new"]);
+    assert_eq!(cat(&base, "etc/b"), "two");
+
+    let victim =
+        dir.join("blobs/sha256").join(layers[1]["digest"].as_str().unwrap().trim_start_matches("sha256:"));
+    let mut bytes = fs::read(&victim).unwrap();
+    bytes[600] ^= 1;
+    fs::write(&victim, bytes).unwrap();
+    let fresh = bench.store("fresh");
+    let e = build(&fresh, &bench.request(), &mut |_| ()).unwrap_err();
+    assert!(e.is_bad_input() && e.to_string().contains("has digest"), "{e}");
+}
+
+#[test]
+fn instances_get_one_root_and_metadata() {
+    if tools_missing("instances_get_one_root_and_metadata") {
+        return;
+    }
+    let bench = Bench::new();
+    bench.recipe("name: i\nkind: instance\nbase: {tar: base.tar}\noverlays: [ovl/one]\nfiles:\n- {path: /etc/os-release, contents: \"ID=new\\n\"}\n");
+    let (one, two) = (bench.store("one"), bench.store("two"));
+    let mut request = bench.request();
+    request.unified = true;
+    let outcome = build(&one, &request, &mut |_| ()).unwrap();
+    assert_eq!(build(&two, &request, &mut |_| ()).unwrap().digest, outcome.digest);
+    let image = outcome.manifest.instance.unwrap();
+    let root = one.blob(&image.rootfs.digest);
+    assert_eq!(cat(&root, "etc/os-release"), "ID=new\n");
+    assert_eq!(cat(&root, "etc/motd"), "hello\n");
+    let names = |path: PathBuf| -> Vec<String> {
+        let reader = stead_image::tarball::decompressed(fs::File::open(path).unwrap()).unwrap();
+        let mut archive = tar::Archive::new(reader);
+        archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect()
+    };
+    assert_eq!(
+        names(one.blob(&image.metadata.digest)),
+        ["metadata.yaml", "templates/", "templates/hostname.tpl", "templates/hosts.tpl"]
+    );
+    let unified = names(one.blob(&image.unified.unwrap().digest));
+    for expected in ["metadata.yaml", "rootfs/", "rootfs/etc/motd", "rootfs/usr/bin/sh"] {
+        assert!(unified.contains(&expected.to_owned()), "{expected} is not in {unified:?}");
+    }
+    let again = build(&one, &request, &mut |_| ()).unwrap();
+    assert!(again.reused && made(&again).is_empty());
+}

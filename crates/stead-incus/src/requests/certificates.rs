@@ -1,0 +1,47 @@
+//! Who may use the API.
+
+use crate::{Dialect, Request, request::encode};
+use serde_json::{Map, Value, json};
+
+/// Trusted certificates.
+pub fn list() -> Request {
+    Request::get("/1.0/certificates?recursion=1")
+}
+/// Asks for a token with which a client may add its certificate under `name`.
+pub fn trust_token(name: &str) -> Request {
+    Request::post("/1.0/certificates", &json!({ "name": name, "type": "client", "token": true }))
+}
+/// Adds the certificate this request is made with. The server takes it from the TLS session.
+pub fn add_own(dialect: Dialect, name: &str, token: &str) -> Request {
+    let mut body = Map::new();
+    body.insert("name".into(), name.into());
+    body.insert("type".into(), "client".into());
+    body.insert(dialect.trust_token_field().into(), token.into());
+    Request::post("/1.0/certificates", &Value::Object(body))
+}
+/// Stops trusting a certificate.
+pub fn delete(fingerprint: &str) -> Request {
+    Request::delete(format!("/1.0/certificates/{}", encode(fingerprint)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::requests::shown;
+
+    #[test]
+    fn requests() {
+        assert_eq!(
+            shown(&trust_token("me")),
+            r#"POST /1.0/certificates {"name":"me","type":"client","token":true}"#
+        );
+        assert_eq!(
+            shown(&add_own(Dialect::Incus, "me", "T")),
+            r#"POST /1.0/certificates {"name":"me","type":"client","trust_token":"T"}"#
+        );
+        assert_eq!(
+            shown(&add_own(Dialect::Lxd, "me", "T")),
+            r#"POST /1.0/certificates {"name":"me","type":"client","password":"T"}"#
+        );
+    }
+}

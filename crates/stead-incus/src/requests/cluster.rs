@@ -1,0 +1,118 @@
+//! The cluster and its members.
+
+use crate::{Dialect, Request, request::encode, types::MemberConfigKey};
+use serde_json::{Map, Value, json};
+
+/// Whether clustered, and which settings a joining member gives.
+pub fn get() -> Request {
+    Request::get("/1.0/cluster")
+}
+/// Makes this server the first member of a new cluster.
+pub fn bootstrap(server_name: &str) -> Request {
+    Request::put("/1.0/cluster", &json!({ "server_name": server_name, "enabled": true }))
+}
+
+/// What a server needs to join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Join<'a> {
+    /// Name as member; the token's.
+    pub server_name: &'a str,
+    /// Its own `address:port`.
+    pub server_address: &'a str,
+    /// A member's `address:port`.
+    pub cluster_address: &'a str,
+    /// The cluster's certificate, PEM.
+    pub cluster_certificate: &'a str,
+    /// The token, as the engine wrote it.
+    pub token: &'a str,
+    /// This member's own settings of pools and networks.
+    pub member_config: &'a [MemberConfigKey],
+}
+
+/// Joins a cluster.
+pub fn join(dialect: Dialect, join: &Join<'_>) -> Request {
+    let mut body = Map::new();
+    body.insert("server_name".into(), join.server_name.into());
+    body.insert("enabled".into(), true.into());
+    body.insert("member_config".into(), json!(join.member_config));
+    body.insert("cluster_address".into(), join.cluster_address.into());
+    body.insert("cluster_certificate".into(), join.cluster_certificate.into());
+    body.insert("server_address".into(), join.server_address.into());
+    body.insert(dialect.join_token_field().into(), join.token.into());
+    Request::put("/1.0/cluster", &Value::Object(body))
+}
+/// Members with all their fields.
+pub fn members() -> Request {
+    Request::get("/1.0/cluster/members?recursion=1")
+}
+/// One member.
+pub fn member(name: &str) -> Request {
+    Request::get(format!("/1.0/cluster/members/{}", encode(name)))
+}
+/// Asks for a token with which `name` may join.
+pub fn join_token(name: &str) -> Request {
+    Request::post("/1.0/cluster/members", &json!({ "server_name": name }))
+}
+/// Moves a member's instances away (`evacuate`) or back (`restore`).
+pub fn set_member_state(name: &str, action: MemberAction) -> Request {
+    Request::post(
+        format!("/1.0/cluster/members/{}/state", encode(name)),
+        &json!({ "action": match action { MemberAction::Evacuate => "evacuate", MemberAction::Restore => "restore" } }),
+    )
+}
+
+/// For [`set_member_state`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberAction {
+    /// Instances go elsewhere or stop, as they are configured.
+    Evacuate,
+    /// They come back.
+    Restore,
+}
+
+/// Removes a member. Forced: without its help, and with whatever was on it.
+pub fn remove_member(name: &str, force: bool) -> Request {
+    let path = format!("/1.0/cluster/members/{}", encode(name));
+    if force { Request::delete(path).query("force", "1") } else { Request::delete(path) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::requests::shown;
+
+    #[test]
+    fn requests() {
+        assert_eq!(shown(&bootstrap("node1")), r#"PUT /1.0/cluster {"server_name":"node1","enabled":true}"#);
+        assert_eq!(shown(&join_token("node2")), r#"POST /1.0/cluster/members {"server_name":"node2"}"#);
+        assert_eq!(
+            shown(&set_member_state("node2", MemberAction::Evacuate)),
+            r#"POST /1.0/cluster/members/node2/state {"action":"evacuate"}"#
+        );
+        assert_eq!(shown(&remove_member("node2", true)), "DELETE /1.0/cluster/members/node2?force=1");
+        assert_eq!(shown(&remove_member("a/b", false)), "DELETE /1.0/cluster/members/a%2Fb");
+    }
+
+    #[test]
+    fn the_token_goes_where_the_dialect_wants_it() {
+        let key = MemberConfigKey {
+            entity: "storage-pool".into(),
+            name: "default".into(),
+            key: "source".into(),
+            value: "/dev/vdb".into(),
+        };
+        let j = Join {
+            server_name: "node2",
+            server_address: "10.0.0.2:8443",
+            cluster_address: "10.0.0.1:8443",
+            cluster_certificate: "PEM",
+            token: "TOKEN",
+            member_config: std::slice::from_ref(&key),
+        };
+        assert_eq!(
+            shown(&join(Dialect::Incus, &j)),
+            r#"PUT /1.0/cluster {"server_name":"node2","enabled":true,"member_config":[{"entity":"storage-pool","name":"default","key":"source","value":"/dev/vdb"}],"cluster_address":"10.0.0.1:8443","cluster_certificate":"PEM","server_address":"10.0.0.2:8443","cluster_token":"TOKEN"}"#
+        );
+        assert!(shown(&join(Dialect::Lxd, &j)).ends_with(r#""cluster_password":"TOKEN"}"#));
+    }
+}

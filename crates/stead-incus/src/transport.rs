@@ -1,0 +1,343 @@
+//! Carries a [`Request`] to an engine and its answer back: HTTP/1.1 over a unix socket or over TLS.
+
+use crate::{
+    error::Error,
+    request::{Body, Part, Request, Source},
+    tls,
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{
+    body::Frame,
+    client::conn::http1::{SendRequest, handshake},
+};
+use hyper_util::rt::TokioIo;
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    net::{TcpStream, UnixStream},
+};
+
+/// Idle connections kept for the next request; more than a handful of requests at once is rare.
+const MAX_IDLE: usize = 4;
+/// Files are read in pieces of this size.
+const CHUNK: usize = 128 * 1024;
+/// Boundary of multipart bodies. Long and odd enough not to occur in an image, as browsers and Go do it; fixed, so
+/// that a request stays a value.
+const BOUNDARY: &str = "stead-8f1b6f0a7d3c4e52b9c1-4d0e9a6b3f7c2e58a1d4";
+
+/// Bodies on their way out.
+type OutBody = BoxBody<Bytes, io::Error>;
+
+/// Where an engine is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Its unix socket.
+    Unix(PathBuf),
+    /// `address:port`, the SHA-256 of its certificate, and who we are.
+    Https {
+        /// `address:port`.
+        address: String,
+        /// SHA-256 of the one certificate that is accepted, hexadecimal.
+        fingerprint: String,
+        /// Our certificate; none: a stranger.
+        identity: Option<Identity>,
+    },
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => path.display().fmt(f),
+            Self::Https { address, .. } => write!(f, "https://{address}"),
+        }
+    }
+}
+
+/// A client certificate and its key, PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The certificate.
+    pub certificate_pem: String,
+    /// Its key. A secret.
+    pub key_pem: String,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Identity(…)")
+    }
+}
+
+/// An answer, not yet opened.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Status.
+    pub status: http::StatusCode,
+    /// Its ETag.
+    pub etag: Option<String>,
+    /// Body.
+    pub body: Bytes,
+}
+
+/// Sends requests to one endpoint. Connections are kept and used again.
+pub struct Transport {
+    endpoint: Endpoint,
+    tls: Option<tokio_rustls::TlsConnector>,
+    idle: Mutex<Vec<SendRequest<OutBody>>>,
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    /// Nothing is connected before the first request.
+    ///
+    /// # Errors
+    /// The identity is unusable.
+    pub fn new(endpoint: Endpoint) -> Result<Self, Error> {
+        let tls = match &endpoint {
+            Endpoint::Unix(_) => None,
+            Endpoint::Https { fingerprint, identity, .. } => {
+                let identity = identity.as_ref().map(|i| (i.certificate_pem.as_str(), i.key_pem.as_str()));
+                Some(tokio_rustls::TlsConnector::from(Arc::new(tls::pinned(fingerprint, identity)?)))
+            }
+        };
+        Ok(Self { endpoint, tls, idle: Mutex::new(Vec::new()) })
+    }
+
+    /// Where it sends to.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Sends, and reads the whole answer.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] after `request.timeout`; anything of connecting and HTTP.
+    pub async fn send(&self, request: &Request) -> Result<Answer, Error> {
+        match tokio::time::timeout(request.timeout, self.exchange(request)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::Timeout { request: request.to_string(), after: request.timeout }),
+        }
+    }
+
+    async fn exchange(&self, request: &Request) -> Result<Answer, Error> {
+        let mut connection = self.connection().await?;
+        let http = self.to_http(request).await?;
+        let broken = |source| Error::Http { request: request.to_string(), source };
+        let response = connection.send_request(http).await.map_err(broken)?;
+        let status = response.status();
+        let etag =
+            response.headers().get(http::header::ETAG).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MAX_IDLE {
+            idle.push(connection);
+        }
+        Ok(Answer { status, etag, body })
+    }
+
+    /// An idle connection that still is one, or a new one.
+    async fn connection(&self) -> Result<SendRequest<OutBody>, Error> {
+        loop {
+            let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(mut connection) = kept else { break };
+            if connection.ready().await.is_ok() {
+                return Ok(connection);
+            }
+        }
+        let failed = |source| Error::Connect { endpoint: self.endpoint.to_string(), source };
+        match &self.endpoint {
+            Endpoint::Unix(path) => {
+                shake_hands(UnixStream::connect(path).await.map_err(failed)?).await.map_err(failed)
+            }
+            Endpoint::Https { address, .. } => {
+                let tcp = TcpStream::connect(address).await.map_err(failed)?;
+                let _ = tcp.set_nodelay(true);
+                let Some(tls) = &self.tls else {
+                    return Err(failed(io::Error::other("no TLS was set up for it")));
+                };
+                let stream = tls.connect(tls::server_name(address), tcp).await.map_err(failed)?;
+                shake_hands(stream).await.map_err(failed)
+            }
+        }
+    }
+
+    async fn to_http(&self, request: &Request) -> Result<http::Request<OutBody>, Error> {
+        let host = match &self.endpoint {
+            // The engines do not look at it, but HTTP/1.1 wants one.
+            Endpoint::Unix(_) => "localhost",
+            Endpoint::Https { address, .. } => address,
+        };
+        let mut builder = http::Request::builder()
+            .method(request.method.clone())
+            .uri(&request.path)
+            .header(http::header::HOST, host)
+            .header(http::header::USER_AGENT, concat!("stead/", env!("CARGO_PKG_VERSION")));
+        if let Some(etag) = &request.etag {
+            builder = builder.header(http::header::IF_MATCH, etag);
+        }
+        for (name, value) in &request.headers {
+            builder = builder.header(*name, value);
+        }
+        let body = match &request.body {
+            Body::None => full(Bytes::new()),
+            Body::Json(value) => {
+                builder = builder.header(http::header::CONTENT_TYPE, "application/json");
+                full(Bytes::from(value.to_string()))
+            }
+            Body::Raw(source) => {
+                builder = builder.header(http::header::CONTENT_TYPE, "application/octet-stream");
+                let (length, body) = open(source).await?;
+                builder = builder.header(http::header::CONTENT_LENGTH, length);
+                body
+            }
+            Body::Multipart(parts) => {
+                builder = builder
+                    .header(http::header::CONTENT_TYPE, format!("multipart/form-data; boundary={BOUNDARY}"));
+                multipart(parts).await?
+            }
+        };
+        builder.body(body).map_err(|source| Error::Request { request: request.to_string(), source })
+    }
+}
+
+async fn shake_hands<S>(stream: S) -> io::Result<SendRequest<OutBody>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    // Ends by itself when the sender is dropped or the server closes; its error then reaches the request in flight.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+fn full(bytes: Bytes) -> OutBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed()
+}
+
+/// Length and bytes of a source.
+async fn open(source: &Source) -> Result<(u64, OutBody), Error> {
+    match source {
+        Source::Bytes(bytes) => Ok((bytes.len() as u64, full(bytes.clone()))),
+        Source::File(path) => {
+            let (length, chunks) = open_file(path).await?;
+            Ok((length, BodyExt::boxed(StreamBody::new(chunks.map(|c| c.map(Frame::data))))))
+        }
+    }
+}
+
+async fn open_file(
+    path: &Path,
+) -> Result<(u64, impl futures_util::Stream<Item = io::Result<Bytes>> + Send + Sync + use<>), Error> {
+    let failed = |source| Error::File { path: path.display().to_string(), source };
+    let file = tokio::fs::File::open(path).await.map_err(failed)?;
+    let length = file.metadata().await.map_err(failed)?.len();
+    let chunks = stream::unfold(Some(file), |file| async {
+        let mut file = file?;
+        let mut buffer = bytes::BytesMut::with_capacity(CHUNK);
+        match file.read_buf(&mut buffer).await {
+            Ok(0) => None,
+            Ok(_) => Some((Ok(buffer.freeze()), Some(file))),
+            Err(e) => Some((Err(e), None)),
+        }
+    });
+    Ok((length, SyncStream(Mutex::new(Box::pin(chunks)))))
+}
+
+/// hyper's boxed body wants `Sync`, which a stream that is only ever polled through `&mut` gets for nothing.
+struct SyncStream<S>(Mutex<std::pin::Pin<Box<S>>>);
+
+impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
+    type Item = S::Item;
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<S::Item>> {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().poll_next(context)
+    }
+}
+
+async fn multipart(parts: &[Part]) -> Result<OutBody, Error> {
+    let mut pieces: Vec<
+        std::pin::Pin<Box<dyn futures_util::Stream<Item = io::Result<Bytes>> + Send + Sync>>,
+    > = Vec::new();
+    let text = |s: String| stream::iter([Ok(Bytes::from(s))]);
+    for part in parts {
+        pieces.push(Box::pin(text(part_head(part))));
+        match &part.source {
+            Source::Bytes(bytes) => pieces.push(Box::pin(stream::iter([Ok(bytes.clone())]))),
+            Source::File(path) => pieces.push(Box::pin(open_file(path).await?.1)),
+        }
+        pieces.push(Box::pin(text("\r\n".into())));
+    }
+    pieces.push(Box::pin(text(format!("--{BOUNDARY}--\r\n"))));
+    Ok(BodyExt::boxed(StreamBody::new(stream::iter(pieces).flatten().map(|c| c.map(Frame::data)))))
+}
+
+/// The lines before a part's contents. Quotes and line ends in file names become `_`.
+fn part_head(part: &Part) -> String {
+    let name = part.file_name.replace(['"', '\\', '\r', '\n'], "_");
+    format!(
+        "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{}\"; filename=\"{name}\"\r\n\
+         Content-Type: application/octet-stream\r\n\r\n",
+        part.name
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn bytes_of(body: OutBody) -> Vec<u8> {
+        body.collect().await.unwrap().to_bytes().to_vec()
+    }
+
+    #[tokio::test]
+    async fn multipart_streams_files() {
+        let file = std::env::temp_dir().join(format!("stead-incus-part-{}", std::process::id()));
+        std::fs::write(&file, vec![7u8; CHUNK + 5]).unwrap();
+        let body = multipart(&[
+            Part {
+                name: "metadata",
+                file_name: "a\"b".into(),
+                source: Source::Bytes(Bytes::from_static(b"META")),
+            },
+            Part { name: "rootfs", file_name: "r".into(), source: Source::File(file.clone()) },
+        ])
+        .await
+        .unwrap();
+        let bytes = bytes_of(body).await;
+        std::fs::remove_file(&file).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.starts_with(&format!(
+            "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"metadata\"; filename=\"a_b\"\r\n"
+        )));
+        assert!(text.contains("\r\n\r\nMETA\r\n--"));
+        assert!(text.ends_with(&format!("\r\n--{BOUNDARY}--\r\n")));
+        assert_eq!(bytes.iter().filter(|b| **b == 7).count(), CHUNK + 5);
+    }
+
+    #[tokio::test]
+    async fn a_missing_socket_is_named() {
+        let t = Transport::new(Endpoint::Unix("/nowhere/unix.socket".into())).unwrap();
+        let e = t.send(&Request::get("/1.0")).await.unwrap_err();
+        assert_eq!(e.to_string(), "cannot connect to /nowhere/unix.socket");
+        assert!(e.is_silence());
+    }
+
+    #[test]
+    fn identities_hide_their_key() {
+        let i = Identity { certificate_pem: "C".into(), key_pem: "SECRET".into() };
+        assert!(!format!("{i:?}").contains("SECRET"));
+    }
+}

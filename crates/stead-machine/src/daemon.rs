@@ -1,0 +1,156 @@
+//! Processes that outlive the command that starts them: detached, logging to a file, known by a lock.
+//!
+//! Owns starting and ending them. Does not own what they do.
+
+use crate::{
+    files::{self, RotatingLog},
+    sys::{self, ChildSetup},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A supervisor's own log begins anew past this size; it says a few lines a start.
+const MAX_LOG_BYTES: u64 = 1 << 20;
+/// How much of the log an error carries.
+const TAIL_BYTES: u64 = 2000;
+/// A killed process lets go of its lock within this, or the kernel holds it for ever.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// Looked at this often while waiting for another process.
+const GLANCE: Duration = Duration::from_millis(3);
+
+/// A supervising process could not be started or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Files of its directory could not be written.
+    #[error("cannot prepare {}", .path.display())]
+    Prepare {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The program could not be run.
+    #[error("cannot run {}", .exe.display())]
+    Run {
+        /// The program.
+        exe: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended before it was up.
+    #[error("supervisor in {} ended at once ({status}): {log}", .path.display())]
+    EndedEarly {
+        /// Its directory.
+        path: PathBuf,
+        /// How.
+        status: String,
+        /// The end of what it said.
+        log: String,
+    },
+    /// It did not come up in time.
+    #[error("supervisor in {} is not up after {seconds} s: {log}", .path.display())]
+    NotUp {
+        /// Its directory.
+        path: PathBuf,
+        /// How long was waited.
+        seconds: u64,
+        /// The end of what it said.
+        log: String,
+    },
+    /// It does not go away, even when killed.
+    #[error("supervisor {pid} in {} does not end", .path.display())]
+    DoesNotEnd {
+        /// Its directory.
+        path: PathBuf,
+        /// Its process id.
+        pid: i32,
+    },
+}
+
+/// Starts `exe args…` detached with `<dir>/supervisor.log` as its output and waits until `is_up` says so of its pid.
+pub(crate) fn start(
+    exe: &Path,
+    args: &[&OsStr],
+    dir: &Path,
+    patience: Duration,
+    is_up: impl Fn(i32) -> bool,
+) -> Result<i32, DaemonError> {
+    let prepare = |source| DaemonError::Prepare { path: dir.to_owned(), source };
+    let log_path = dir.join("supervisor.log");
+    RotatingLog::open(log_path.clone(), MAX_LOG_BYTES).and_then(|mut l| l.turn_if_full()).map_err(prepare)?;
+    let log = File::options().append(true).create(true).open(&log_path).map_err(prepare)?;
+    let said_before = log.metadata().map_err(prepare)?.len();
+    let mut command = Command::new(exe);
+    command
+        .args(args)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(prepare)?)
+        .stderr(log);
+    let setup = ChildSetup { new_session: true, drop: sys::open_descriptors(), ..Default::default() };
+    sys::prepare(&mut command, setup).map_err(prepare)?;
+    let mut child =
+        command.spawn().map_err(|source| DaemonError::Run { exe: exe.to_owned(), source })?;
+    let pid = child.id() as i32;
+    let deadline = Instant::now() + patience;
+    let said = || {
+        let len = log_path.metadata().map_or(0, |m| m.len());
+        files::tail(&log_path, len.saturating_sub(said_before).min(TAIL_BYTES))
+    };
+    loop {
+        if is_up(pid) {
+            break;
+        }
+        if let Ok(Some(status)) = child.try_wait() {
+            let (path, status) = (dir.to_owned(), status.to_string());
+            return Err(DaemonError::EndedEarly { path, status, log: said() });
+        }
+        if Instant::now() > deadline {
+            let error =
+                DaemonError::NotUp { path: dir.to_owned(), seconds: patience.as_secs(), log: said() };
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
+        thread::sleep(GLANCE);
+    }
+    // Whoever started it may live on: it must not keep a zombie for ever.
+    let reap = move || drop(child.wait());
+    let _ = thread::Builder::new().name("reaper".to_owned()).spawn(reap);
+    Ok(pid)
+}
+
+/// Sends the holder of `<dir>/lock` one signal after the other until the lock is free, giving each its time; then
+/// SIGKILL.
+pub(crate) fn end(
+    dir: &Path,
+    signals: &[(Signal, Duration)],
+) -> Result<(), DaemonError> {
+    for (signal, patience) in signals.iter().copied().chain([(Signal::KILL, KILL_PATIENCE)]) {
+        let deadline = Instant::now() + patience;
+        let mut told = None;
+        while Instant::now() < deadline {
+            if !files::is_locked(dir, "lock") {
+                return Ok(());
+            }
+            if let Some(pid) = files::holder(dir, "lock").filter(|p| told != Some(*p)) {
+                if let Some(process) = Pid::from_raw(pid) {
+                    let _ = kill_process(process, signal);
+                }
+                told = Some(pid);
+            }
+            thread::sleep(GLANCE);
+        }
+    }
+    Err(DaemonError::DoesNotEnd { path: dir.to_owned(), pid: files::holder(dir, "lock").unwrap_or_default() })
+}

@@ -1,0 +1,355 @@
+//! The cgroups of a namespace machine: the same path in every hierarchy of the host, be it v2, v1 or both.
+//!
+//! Owns `stead/<cluster>/<node>`: made before the machine, limited, emptied and removed after it.
+
+use crate::{mountinfo, mountinfo::MountPoint, teardown::Failures, TeardownError};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+use stead_model::{Bytes, ClusterName, NodeName};
+
+/// A cgroup could not be made, limited or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// The host's hierarchies cannot be read.
+    #[error("cannot read which cgroup hierarchies are mounted")]
+    Hierarchies(#[source] io::Error),
+    /// None is there to use.
+    #[error("no writable cgroup hierarchy is mounted")]
+    None,
+    /// A directory could not be made.
+    #[error("cannot make cgroup {}", .path.display())]
+    Make {
+        /// The cgroup.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A value could not be written.
+    #[error("cannot write {value:?} to {}", .path.display())]
+    Set {
+        /// The file.
+        path: PathBuf,
+        /// What should be in it.
+        value: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No hierarchy offers the controller a limit needs.
+    #[error("cannot limit {what}: no cgroup hierarchy offers the {controller:?} controller here")]
+    NoController {
+        /// What was to be limited.
+        what: &'static str,
+        /// What is missing.
+        controller: &'static str,
+    },
+    /// A cgroup could not be removed.
+    #[error("cannot remove cgroup {}", .path.display())]
+    Remove {
+        /// The cgroup.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Period of the CPU quota, microseconds: the kernel's default.
+const CPU_PERIOD_US: u64 = 100_000;
+/// How long removed processes may take to be gone from a cgroup.
+const EMPTYING_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Hierarchy {
+    /// The unified one.
+    V2(PathBuf),
+    /// One of version 1, with its controllers (or `name=systemd`).
+    V1(PathBuf, Vec<String>),
+}
+
+impl Hierarchy {
+    fn root(&self) -> &Path {
+        match self {
+            Self::V2(at) | Self::V1(at, _) => at,
+        }
+    }
+    fn has(&self, controller: &str) -> bool {
+        matches!(self, Self::V1(_, list) if list.iter().any(|c| c == controller))
+    }
+}
+
+/// The hierarchies among the mounts; what is mounted read-only or twice counts not.
+pub(crate) fn hierarchies(mounts: &[MountPoint]) -> Vec<Hierarchy> {
+    let mut seen = BTreeSet::new();
+    mounts
+        .iter()
+        .filter(|m| !m.read_only)
+        .filter_map(|m| match m.filesystem.as_str() {
+            "cgroup2" => Some((vec![], Hierarchy::V2(m.at.clone()))),
+            "cgroup" => {
+                let ours = ["rw", "ro", "xattr", "clone_children", "noprefix", "none", "cpuset_v2_mode"];
+                let controllers: Vec<String> = m
+                    .options
+                    .iter()
+                    .filter(|o| !ours.contains(&o.as_str()) && !o.starts_with("release_agent="))
+                    .cloned()
+                    .collect();
+                Some((controllers.clone(), Hierarchy::V1(m.at.clone(), controllers)))
+            }
+            _ => None,
+        })
+        .filter(|(key, _)| seen.insert(key.clone()))
+        .map(|(_, h)| h)
+        .collect()
+}
+
+fn here() -> Result<Vec<Hierarchy>, CgroupError> {
+    Ok(hierarchies(&mountinfo::read().map_err(CgroupError::Hierarchies)?))
+}
+
+/// Path below a hierarchy's root.
+fn below(cluster: &ClusterName, node: &NodeName) -> [PathBuf; 3] {
+    let stead = PathBuf::from("stead");
+    let of_cluster = stead.join(cluster.as_str());
+    let of_node = of_cluster.join(node.as_str());
+    [stead, of_cluster, of_node]
+}
+
+/// The cgroups of one machine, ready for its first process.
+#[derive(Debug)]
+pub(crate) struct Cgroups {
+    leaves: Vec<PathBuf>,
+}
+
+impl Cgroups {
+    /// Makes them (emptying any that are left) and sets the limits.
+    pub(crate) fn make(
+        cluster: &ClusterName,
+        node: &NodeName,
+        cpus: Option<u32>,
+        memory: Option<Bytes>,
+    ) -> Result<Self, CgroupError> {
+        let hierarchies = here()?;
+        if hierarchies.is_empty() {
+            return Err(CgroupError::None);
+        }
+        let [stead, of_cluster, of_node] = below(cluster, node);
+        let (mut limited_cpus, mut limited_memory) = (cpus.is_none(), memory.is_none());
+        let mut leaves = Vec::new();
+        for h in &hierarchies {
+            let levels =
+                [h.root().to_owned(), h.root().join(&stead), h.root().join(&of_cluster), h.root().join(&of_node)];
+            let leaf = &levels[3];
+            for pair in levels.windows(2) {
+                make_level(h, &pair[0], &pair[1])?;
+            }
+            if let Some(memory) = memory {
+                limited_memory |= limit_memory(h, leaf, memory)?;
+            }
+            if let Some(cpus) = cpus {
+                limited_cpus |= limit_cpus(h, leaf, cpus)?;
+            }
+            leaves.push(leaf.clone());
+        }
+        if !limited_memory {
+            return Err(CgroupError::NoController { what: "memory", controller: "memory" });
+        }
+        if !limited_cpus {
+            return Err(CgroupError::NoController { what: "cpus", controller: "cpu" });
+        }
+        Ok(Self { leaves })
+    }
+
+    /// Opens what a process writes "0" to in order to move in.
+    pub(crate) fn doors(&self) -> Result<Vec<File>, CgroupError> {
+        self.leaves
+            .iter()
+            .map(|leaf| {
+                let path = leaf.join("cgroup.procs");
+                File::options()
+                    .write(true)
+                    .open(&path)
+                    .map_err(|source| CgroupError::Set { path, value: "0".to_owned(), source })
+            })
+            .collect()
+    }
+
+    /// Kills what is left in them and removes what the machine made below them, so that it can boot again.
+    pub(crate) fn empty(&self) -> Result<(), TeardownError> {
+        let mut failures = Failures::default();
+        for leaf in &self.leaves {
+            failures.note(clear(leaf, false));
+        }
+        failures.into_result()
+    }
+}
+
+fn make_level(h: &Hierarchy, parent: &Path, path: &Path) -> Result<(), CgroupError> {
+    if let Hierarchy::V2(_) = h {
+        // Each by itself: a controller that v1 has taken, or that processes in the parent forbid, is not offered;
+        // a limit that needs it says so then.
+        for controller in ["+cpu", "+memory", "+pids", "+io", "+cpuset"] {
+            let _ = fs::write(parent.join("cgroup.subtree_control"), controller);
+        }
+    }
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(CgroupError::Make { path: path.to_owned(), source: e });
+        }
+        _ => {}
+    }
+    if h.has("cpuset") {
+        // A cpuset without CPUs and memory nodes takes no process; children take after it.
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if fs::read_to_string(path.join(file)).is_ok_and(|t| t.trim().is_empty()) {
+                let value = fs::read_to_string(parent.join(file)).unwrap_or_default();
+                set(&path.join(file), value.trim())?;
+            }
+        }
+        set(&path.join("cgroup.clone_children"), "1")?;
+    }
+    Ok(())
+}
+
+fn limit_memory(h: &Hierarchy, leaf: &Path, memory: Bytes) -> Result<bool, CgroupError> {
+    let file = match h {
+        Hierarchy::V2(_) => "memory.max",
+        Hierarchy::V1(..) if h.has("memory") => "memory.limit_in_bytes",
+        Hierarchy::V1(..) => return Ok(false),
+    };
+    set_if_there(&leaf.join(file), &memory.0.to_string())
+}
+
+fn limit_cpus(h: &Hierarchy, leaf: &Path, cpus: u32) -> Result<bool, CgroupError> {
+    let quota = u64::from(cpus) * CPU_PERIOD_US;
+    match h {
+        Hierarchy::V2(_) => set_if_there(&leaf.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}")),
+        Hierarchy::V1(..) if h.has("cpu") => {
+            set_if_there(&leaf.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
+            set_if_there(&leaf.join("cpu.cfs_quota_us"), &quota.to_string())
+        }
+        Hierarchy::V1(..) => Ok(false),
+    }
+}
+
+fn set(path: &Path, value: &str) -> Result<(), CgroupError> {
+    fs::write(path, value).map_err(|source| CgroupError::Set {
+        path: path.to_owned(),
+        value: value.to_owned(),
+        source,
+    })
+}
+
+fn set_if_there(path: &Path, value: &str) -> Result<bool, CgroupError> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    set(path, value).map(|()| true)
+}
+
+/// Kills what is in a machine's cgroups and removes them, and those above when they are empty. Idempotent.
+pub(crate) fn remove(cluster: &ClusterName, node: &NodeName) -> Result<(), TeardownError> {
+    let mut failures = Failures::default();
+    let hierarchies = match here() {
+        Ok(h) => h,
+        Err(e) => {
+            failures.note(Err(e));
+            return failures.into_result();
+        }
+    };
+    let [stead, of_cluster, of_node] = below(cluster, node);
+    for h in hierarchies {
+        failures.note(clear(&h.root().join(&of_node), true));
+        // Other machines and clusters may be there still: then these stay.
+        let _ = fs::remove_dir(h.root().join(&of_cluster));
+        let _ = fs::remove_dir(h.root().join(&stead));
+    }
+    failures.into_result()
+}
+
+/// Kills all processes in a cgroup and below and removes what is below it, and itself when `itself`.
+fn clear(top: &Path, itself: bool) -> Result<(), CgroupError> {
+    let deadline = Instant::now() + EMPTYING_PATIENCE;
+    loop {
+        let mut all = subtree(top);
+        let _ = fs::write(top.join("cgroup.kill"), "1");
+        for path in &all {
+            for pid in processes(path) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        if !itself {
+            all.retain(|p| p != top);
+        }
+        // Deepest first.
+        let left = all.iter().rev().filter_map(|path| match fs::remove_dir(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Some((path.clone(), e)),
+            _ => None,
+        });
+        let occupied = !itself && !processes(top).is_empty();
+        match left.collect::<Vec<_>>().pop() {
+            None if !occupied => return Ok(()),
+            Some((path, source)) if Instant::now() > deadline => {
+                return Err(CgroupError::Remove { path, source });
+            }
+            None if Instant::now() > deadline => {
+                let source = io::Error::new(io::ErrorKind::ResourceBusy, "a process in it does not die");
+                return Err(CgroupError::Remove { path: top.to_owned(), source });
+            }
+            _ => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// A cgroup and those below it, parents first.
+fn subtree(top: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    let mut todo = vec![top.to_owned()];
+    while let Some(path) = todo.pop() {
+        let Ok(entries) = fs::read_dir(&path) else { continue };
+        todo.extend(
+            entries.filter_map(Result::ok).filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()),
+        );
+        all.push(path);
+    }
+    all
+}
+
+fn processes(cgroup: &Path) -> Vec<Pid> {
+    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|l| Pid::from_raw(l.trim().parse().ok()?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hybrid_hierarchies_are_all_found_once() {
+        let text = b"31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+            32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
+            40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+            41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n\
+            42 31 0:38 / /elsewhere rw - cgroup2 cgroup2 rw\n\
+            43 31 0:39 / /sys/fs/cgroup/pids ro - cgroup cgroup rw,pids\n";
+        let found = hierarchies(&mountinfo::parse(text));
+        let at = |s: &str| PathBuf::from(format!("/sys/fs/cgroup/{s}"));
+        assert_eq!(
+            found,
+            [
+                Hierarchy::V1(at("cpu"), vec!["cpu".into(), "cpuacct".into()]),
+                Hierarchy::V1(at("systemd"), vec!["name=systemd".into()]),
+                Hierarchy::V2(at("unified")),
+            ]
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! Named network namespaces, as `ip netns` has them, entered by single threads.
+//!
+//! Owns their making, removal and entering. Does not own what is in them.
+
+use crate::{files::Lock, sys};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+    mount::{MountPropagationFlags, UnmountFlags},
+    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space},
+};
+use std::{
+    fs, io,
+    net::{SocketAddr, TcpStream},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Where `ip netns` looks.
+const DIR: &str = "/run/netns";
+/// Where the lock on it is.
+const LOCK_DIR: &str = "/run/stead";
+/// `f_type` of the filesystem namespaces are files of (linux/magic.h).
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+/// The file a named namespace is mounted on.
+pub fn path(netns: &str) -> PathBuf {
+    Path::new(DIR).join(netns)
+}
+
+/// Opens a named namespace; `NotFound` when there is none of that name.
+pub fn open(netns: &str) -> io::Result<OwnedFd> {
+    let fd = rustix::fs::open(path(netns), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    if rustix::fs::fstatfs(&fd)?.f_type as i64 != NSFS_MAGIC {
+        return Err(Errno::NOENT.into());
+    }
+    Ok(fd)
+}
+
+/// Makes a named namespace unless it is there already; true when it was made.
+pub fn create(netns: &str) -> io::Result<bool> {
+    fs::create_dir_all(DIR)?;
+    let _lock = lock()?;
+    if open(netns).is_ok() {
+        return Ok(false);
+    }
+    share()?;
+    let file = path(netns);
+    fs::File::options().append(true).create(true).open(&file)?;
+    on_thread(|| {
+        sys::unshare_thread(UnshareFlags::NEWNET)?;
+        Ok(rustix::mount::mount_bind("/proc/thread-self/ns/net", &file)?)
+    })?;
+    Ok(true)
+}
+
+/// Removes the name; the namespace goes with its last user. Idempotent.
+pub fn remove(netns: &str) -> io::Result<()> {
+    if !Path::new(DIR).exists() {
+        return Ok(());
+    }
+    let _lock = lock()?;
+    let file = path(netns);
+    while open(netns).is_ok() {
+        rustix::mount::unmount(&file, UnmountFlags::DETACH)?;
+    }
+    match fs::remove_file(&file) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    // With the last name goes what `share` made, so that nothing is left; with names in it, this is refused.
+    if fs::read_dir(DIR)?.next().is_none() {
+        let _ = rustix::mount::unmount(DIR, UnmountFlags::NOFOLLOW);
+    }
+    Ok(())
+}
+
+/// Only one of us at a time adds or removes names. Not a lock within `DIR`: that would keep its mount busy.
+fn lock() -> io::Result<Lock> {
+    fs::create_dir_all(LOCK_DIR)?;
+    Lock::wait(Path::new(LOCK_DIR), "netns.lock")
+}
+
+/// Has the directory be a shared mount, as `ip netns add` does: else its next use would put such a mount on top, and our
+/// names would be hidden below.
+fn share() -> io::Result<()> {
+    let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+    match rustix::mount::mount_change(DIR, shared) {
+        Err(Errno::INVAL) => {
+            rustix::mount::mount_bind_recursive(DIR, DIR)?;
+            Ok(rustix::mount::mount_change(DIR, shared)?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Connects from inside the named namespace; the socket may then be used anywhere.
+pub fn dial(netns: &str, addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    inside(open(netns)?.as_fd(), || TcpStream::connect_timeout(&addr, timeout))
+}
+
+/// Moves the calling thread (only) into the named namespace, for good.
+pub fn enter_thread(netns: &str) -> io::Result<()> {
+    enter(open(netns)?.as_fd())
+}
+
+/// Moves the calling thread (only) into an open network namespace.
+pub(crate) fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?)
+}
+
+/// Runs `work` on a thread of its own inside the namespace.
+pub(crate) fn inside<T: Send>(
+    netns: BorrowedFd<'_>,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    on_thread(|| {
+        enter(netns)?;
+        work()
+    })
+}
+
+/// Runs `work` on a thread that ends with it: what it does to itself touches nobody else.
+pub(crate) fn on_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .spawn_scoped(scope, work)?
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}

@@ -1,0 +1,237 @@
+//! The configuration dnsmasq runs with, as text made from the network's spec.
+//!
+//! Owns which addresses are given away and who has which name. Does not own the process.
+
+use super::{BridgeSpec, HostNetworkSpec};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::{
+    fmt::Write,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
+
+/// How long an address is leased: instances come and go, and the range is small.
+const LEASE: &str = "1h";
+/// Host parts left free after the last node, for nodes to come.
+const NODE_MARGIN: u32 = 50;
+/// Where leases begin in a prefix that has room for it, so that a few more nodes do not move the range.
+const USUAL_START: u32 = 100;
+/// More leases than this are not given from one prefix.
+const MAX_LEASES: u32 = 4096;
+
+/// The configuration; `None` when no bridge wants DHCP and DNS. `upstream` are asked for other names.
+pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<String> {
+    let bridges: Vec<&BridgeSpec> = spec.bridges.iter().filter(|b| b.dhcp).collect();
+    if bridges.is_empty() {
+        return None;
+    }
+    let mut c = String::new();
+    let mut say = |line: String| {
+        let _ = writeln!(c, "{line}");
+    };
+    let domain = &spec.cluster;
+    for line in [
+        // Only what is said here counts, nothing of the host's own.
+        "no-hosts",
+        "no-resolv",
+        "no-poll",
+        "pid-file=",
+        "log-facility=-",
+        // Changing user or group would clear the tie by which it dies with its supervisor (PR_SET_PDEATHSIG in prctl(2)).
+        "user=root",
+        "group=root",
+        "bind-dynamic",
+        "except-interface=lo",
+        // The range is nobody else's: no need to look before giving an address away.
+        "no-ping",
+        "dhcp-authoritative",
+        "dhcp-rapid-commit",
+        "quiet-ra",
+        "domain-needed",
+        "bogus-priv",
+        "cache-size=1000",
+    ] {
+        say(line.to_owned());
+    }
+    say(format!("dhcp-leasefile={}", leases_file(spec).display()));
+    say(format!("domain={domain}"));
+    say(format!("local=/{domain}/"));
+    for server in upstream {
+        say(format!("server={server}"));
+    }
+    // A machine on several networks has one way out: by the first that leads out, else by the first.
+    let way_out = bridges.iter().position(|b| b.nat).unwrap_or(0);
+    for (i, bridge) in bridges.iter().enumerate() {
+        let name = &bridge.name;
+        say(format!("interface={name}"));
+        for address in &bridge.addresses {
+            match address {
+                IpNet::V4(net) => {
+                    if let Some((start, end)) = range_v4(*net, bridge) {
+                        say(format!("dhcp-range=set:{name},{start},{end},{},{LEASE}", net.netmask()));
+                    }
+                }
+                IpNet::V6(net) => {
+                    let (start, end) = range_v6(*net);
+                    // Stateful DHCPv6 for those that ask; the others make themselves an address, and dnsmasq finds
+                    // it and gives it the name of their DHCPv4 lease.
+                    say("enable-ra".to_owned());
+                    say(format!("dhcp-range=set:{name},{start},{end},slaac,ra-names,64,{LEASE}"));
+                    let lifetime = if i == way_out { ",10,1800" } else { ",10,0" };
+                    say(format!("ra-param={name},mtu:{}{lifetime}", bridge.mtu));
+                }
+            }
+        }
+        if i != way_out {
+            say(format!("dhcp-option=tag:{name},option:router"));
+        }
+        if bridge.mtu != 1500 {
+            say(format!("dhcp-option=tag:{name},option:mtu,{}", bridge.mtu));
+        }
+        for host in &bridge.hosts {
+            let v4 = host.addresses.iter().find(|a| a.is_ipv4());
+            let v6 = host.addresses.iter().find(|a| a.is_ipv6());
+            let addresses: String = [v4, v6].iter().flatten().map(|a| format!(",{a}")).collect();
+            // The plain name is the node's address on its first network; its others have the network's name in them.
+            let known = bridges[..i].iter().any(|b| b.hosts.iter().any(|h| h.name == host.name));
+            let names = if known {
+                format!("{}.{name}.{domain}", host.name)
+            } else {
+                format!("{0}.{domain},{0}", host.name)
+            };
+            if !addresses.is_empty() {
+                say(format!("host-record={names}{addresses}"));
+                let v4 = v4.map(|a| format!(",{a}")).unwrap_or_default();
+                let v6 = v6.map(|a| format!(",[{a}]")).unwrap_or_default();
+                say(format!("dhcp-host={}{v4}{v6},{}", host.mac, host.name));
+            }
+        }
+    }
+    Some(c)
+}
+
+/// Where leases are kept over restarts.
+pub(crate) fn leases_file(spec: &HostNetworkSpec) -> PathBuf {
+    spec.dir.join("leases")
+}
+
+/// The part of an IPv4 prefix that is given away: behind the nodes, with room for more of them.
+fn range_v4(net: Ipv4Net, bridge: &BridgeSpec) -> Option<(Ipv4Addr, Ipv4Addr)> {
+    let network = u32::from(net.network());
+    let last = u32::from(net.broadcast()).checked_sub(1)?;
+    let taken = bridge
+        .hosts
+        .iter()
+        .flat_map(|h| &h.addresses)
+        .chain([&IpAddr::V4(net.addr())])
+        .filter_map(|a| match a {
+            IpAddr::V4(a) if net.contains(a) => Some(u32::from(*a)),
+            _ => None,
+        })
+        .max()?;
+    let wanted = (network + USUAL_START).max(taken + NODE_MARGIN);
+    // In a small prefix nodes to come get half of what is left.
+    let start = if wanted + 16 <= last { wanted } else { taken + 1 + last.checked_sub(taken)? / 2 };
+    let end = last.min(start.saturating_add(MAX_LEASES - 1));
+    (start <= end).then(|| (start.into(), end.into()))
+}
+
+/// The part of an IPv6 prefix that is given away: `::1:0` to `::1:ffff`, where no node is (they are numbered from 2).
+fn range_v6(net: Ipv6Net) -> (Ipv6Addr, Ipv6Addr) {
+    let network = u128::from(net.network());
+    ((network | 0x1_0000).into(), (network | 0x1_ffff).into())
+}
+
+/// Name servers out of a resolv.conf's text that can be asked from another network namespace.
+pub(crate) fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
+    resolv_conf
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok())
+        .filter(|a| !a.is_loopback() && !a.is_unspecified())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::HostEntry;
+
+    fn bridge(net: &str, nodes: u32) -> BridgeSpec {
+        let net: IpNet = net.parse().unwrap();
+        let IpAddr::V4(first) = net.network() else { panic!("v4 only") };
+        BridgeSpec {
+            name: "lan".into(),
+            addresses: vec![format!("{}/{}", Ipv4Addr::from(u32::from(first) + 1), net.prefix_len()).parse().unwrap()],
+            mtu: 1500,
+            dhcp: true,
+            nat: false,
+            hosts: (0..nodes)
+                .map(|i| HostEntry {
+                    name: format!("node{}", i + 1).parse().unwrap(),
+                    mac: "02:00:00:00:00:01".parse().unwrap(),
+                    addresses: vec![Ipv4Addr::from(u32::from(first) + 2 + i).into()],
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn ranges_leave_room_for_nodes() {
+        let range = |net: &str, nodes| {
+            let b = bridge(net, nodes);
+            let IpNet::V4(n) = b.addresses[0] else { panic!() };
+            range_v4(n, &b).map(|(a, b)| format!("{a}-{b}"))
+        };
+        assert_eq!(range("10.88.0.0/24", 3).unwrap(), "10.88.0.100-10.88.0.254");
+        assert_eq!(range("10.88.0.0/24", 100).unwrap(), "10.88.0.151-10.88.0.254");
+        assert_eq!(range("10.88.0.0/24", 200).unwrap(), "10.88.0.228-10.88.0.254");
+        assert_eq!(range("10.88.0.0/24", 250).unwrap(), "10.88.0.253-10.88.0.254");
+        assert_eq!(range("10.0.0.0/28", 3).unwrap(), "10.0.0.10-10.0.0.14");
+        assert_eq!(range("10.0.0.0/8", 3).unwrap(), "10.0.0.100-10.0.16.99");
+    }
+
+    #[test]
+    fn config_of_two_networks() {
+        let mut lan = bridge("10.88.0.0/24", 1);
+        lan.addresses.push("fd88::1/64".parse().unwrap());
+        lan.hosts[0].addresses.push("fd88::2".parse().unwrap());
+        let mut storage = bridge("10.99.0.0/24", 1);
+        storage.name = "storage".into();
+        storage.mtu = 9000;
+        let spec = HostNetworkSpec {
+            cluster: "demo".parse().unwrap(),
+            dir: "/var/lib/x".into(),
+            bridges: vec![lan, storage],
+            publish: vec![],
+        };
+        let all = config(&spec, &["192.0.2.53".parse().unwrap()]).unwrap();
+        let changing = all.split_once("cache-size=1000\n").unwrap().1;
+        insta::assert_snapshot!(changing, @r"
+        dhcp-leasefile=/var/lib/x/leases
+        domain=demo
+        local=/demo/
+        server=192.0.2.53
+        interface=lan
+        dhcp-range=set:lan,10.88.0.100,10.88.0.254,255.255.255.0,1h
+        enable-ra
+        dhcp-range=set:lan,fd88::1:0,fd88::1:ffff,slaac,ra-names,64,1h
+        ra-param=lan,mtu:1500,10,1800
+        host-record=node1.demo,node1,10.88.0.2,fd88::2
+        dhcp-host=02:00:00:00:00:01,10.88.0.2,[fd88::2],node1
+        interface=storage
+        dhcp-range=set:storage,10.99.0.100,10.99.0.254,255.255.255.0,1h
+        dhcp-option=tag:storage,option:router
+        dhcp-option=tag:storage,option:mtu,9000
+        host-record=node1.storage.demo,10.99.0.2
+        dhcp-host=02:00:00:00:00:01,10.99.0.2,node1
+        ");
+        let mut quiet = spec;
+        quiet.bridges.iter_mut().for_each(|b| b.dhcp = false);
+        assert_eq!(config(&quiet, &[]), None);
+    }
+
+    #[test]
+    fn loopback_resolvers_are_of_no_use_elsewhere() {
+        assert_eq!(nameservers("# x\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nsearch a\n").len(), 1);
+    }
+}

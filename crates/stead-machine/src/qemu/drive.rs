@@ -1,0 +1,70 @@
+//! The drive a VM finds its spec on: a plain tar.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::Path,
+};
+
+/// A block device has whole sectors, bytes.
+const SECTOR: usize = 512;
+
+/// A tar of the regular files in `spec_dir`, readable by root only, and `boot.json` that says how many layers to wait
+/// for. The same input gives the same bytes.
+pub(crate) fn spec_tar(spec_dir: &Path, layers: usize) -> io::Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut files: Vec<_> = fs::read_dir(spec_dir)?
+        .filter_map(Result::ok)
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_file()))
+        .map(|e| (e.file_name(), e.path()))
+        .filter(|(name, _)| !name.to_string_lossy().starts_with('.'))
+        .collect();
+    files.sort();
+    for (name, path) in files {
+        let mut content = Vec::new();
+        io::copy(&mut File::open(&path)?, &mut content)?;
+        add(&mut tar, Path::new(&name), &content)?;
+    }
+    add(&mut tar, Path::new("boot.json"), format!("{{\"layers\": {layers}}}\n").as_bytes())?;
+    let mut out = tar.into_inner()?;
+    let padding = out.len().next_multiple_of(SECTOR) - out.len();
+    out.write_all(&vec![0; padding])?;
+    Ok(out)
+}
+
+fn add(tar: &mut tar::Builder<Vec<u8>>, name: &Path, content: &[u8]) -> io::Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o600);
+    header.set_mtime(0);
+    tar.append_data(&mut header, name, content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_the_spec_and_the_number_of_layers() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("node.json"), "{}").unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        let bytes = spec_tar(dir.path(), 3).unwrap();
+        assert_eq!(bytes.len() % SECTOR, 0);
+        assert_eq!(bytes, spec_tar(dir.path(), 3).unwrap());
+        let mut seen = Vec::new();
+        for entry in tar::Archive::new(bytes.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let mut text = String::new();
+            io::Read::read_to_string(&mut entry, &mut text).unwrap();
+            seen.push((entry.path().unwrap().display().to_string(), entry.header().mode().unwrap(), text));
+        }
+        assert_eq!(
+            seen,
+            [
+                ("node.json".to_owned(), 0o600, "{}".to_owned()),
+                ("boot.json".to_owned(), 0o600, "{\"layers\": 3}\n".to_owned()),
+            ]
+        );
+    }
+}

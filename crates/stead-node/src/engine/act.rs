@@ -1,0 +1,199 @@
+//! Looks at an engine and carries steps out on it. Makes no choices: those are `plan`'s.
+
+use super::{
+    disk::{self, Content, Disk},
+    plan::{Observed, Step},
+};
+use futures_util::{StreamExt as _, future, stream::FuturesUnordered};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use stead_incus::{
+    Client, Error, JoinToken, Request,
+    client::OPERATION_TIMEOUT,
+    requests::{networks, profiles, projects, server, storage},
+    tls,
+    types::Server,
+};
+
+/// A member of the token that is up answers a handshake in milliseconds.
+const HANDSHAKE: Duration = Duration::from_secs(3);
+/// mkfs takes some tens of milliseconds; the engine looks for the link right after it, then only every 500 ms.
+const LINK_POLL: Duration = Duration::from_millis(3);
+
+/// A step or a look failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ActError {
+    /// The engine's.
+    #[error(transparent)]
+    Engine(#[from] Error),
+    /// The storage disk's.
+    #[error("cannot {action} storage disk {device}")]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        device: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No member the token names can be reached.
+    #[error("none of the members that the token names ({addresses}) can be reached")]
+    Unreachable {
+        /// Those.
+        addresses: String,
+        /// The last one's answer.
+        #[source]
+        source: Option<Error>,
+    },
+    /// Somebody else answers at a member's address.
+    #[error("{address} shows another certificate than the cluster's of the token")]
+    Stranger {
+        /// The address.
+        address: String,
+    },
+}
+
+/// Everything plans need to know. `disk`: the storage disk's device.
+///
+/// # Errors
+/// The engine does not answer, or the disk cannot be read.
+pub async fn observe(
+    client: &Client,
+    server: &Server,
+    device: Option<&Path>,
+    scratch: &Path,
+) -> Result<Observed, ActError> {
+    if server.environment.server_clustered {
+        return Ok(Observed { clustered: true, config: server.config.clone(), ..Observed::default() });
+    }
+    let (pools, all_projects) = future::try_join(client.storage_pools(), client.projects()).await?;
+    let mut networks = Vec::new();
+    let mut profiles = Vec::new();
+    for project in &all_projects {
+        let own = |feature: &str| {
+            project.name == "default" || project.config.get(feature).is_some_and(|v| v == "true")
+        };
+        if own("features.networks") {
+            let found = client.networks(&project.name).await?;
+            networks.extend(found.into_iter().filter(|n| n.managed).map(|n| (project.name.clone(), n)));
+        }
+        if own("features.profiles") {
+            let found = client.profiles(&project.name).await?;
+            profiles.extend(found.into_iter().map(|p| (project.name.clone(), p)));
+        }
+    }
+    let mut disk_unused = false;
+    let disk = match device {
+        None => None,
+        Some(device) => {
+            let device = device.to_owned();
+            let failed = |action| {
+                let device = device.clone();
+                move |source| ActError::Disk { action, device, source }
+            };
+            let content = disk::probe(&device).map_err(failed("read"))?;
+            if matches!(content, Content::Btrfs { .. }) && pools.is_empty() {
+                disk_unused = disk::is_unused_pool(&device, scratch).map_err(failed("look into"))?;
+            }
+            Some(Disk { device, content })
+        }
+    };
+    Ok(Observed {
+        clustered: false,
+        config: server.config.clone(),
+        pools,
+        networks,
+        projects: all_projects,
+        profiles,
+        disk,
+        disk_unused,
+    })
+}
+
+/// The request that a step is; none for what is done without the engine.
+pub fn request(step: &Step) -> Option<Request> {
+    let request = match step {
+        Step::WipeDisk { .. } => return None,
+        Step::SetConfig { config } => server::patch_config(config),
+        Step::CreatePool { name, driver, config, description } => {
+            storage::create_pool(name, driver, config, description)
+        }
+        Step::PatchPool { name, config } => storage::patch_pool(name, config),
+        Step::DeletePool { name } => storage::delete_pool(name),
+        Step::CreateNetwork { project, name, kind, config, description } => {
+            networks::create(project, name, kind, config, description)
+        }
+        Step::PatchNetwork { project, name, config } => networks::patch(project, name, config),
+        Step::DeleteNetwork { project, name } => networks::delete(project, name),
+        Step::CreateProject { name, config, description } => projects::create(name, config, description),
+        Step::PatchProject { name, config } => projects::patch(name, config),
+        Step::CreateProfile { project, name, config, devices, description } => {
+            profiles::create(project, name, config, devices, description)
+        }
+        Step::PatchProfile { project, name, config, devices } => {
+            profiles::patch(project, name, config, devices)
+        }
+        Step::Bootstrap { member } => stead_incus::requests::cluster::bootstrap(member),
+    };
+    Some(request.within(OPERATION_TIMEOUT))
+}
+
+/// Carries out one step.
+///
+/// # Errors
+/// The engine's or the disk's.
+pub async fn apply(client: &Client, step: &Step) -> Result<(), ActError> {
+    if let Step::WipeDisk { device } = step {
+        return disk::wipe(device).map_err(|source| ActError::Disk {
+            action: "wipe",
+            device: device.clone(),
+            source,
+        });
+    }
+    if let Some(request) = request(step) {
+        client.run(&request, OPERATION_TIMEOUT).await?;
+    }
+    Ok(())
+}
+
+/// Makes the by-uuid link of the storage disk as soon as there is a filesystem on it. Never ends without one; run it
+/// beside what makes the pool.
+pub async fn link_when_formatted(device: &Path, dev: &Path) -> std::convert::Infallible {
+    loop {
+        if let Some(uuid) = disk::btrfs_uuid(device) {
+            // A wiped pool's filesystem is made anew with another UUID: keep looking.
+            let _ = disk::link_by_uuid(&uuid, device, dev);
+        }
+        tokio::time::sleep(LINK_POLL).await;
+    }
+}
+
+/// Asks all members that the token names at once for the cluster's certificate; the first that answers with the one the
+/// token is about wins: its address, and the certificate as PEM.
+///
+/// # Errors
+/// None answers, or a stranger does.
+pub async fn cluster_certificate(token: &JoinToken) -> Result<(String, String), ActError> {
+    let mut asked: FuturesUnordered<_> = token
+        .addresses
+        .iter()
+        .map(|address| async move { (address, tls::fetch_certificate(address, HANDSHAKE).await) })
+        .collect();
+    let (mut stranger, mut last) = (None, None);
+    while let Some((address, answer)) = asked.next().await {
+        match answer {
+            Ok(der) if tls::fingerprint(&der).eq_ignore_ascii_case(&token.fingerprint) => {
+                return Ok((address.clone(), tls::certificate_to_pem(&der)));
+            }
+            Ok(_) => stranger = Some(address.clone()),
+            Err(e) => last = Some(e),
+        }
+    }
+    Err(match stranger {
+        Some(address) => ActError::Stranger { address },
+        None => ActError::Unreachable { addresses: token.addresses.join(", "), source: last },
+    })
+}

@@ -1,0 +1,104 @@
+//! What a member does to the cluster on behalf of others: makes way for one that joins again, removes one.
+
+use super::{EngineError, engine};
+use std::time::Duration;
+use stead_incus::{Client, requests, requests::cluster::MemberAction, tls, types::Member};
+
+/// A member that is up shows its certificate in milliseconds.
+const PROBE: Duration = Duration::from_secs(2);
+/// State of a member that was accepted and has not finished joining (`nodes.state` in both engines' schema).
+const PENDING: u8 = 1;
+
+/// Removes what an interrupted join of `name` left in the cluster: a pending member, which the API does not show, or a
+/// member that does not answer as one and holds nothing.
+///
+/// # Errors
+/// There is such a member, and it is well or not empty.
+pub async fn make_way(client: &Client, name: &str) -> Result<(), EngineError> {
+    unpend(client, name).await?;
+    let members = client.members().await.map_err(engine("list members"))?;
+    let Some(member) = members.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
+    if answers_as_member(client, &member).await {
+        return Err(EngineError::AlreadyMember(name.to_owned()));
+    }
+    if let Some(holds) = holds(client, name).await? {
+        return Err(EngineError::StaleMember { member: name.to_owned(), holds });
+    }
+    remove_now(client, name, true).await
+}
+
+/// Evacuates (unless forced) and removes. A member that is not there succeeds.
+///
+/// # Errors
+/// The engine's.
+pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), EngineError> {
+    unpend(client, name).await?;
+    let members = client.members().await.map_err(engine("list members"))?;
+    let Some(member) = members.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
+    if !force && member.status != "Evacuated" {
+        client.set_member_state(name, MemberAction::Evacuate).await.map_err(engine("evacuate the member"))?;
+    }
+    remove_now(client, name, force).await
+}
+
+async fn remove_now(client: &Client, name: &str, force: bool) -> Result<(), EngineError> {
+    match client.remove_member(name, force).await {
+        Err(e) if !e.is_not_found() => Err(engine("remove the member")(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Turns a pending member into an ordinary one, which can be removed, and removes it. The API neither shows pending
+/// members nor removes them, and refuses their names and addresses to others.
+async fn unpend(client: &Client, name: &str) -> Result<(), EngineError> {
+    let failed = || engine("look for a half-joined member");
+    let question = requests::server::sql(
+        "global",
+        &format!("SELECT name FROM nodes WHERE state={PENDING} AND name='{}'", quoted(name)),
+    );
+    let answer: serde_json::Value = client.fetch(&question).await.map_err(failed())?;
+    let rows = answer.pointer("/Results/0/rows").and_then(|r| r.as_array()).map_or(0, Vec::len);
+    if rows == 0 {
+        return Ok(());
+    }
+    let change = requests::server::sql(
+        "global",
+        &format!("UPDATE nodes SET state=0 WHERE state={PENDING} AND name='{}'", quoted(name)),
+    );
+    client.send(&change).await.map_err(failed())?;
+    remove_now(client, name, true).await
+}
+
+/// For an SQL string literal.
+fn quoted(text: &str) -> String {
+    text.replace('\'', "''")
+}
+
+/// It shows the cluster's certificate, or says nothing at all while the cluster takes it for online.
+async fn answers_as_member(client: &Client, member: &Member) -> bool {
+    let address = member.url.trim_start_matches("https://");
+    let Ok((server, _)) = client.server().await else { return true };
+    match tls::fetch_certificate(address, PROBE).await {
+        Ok(der) => tls::fingerprint(&der) == server.environment.certificate_fingerprint,
+        Err(stead_incus::Error::Connect { source, .. })
+            if source.kind() == std::io::ErrorKind::ConnectionRefused =>
+        {
+            false
+        }
+        Err(_) => member.status != "Offline",
+    }
+}
+
+/// What is on the member, if anything.
+async fn holds(client: &Client, name: &str) -> Result<Option<String>, EngineError> {
+    let instances = client.instances().await.map_err(engine("list instances"))?;
+    Ok(instances.into_iter().find(|i| i.location == name).map(|i| format!("instance {}", i.name)))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn quotes_do_not_end_the_literal() {
+        assert_eq!(super::quoted("a'b"), "a''b");
+    }
+}

@@ -1,0 +1,188 @@
+//! Clusters without an engine, in namespaces: everything of the command line against real nodes.
+
+mod common;
+use common::{World, eventually};
+use std::{fs, io::Write, process::Stdio, time::Duration};
+
+fn yaml(name: &str, nodes: u32, more: &str) -> String {
+    format!("name: {name}\nimage: base\nnodes: {nodes}\nmachine: {{backend: namespace}}\n{more}")
+}
+
+#[test]
+fn up_is_idempotent_and_down_leaves_nothing() {
+    let Some(w) = World::new("up_is_idempotent_and_down_leaves_nothing", &["base"]) else { return };
+    let file = w.file("t-idem", &yaml("t-idem", 2, ""));
+    let plan = w.ok(&["up", &file, "--dry-run"]);
+    assert_eq!(plan, "cluster t-idem:\n  make the network\n  node1: start\n  node2: start\n");
+    assert!(w.leftovers("t-idem").is_empty(), "a dry run made something");
+    w.ok(&["up", &file]);
+    let status = w.status("t-idem");
+    assert_eq!(status["cluster"], "t-idem");
+    for (i, node) in status["nodes"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(node["name"], format!("node{}", i + 1));
+        assert_eq!(node["phase"], "running");
+        assert_eq!(node["backend"], "namespace");
+        assert_eq!(node["addresses"][0], format!("10.88.0.{}", i + 2));
+        assert_eq!(node["engine"]["kind"], "none");
+    }
+    assert!(w.ok(&["up", &file]).contains("nothing to do"));
+    assert_eq!(w.ok(&["up", &file, "--dry-run"]), "cluster t-idem: nothing to do\n");
+    assert!(w.ok(&["ls"]).contains("t-idem   2/2"));
+    w.down("t-idem");
+    assert_eq!(w.stead(&["down", "t-idem"]).code, 2);
+    w.ok(&["down", "t-idem", "--if-exists"]);
+}
+
+#[test]
+fn nodes_are_reached() {
+    let Some(w) = World::new("nodes_are_reached", &["base"]) else { return };
+    let file = w.file("t-reach", &yaml("t-reach", 2, ""));
+    w.ok(&["up", &file]);
+    // exec: output, exit codes, standard input, environment.
+    assert_eq!(w.exec("t-reach", "node2", &["cat", "/etc/hostname"]).trim(), "node2");
+    assert_eq!(w.stead(&["exec", "-T", "t-reach", "node1", "--", "sh", "-c", "exit 7"]).code, 7);
+    assert_eq!(w.stead(&["exec", "-T", "t-reach", "node1", "--", "no-such-program"]).code, 127);
+    assert_eq!(w.stead(&["exec", "-T", "t-reach", "node9", "--", "true"]).code, 2);
+    let mut child = w
+        .command(&[
+            "exec",
+            "-T",
+            "-e",
+            "X=y z",
+            "t-reach",
+            "node1",
+            "--",
+            "sh",
+            "-c",
+            "printf %s \"$X\"; wc -c",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(&vec![b'x'; 3_000_000]).unwrap());
+    let out = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert_eq!(
+        String::from_utf8(out.stdout).unwrap().split_whitespace().collect::<Vec<_>>(),
+        ["y", "z3000000"]
+    );
+    // cp both ways, files and trees.
+    let tree = w.state.join("tree");
+    fs::create_dir_all(tree.join("sub")).unwrap();
+    fs::write(tree.join("sub/file"), "content").unwrap();
+    w.ok(&["cp", tree.to_str().unwrap(), "t-reach/node1:/tmp/"]);
+    assert_eq!(w.exec("t-reach", "node1", &["cat", "/tmp/tree/sub/file"]), "content");
+    let back = w.state.join("back");
+    w.ok(&["cp", "t-reach/node1:/tmp/tree", back.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(back.join("sub/file")).unwrap(), "content");
+    assert_eq!(w.stead(&["cp", "t-reach/node1:/nowhere", back.to_str().unwrap()]).code, 1);
+    // Nodes resolve each other by name, over both families, and reach each other's agents.
+    for family in ["ahostsv4", "ahostsv6"] {
+        let text = w.exec("t-reach", "node1", &["getent", family, "node2"]);
+        assert!(text.contains(if family == "ahostsv4" { "10.88.0.3" } else { "fd88::3" }), "{text}");
+    }
+    assert!(w.ok(&["logs", "t-reach", "node1"]).contains("network up"));
+    w.down("t-reach");
+}
+
+#[test]
+fn a_node_reboots_and_comes_back() {
+    let Some(w) = World::new("a_node_reboots_and_comes_back", &["base"]) else { return };
+    let file = w.file("t-reboot", &yaml("t-reboot", 1, ""));
+    w.ok(&["up", &file]);
+    w.exec("t-reboot", "node1", &["touch", "/tmp/there"]);
+    let boot_id =
+        |w: &World| w.status("t-reboot")["nodes"][0]["agent"]["boot_id"].as_str().unwrap().to_owned();
+    let before = boot_id(&w);
+    assert!(w.ok(&["reboot", "t-reboot", "node1"]).contains("runs again"));
+    assert_ne!(boot_id(&w), before);
+    assert_eq!(w.stead(&["exec", "-T", "t-reboot", "node1", "--", "test", "-e", "/tmp/there"]).code, 1);
+    assert!(w.ok(&["up", &file]).contains("nothing to do"));
+    w.down("t-reboot");
+}
+
+#[test]
+fn scaling_and_overlays_converge() {
+    let Some(w) = World::new("scaling_and_overlays_converge", &["base"]) else { return };
+    let overlay = w.state.join("overlay");
+    fs::create_dir_all(overlay.join("etc")).unwrap();
+    fs::write(overlay.join("etc/motd"), "one\n").unwrap();
+    let file = w.file("t-scale", &yaml("t-scale", 1, "overlays: [overlay]\n"));
+    w.ok(&["up", &file]);
+    assert_eq!(w.exec("t-scale", "node1", &["cat", "/etc/motd"]), "one\n");
+    w.ok(&["scale", "t-scale", "3"]);
+    assert_eq!(w.status("t-scale")["nodes"].as_array().unwrap().len(), 3);
+    let boots = |w: &World| {
+        let s = w.status("t-scale");
+        s["nodes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|n| n["agent"]["boot_id"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let before = boots(&w);
+    w.ok(&["scale", "t-scale", "2"]);
+    // Neither scaling touched a node that stays.
+    assert_eq!(boots(&w), before[..2]);
+    // A changed overlay restarts the nodes that have it, and is there afterwards.
+    fs::write(overlay.join("etc/motd"), "two\n").unwrap();
+    assert!(w.ok(&["up", &file, "--dry-run"]).contains("node1: restart (layers changed)"));
+    let smaller = w.file("t-scale", &yaml("t-scale", 2, "overlays: [overlay]\n"));
+    w.ok(&["up", &smaller]);
+    assert_eq!(w.exec("t-scale", "node2", &["cat", "/etc/motd"]), "two\n");
+    w.down("t-scale");
+}
+
+#[test]
+fn disks_outlive_a_reboot_and_down_with_keep_disks() {
+    let Some(w) = World::new("disks_outlive_a_reboot_and_down_with_keep_disks", &["base"]) else { return };
+    let text = "name: t-disk\nimage: base\nnodes: 1\nmachine:\n  backend: namespace\n  persistent_root: true\n  disks: [{name: data, size: 256MiB, role: data}]\n";
+    let file = w.file("t-disk", text);
+    w.ok(&["up", &file]);
+    w.exec("t-disk", "node1", &["sh", "-c", "echo kept > /root/file"]);
+    w.ok(&["reboot", "t-disk", "node1"]);
+    assert_eq!(w.exec("t-disk", "node1", &["cat", "/root/file"]), "kept\n");
+    w.ok(&["down", "t-disk", "--keep-disks"]);
+    assert_eq!(w.status("t-disk")["nodes"][0]["phase"], "stopped");
+    w.ok(&["up", &file]);
+    assert_eq!(w.exec("t-disk", "node1", &["cat", "/root/file"]), "kept\n");
+    w.down("t-disk");
+}
+
+#[test]
+fn two_clusters_with_the_same_addresses_run_side_by_side() {
+    let Some(w) = World::new("two_clusters_with_the_same_addresses_run_side_by_side", &["base"]) else {
+        return;
+    };
+    let a = w.file("t-side-a", &yaml("t-side-a", 1, "publish: ['127.0.0.1:0:node1:8484']\n"));
+    let b = w.file("t-side-b", &yaml("t-side-b", 1, ""));
+    w.ok(&["up", &a]);
+    w.ok(&["up", &b]);
+    w.exec("t-side-a", "node1", &["touch", "/tmp/a"]);
+    assert_eq!(w.stead(&["exec", "-T", "t-side-b", "node1", "--", "test", "-e", "/tmp/a"]).code, 1);
+    assert_eq!(w.status("t-side-a")["nodes"][0]["addresses"], w.status("t-side-b")["nodes"][0]["addresses"]);
+    w.down("t-side-a");
+    assert_eq!(w.exec("t-side-b", "node1", &["echo", "alive"]), "alive\n");
+    w.down("t-side-b");
+}
+
+#[test]
+fn a_failing_service_is_told_and_takes_nothing_down() {
+    let Some(w) = World::new("a_failing_service_is_told_and_takes_nothing_down", &["base"]) else { return };
+    let more = "services: [{name: broken, command: [/bin/false], restart: never}, {name: ticker, command: [/bin/sh, -c, 'while sleep 0.1; do echo tick; done']}]\n";
+    let file = w.file("t-fail", &yaml("t-fail", 1, more));
+    let up = w.stead(&["up", &file]);
+    assert!(up.code == 1 && up.stderr.contains("node node1: service broken failed for good: exit 1"), "{}", up.stderr);
+    assert_eq!(w.status("t-fail")["nodes"][0]["phase"], "degraded");
+    assert!(w.stead(&["status", "t-fail"]).stdout.contains("service broken: exit 1"));
+    eventually("the ticker's log", Duration::from_secs(5), || {
+        w.ok(&["logs", "t-fail", "node1", "ticker"]).contains("tick")
+    });
+    let unknown = w.stead(&["logs", "t-fail", "node1", "nosuch"]);
+    assert!(unknown.code == 1 && unknown.stderr.contains("nosuch"), "{}", unknown.stderr);
+    drop(up);
+    w.down("t-fail");
+}

@@ -1,0 +1,209 @@
+//! Clusters for tests: made by the real command line in a state directory of their own, taken down at the end whatever
+//! happened.
+#![allow(dead_code)] // every test binary uses its own part of this
+
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+/// Where `make images` puts the images, unless STEAD_TEST_STORE says otherwise.
+const STORE: &str = "/var/lib/stead/images";
+/// Tests keep their clusters here, so that the check for leftovers sees what a failed one left.
+const TESTS: &str = "/var/lib/stead/tests";
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A state directory of its own, with the images of the host's store.
+pub struct World {
+    pub state: PathBuf,
+}
+
+/// What one command said.
+pub struct Said {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl World {
+    /// `None`, with the reason said, when clusters of `image` cannot run here.
+    pub fn new(test: &str, images: &[&str]) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIP {test}: needs root");
+            return None;
+        }
+        let store = std::env::var("STEAD_TEST_STORE").unwrap_or_else(|_| STORE.to_owned());
+        if let Some(missing) = images.iter().find(|i| !Path::new(&store).join("images").join(i).exists()) {
+            println!("SKIP {test}: image {missing} is not built: run `make images`");
+            return None;
+        }
+        let state = Path::new(TESTS).join(format!(
+            "{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        ));
+        fs::create_dir_all(&state).unwrap();
+        std::os::unix::fs::symlink(&store, state.join("images")).unwrap();
+        Some(Self { state })
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+        command.arg("--state-dir").arg(&self.state).args(args).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `stead` to its end.
+    pub fn stead(&self, args: &[&str]) -> Said {
+        said(self.command(args).output().unwrap())
+    }
+
+    /// Runs `stead`, which must succeed; its standard output.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let said = self.stead(args);
+        assert!(said.code == 0, "stead {args:?}: exit {}\n{}\n{}", said.code, said.stdout, said.stderr);
+        said.stdout
+    }
+
+    /// Writes a cluster file and gives its path.
+    pub fn file(&self, name: &str, yaml: &str) -> String {
+        let path = self.state.join(format!("{name}.yaml"));
+        fs::write(&path, yaml).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    #[track_caller]
+    pub fn status(&self, cluster: &str) -> Value {
+        serde_json::from_str(&self.ok(&["status", cluster, "--json"])).unwrap()
+    }
+
+    /// A command on a node, through its agent.
+    #[track_caller]
+    pub fn exec(&self, cluster: &str, node: &str, command: &[&str]) -> String {
+        let mut args = vec!["exec", "-T", cluster, node, "--"];
+        args.extend(command);
+        self.ok(&args)
+    }
+
+    /// The stock client, configured by `stead env`. `None` when it is not installed.
+    pub fn client(&self, cluster: &str, args: &[&str]) -> Option<Said> {
+        let env = self.ok(&["env", cluster]);
+        let (name, dir) = env.trim().strip_prefix("export ").unwrap().split_once('=').unwrap();
+        let program = if name == "LXD_CONF" { "lxc" } else { "incus" };
+        let mut command = Command::new(program);
+        command.args(args).env(name, dir.trim_matches('\'')).stdin(Stdio::null());
+        command.output().ok().map(said)
+    }
+
+    /// Everything of this world on the host: processes, mounts, loop devices, and what carries a cluster's name.
+    pub fn leftovers(&self, cluster: &str) -> Vec<String> {
+        let state = self.state.join("clusters").join(cluster);
+        let state = state.to_str().unwrap();
+        let mut found = Vec::new();
+        for dir in fs::read_dir("/proc").unwrap().flatten() {
+            if let Ok(arguments) = fs::read(dir.path().join("cmdline")) {
+                let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+                if arguments.contains(state) && !arguments.contains(" down ") {
+                    found.push(format!("process {}: {arguments}", dir.file_name().to_string_lossy()));
+                }
+            }
+        }
+        for line in fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
+            if line.contains(state) || line.contains(&format!("netns/stead-{cluster} ")) {
+                found.push(format!("mount {line}"));
+            }
+        }
+        for dir in fs::read_dir("/sys/block").unwrap().flatten() {
+            if let Ok(file) = fs::read_to_string(dir.path().join("loop/backing_file"))
+                && file.contains(state)
+            {
+                found.push(format!("loop device {:?} {file}", dir.file_name()));
+            }
+        }
+        if Path::new(&format!("/run/netns/stead-{cluster}")).exists() {
+            found.push(format!("network namespace stead-{cluster}"));
+        }
+        let cgroups = Command::new("find")
+            .args(["/sys/fs/cgroup", "-path", &format!("*/stead/{cluster}"), "-type", "d"])
+            .output()
+            .unwrap();
+        found.extend(String::from_utf8_lossy(&cgroups.stdout).lines().map(|l| format!("cgroup {l}")));
+        if let Ok(tables) = Command::new("nft").args(["list", "tables"]).output() {
+            let text = String::from_utf8_lossy(&tables.stdout).into_owned();
+            found.extend(
+                text.lines()
+                    .filter(|l| l.contains(&format!("stead_{}", cluster.replace('-', "_"))))
+                    .map(str::to_owned),
+            );
+        }
+        found
+    }
+
+    /// Takes the cluster down and checks that nothing is left.
+    #[track_caller]
+    pub fn down(&self, cluster: &str) {
+        self.ok(&["down", cluster]);
+        let mut found = Vec::new();
+        // A killed process is a zombie for a moment until its parent is told.
+        for _ in 0..50 {
+            found = self.leftovers(cluster);
+            if found.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("down left:\n{}", found.join("\n"));
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Ok(clusters) = fs::read_dir(self.state.join("clusters")) {
+            for cluster in clusters.flatten() {
+                let name = cluster.file_name().to_string_lossy().into_owned();
+                if !name.starts_with('.') {
+                    if std::thread::panicking() {
+                        for node in fs::read_dir(cluster.path().join("nodes")).into_iter().flatten().flatten()
+                        {
+                            for file in ["supervisor.log", "console.log"] {
+                                let text = fs::read_to_string(node.path().join(file)).unwrap_or_default();
+                                let lines: Vec<&str> = text.lines().collect();
+                                println!(
+                                    "--- {} {file}\n{}",
+                                    node.path().display(),
+                                    lines[lines.len().saturating_sub(30)..].join("\n")
+                                );
+                            }
+                        }
+                    }
+                    let _ = self.stead(&["down", &name]);
+                }
+            }
+        }
+        let _ = fs::remove_dir_all(&self.state);
+    }
+}
+
+pub fn said(output: Output) -> Said {
+    Said {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Tries until it holds, or says what never did.
+#[track_caller]
+pub fn eventually(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !holds() {
+        assert!(Instant::now() < deadline, "never came true within {within:?}: {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,134 @@
+//! Real engines: three Incus nodes and two LXD nodes with instances from our own image, in namespaces.
+
+mod common;
+use common::{World, eventually};
+use serde_json::Value;
+use std::time::Duration;
+
+/// Puts the instance image into the cluster and launches one container on each of two members, by the stock client.
+fn instances(w: &World, cluster: &str, members: [&str; 2]) -> Option<()> {
+    let shown: Value = serde_json::from_str(&w.ok(&["image", "show", "debian-12", "--json"])).unwrap();
+    let path = |key: &str| shown["paths"][key].as_str().unwrap().to_owned();
+    let run = |args: &[&str]| {
+        let said = w.client(cluster, args)?;
+        assert!(said.code == 0, "client {args:?}: {}\n{}", said.stdout, said.stderr);
+        Some(said.stdout)
+    };
+    if run(&["cluster", "list", "--format", "csv"]).is_none() {
+        println!("SKIP {cluster}: the stock client is not installed");
+        return None;
+    }
+    run(&["image", "import", &path("metadata"), &path("rootfs"), "--alias", "debian-12"]);
+    for (name, member) in ["c1", "c2"].iter().zip(members) {
+        run(&["launch", "debian-12", name, "--target", member]);
+    }
+    // They get real addresses of the cluster's LAN, by DHCP and DHCPv6, and names with them.
+    eventually("both instances have addresses of both families", Duration::from_secs(60), || {
+        let status = w.status(cluster);
+        let list = status["instances"].as_array().unwrap();
+        list.len() == 2
+            && list.iter().all(|i| {
+                let a: Vec<&str> =
+                    i["addresses"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+                i["state"] == "Running"
+                    && a.iter().any(|a| a.starts_with("10.88.0."))
+                    && a.iter().any(|a| a.starts_with("fd88::"))
+            })
+    });
+    for (from, to) in [("c1", "c2"), ("c2", "c1")] {
+        for family in ["-4", "-6"] {
+            eventually(
+                &format!("{from} reaches {to} by name with ping {family}"),
+                Duration::from_secs(30),
+                || {
+                    w.client(cluster, &["exec", from, "--", "ping", family, "-c1", "-W1", "-q", to])
+                        .is_some_and(|s| s.code == 0)
+                },
+            );
+        }
+    }
+    let said = w.client(cluster, &["exec", "c1", "--", "sh", "-c", "exit 3"]).unwrap();
+    assert_eq!(said.code, 3);
+    Some(())
+}
+
+fn online(w: &World, cluster: &str, kind: &str, count: usize) {
+    let status = w.status(cluster);
+    let nodes = status["nodes"].as_array().unwrap();
+    assert_eq!(nodes.len(), count);
+    for n in nodes {
+        assert!(n["engine"]["kind"] == kind && n["engine"]["state"] == "online", "{n:#}");
+    }
+}
+
+#[test]
+fn three_incus_nodes_run_instances() {
+    let Some(w) = World::new("three_incus_nodes_run_instances", &["incus-node", "debian-12"]) else { return };
+    let file = w.file(
+        "t-incus",
+        "name: t-incus\nimage: incus-node\nnodes: 3\nengine: incus\nmachine:\n  backend: namespace\n  disks: [{name: pool, size: 6GiB, role: storage}]\n",
+    );
+    w.ok(&["up", &file]);
+    online(&w, "t-incus", "incus", 3);
+    let Some(()) = instances(&w, "t-incus", ["node1", "node3"]) else { return };
+    let pools = w.client("t-incus", &["storage", "list", "--format", "csv"]).unwrap().stdout;
+    assert!(pools.contains("default,btrfs"), "{pools}");
+    // Scaling in evacuates: c2 leaves node3 and goes on elsewhere; scaling out joins.
+    w.ok(&["scale", "t-incus", "2"]);
+    online(&w, "t-incus", "incus", 2);
+    let place = |w: &World| {
+        let s = w.status("t-incus");
+        s["instances"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|i| i["name"] == "c2")
+            .map(|i| (i["node"].clone(), i["state"].clone()))
+    };
+    let (node, _) = place(&w).expect("c2 is lost");
+    assert_ne!(node, "node3");
+    w.ok(&["scale", "t-incus", "3"]);
+    online(&w, "t-incus", "incus", 3);
+    assert!(
+        w.ok(&["up", &w.file("t-incus", &std::fs::read_to_string(&file).unwrap())]).contains("nothing to do")
+    );
+    w.down("t-incus");
+}
+
+#[test]
+fn two_lxd_nodes_run_instances() {
+    let Some(w) = World::new("two_lxd_nodes_run_instances", &["lxd-node", "debian-12"]) else { return };
+    let file = w.file(
+        "t-lxd",
+        "name: t-lxd\nimage: lxd-node\nnodes: 2\nengine: lxd\nmachine: {backend: namespace}\n",
+    );
+    w.ok(&["up", &file]);
+    online(&w, "t-lxd", "lxd", 2);
+    instances(&w, "t-lxd", ["node1", "node2"]);
+    w.down("t-lxd");
+}
+
+#[test]
+fn an_instance_outlives_the_reboot_of_its_node() {
+    let Some(w) = World::new("an_instance_outlives_the_reboot_of_its_node", &["incus-node", "debian-12"])
+    else {
+        return;
+    };
+    let file = w.file(
+        "t-keep",
+        "name: t-keep\nimage: incus-node\nnodes: 2\nengine: incus\nmachine:\n  backend: namespace\n  disks: [{name: data, size: 2GiB, role: data}, {name: pool, size: 4GiB, role: storage}]\n",
+    );
+    w.ok(&["up", &file]);
+    let Some(()) = instances(&w, "t-keep", ["node1", "node2"]) else { return };
+    w.client("t-keep", &["exec", "c2", "--", "sh", "-c", "echo kept > /root/file"]).unwrap();
+    w.client("t-keep", &["config", "set", "c2", "boot.autostart=true"]).unwrap();
+    w.ok(&["reboot", "t-keep", "node2"]);
+    eventually("node2 is an online member again", Duration::from_secs(60), || {
+        w.status("t-keep")["nodes"][1]["engine"]["state"] == "online"
+    });
+    eventually("c2 runs again with what it had", Duration::from_secs(60), || {
+        w.client("t-keep", &["exec", "c2", "--", "cat", "/root/file"])
+            .is_some_and(|s| s.code == 0 && s.stdout == "kept\n")
+    });
+    w.down("t-keep");
+}

@@ -1,0 +1,120 @@
+//! Killed at any moment, `up`, `scale` and `down` leave a state from which `up` completes and `down` cleans.
+
+mod common;
+use common::World;
+use std::{
+    process::Stdio,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// Moments at which a command on a `base` cluster is killed.
+const BASE_KILLS: u32 = 100;
+/// Moments at which a command on an Incus cluster is killed.
+const INCUS_KILLS: u32 = 8;
+
+/// A small generator (xorshift64*), so that a failure can be had again by its seed.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let seed = std::env::var("STEAD_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64 | 1)
+        });
+        println!("seed: STEAD_TEST_SEED={seed}");
+        Self(seed)
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % n
+    }
+}
+
+/// Starts the command and kills it after so long, if it has not ended.
+fn killed(w: &World, args: &[&str], after: Duration) -> bool {
+    let mut child = w.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + after;
+    while Instant::now() < deadline {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    true
+}
+
+fn rounds(w: &World, cluster: &str, file: &str, kills: u32, well: impl Fn(&World)) {
+    let mut random = Random::new();
+    let began = Instant::now();
+    w.ok(&["up", file]);
+    let up_takes = began.elapsed().as_micros() as u64;
+    let began = Instant::now();
+    w.down(cluster);
+    let down_takes = began.elapsed().as_micros() as u64;
+    let mut landed = 0;
+    let mut tries = 0;
+    while landed < kills {
+        tries += 1;
+        assert!(
+            tries < kills * 4,
+            "only {landed} of {tries} commands were still running when they were to be killed"
+        );
+        let exists = !w.stead(&["status", cluster]).stderr.contains("is not here");
+        let verb = random.below(if exists { 4 } else { 1 });
+        let hit = match verb {
+            0 => killed(w, &["up", file], Duration::from_micros(random.below(up_takes))),
+            1 => killed(w, &["scale", cluster, "3"], Duration::from_micros(random.below(up_takes))),
+            2 => killed(w, &["scale", cluster, "1"], Duration::from_micros(random.below(up_takes))),
+            _ => killed(w, &["down", cluster], Duration::from_micros(random.below(down_takes))),
+        };
+        landed += u32::from(hit);
+        match random.below(3) {
+            // Go on from whatever is there,
+            0 => {
+                w.ok(&["up", file]);
+                well(w);
+            }
+            // clean it up,
+            1 => {
+                let said = w.stead(&["down", cluster]);
+                assert!(said.code == 0 || said.stderr.contains("is not here"), "{}", said.stderr);
+                std::thread::sleep(Duration::from_millis(50));
+                let found = w.leftovers(cluster);
+                assert!(found.is_empty(), "after kill {landed}, down left:\n{}", found.join("\n"));
+            }
+            // or be killed again on top of it.
+            _ => {}
+        }
+    }
+    w.ok(&["up", file]);
+    well(w);
+    w.down(cluster);
+    println!("{landed} kills in {tries} commands");
+}
+
+fn all(w: &World, cluster: &str, key: &str, value: &str) {
+    let status = w.status(cluster);
+    let nodes = status["nodes"].as_array().unwrap();
+    assert!(
+        nodes.len() == 2 && nodes.iter().all(|n| n.pointer(key).is_some_and(|v| v == value)),
+        "{status:#}"
+    );
+}
+
+#[test]
+fn base_cluster_survives_kills() {
+    let Some(w) = World::new("base_cluster_survives_kills", &["base"]) else { return };
+    let file = w.file("t-kill", "name: t-kill\nimage: base\nnodes: 2\nmachine: {backend: namespace}\n");
+    rounds(&w, "t-kill", &file, BASE_KILLS, |w| all(w, "t-kill", "/phase", "running"));
+}
+
+#[test]
+fn incus_cluster_survives_kills() {
+    let Some(w) = World::new("incus_cluster_survives_kills", &["incus-node"]) else { return };
+    let file =
+        w.file("t-killi", "name: t-killi\nimage: incus-node\nnodes: 2\nmachine: {backend: namespace}\n");
+    rounds(&w, "t-killi", &file, INCUS_KILLS, |w| all(w, "t-killi", "/engine/state", "online"));
+}

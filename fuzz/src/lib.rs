@@ -1,0 +1,169 @@
+//! The fuzz targets' functions: each takes any bytes, must return, and asserts what must hold of what it read.
+
+use bytes::BytesMut;
+use std::{fs, path::Path};
+use stead_agent::frame::{self, Frame};
+use stead_image::tarball::{TarError, TarPolicy, walk};
+use stead_incus::{Envelope, JoinToken, TrustToken, envelope};
+use stead_model::{ClusterSpec, NodeSpec, Recipe, agent};
+use stead_node::api::{Route, route, unpack};
+
+/// A fuzz target.
+pub type Target = fn(&[u8]);
+
+/// Every target by name; its seeds are in `seeds/<name>/`.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("agent_files", agent_files),
+    ("agent_frames", agent_frames),
+    ("agent_requests", agent_requests),
+    ("cluster_file", cluster_file),
+    ("engine_envelope", engine_envelope),
+    ("node_spec", node_spec),
+    ("recipe", recipe),
+    ("tar_overlay", tar_overlay),
+];
+
+/// A recipe is refused, or reads the same again from what it is written as.
+pub fn recipe(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match Recipe::from_yaml("recipe.yaml", text) {
+        Ok(recipe) => {
+            let json = serde_json::to_string(&recipe).expect("a recipe can be written");
+            let again = Recipe::from_yaml("recipe.yaml", &json).expect("a written recipe can be read");
+            assert_eq!(recipe, again);
+        }
+        Err(error) => assert!(error.to_string().starts_with("recipe.yaml")),
+    }
+}
+
+/// A cluster file is refused, or its nodes have names, hardware addresses and addresses of their own.
+pub fn cluster_file(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match ClusterSpec::from_yaml("cluster.yaml", text) {
+        Ok(cluster) => {
+            let nodes = cluster.resolve();
+            assert_eq!(nodes.len(), cluster.node_names().len());
+            let mut macs: Vec<_> = nodes.iter().flat_map(|n| n.nics.iter().map(|i| i.mac)).collect();
+            let all = macs.len();
+            macs.sort();
+            macs.dedup();
+            assert_eq!(macs.len(), all, "a hardware address was given twice");
+        }
+        Err(error) => assert!(error.to_string().starts_with("cluster.yaml")),
+    }
+}
+
+/// A node spec is refused, or reads the same again from what it is written as.
+pub fn node_spec(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match NodeSpec::from_json("node.json", text) {
+        Ok(spec) => {
+            let json = serde_json::to_string(&spec).expect("a node spec can be written");
+            let again = NodeSpec::from_json("node.json", &json).expect("a written node spec can be read");
+            assert_eq!(spec, again);
+        }
+        Err(error) => assert!(error.to_string().starts_with("node.json")),
+    }
+}
+
+/// The frames of an exec stream mean the same however they are cut up on their way, and what is read can be written.
+pub fn agent_frames(data: &[u8]) {
+    let whole = frames(data, data.len().max(1));
+    let cut = data.first().map_or(1, |n| usize::from(*n) % 7 + 1);
+    assert_eq!(whole, frames(data, cut), "frames depend on how the stream is cut");
+    for frame in whole.0 {
+        let mut written = BytesMut::new();
+        frame::encode(&frame, &mut written).expect("a frame that was read can be written");
+        // Empty data is not sent at all.
+        if let Some(again) = frame::decode(&mut written).expect("a written frame can be read") {
+            assert_eq!(frame, again);
+        }
+    }
+}
+
+/// The frames in a stream that comes in pieces, and the error that ends it.
+fn frames(data: &[u8], piece: usize) -> (Vec<Frame>, Option<String>) {
+    let (mut buffer, mut frames) = (BytesMut::new(), Vec::new());
+    for piece in data.chunks(piece) {
+        buffer.extend_from_slice(piece);
+        loop {
+            match frame::decode(&mut buffer) {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(error) => return (frames, Some(error.to_string())),
+            }
+        }
+    }
+    (frames, None)
+}
+
+/// A request of the agent API: the line `METHOD PATH`, then the body. What is taken keeps the API's promises.
+pub fn agent_requests(data: &[u8]) {
+    let mut parts = data.splitn(2, |b| *b == b'\n');
+    let line = parts.next().unwrap_or_default();
+    let body = parts.next().unwrap_or_default();
+    let Ok(line) = std::str::from_utf8(line) else { return };
+    let (method, path) = line.split_once(' ').unwrap_or((line, ""));
+    let Ok(asked) = route(method, path) else { return };
+    match asked {
+        Route::GetFiles { path } | Route::PutFiles { path } => {
+            assert!(path.starts_with('/') && !path.contains('\0'), "{path:?} was taken");
+        }
+        Route::JoinToken => read::<agent::JoinTokenRequest>(body),
+        Route::Join => read::<agent::JoinRequest>(body),
+        Route::TrustToken => read::<agent::TrustTokenRequest>(body),
+        Route::RemoveMember => read::<agent::RemoveMemberRequest>(body),
+        Route::Reboot | Route::Shutdown => read::<agent::StopRequest>(body),
+        Route::Status | Route::Logs { .. } | Route::Exec | Route::Engine | Route::Instances => {}
+    }
+}
+
+/// A body is refused, or reads the same again from what it is written as.
+fn read<T: serde::de::DeserializeOwned + serde::Serialize + PartialEq + std::fmt::Debug>(body: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<T>(body) else { return };
+    let json = serde_json::to_vec(&value).expect("a message can be written");
+    assert_eq!(value, serde_json::from_slice::<T>(&json).expect("a written message can be read"));
+}
+
+/// A tar sent to a node is unpacked below the directory it is meant for, or refused; nothing appears beside it.
+pub fn agent_files(data: &[u8]) {
+    let outside = tempfile::tempdir().expect("a temporary directory");
+    let inside = outside.path().join("inside");
+    fs::create_dir(&inside).expect("a directory in it");
+    let target = unpack::Target::open(inside).expect("the directory can be opened");
+    let _ = target.unpack(&mut &*data);
+    assert_eq!(names(outside.path()), ["inside"], "an entry got out");
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).expect("a readable directory");
+    entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// An overlay's tar is refused, or each of its entries stays below the root and is no device.
+pub fn tar_overlay(data: &[u8]) {
+    for policy in [TarPolicy::OVERLAY, TarPolicy::BASE, TarPolicy::OCI] {
+        let _ = walk(data, &policy, |entry, contents| {
+            let path = String::from_utf8_lossy(&entry.path).into_owned();
+            assert!(!path.starts_with('/'), "{path:?} is absolute");
+            assert!(!path.split('/').any(|part| part == ".." || part == "."), "{path:?} climbs");
+            assert!(path.is_empty() || !path.split('/').any(str::is_empty), "{path:?} has an empty part");
+            assert!(entry.mode & !0o7777 == 0, "{path:?} has a mode of {:o}", entry.mode);
+            std::io::copy(contents, &mut std::io::sink()).map(drop).map_err(TarError::Read)
+        });
+    }
+}
+
+/// An answer of an engine, or a token out of one, is refused or understood.
+pub fn engine_envelope(data: &[u8]) {
+    if let Ok(Envelope::Async { operation, .. }) = envelope::parse(data) {
+        assert!(!operation.is_empty(), "an operation without a name was taken");
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(token) = JoinToken::decode(text) {
+        assert!(token == JoinToken::decode(&token.encode()).expect("a written token can be read"));
+    }
+    if let Ok(token) = TrustToken::decode(text) {
+        assert!(token == TrustToken::decode(&token.encode()).expect("a written token can be read"));
+    }
+}

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Builds both binaries and puts them next to each other in build/: stead looks for stead-node beside itself.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+command -v cargo >/dev/null || {
+  echo "build: cargo is not on the PATH; install Rust with rustup first" >&2
+  exit 1
+}
+triple=$(rustc -vV | sed -n 's/^host: //p')
+target=${CARGO_TARGET_DIR:-target}/$triple
+
+echo "build: cargo build --release -p stead"
+cargo build --locked --release -p stead
+echo "build: cargo build --profile node -p stead-node"
+cargo build --locked --profile node -p stead-node
+
+mkdir -p build
+for binary in "$target/release/stead" "$target/node/stead-node"; do
+  name=${binary##*/}
+  # A running binary cannot be written to, but its name can be given to another file.
+  if ! cmp -s "$binary" "build/$name"; then
+    cp "$binary" "build/.$name.new"
+    mv "build/.$name.new" "build/$name"
+  fi
+  echo "build: build/$name, $(($(stat -c %s "build/$name") / 1024)) KiB"
+done

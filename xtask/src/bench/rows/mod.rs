@@ -1,0 +1,10 @@
+//! What is measured, one benchmark a file.
+
+pub mod agent;
+pub mod cold_build;
+pub mod cpio;
+pub mod fifty;
+pub mod overlay;
+pub mod qemu_boot;
+pub mod rebuild;
+pub mod warm_up;

@@ -1,0 +1,303 @@
+//! Power-on to agent ready in QEMU, against a busybox init on the same kernel, and against a Debian with systemd and the
+//! same packages. Both get the machine, CPUs, memory and kernel parameters that Stead's own QEMU was seen to have.
+
+use crate::bench::{
+    Bench,
+    measure::{median, output},
+    row::{Row, Skip},
+    rows::cpio,
+    stead::{needs_program, needs_root},
+};
+use anyhow::{Context, Result, anyhow, bail};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+use stead_model::{Recipe, recipe::Base};
+
+/// Over an init that does nothing.
+const BUSYBOX_GOAL: f64 = 1.5;
+/// It must not be slower than the system it stands in for.
+const SYSTEMD_GOAL: f64 = 1.0;
+const IMAGE: &str = "base";
+const CLUSTER_NAME: &str = "bench-qemu";
+const CLUSTER: &str = "image: base\nnodes: 1\nmachine: { backend: qemu }\nengine: none\n";
+/// What the systems compared with print on the console when they are up.
+const READY: &str = "STEAD-BENCH-READY";
+/// By emulation a full systemd was seen to take half a minute; a machine under load some times that.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Room in the Debian's filesystem beyond its files.
+const SLACK_BYTES: u64 = 256 << 20;
+/// Ticks of /proc/PID/stat in a second: Linux gives programs 100 whatever its own are.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+pub fn run(bench: &Bench) -> Result<Vec<Row>> {
+    needs_root()?;
+    for program in ["qemu-system-x86_64", "mmdebstrap", "mkfs.ext4", "busybox"] {
+        needs_program(program)?;
+    }
+    bench.image(IMAGE)?;
+    let vmlinux = bench
+        .artifacts(IMAGE)?
+        .into_iter()
+        .find_map(|(what, path)| (what == "vmlinux").then_some(path))
+        .with_context(|| format!("image {IMAGE} has no vmlinux"))?;
+    let work = tempfile::tempdir()?;
+    let initrd = work.path().join("busybox.cpio");
+    fs::write(&initrd, busybox_initrd()?)?;
+    let debian = Debian::build(bench, work.path())?;
+
+    let (mut ours, mut busybox, mut systemd) = (Vec::new(), Vec::new(), Vec::new());
+    let runs = bench.slow_runs();
+    for run in 0..runs {
+        let cluster = bench.cluster(CLUSTER_NAME, CLUSTER)?;
+        cluster.up()?;
+        let machine = Qemu::running(CLUSTER_NAME)?;
+        ours.push(machine.age_s);
+        cluster.check_healthy(1)?;
+        cluster.down()?;
+        busybox.push(machine.boot(&vmlinux, &initrd, &[], "")?);
+        let drive = format!("file={},if=virtio,format=raw", debian.disk.display());
+        systemd.push(machine.boot(&vmlinux, &debian.initrd, &["-drive", &drive], "root=/dev/vda rw")?);
+        eprintln!(
+            "bench:   run {} of {runs}: {:.2}, busybox {:.2}, systemd {:.2}",
+            run + 1,
+            ours[run],
+            busybox[run],
+            systemd[run]
+        );
+    }
+    let ours = median(ours);
+    Ok(vec![
+        Row::against(
+            "qemu power-on to agent ready, against busybox",
+            "s",
+            ours,
+            median(busybox),
+            BUSYBOX_GOAL,
+        ),
+        Row::against(
+            "qemu power-on to agent ready, against systemd",
+            "s",
+            ours,
+            median(systemd),
+            SYSTEMD_GOAL,
+        ),
+    ])
+}
+
+/// The QEMU of Stead's machine: what is worth giving to the others, and how long it has been running.
+#[derive(Debug)]
+struct Qemu {
+    program: String,
+    options: Vec<String>,
+    parameters: String,
+    age_s: f64,
+}
+
+impl Qemu {
+    /// The one that runs for a cluster, just after `up` said that its agent is ready.
+    fn running(cluster: &str) -> Result<Self> {
+        let uptime = fs::read_to_string("/proc/uptime").context("cannot read /proc/uptime")?;
+        let now: f64 =
+            uptime.split(' ').next().unwrap_or_default().parse().context("/proc/uptime has no number")?;
+        for entry in fs::read_dir("/proc").context("cannot list /proc")?.flatten() {
+            // Processes come and go.
+            let Ok(bytes) = fs::read(entry.path().join("cmdline")) else { continue };
+            let text = String::from_utf8_lossy(&bytes);
+            let argv: Vec<&str> = text.split_terminator('\0').collect();
+            let is_qemu = argv.first().is_some_and(|a| a.contains("qemu-system"));
+            if !is_qemu || !argv.iter().any(|a| a.contains(cluster)) {
+                continue;
+            }
+            let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+            return Ok(Self { age_s: now - started_s(&stat)?, ..Self::of_argv(&argv)? });
+        }
+        bail!("no qemu of cluster {cluster} runs")
+    }
+
+    fn of_argv(argv: &[&str]) -> Result<Self> {
+        let value =
+            |option: &str| argv.iter().position(|a| *a == option).and_then(|i| argv.get(i + 1).copied());
+        let options = ["-machine", "-accel", "-cpu", "-smp", "-m"]
+            .into_iter()
+            .filter_map(|option| Some([option.to_owned(), value(option)?.to_owned()]))
+            .flatten()
+            .collect();
+        // Where init is and where the console is differ; the rest is how the kernel is made to boot fast.
+        let parameters = value("-append")
+            .unwrap_or_default()
+            .split_whitespace()
+            .filter(|p| {
+                !["console=", "root=", "init=", "rdinit=", "stead"].iter().any(|own| p.starts_with(own))
+            })
+            .collect::<Vec<_>>()
+            .join(" ");
+        let program = (*argv.first().context("an empty command line")?).to_owned();
+        Ok(Self { program, options, parameters, age_s: 0.0 })
+    }
+
+    /// Seconds from starting QEMU until the system in it says that it is up.
+    fn boot(&self, kernel: &Path, initrd: &Path, more: &[&str], parameters: &str) -> Result<f64> {
+        let began = Instant::now();
+        let mut child = Command::new(&self.program)
+            .args(&self.options)
+            .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(initrd)
+            .args(more)
+            .args(["-append", &format!("{} console=ttyS0 panic=-1 {parameters}", self.parameters)])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .with_context(|| format!("cannot run {}", self.program))?;
+        let console = BufReader::new(child.stdout.take().context("the console is piped")?);
+        let (say, hear) = mpsc::channel();
+        let reader = thread::spawn(move || {
+            let mut last = Vec::new();
+            for line in console.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                if line.contains(READY) {
+                    let _ = say.send(Instant::now());
+                }
+                last.push(line);
+            }
+            last.split_off(last.len().saturating_sub(15)).join("\n")
+        });
+        let ready = hear.recv_timeout(PATIENCE);
+        let _ = child.kill();
+        let _ = child.wait();
+        let console = reader.join().unwrap_or_default();
+        match ready {
+            Ok(at) => Ok((at - began).as_secs_f64()),
+            Err(_) => bail!(
+                "{} with {} is not up; its console ends with:\n{console}",
+                self.program,
+                initrd.display()
+            ),
+        }
+    }
+}
+
+/// When a process started, in seconds since boot: field 22 of its stat, counted behind the name, which may hold anything.
+fn started_s(stat: &str) -> Result<f64> {
+    let (_, rest) = stat.rsplit_once(')').context("a stat without a name")?;
+    let ticks: f64 = rest.split_whitespace().nth(19).context("a stat cut short")?.parse()?;
+    Ok(ticks / TICKS_PER_SECOND)
+}
+
+/// An initrd with busybox alone, whose init mounts what every init mounts, and says that it is up.
+fn busybox_initrd() -> Result<Vec<u8>> {
+    const INIT: &str = "#!/bin/busybox sh\n\
+        /bin/busybox mount -t proc proc /proc\n\
+        /bin/busybox mount -t sysfs sysfs /sys\n\
+        /bin/busybox mount -t devtmpfs dev /dev\n\
+        /bin/busybox ip link set lo up\n\
+        echo STEAD-BENCH-READY\n\
+        while :; do /bin/busybox sleep 3600; done\n";
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());
+    let busybox = fs::read(busybox.ok_or_else(|| anyhow!(Skip("busybox is not installed".to_owned())))?)?;
+    let mut archive = cpio::Archive::default();
+    for dir in ["bin", "dev", "proc", "sys"] {
+        archive.directory(dir);
+    }
+    archive.console("dev/console");
+    archive.program("bin/busybox", &busybox);
+    archive.program("init", INIT.as_bytes());
+    Ok(archive.finish())
+}
+
+/// A Debian with the image's packages, systemd, and the image's kernel package (for its modules and initrd).
+#[derive(Debug)]
+struct Debian {
+    disk: PathBuf,
+    initrd: PathBuf,
+}
+
+impl Debian {
+    fn build(bench: &Bench, work: &Path) -> Result<Self> {
+        let file = bench.recipe(IMAGE);
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let recipe = Recipe::from_yaml(&file.to_string_lossy(), &text)?;
+        let (Base::Debian(debian), Some(kernel)) = (&recipe.base, recipe.kernel.and_then(|k| k.package))
+        else {
+            return Err(anyhow!(Skip(format!("{IMAGE} has no Debian base or no kernel package"))));
+        };
+        let mut packages = debian.packages.clone();
+        packages.extend([kernel, "systemd-sysv".to_owned(), "initramfs-tools".to_owned(), "udev".to_owned()]);
+        let tree = work.join("debian");
+        output(
+            Command::new("mmdebstrap")
+                .args(["--mode=root", "--variant=essential", "--skip=check/qemu", "--quiet"])
+                .arg(format!("--include={}", packages.join(",")))
+                .arg(&debian.suite)
+                .arg(&tree)
+                .args(&debian.mirror),
+        )?;
+        let unit = tree.join("etc/systemd/system/bench-ready.service");
+        fs::write(
+            &unit,
+            format!(
+                "[Unit]\nAfter=network.target\n[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo {READY} >/dev/console'\n"
+            ),
+        )?;
+        let wants = tree.join("etc/systemd/system/multi-user.target.wants");
+        fs::create_dir_all(&wants)?;
+        symlink("../bench-ready.service", wants.join("bench-ready.service"))?;
+        let initrd = fs::read_dir(tree.join("boot"))?
+            .flatten()
+            .map(|e| e.path())
+            .find(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("initrd.img-")))
+            .context("the Debian has no initrd in /boot")?;
+        let kept = work.join("debian.initrd");
+        fs::copy(&initrd, &kept)?;
+        fs::set_permissions(&kept, fs::Permissions::from_mode(0o600))?;
+
+        let used = output(Command::new("du").args(["--summarize", "--block-size=1"]).arg(&tree))?;
+        let used: u64 =
+            used.split_whitespace().next().unwrap_or_default().parse().context("du gave no number")?;
+        let disk = work.join("debian.raw");
+        fs::File::create(&disk)?.set_len(used + used / 4 + SLACK_BYTES)?;
+        output(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(&tree).arg(&disk))?;
+        fs::remove_dir_all(&tree)?;
+        Ok(Self { disk, initrd: kept })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_others_get_the_same_machine() {
+        let argv = [
+            "/usr/bin/qemu-system-x86_64",
+            "-name",
+            "x",
+            "-machine",
+            "pc,accel=tcg",
+            "-m",
+            "2048",
+            "-append",
+            "console=hvc0 mitigations=off rdinit=/init nokaslr",
+        ];
+        let q = Qemu::of_argv(&argv).unwrap();
+        assert_eq!(q.options, ["-machine", "pc,accel=tcg", "-m", "2048"]);
+        assert_eq!(q.parameters, "mitigations=off nokaslr");
+    }
+
+    #[test]
+    fn reads_when_a_process_started() {
+        let stat = "42 (a) b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 12345 20";
+        assert_eq!(started_s(stat).unwrap(), 123.45);
+    }
+}

@@ -1,0 +1,40 @@
+//! docs/dependencies.md gives a reason for each dependency, and for none that is not there.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+/// Names under the `[…dependencies]` tables of a manifest, without our own crates.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let mut inside = false;
+    let mut names = BTreeSet::new();
+    for line in manifest.lines() {
+        if let Some(table) = line.strip_prefix('[') {
+            inside = table.trim_end_matches(']').ends_with("dependencies");
+        } else if inside && let Some((name, _)) = line.split_once(['.', '=', ' ']) {
+            if !name.is_empty() && !name.starts_with('#') && !name.starts_with("stead") {
+                names.insert(name.to_owned());
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut manifests =
+        vec![top.join("Cargo.toml"), top.join("xtask/Cargo.toml"), top.join("fuzz/Cargo.toml")];
+    for entry in fs::read_dir(top.join("crates")).expect("crates/") {
+        manifests.push(entry.expect("an entry").path().join("Cargo.toml"));
+    }
+    let used: BTreeSet<String> = manifests
+        .iter()
+        .flat_map(|path| {
+            dependencies(&fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+        })
+        .collect();
+    let text = fs::read_to_string(top.join("docs/dependencies.md")).expect("docs/dependencies.md");
+    let told: BTreeSet<String> =
+        text.lines().filter_map(|l| Some(l.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect();
+    assert!(used.len() > 20, "dependencies were not found: {used:?}");
+    assert_eq!(used, told, "docs/dependencies.md and the manifests differ");
+}
