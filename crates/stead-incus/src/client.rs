@@ -7,8 +7,8 @@ use crate::{
     token::{JoinToken, TrustToken},
     transport::{Answer, Endpoint, Transport},
     types::{
-        Certificate, Cluster, Image, ImageAlias, Instance, Member, Network, OperationStatus, Profile, Project, Server,
-        StoragePool,
+        Certificate, Cluster, Image, ImageAlias, Instance, Member, Network, OperationStatus, Profile,
+        Project, Server, StoragePool,
     },
 };
 use serde::de::DeserializeOwned;
@@ -100,6 +100,10 @@ impl Client {
     pub async fn fetch<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Error> {
         Ok(self.fetch_tagged(request).await?.0)
     }
+    /// Sends and reads a list; Go writes an empty one as `null`.
+    async fn list<T: DeserializeOwned>(&self, request: &Request) -> Result<Vec<T>, Error> {
+        Ok(self.fetch::<Option<Vec<T>>>(request).await?.unwrap_or_default())
+    }
     /// Sends; the operation when one began.
     ///
     /// # Errors
@@ -178,7 +182,7 @@ impl Client {
     /// # Errors
     /// As [`Self::fetch`].
     pub async fn members(&self) -> Result<Vec<Member>, Error> {
-        self.fetch(&requests::cluster::members()).await
+        self.list(&requests::cluster::members()).await
     }
     /// Makes this server the first member of a new cluster.
     ///
@@ -230,28 +234,28 @@ impl Client {
     /// # Errors
     /// As [`Self::fetch`].
     pub async fn storage_pools(&self) -> Result<Vec<StoragePool>, Error> {
-        self.fetch(&requests::storage::pools()).await
+        self.list(&requests::storage::pools()).await
     }
     /// Networks of a project.
     ///
     /// # Errors
     /// As [`Self::fetch`].
     pub async fn networks(&self, project: &str) -> Result<Vec<Network>, Error> {
-        self.fetch(&requests::networks::list(project)).await
+        self.list(&requests::networks::list(project)).await
     }
     /// Projects.
     ///
     /// # Errors
     /// As [`Self::fetch`].
     pub async fn projects(&self) -> Result<Vec<Project>, Error> {
-        self.fetch(&requests::projects::list()).await
+        self.list(&requests::projects::list()).await
     }
     /// Profiles of a project.
     ///
     /// # Errors
     /// As [`Self::fetch`].
     pub async fn profiles(&self, project: &str) -> Result<Vec<Profile>, Error> {
-        self.fetch(&requests::profiles::list(project)).await
+        self.list(&requests::profiles::list(project)).await
     }
     /// One profile; with its ETag.
     ///
@@ -288,7 +292,7 @@ impl Client {
     /// # Errors
     /// As [`Self::fetch`].
     pub async fn certificates(&self) -> Result<Vec<Certificate>, Error> {
-        self.fetch(&requests::certificates::list()).await
+        self.list(&requests::certificates::list()).await
     }
 
     /// Instances of all projects with their states.
@@ -296,7 +300,7 @@ impl Client {
     /// # Errors
     /// As [`Self::fetch`].
     pub async fn instances(&self) -> Result<Vec<Instance>, Error> {
-        self.fetch(&requests::instances::list_all()).await
+        self.list(&requests::instances::list_all()).await
     }
     /// Makes an instance, and waits for it.
     ///
@@ -338,7 +342,7 @@ impl Client {
     /// # Errors
     /// As [`Self::fetch`].
     pub async fn images(&self, project: &str) -> Result<Vec<Image>, Error> {
-        self.fetch(&requests::images::list(project)).await
+        self.list(&requests::images::list(project)).await
     }
     /// Uploads a unified image (`rootfs` absent) or a split one; its fingerprint. An image that is there already is
     /// found, not refused.
@@ -403,4 +407,17 @@ fn token_from<T>(
 
 fn shape<T: DeserializeOwned>(request: &Request, value: Value) -> Result<T, Error> {
     serde_json::from_value(value).map_err(|source| Error::Shape { request: request.to_string(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_is_an_empty_list() {
+        let r = Request::get("/1.0/storage-pools");
+        assert_eq!(shape::<Option<Vec<StoragePool>>>(&r, Value::Null).unwrap(), None);
+        let pool = serde_json::json!([{ "name": "p", "driver": "dir", "config": null, "used_by": null }]);
+        assert_eq!(shape::<Vec<StoragePool>>(&r, pool).unwrap()[0].used_by, Vec::<String>::new());
+    }
 }

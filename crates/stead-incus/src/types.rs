@@ -224,7 +224,7 @@ pub struct OperationStatus {
     pub err: String,
     /// What it works on: kind to paths.
     #[serde(default, deserialize_with = "nullable")]
-    pub resources: BTreeMap<String, Vec<String>>,
+    pub resources: BTreeMap<String, Option<Vec<String>>>,
 }
 
 /// An instance with its state (recursion 2).

@@ -105,6 +105,11 @@ impl Handle {
         self.0.log.line(format!("[{} ms] {}", event.at_ms, event.event).as_bytes());
         self.state().timeline.push(event);
     }
+    /// Takes over a warning of an earlier stage, which was on the console already.
+    pub fn warn_before(&self, warning: String) {
+        self.0.log.line(format!("warning: {warning}").as_bytes());
+        self.state().warnings.push(warning);
+    }
     /// Notes an event at a time since init began.
     pub fn note_at(&self, at: Duration, event: impl Into<String>) {
         let event = event.into();

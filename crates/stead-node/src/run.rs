@@ -69,7 +69,7 @@ fn new_handle(state: &BootState, reaper: Reaper) -> io::Result<Handle> {
         handle.note_before(event.clone());
     }
     for warning in &state.warnings {
-        handle.warn(warning.clone());
+        handle.warn_before(warning.clone());
     }
     Ok(handle)
 }

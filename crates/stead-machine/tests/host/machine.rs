@@ -129,7 +129,7 @@ fn life() -> Outcome {
     if Command::new("mksquashfs").arg("-version").output().is_err() {
         return Outcome::Skipped("mksquashfs is not installed".into());
     }
-    let up = Up::new("wtm-m", |_| {});
+    let up = Up::new("tst-m", |_| {});
     let (a, b) = (spec(&up, "node1", 1), spec(&up, "node2", 2));
     for s in [&a, &b] {
         supervise::spawn(&exe(), s).expect("spawn");
@@ -186,7 +186,7 @@ fn life() -> Outcome {
 }
 
 fn ends() -> Outcome {
-    let up = Up::new("wtm-e", |_| {});
+    let up = Up::new("tst-e", |_| {});
     let s = spec(&up, "node1", 1);
     supervise::spawn(&exe(), &s).unwrap();
     eventually("the machine to be up", 5, || boots(&s) == 1);
@@ -215,7 +215,7 @@ fn ends() -> Outcome {
 }
 
 fn killed_supervisor() -> Outcome {
-    let up = Up::new("wtm-s", |_| {});
+    let up = Up::new("tst-s", |_| {});
     let s = spec(&up, "node1", 1);
     for n in 1..=3 {
         let pid = supervise::spawn(&exe(), &s).expect("spawn over what a killed one left");
@@ -236,7 +236,7 @@ fn killed_supervisor() -> Outcome {
 }
 
 fn errors_are_told() -> Outcome {
-    let up = Up::new("wtm-r", |_| {});
+    let up = Up::new("tst-r", |_| {});
     let mut s = spec(&up, "node1", 1);
     s.stead_node = "/nowhere/stead-node".into();
     let error = supervise::spawn(&exe(), &s).map(drop).map_err(|e| chain(&e));

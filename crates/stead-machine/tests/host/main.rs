@@ -5,6 +5,7 @@
 
 mod machine;
 mod network;
+mod vm;
 mod world;
 
 use std::{
@@ -14,7 +15,9 @@ use std::{
 
 /// A test's outcome when it does not fail.
 pub enum Outcome {
+    /// It passed.
     Passed,
+    /// It could not run here, for this reason.
     Skipped(String),
 }
 
@@ -28,7 +31,7 @@ fn main() -> ExitCode {
         _ => {}
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let tests: Vec<Test> = network::TESTS.iter().chain(machine::TESTS).copied().collect();
+    let tests: Vec<Test> = network::TESTS.iter().chain(machine::TESTS).chain(vm::TESTS).copied().collect();
     let mut failed = 0;
     for (name, test) in tests {
         if !filters.is_empty() && !filters.iter().any(|f| name.contains(f.as_str())) {

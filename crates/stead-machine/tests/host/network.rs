@@ -141,7 +141,7 @@ fn resolve(netns: &str, name: &str, v6: bool) -> Vec<std::net::IpAddr> {
 }
 
 fn same_addresses_side_by_side() -> Outcome {
-    let (a, b) = (Up::new("wtm-a", |_| {}), Up::new("wtm-b", |_| {}));
+    let (a, b) = (Up::new("tst-a", |_| {}), Up::new("tst-b", |_| {}));
     for up in [&a, &b] {
         let client = Client::new(up, 1).with_address("10.88.0.2/24").with_address("fd88::2/64");
         sh(&client.0, &["ping", "-c1", "-W2", "10.88.0.1"]);
@@ -157,7 +157,7 @@ fn same_addresses_side_by_side() -> Outcome {
 }
 
 fn names_and_leases() -> Outcome {
-    let up = Up::new("wtm-n", |_| {});
+    let up = Up::new("tst-n", |_| {});
     let domain = up.0.cluster.to_string();
     for name in ["node2".to_owned(), format!("node2.{domain}")] {
         assert_eq!(resolve(&up.netns(), &name, false), ["10.88.0.3".parse::<std::net::IpAddr>().unwrap()]);
@@ -221,7 +221,7 @@ fn published_ports() -> Outcome {
         publish: format!("{listen}:node1:80").parse().unwrap(),
         target: target.parse().unwrap(),
     };
-    let up = Up::new("wtm-p", |s| {
+    let up = Up::new("tst-p", |s| {
         s.publish = vec![publish("127.0.0.1:0", "10.88.0.1:80"), publish("[::1]:0", "10.88.0.1:81")];
     });
     let state = network::observe(&up.0).unwrap();
@@ -248,7 +248,7 @@ fn published_ports() -> Outcome {
 }
 
 fn killed_and_changed() -> Outcome {
-    let mut up = Up::new("wtm-k", |_| {});
+    let mut up = Up::new("tst-k", |_| {});
     let name = up.0.cluster.to_string();
     let dnsmasq = || -> Vec<i32> {
         crate::world::traces(&name)
@@ -288,7 +288,7 @@ fn way_out() -> Outcome {
     if Command::new("nft").arg("--version").stdout(Stdio::null()).status().is_err() {
         return Outcome::Skipped("nft is not installed".into());
     }
-    let (host, outside) = (unique("wtm-host"), unique("wtm-outside"));
+    let (host, outside) = (unique("tst-host"), unique("tst-outside"));
     struct Gone(Vec<String>);
     impl Drop for Gone {
         fn drop(&mut self) {
@@ -317,7 +317,7 @@ fn way_out() -> Outcome {
             .unwrap()
         })
     };
-    let (a, b) = (nat("wtm-x"), nat("wtm-y"));
+    let (a, b) = (nat("tst-x"), nat("tst-y"));
     for up in [&a, &b] {
         let client = Client::new(up, 1).with_address("10.88.0.2/24");
         sh(&client.0, &["ip", "route", "add", "default", "via", "10.88.0.1"]);
@@ -340,6 +340,7 @@ fn way_out() -> Outcome {
     assert_eq!(sh(&host, &["nft", "list", "tables"]), "");
     assert!(!sh(&host, &["ip", "-br", "link"]).contains("stead-"));
     drop(gone);
-    assert_no_traces("wtm-");
+    assert_no_traces(&host);
+    assert_no_traces(&outside);
     Outcome::Passed
 }

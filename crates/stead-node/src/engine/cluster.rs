@@ -2,10 +2,7 @@
 
 use super::{EngineError, engine};
 use std::time::Duration;
-use stead_incus::{
-    Client, requests, requests::cluster::MemberAction,
-    tls, types::Member,
-};
+use stead_incus::{Client, requests, requests::cluster::MemberAction, tls, types::Member};
 
 /// A member that is up shows its certificate in milliseconds.
 const PROBE: Duration = Duration::from_secs(2);
@@ -39,10 +36,7 @@ pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), Engi
     let members = client.members().await.map_err(engine("list members"))?;
     let Some(member) = members.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
     if !force && member.status != "Evacuated" {
-        client
-            .set_member_state(name, MemberAction::Evacuate)
-            .await
-            .map_err(engine("evacuate the member"))?;
+        client.set_member_state(name, MemberAction::Evacuate).await.map_err(engine("evacuate the member"))?;
     }
     remove_now(client, name, force).await
 }
@@ -98,10 +92,7 @@ async fn answers_as_member(client: &Client, member: &Member) -> bool {
 /// What is on the member, if anything.
 async fn holds(client: &Client, name: &str) -> Result<Option<String>, EngineError> {
     let instances = client.instances().await.map_err(engine("list instances"))?;
-    Ok(instances
-        .into_iter()
-        .find(|i| i.location == name)
-        .map(|i| format!("instance {}", i.name)))
+    Ok(instances.into_iter().find(|i| i.location == name).map(|i| format!("instance {}", i.name)))
 }
 
 #[cfg(test)]

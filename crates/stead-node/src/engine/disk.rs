@@ -213,10 +213,7 @@ mod tests {
             println!("SKIP knows_what_mkfs_made: no mkfs.btrfs here");
             return;
         }
-        assert_eq!(
-            probe(&file).unwrap(),
-            Content::Btrfs { uuid: uuid.into(), label: "default".into() }
-        );
+        assert_eq!(probe(&file).unwrap(), Content::Btrfs { uuid: uuid.into(), label: "default".into() });
         let mut disk = OpenOptions::new().read(true).write(true).open(&file).unwrap();
         wipe_signatures(&mut disk, 200 << 20).unwrap();
         assert_eq!(probe(&file).unwrap(), Content::Blank);
@@ -237,7 +234,10 @@ mod tests {
         assert_eq!(find("pool", &dev, &sys), Some(dev.join("disk/by-serial/pool")));
         link_by_uuid("u-1", &dev.join("disk/by-serial/pool"), &dev).unwrap();
         link_by_uuid("u-1", &dev.join("loop7"), &dev).unwrap();
-        assert_eq!(fs::canonicalize(dev.join("disk/by-uuid/u-1")).unwrap(), fs::canonicalize(dev.join("loop7")).unwrap());
+        assert_eq!(
+            fs::canonicalize(dev.join("disk/by-uuid/u-1")).unwrap(),
+            fs::canonicalize(dev.join("loop7")).unwrap()
+        );
     }
 
     #[test]

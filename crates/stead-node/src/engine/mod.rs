@@ -38,7 +38,7 @@ use stead_model::{
     node::{EngineRole, EngineSpec},
 };
 use tokio::{
-    sync::{Mutex as AsyncMutex, Notify},
+    sync::Mutex as AsyncMutex,
     time::{Instant, sleep, timeout},
 };
 
@@ -172,8 +172,6 @@ pub struct Manager {
     state: Mutex<EngineStatus>,
     /// Held by whoever changes the engine's membership.
     forming: AsyncMutex<()>,
-    /// Look again now.
-    refresh: Notify,
 }
 
 impl Manager {
@@ -218,13 +216,14 @@ impl Manager {
             sys,
             client,
             forming: AsyncMutex::new(()),
-            refresh: Notify::new(),
         };
         if let Some(device) = manager.device()
             && let Some(uuid) = disk::btrfs_uuid(&device)
             && let Err(e) = disk::link_by_uuid(&uuid, &device, &manager.dev)
         {
-            manager.handle.warn(format!("engine: cannot link storage disk {} by its UUID: {e}", device.display()));
+            manager
+                .handle
+                .warn(format!("engine: cannot link storage disk {} by its UUID: {e}", device.display()));
         }
         Arc::new(manager)
     }
@@ -235,11 +234,12 @@ impl Manager {
         let work = async {
             self.bootstrap(client).await;
             loop {
-                self.look(client).await;
-                tokio::select! {
-                    () = sleep(WATCH_POLL) => {}
-                    () = self.refresh.notified() => {}
+                if self.journal.read() == Phase::Forming && self.forming.try_lock().is_ok() {
+                    // A join failed and could not be put away.
+                    self.bootstrap(client).await;
                 }
+                self.look(client).await;
+                sleep(WATCH_POLL).await;
             }
         };
         tokio::select! {
@@ -283,8 +283,7 @@ impl Manager {
         }
         self.await_online(client, ONLINE_PATIENCE).await?;
         self.joined()?;
-        self.look(client).await;
-        self.refresh.notify_one();
+        self.look_now(client).await;
         Ok(self.status())
     }
 
@@ -293,8 +292,7 @@ impl Manager {
     /// # Errors
     /// The engine refuses or does not answer.
     pub async fn trust_token(&self, client_name: &str) -> Result<Token, EngineError> {
-        let token =
-            self.client()?.trust_token(client_name).await.map_err(engine("ask for a trust token"))?;
+        let token = self.client()?.trust_token(client_name).await.map_err(engine("ask for a trust token"))?;
         Ok(Token { token: token.encode() })
     }
 
@@ -383,8 +381,7 @@ impl Manager {
     async fn settle(&self, client: &Client) -> Result<(), EngineError> {
         let _forming = self.forming.lock().await;
         let phase = self.journal.read();
-        if phase == Phase::Forming
-            && timeout(HALF_FORMED_PATIENCE, self.await_formed(client)).await.is_err()
+        if phase == Phase::Forming && timeout(HALF_FORMED_PATIENCE, self.await_formed(client)).await.is_err()
         {
             self.handle.note("engine: it was interrupted while forming and comes to nothing: starting over");
             reset::reset(&self.socket, &self.directory, &self.journal).await?;
@@ -455,10 +452,7 @@ impl Manager {
     async fn join_with(&self, client: &Client, server: &Server, text: &str) -> Result<(), EngineError> {
         let token = JoinToken::decode(text)?;
         if token.server_name != self.node.as_str() {
-            return Err(EngineError::OtherName {
-                wanted: token.server_name,
-                node: self.node.to_string(),
-            });
+            return Err(EngineError::OtherName { wanted: token.server_name, node: self.node.to_string() });
         }
         self.set(EngineState::Forming, None);
         let device = self.attached_device()?;
@@ -488,7 +482,9 @@ impl Manager {
             return Err(EngineError::Engine { action: "join", source: e });
         }
         let mut own = wanted.member_settings();
-        own.retain(|k, v| k != "cluster.https_address" && !(k == "core.https_address" && v == server_address));
+        own.retain(|k, v| {
+            k != "cluster.https_address" && !(k == "core.https_address" && v == server_address)
+        });
         if !own.is_empty() {
             client
                 .run(&requests::server::patch_config(&own), WATCH_TIMEOUT)
@@ -577,9 +573,14 @@ impl Manager {
         Ok(())
     }
 
-    /// Refreshes the state.
+    /// Refreshes the state, unless somebody is changing it.
     async fn look(&self, client: &Client) {
-        let Ok(_settled) = self.forming.try_lock() else { return };
+        if let Ok(_settled) = self.forming.try_lock() {
+            self.look_now(client).await;
+        }
+    }
+
+    async fn look_now(&self, client: &Client) {
         match self.ask_server(client).await {
             Err(Error::Connect { .. }) => {
                 self.set(EngineState::Starting, Some("the engine does not run".into()));

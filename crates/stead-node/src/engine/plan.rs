@@ -66,10 +66,14 @@ pub struct Observed {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// Somebody's data.
-    #[error("storage disk {0} carries something that is no pool of this engine: wipe it (wipefs -a) if it may go")]
+    #[error(
+        "storage disk {0} carries something that is no pool of this engine: wipe it (wipefs -a) if it may go"
+    )]
     DiskForeign(PathBuf),
     /// A pool with contents that this engine does not know.
-    #[error("storage disk {0} carries a pool with data that this engine does not know: recover it (admin recover) or wipe it (wipefs -a)")]
+    #[error(
+        "storage disk {0} carries a pool with data that this engine does not know: recover it (admin recover) or wipe it (wipefs -a)"
+    )]
     DiskInUse(PathBuf),
     /// A pool of the name has another driver.
     #[error("storage pool {name} is {found}, not {wanted}")]
@@ -249,7 +253,7 @@ fn plan_profiles(wanted: &Preseed, observed: &Observed, steps: &mut Vec<Step>) {
             }),
             found => {
                 let found = found.map(|(_, f)| f);
-                let config = found.map_or_else(|| p.config.clone(), |f| changed(&p.config, &f.config));
+                let config = changed(&p.config, found.map_or(&Config::new(), |f| &f.config));
                 let devices: Devices = p
                     .devices
                     .iter()

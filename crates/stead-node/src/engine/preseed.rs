@@ -189,6 +189,7 @@ pub fn merge(base: Value, over: Value) -> Value {
     match (base, over) {
         (base, Value::Null) => base,
         (Value::Object(base), Value::Object(over)) => Value::Object(merge_maps(base, over)),
+        (_, Value::Object(over)) => Value::Object(merge_maps(Map::new(), over)),
         (Value::Array(base), Value::Array(over)) if named(&base) && named(&over) => {
             Value::Array(merge_named(base, over))
         }
@@ -198,7 +199,7 @@ pub fn merge(base: Value, over: Value) -> Value {
 
 fn merge_maps(mut base: Map<String, Value>, over: Map<String, Value>) -> Map<String, Value> {
     if over.contains_key("type") || over.get("driver").is_some_and(|d| base.get("driver") != Some(d)) {
-        return over;
+        base.clear();
     }
     for (key, value) in over {
         if value.is_null() {
@@ -232,7 +233,8 @@ fn merge_named(mut base: Vec<Value>, over: Vec<Value>) -> Vec<Value> {
 impl Preseed {
     /// Settings a joining member gives for itself.
     pub fn member_config(&self) -> Vec<stead_incus::types::MemberConfigKey> {
-        let pools = self.storage_pools.iter().map(|p| ("storage-pool", &p.name, &p.config, &MEMBER_POOL_KEYS[..]));
+        let pools =
+            self.storage_pools.iter().map(|p| ("storage-pool", &p.name, &p.config, &MEMBER_POOL_KEYS[..]));
         let networks = self
             .networks
             .iter()
@@ -284,7 +286,10 @@ mod tests {
         let p = wanted(&spec(Value::Null), Some("/dev/vdb")).unwrap();
         assert_eq!(p.config["core.https_address"], "10.0.0.1:8443");
         assert_eq!(p.config["cluster.https_address"], "10.0.0.1:8443");
-        assert_eq!((p.storage_pools[0].driver.as_str(), p.storage_pools[0].config["source"].as_str()), ("btrfs", "/dev/vdb"));
+        assert_eq!(
+            (p.storage_pools[0].driver.as_str(), p.storage_pools[0].config["source"].as_str()),
+            ("btrfs", "/dev/vdb")
+        );
         assert_eq!(p.profiles[0].devices["eth0"]["parent"], "br0");
         assert_eq!(
             p.member_config().iter().map(|k| (k.entity.as_str(), k.key.as_str())).collect::<Vec<_>>(),

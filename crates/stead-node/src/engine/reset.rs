@@ -173,7 +173,9 @@ mod tests {
         let journal = Journal::new(dir.path());
         journal.write(Phase::Forming).unwrap();
         reset(&at("unix.socket"), dir.path(), &journal).await.unwrap();
-        for gone in ["database", "database.half-formed", "cluster.crt", "cluster.key", "storage-pools/default"] {
+        for gone in
+            ["database", "database.half-formed", "cluster.crt", "cluster.key", "storage-pools/default"]
+        {
             assert!(!at(gone).exists(), "{gone} is still there");
         }
         assert!(at("server.crt").exists() && at("images").exists());

@@ -22,7 +22,9 @@ use crate::{
     reaper::{Exit, Running},
 };
 use log::Log;
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, kill_process_group, setrlimit, setsid};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, getrlimit, kill_process, kill_process_group, setrlimit, setsid,
+};
 use std::{
     collections::{BTreeMap, HashMap},
     fs::File,
@@ -104,7 +106,7 @@ pub(crate) fn base_command(argv: &[String], environment: &BTreeMap<String, Strin
 
 /// Has the process begin in its own session, in the cgroups whose `cgroup.procs` are given, with this many files.
 fn isolate(command: &mut Command, mut entrances: Vec<File>, nofile: Option<u64>) {
-    // SAFETY: between fork and exec only write(2), setrlimit(2) and setsid(2) are called, on descriptors opened
+    // SAFETY: between fork and exec only write(2), getrlimit(2), setrlimit(2) and setsid(2) are called, on descriptors opened
     // before; all are async-signal-safe, nothing allocates, and errors are returned as numbers.
     #[allow(unsafe_code)]
     unsafe {
@@ -115,7 +117,13 @@ fn isolate(command: &mut Command, mut entrances: Vec<File>, nofile: Option<u64>)
                 let _ = entrance.write_all(b"0");
             }
             if let Some(limit) = nofile {
-                setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) })?;
+                // Raising the hard limit takes CAP_SYS_RESOURCE, which a node in a container may lack: then it gets
+                // as many as it may.
+                if setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).is_err()
+                {
+                    let hard = getrlimit(Resource::Nofile).maximum;
+                    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
+                }
             }
             Ok(())
         });

@@ -223,3 +223,16 @@ async fn a_node_without_engine_says_so() {
     assert_eq!(code(&node.client.join_token(&request).await.unwrap_err()), 404);
     assert_eq!(code(&node.client.instances().await.unwrap_err()), 404);
 }
+
+#[tokio::test]
+async fn a_late_address_is_waited_for_and_a_taken_port_is_an_error() {
+    // TEST-NET-3: nobody's.
+    let late = super::bind("203.0.113.254:8484".parse().unwrap());
+    assert!(tokio::time::timeout(Duration::from_millis(300), late).await.is_err());
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let error = super::bind(taken.local_addr().unwrap()).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    let both = super::bind("[::]:0".parse().unwrap()).await.unwrap();
+    let v4 = SocketAddr::from(([127, 0, 0, 1], both.local_addr().unwrap().port()));
+    tokio::net::TcpStream::connect(v4).await.unwrap();
+}

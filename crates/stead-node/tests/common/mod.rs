@@ -1,0 +1,333 @@
+//! Starts `stead-node` as PID 1 of namespaces, as the machine supervisor does, on roots made here.
+#![allow(dead_code)] // each test program uses a part
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    os::unix::{fs::symlink, process::CommandExt, process::ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// Longest wait for anything: generous, since other tests run beside.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Prints why a test cannot run here. `true`: it cannot.
+pub fn skip(test: &str, tools: &[&str]) -> bool {
+    let why = if !rustix::process::geteuid().is_root() {
+        Some("needs root".to_owned())
+    } else {
+        ["unshare", "busybox"].iter().chain(tools).find(|t| find(t).is_none()).map(|t| format!("needs {t}"))
+    };
+    if let Some(why) = &why {
+        println!("SKIP {test}: {why}");
+    }
+    why.is_some()
+}
+
+/// A program of this machine.
+pub fn find(program: &str) -> Option<PathBuf> {
+    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().map(|d| Path::new(d).join(program)).find(|p| p.exists())
+}
+
+/// A command, by its program's name.
+pub fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(find(program).unwrap_or_else(|| program.into()));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command that must succeed; returns what it said.
+pub fn run(program: &str, arguments: &[&str]) -> String {
+    let output = command(program, arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A root of busybox alone, in two layers.
+pub struct Layers {
+    dir: TempDir,
+}
+
+impl Layers {
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("stead-node-test-").tempdir().unwrap();
+        let base = dir.path().join("base");
+        for folder in
+            ["bin", "sbin", "etc", "proc", "sys", "dev", "run", "tmp", "root", "var/lib", "usr/lib/stead"]
+        {
+            fs::create_dir_all(base.join(folder)).unwrap();
+        }
+        fs::copy(find("busybox").unwrap(), base.join("bin/busybox")).unwrap();
+        for applet in
+            ["sh", "cat", "ls", "sleep", "ip", "mount", "touch", "kill", "nc", "hostname", "env", "test"]
+        {
+            symlink("busybox", base.join("bin").join(applet)).unwrap();
+        }
+        fs::write(base.join("etc/layer"), "base").unwrap();
+        let over = dir.path().join("over");
+        fs::create_dir_all(over.join("etc")).unwrap();
+        fs::write(over.join("etc/layer"), "over").unwrap();
+        Self { dir }
+    }
+
+    /// Puts a program of this machine into the base layer, with the libraries it is linked to.
+    pub fn with_program(self, program: &str) -> Self {
+        let base = self.dir.path().join("base");
+        let path = find(program).unwrap();
+        fs::copy(&path, base.join("sbin").join(program)).unwrap();
+        for word in run("ldd", &[path.to_str().unwrap()]).split_whitespace().filter(|w| w.starts_with('/')) {
+            let to = base.join(word.trim_start_matches('/'));
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            fs::copy(word, to).unwrap();
+        }
+        self
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        ["base", "over"].iter().map(|l| self.dir.path().join(l)).collect()
+    }
+}
+
+/// A file attached as a loop device for as long as this lives.
+pub struct Disk {
+    pub file: PathBuf,
+    pub device: PathBuf,
+    _dir: TempDir,
+}
+
+impl Disk {
+    /// A blank one of so many MiB.
+    pub fn blank(mib: u64) -> Self {
+        Self::prepared(mib, |_| {})
+    }
+    /// One whose file has been worked on before it is attached.
+    pub fn prepared(mib: u64, work: impl FnOnce(&Path)) -> Self {
+        let dir = tempfile::Builder::new().prefix("stead-node-disk-").tempdir().unwrap();
+        let file = dir.path().join("disk");
+        fs::File::create(&file).unwrap().set_len(mib << 20).unwrap();
+        work(&file);
+        let device = run("losetup", &["--find", "--show", file.to_str().unwrap()]).trim().into();
+        Self { file, device, _dir: dir }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = command("losetup", &["--detach", self.device.to_str().unwrap()]).status();
+    }
+}
+
+/// Cgroups of one machine, in every hierarchy of this host.
+struct Cgroups(Vec<PathBuf>);
+
+impl Cgroups {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("stead-node-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let roots = stead_node::mounts::parse(&mounts).into_iter().filter(|m| {
+            m.filesystem.starts_with("cgroup")
+                && !m.options.iter().any(|o| o == "cpuset")
+                && m.target.starts_with("/sys/fs/cgroup")
+        });
+        let folders: Vec<PathBuf> =
+            roots.map(|m| m.target.join(&name)).filter(|f| fs::create_dir(f).is_ok()).collect();
+        Self(folders)
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        fn remove(folder: &Path) {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                    remove(&entry.path());
+                }
+            }
+            // The kernel lets go of processes just ended a little later.
+            let until = Instant::now() + Duration::from_secs(5);
+            while fs::remove_dir(folder).is_err() && folder.exists() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        for folder in &self.0 {
+            remove(folder);
+        }
+    }
+}
+
+/// A running node.
+pub struct Node {
+    child: Child,
+    init: Option<Pid>,
+    console: PathBuf,
+    dir: TempDir,
+    _cgroups: Cgroups,
+}
+
+impl Node {
+    /// Boots a node with this spec (the rest of `{"schema":1,"cluster":"c","name":"n1", …}`).
+    pub fn boot(layers: &Layers, spec: &str, disks: &[(&str, &Disk)]) -> Self {
+        Self::boot_in(layers, spec, disks, None)
+    }
+
+    /// With one more layer on top.
+    pub fn boot_over(layers: &Layers, over: &Path, spec: &str) -> Self {
+        let mut paths = layers.paths();
+        paths.push(over.to_owned());
+        Self::boot_raw(&paths, &format!(r#"{{"schema":1,"cluster":"c","name":"n1"{spec}}}"#), &[], None)
+    }
+
+    /// The same in a network namespace that is there already.
+    pub fn boot_in(layers: &Layers, spec: &str, disks: &[(&str, &Disk)], netns: Option<&str>) -> Self {
+        let spec = format!(
+            r#"{{"schema":1,"cluster":"c","name":"n1"{}{spec}}}"#,
+            if spec.is_empty() { "" } else { "," }
+        );
+        Self::boot_raw(&layers.paths(), &spec, disks, netns)
+    }
+
+    /// With any text as spec and any layers.
+    pub fn boot_raw(layers: &[PathBuf], spec: &str, disks: &[(&str, &Disk)], netns: Option<&str>) -> Self {
+        let dir = tempfile::Builder::new().prefix("stead-node-machine-").tempdir().unwrap();
+        let spec_dir = dir.path().join("spec");
+        fs::create_dir(&spec_dir).unwrap();
+        fs::write(spec_dir.join("node.json"), spec).unwrap();
+        let disks: BTreeMap<&str, &Path> = disks.iter().map(|(s, d)| (*s, d.device.as_path())).collect();
+        let boot = serde_json::json!({"layers": layers, "spec_dir": spec_dir, "disks": disks, "root_limit": "64MiB"});
+        let file = dir.path().join("boot.json");
+        fs::write(&file, boot.to_string()).unwrap();
+        let console = dir.path().join("console");
+        let log = || fs::OpenOptions::new().append(true).create(true).open(&console).unwrap();
+        let cgroups = Cgroups::new();
+        let mut words: Vec<String> = Vec::new();
+        if let Some(netns) = netns {
+            words.extend(["ip", "netns", "exec", netns].map(str::to_owned));
+        }
+        words.extend(
+            ["unshare", "--pid", "--fork", "--mount", "--uts", "--ipc", "--cgroup", "--kill-child"]
+                .map(str::to_owned),
+        );
+        if netns.is_none() {
+            words.push("--net".into());
+        }
+        words.extend([
+            env!("CARGO_BIN_EXE_stead-node").to_owned(),
+            "namespace".into(),
+            file.display().to_string(),
+        ]);
+        let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
+        let mut command = command(&words[0], &arguments);
+        command.stdout(log()).stderr(log());
+        let mut doors: Vec<fs::File> = cgroups
+            .0
+            .iter()
+            .map(|f| fs::OpenOptions::new().write(true).open(f.join("cgroup.procs")).unwrap())
+            .collect();
+        // SAFETY: only write(2) on descriptors opened before, between fork and exec.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(move || doors.iter_mut().try_for_each(|d| d.write_all(b"0")));
+        }
+        let child = command.spawn().unwrap();
+        Self { child, init: None, console, dir, _cgroups: cgroups }
+    }
+
+    pub fn console(&self) -> String {
+        fs::read_to_string(&self.console).unwrap_or_default()
+    }
+
+    /// Waits until the console has this text.
+    pub fn wait_for(&self, text: &str) {
+        self.wait_until(text, || self.console().contains(text));
+    }
+
+    pub fn wait_until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(Instant::now() < until, "{what} did not come; console:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Process id of the node's init, here.
+    pub fn init(&mut self) -> Pid {
+        if let Some(pid) = self.init {
+            return pid;
+        }
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let parent = self.child.id();
+            let children =
+                fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+            if let Some(pid) =
+                children.split_whitespace().next().and_then(|p| p.parse().ok()).and_then(Pid::from_raw)
+            {
+                self.init = Some(pid);
+                return pid;
+            }
+            assert!(Instant::now() < until, "no init");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A path of the node, from here.
+    pub fn path(&mut self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.init().as_raw_nonzero()))
+    }
+
+    pub fn read(&mut self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).unwrap_or_default()
+    }
+
+    /// Log of a service.
+    pub fn log(&mut self, service: &str) -> String {
+        self.read(&format!("/var/log/stead/{service}.log"))
+    }
+
+    pub fn signal(&mut self, signal: Signal) {
+        kill_process(self.init(), signal).unwrap();
+    }
+
+    /// Waits for its end. Init's death by a signal is passed on by unshare(1).
+    pub fn wait(mut self) -> (ExitStatus, String) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return (status, self.console());
+            }
+            assert!(Instant::now() < until, "the node does not end; console:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Stops it and expects it to power off.
+    pub fn shut_down(mut self) -> String {
+        self.signal(Signal::TERM);
+        let (status, console) = self.wait();
+        assert_eq!(status.signal(), Some(Signal::INT.as_raw()), "{status}\n{console}");
+        console
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // unshare --kill-child takes the node with it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(pid) = self.init {
+            let until = Instant::now() + Duration::from_secs(5);
+            while Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        let _ = &self.dir;
+    }
+}

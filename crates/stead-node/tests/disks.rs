@@ -1,0 +1,176 @@
+//! Disks of a node: formatted only when blank, kept over reboots, left alone when they carry anything else.
+
+mod common;
+use common::{Disk, Layers, Node, command, run, skip};
+use rustix::process::Signal;
+use std::{
+    fs,
+    io::{Seek, SeekFrom, Write},
+    path::Path,
+};
+
+const MKFS: &str = "mkfs.ext4";
+
+fn rule(name: &str, label: &str) -> String {
+    format!(
+        r#"{{"name":"{name}","match":{{"serial":"{name}"}},"filesystem":"ext4","label":"{label}",
+            "mount":"/var/lib/{name}","binds":{{"sub":"/srv/{name}"}}}}"#
+    )
+}
+
+fn write_at(file: &Path, offset: u64, bytes: &[u8]) {
+    let mut file = fs::OpenOptions::new().write(true).open(file).unwrap();
+    file.seek(SeekFrom::Start(offset)).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
+/// Loop devices keep pages of their own: what the file has is what counts.
+fn digest(file: &Path) -> String {
+    run("sha256sum", &[file.to_str().unwrap()]).split(' ').next().unwrap().to_owned()
+}
+
+#[test]
+fn a_blank_disk_is_formatted_once_and_keeps_what_is_written() {
+    if skip("a_blank_disk_is_formatted_once_and_keeps_what_is_written", &[MKFS, "losetup"]) {
+        return;
+    }
+    let layers = Layers::new().with_program(MKFS);
+    let disk = Disk::blank(64);
+    let script = r#"["/bin/sh","-c","echo boot >> /srv/data/boots; cat /var/lib/data/sub/boots"]"#;
+    let spec = format!(
+        r#""system":{{"disks":[{}],"onboot":[{{"name":"count","command":{script}}}]}}"#,
+        rule("data", "mine")
+    );
+    for (boot, word) in [(1, "formatted"), (2, "found")] {
+        let mut node = Node::boot(&layers, &spec, &[("data", &disk)]);
+        node.wait_for("] running");
+        assert!(node.console().contains(&format!("disk data {word}")), "{}", node.console());
+        assert!(!node.console().contains("state is lost"), "{}", node.console());
+        assert_eq!(node.log("onboot-count").matches("boot\n").count(), boot, "{}", node.console());
+        node.shut_down();
+    }
+    assert!(command("e2fsck", &["-fn", disk.device.to_str().unwrap()]).status().unwrap().success());
+}
+
+#[test]
+fn what_a_disk_carries_is_left_alone_byte_for_byte() {
+    if skip("what_a_disk_carries_is_left_alone_byte_for_byte", &[MKFS, "losetup"]) {
+        return;
+    }
+    let layers = Layers::new().with_program(MKFS);
+    let ext4 = |label: &'static str| {
+        move |file: &Path| {
+            run(MKFS, &["-q", "-F", "-L", label, file.to_str().unwrap()]);
+        }
+    };
+    let mine = ext4("mine");
+    let disks = [
+        ("foreign", Disk::prepared(16, ext4("theirs")), "labelled \"theirs\""),
+        // The root directory's inode, the group descriptors and more are gone, the superblock is not.
+        (
+            "damaged",
+            Disk::prepared(16, move |f| {
+                mine(f);
+                write_at(f, 2048, &[0xa5; 300_000]);
+            }),
+            "cannot be mounted",
+        ),
+        // s_state says that errors were found.
+        (
+            "errors",
+            Disk::prepared(16, move |f| {
+                ext4("mine")(f);
+                write_at(f, 1024 + 0x3a, &[2]);
+            }),
+            "has errors",
+        ),
+        ("table", Disk::prepared(16, |f| write_at(f, 510, &[0x55, 0xaa])), "a partition table"),
+        ("tail", Disk::prepared(16, |f| write_at(f, (16 << 20) - 512, b"EFI PART")), "something at its end"),
+        ("data", Disk::prepared(16, |f| write_at(f, 3_000_000, b"x")), "data of no known kind"),
+    ];
+    let before: Vec<String> = disks.iter().map(|(_, d, _)| digest(&d.file)).collect();
+    let rules: Vec<String> = disks.iter().map(|(n, _, _)| rule(n, "mine")).collect();
+    let attached: Vec<(&str, &Disk)> = disks.iter().map(|(n, d, _)| (*n, d)).collect();
+    let spec = format!(r#""system":{{"disks":[{}]}}"#, rules.join(","));
+    let node = Node::boot(&layers, &spec, &attached);
+    node.wait_for("] running");
+    for (name, _, why) in &disks {
+        let console = node.console();
+        let warning =
+            console.lines().find(|l| l.contains(&format!("warning: disk {name}: "))).unwrap_or_default();
+        assert!(warning.contains(why) && warning.contains("left alone"), "{name}: no {why:?} in\n{console}");
+    }
+    node.shut_down();
+    run("sync", &[]);
+    for ((name, disk, _), before) in disks.iter().zip(before) {
+        assert_eq!(digest(&disk.file), before, "{name} was written to");
+    }
+}
+
+#[test]
+fn the_first_blank_disk_is_taken_unless_one_has_the_label() {
+    if skip("the_first_blank_disk_is_taken_unless_one_has_the_label", &[MKFS, "losetup"]) {
+        return;
+    }
+    let layers = Layers::new().with_program(MKFS);
+    let (foreign, blank, spare) =
+        (Disk::prepared(16, |f| write_at(f, 0, b"x")), Disk::blank(16), Disk::blank(16));
+    let spec = r#""system":{"disks":[{"name":"any","match":{"label_or_first_blank":"any"},"filesystem":"ext4",
+        "label":"any","mount":"/srv/any"}]}"#;
+    let node = Node::boot(&layers, spec, &[("a", &foreign), ("b", &blank), ("c", &spare)]);
+    node.wait_for("] running");
+    assert!(node.console().contains("disk any formatted"), "{}", node.console());
+    node.shut_down();
+    // The same disk again, though another blank one now comes before it.
+    let node = Node::boot(&layers, spec, &[("a", &spare), ("b", &blank)]);
+    node.wait_for("] running");
+    assert!(node.console().contains("disk any found"), "{}", node.console());
+    node.shut_down();
+    let label = run("blkid", &["-p", "-s", "LABEL", "-o", "value", blank.device.to_str().unwrap()]);
+    assert_eq!(label.trim(), "any");
+    assert!(!command("blkid", &["-p", spare.device.to_str().unwrap()]).status().unwrap().success());
+}
+
+#[test]
+fn a_root_on_the_data_disk_is_kept() {
+    if skip("a_root_on_the_data_disk_is_kept", &[MKFS, "losetup"]) {
+        return;
+    }
+    let layers = Layers::new().with_program(MKFS);
+    let disk = Disk::blank(64);
+    let spec = r#""root":{"disk":"data"},"engine":{"kind":"incus","role":"init","address":"127.0.0.1:8443","bridge":"br0"},
+        "system":{"onboot":[{"name":"count","command":["/bin/sh","-c","echo boot >> /root/boots; cat /root/boots; echo engine >> /var/lib/incus/x; cat /var/lib/incus/x"]}]}"#;
+    for boots in [1, 2] {
+        let mut node = Node::boot(&layers, spec, &[("data", &disk)]);
+        node.wait_for("onboot count done");
+        let log = node.log("onboot-count");
+        // The log itself is kept too, so the second boot's lines come after the first's.
+        assert_eq!(log.matches(" boot\n").count(), boots * (boots + 1) / 2, "{log}");
+        assert_eq!(log.matches(" engine\n").count(), boots * (boots + 1) / 2, "{log}");
+        assert!(!node.console().contains("state is lost"), "{}", node.console());
+        assert_eq!(node.console().contains("was blank and has been formatted"), boots == 1);
+        node.signal(Signal::TERM);
+        let (_, console) = node.wait();
+        assert!(console.contains("services stopped"), "{console}");
+    }
+    assert!(command("e2fsck", &["-fn", disk.device.to_str().unwrap()]).status().unwrap().success());
+}
+
+#[test]
+fn a_root_whose_disk_is_foreign_ends_in_rescue() {
+    if skip("a_root_whose_disk_is_foreign_ends_in_rescue", &[MKFS, "losetup"]) {
+        return;
+    }
+    let layers = Layers::new().with_program(MKFS);
+    let disk = Disk::prepared(16, |f| write_at(f, 4086, b"SWAPSPACE2"));
+    let before = digest(&disk.file);
+    let node = Node::boot(&layers, r#""root":{"disk":"data"}"#, &[("data", &disk)]);
+    node.wait_for("RESCUE: ");
+    assert!(
+        node.console().contains("carries swap, not ext4 labelled \"stead-data\"; left alone"),
+        "{}",
+        node.console()
+    );
+    node.shut_down();
+    assert_eq!(digest(&disk.file), before);
+}
