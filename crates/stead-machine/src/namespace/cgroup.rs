@@ -2,7 +2,7 @@
 //!
 //! Owns `stead/<cluster>/<node>`: made before the machine, limited, emptied and removed after it.
 
-use crate::{mountinfo, mountinfo::MountPoint, teardown::Failures, TeardownError};
+use crate::{TeardownError, mountinfo, mountinfo::MountPoint, teardown::Failures};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     collections::BTreeSet,
@@ -146,8 +146,12 @@ impl Cgroups {
         let (mut limited_cpus, mut limited_memory) = (cpus.is_none(), memory.is_none());
         let mut leaves = Vec::new();
         for h in &hierarchies {
-            let levels =
-                [h.root().to_owned(), h.root().join(&stead), h.root().join(&of_cluster), h.root().join(&of_node)];
+            let levels = [
+                h.root().to_owned(),
+                h.root().join(&stead),
+                h.root().join(&of_cluster),
+                h.root().join(&of_node),
+            ];
             let leaf = &levels[3];
             for pair in levels.windows(2) {
                 make_level(h, &pair[0], &pair[1])?;
@@ -175,10 +179,11 @@ impl Cgroups {
             .iter()
             .map(|leaf| {
                 let path = leaf.join("cgroup.procs");
-                File::options()
-                    .write(true)
-                    .open(&path)
-                    .map_err(|source| CgroupError::Set { path, value: "0".to_owned(), source })
+                File::options().write(true).open(&path).map_err(|source| CgroupError::Set {
+                    path,
+                    value: "0".to_owned(),
+                    source,
+                })
             })
             .collect()
     }
@@ -317,7 +322,10 @@ fn subtree(top: &Path) -> Vec<PathBuf> {
     while let Some(path) = todo.pop() {
         let Ok(entries) = fs::read_dir(&path) else { continue };
         todo.extend(
-            entries.filter_map(Result::ok).filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()),
+            entries
+                .filter_map(Result::ok)
+                .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+                .map(|e| e.path()),
         );
         all.push(path);
     }

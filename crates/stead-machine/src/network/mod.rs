@@ -148,11 +148,14 @@ fn digest(spec: &HostNetworkSpec) -> String {
 /// [`NetworkError`]; what was made so far stays, for the next `up` or `down`.
 pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkError> {
     files::private_dir(&spec.dir).map_err(NetworkError::file("make", &spec.dir))?;
-    let _one_at_a_time = Lock::wait(&spec.dir, "up.lock")
-        .map_err(NetworkError::file("lock", &spec.dir.join("up.lock")))?;
+    let _one_at_a_time =
+        Lock::wait(&spec.dir, "up.lock").map_err(NetworkError::file("lock", &spec.dir.join("up.lock")))?;
     let name = spec.netns();
-    netns::create(&name)
-        .map_err(|source| NetworkError::Namespace { operation: "make", netns: name.clone(), source })?;
+    netns::create(&name).map_err(|source| NetworkError::Namespace {
+        operation: "make",
+        netns: name.clone(),
+        source,
+    })?;
     make_links(spec)?;
     nat::ensure(spec)?;
     let file = spec.dir.join("network.json");
@@ -218,7 +221,11 @@ fn make_links(spec: &HostNetworkSpec) -> Result<(), NetworkError> {
         for (key, value, needed) in SYSCTLS {
             match fs::write(Path::new("/proc/sys").join(key), value) {
                 Err(source) if needed || source.kind() != io::ErrorKind::NotFound => {
-                    refused = Some(NetworkError::Sysctl { key: key.replace('/', "."), netns: name.clone(), source });
+                    refused = Some(NetworkError::Sysctl {
+                        key: key.replace('/', "."),
+                        netns: name.clone(),
+                        source,
+                    });
                     break;
                 }
                 _ => {}
@@ -262,8 +269,10 @@ pub fn down(spec: &HostNetworkSpec) -> Result<(), TeardownError> {
     failures.note(daemon::end(&spec.dir, &[(Signal::TERM, DOWN_PATIENCE)]));
     failures.absorb(nat::remove(spec));
     let netns = spec.netns();
-    failures.note(
-        netns::remove(&netns).map_err(|source| NetworkError::Namespace { operation: "remove", netns, source }),
-    );
+    failures.note(netns::remove(&netns).map_err(|source| NetworkError::Namespace {
+        operation: "remove",
+        netns,
+        source,
+    }));
     failures.into_result()
 }

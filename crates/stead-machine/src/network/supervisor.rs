@@ -72,8 +72,11 @@ async fn supervise(spec: HostNetworkSpec) -> Result<(), NetworkError> {
     let _lock = Lock::take(&dir, "lock")
         .map_err(NetworkError::file("lock", &dir.join("lock")))?
         .ok_or_else(|| NetworkError::AlreadyRuns(spec.cluster.to_string()))?;
-    let netns = netns::open(&spec.netns())
-        .map_err(|source| NetworkError::Namespace { operation: "enter", netns: spec.netns(), source })?;
+    let netns = netns::open(&spec.netns()).map_err(|source| NetworkError::Namespace {
+        operation: "enter",
+        netns: spec.netns(),
+        source,
+    })?;
     let mut me = Supervisor {
         gate: Gate::open(netns).map_err(NetworkError::file("publish ports of", &dir))?,
         forwarders: Vec::new(),
@@ -160,7 +163,8 @@ impl Supervisor {
             self.forwarders.push(forwarder);
         }
         let path = self.spec.dir.join("ports.json");
-        files::write_json(&path, &self.ports, Durability::Volatile).map_err(NetworkError::file("write", &path))
+        files::write_json(&path, &self.ports, Durability::Volatile)
+            .map_err(NetworkError::file("write", &path))
     }
 
     async fn serve_names(&mut self) -> Result<(), NetworkError> {
