@@ -64,6 +64,8 @@ pub enum CgroupError {
 
 /// Period of the CPU quota, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
+/// How often a cgroup is made again that vanished while it was made.
+const MAKE_TRIES: u32 = 100;
 /// How long removed processes may take to be gone from a cgroup.
 const EMPTYING_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -131,8 +133,28 @@ pub(crate) struct Cgroups {
 }
 
 impl Cgroups {
-    /// Makes them (emptying any that are left) and sets the limits.
+    /// Makes them and sets the limits. What is left in them of an earlier machine stays until [`Self::empty`].
     pub(crate) fn make(
+        cluster: &ClusterName,
+        node: &NodeName,
+        cpus: Option<u32>,
+        memory: Option<Bytes>,
+    ) -> Result<Self, CgroupError> {
+        let mut tries = 0;
+        loop {
+            match Self::make_once(cluster, node, cpus, memory) {
+                // The cluster's last machine but this took the cgroup above with it, just now.
+                Err(CgroupError::Make { source, .. } | CgroupError::Set { source, .. })
+                    if tries < MAKE_TRIES && source.kind() == io::ErrorKind::NotFound =>
+                {
+                    tries += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn make_once(
         cluster: &ClusterName,
         node: &NodeName,
         cpus: Option<u32>,
