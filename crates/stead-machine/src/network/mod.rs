@@ -161,14 +161,15 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
     let file = spec.dir.join("network.json");
     files::write_json(&file, spec, Durability::Durable).map_err(NetworkError::file("write", &file))?;
     let wanted = digest(spec);
-    let is_up = || supervisor_state(spec).filter(|s| s.spec_digest == wanted);
-    let running = files::is_locked(&spec.dir, "lock");
-    match running.then(is_up).flatten() {
-        Some(state) if state.ready => return Ok(state),
-        _ => {}
+    let now = supervisor_state(spec);
+    if let Some(state) = now.as_ref().filter(|s| s.ready && s.spec_digest == wanted) {
+        return Ok(state.clone());
     }
-    match running.then(|| files::holder(&spec.dir, "lock")).flatten().and_then(Pid::from_raw) {
+    // What it said before it was told again is not the answer.
+    let mut attempts_before = 0;
+    match files::holder(&spec.dir, "lock").and_then(Pid::from_raw) {
         Some(pid) => {
+            attempts_before = now.map_or(0, |s| s.attempts);
             let _ = kill_process(pid, Signal::HUP);
         }
         None => {
@@ -177,9 +178,11 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
             daemon::start(exe, &args, &spec.dir, UP_PATIENCE, has_begun)?;
         }
     }
+    let answer =
+        || supervisor_state(spec).filter(|s| s.spec_digest == wanted && s.attempts > attempts_before);
     let deadline = Instant::now() + UP_PATIENCE;
     loop {
-        match is_up() {
+        match answer() {
             Some(state) if state.ready => return Ok(state),
             Some(NetworkState { error: Some(error), .. }) => return Err(NetworkError::Reported(error)),
             _ if !files::is_locked(&spec.dir, "lock") => {

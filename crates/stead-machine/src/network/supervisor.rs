@@ -59,6 +59,7 @@ struct Supervisor {
     ports: BTreeMap<String, SocketAddr>,
     config: Option<String>,
     dnsmasq: Option<Tethered>,
+    attempts: u32,
 }
 
 async fn supervise(spec: HostNetworkSpec) -> Result<(), NetworkError> {
@@ -83,6 +84,7 @@ async fn supervise(spec: HostNetworkSpec) -> Result<(), NetworkError> {
         ports: files::read_json(&dir.join("ports.json")).unwrap_or_default(),
         config: None,
         dnsmasq: None,
+        attempts: 0,
         spec,
     };
     me.tell(false, None)?;
@@ -131,6 +133,7 @@ impl Supervisor {
             supervisor_pid: std::process::id() as i32,
             ready,
             listening: self.forwarders.iter().map(|f| f.listening).collect(),
+            attempts: self.attempts,
             spec_digest: digest(&self.spec),
             error: error.map(super::chain),
         };
@@ -140,8 +143,12 @@ impl Supervisor {
 
     /// Has names served and ports published as the spec says.
     async fn converge(&mut self) -> Result<(), NetworkError> {
-        self.publish().await?;
-        self.serve_names().await
+        let outcome = match self.publish().await {
+            Ok(()) => self.serve_names().await,
+            failed => failed,
+        };
+        self.attempts += 1;
+        outcome
     }
 
     async fn publish(&mut self) -> Result<(), NetworkError> {

@@ -138,10 +138,7 @@ fn life() -> Outcome {
     assert!(said.contains("cgroups / \n"), "{said}");
     let state = supervise::observe(&a.dir).unwrap();
     assert_eq!((state.phase.as_str(), state.boots), ("running", 1));
-    assert!(matches!(
-        supervise::spawn(&exe(), &a),
-        Err(supervise::MachineError::AlreadyRuns(_))
-    ));
+    assert!(matches!(supervise::spawn(&exe(), &a), Err(supervise::MachineError::AlreadyRuns(_))));
     sh(&up.netns(), &["ping", "-c1", "-W2", "10.88.0.2"]);
     sh(&up.netns(), &["ping", "-c1", "-W2", "10.88.0.3"]);
     let link = sh(&up.netns(), &["ip", "-d", "link", "show", "type", "veth"]);
