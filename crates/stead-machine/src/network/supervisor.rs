@@ -155,14 +155,21 @@ impl Supervisor {
         let mut old = std::mem::take(&mut self.forwarders);
         // Those no longer wanted go first: a new one may want their port.
         old.retain(|f| self.spec.publish.iter().any(|wish| f.is_for(wish)));
+        let mut first_failure = None;
         for wish in &self.spec.publish {
             let forwarder = match old.iter().position(|f| f.is_for(wish)) {
                 Some(i) => old.swap_remove(i),
                 None => {
                     let before = self.ports.get(&wish.publish.to_string()).copied();
-                    Forwarder::listen(&self.gate, wish, before)
-                        .await
-                        .map_err(|source| NetworkError::Listen { address: wish.publish.listen, source })?
+                    match Forwarder::listen(&self.gate, wish, before).await {
+                        Ok(forwarder) => forwarder,
+                        // The other ports are not to suffer.
+                        Err(source) => {
+                            let address = wish.publish.listen;
+                            first_failure.get_or_insert(NetworkError::Listen { address, source });
+                            continue;
+                        }
+                    }
                 }
             };
             forwarder.aim(wish.target);
@@ -171,7 +178,8 @@ impl Supervisor {
         }
         let path = self.spec.dir.join("ports.json");
         files::write_json(&path, &self.ports, Durability::Volatile)
-            .map_err(NetworkError::file("write", &path))
+            .map_err(NetworkError::file("write", &path))?;
+        first_failure.map_or(Ok(()), Err)
     }
 
     async fn serve_names(&mut self) -> Result<(), NetworkError> {
