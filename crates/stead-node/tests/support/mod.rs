@@ -34,10 +34,10 @@ impl Kind {
     fn packages(self) -> &'static str {
         match self {
             Self::Incus => {
-                "incus-base,incus-client,btrfs-progs,iproute2,zstd,xz-utils,squashfs-tools,attr,rsync,tar,uidmap,ca-certificates,procps"
+                "incus-base,incus-client,mount,btrfs-progs,iproute2,zstd,xz-utils,squashfs-tools,attr,rsync,tar,uidmap,ca-certificates,procps"
             }
             Self::Lxd => {
-                "lxd,lxd-client,btrfs-progs,iproute2,zstd,xz-utils,squashfs-tools,attr,rsync,tar,uidmap,ca-certificates,procps"
+                "lxd,lxd-client,mount,btrfs-progs,iproute2,zstd,xz-utils,squashfs-tools,attr,rsync,tar,uidmap,ca-certificates,procps"
             }
         }
     }
