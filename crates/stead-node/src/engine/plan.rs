@@ -17,6 +17,8 @@ pub enum Step {
     SetConfig { config: Config },
     /// Take an unused pool's filesystem away.
     WipeDisk { device: PathBuf },
+    /// Remove what is left of a pool that the engine does not know.
+    RemoveLeftover { path: PathBuf },
     /// Make a pool.
     CreatePool { name: String, driver: String, config: Config, description: String },
     /// Change a pool's settings.
@@ -60,6 +62,9 @@ pub struct Observed {
     pub disk: Option<Disk>,
     /// The disk carries a pool that holds no instance, image or volume.
     pub disk_unused: bool,
+    /// Directories of pools that the engine does not know, and whether they hold files: it was killed while it made
+    /// them, and will not make them again over these.
+    pub leftovers: Vec<(PathBuf, bool)>,
 }
 
 /// There is no way from here.
@@ -75,6 +80,9 @@ pub enum PlanError {
         "storage disk {0} carries a pool with data that this engine does not know: recover it (admin recover) or wipe it (wipefs -a)"
     )]
     DiskInUse(PathBuf),
+    /// Files in the directory of a pool that this engine does not know.
+    #[error("{0} holds files of a storage pool that this engine does not know: move them away")]
+    LeftoverInUse(PathBuf),
     /// A pool of the name has another driver.
     #[error("storage pool {name} is {found}, not {wanted}")]
     PoolDriver {
@@ -110,6 +118,7 @@ pub fn init(wanted: &Preseed, member: &str, observed: &Observed) -> Result<Vec<S
         steps.push(Step::SetConfig { config });
     }
     // As the engines' own tool: networks of the default project, projects, the other networks.
+    remove_leftovers(observed, &mut steps)?;
     plan_networks(wanted, observed, true, &mut steps);
     plan_projects(wanted, observed, &mut steps);
     plan_networks(wanted, observed, false, &mut steps);
@@ -128,6 +137,7 @@ pub fn before_join(observed: &Observed) -> Result<Vec<Step>, PlanError> {
         return Ok(Vec::new());
     }
     let mut steps = Vec::new();
+    remove_leftovers(observed, &mut steps)?;
     for (project, network) in &observed.networks {
         steps.push(Step::DeleteNetwork { project: project.clone(), name: network.name.clone() });
     }
@@ -142,6 +152,16 @@ pub fn before_join(observed: &Observed) -> Result<Vec<Step>, PlanError> {
         make_blank(disk, observed.disk_unused || !observed.pools.is_empty(), &mut steps)?;
     }
     Ok(steps)
+}
+
+fn remove_leftovers(observed: &Observed, steps: &mut Vec<Step>) -> Result<(), PlanError> {
+    for (path, holds_files) in &observed.leftovers {
+        if *holds_files {
+            return Err(PlanError::LeftoverInUse(path.clone()));
+        }
+        steps.push(Step::RemoveLeftover { path: path.clone() });
+    }
+    Ok(())
 }
 
 fn make_blank(disk: &Disk, unused: bool, steps: &mut Vec<Step>) -> Result<(), PlanError> {
