@@ -201,7 +201,12 @@ fn serve_agent(spec: &NodeSpec, handle: &Handle, manager: Option<Arc<engine::Man
     };
     let handle = handle.clone();
     tokio::spawn(async move {
-        if let Err(e) = api::serve(agent, handle.clone(), manager).await {
+        let served = async {
+            let listener = api::bind(agent.listen).await?;
+            handle.note("agent listening");
+            api::serve_on(listener, &agent, handle.clone(), manager).await
+        };
+        if let Err(e) = served.await {
             handle.warn(format!("agent: {}", crate::chain(&e)));
         }
     });
