@@ -7,6 +7,7 @@ use super::{
 };
 use futures_util::{StreamExt as _, future, stream::FuturesUnordered};
 use std::{
+    io::ErrorKind,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -23,6 +24,9 @@ use stead_incus::{
 const HANDSHAKE: Duration = Duration::from_secs(3);
 /// mkfs takes some tens of milliseconds; the engine looks for the link right after it, then only every 500 ms.
 const LINK_POLL: Duration = Duration::from_millis(3);
+
+/// The kernel may be unmounting a killed node's pool still.
+const UNMOUNT: Duration = Duration::from_secs(20);
 
 /// A step or a look failed.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +132,7 @@ pub async fn observe(
         disk,
         disk_unused,
         leftovers,
+        pools_directory: directory.join("storage-pools"),
     })
 }
 
@@ -186,11 +191,21 @@ pub async fn apply(client: &Client, step: &Step) -> Result<(), ActError> {
         return reset::remove_pool(path).map_err(|source| ActError::Leftover { path: path.clone(), source });
     }
     if let Step::WipeDisk { device } = step {
-        return disk::wipe(device).map_err(|source| ActError::Disk {
-            action: "wipe",
-            device: device.clone(),
-            source,
-        });
+        let begun = tokio::time::Instant::now();
+        loop {
+            match disk::wipe(device) {
+                Err(e) if e.kind() == ErrorKind::ResourceBusy && begun.elapsed() < UNMOUNT => {
+                    tokio::time::sleep(LINK_POLL * 10).await;
+                }
+                done => {
+                    return done.map_err(|source| ActError::Disk {
+                        action: "wipe",
+                        device: device.clone(),
+                        source,
+                    });
+                }
+            }
+        }
     }
     if let Some(request) = request(step) {
         client.run(&request, OPERATION_TIMEOUT).await?;

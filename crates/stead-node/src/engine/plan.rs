@@ -65,6 +65,8 @@ pub struct Observed {
     /// Directories of pools that the engine does not know, and whether they hold files: it was killed while it made
     /// them, and will not make them again over these.
     pub leftovers: Vec<(PathBuf, bool)>,
+    /// Where the engine has its pools.
+    pub pools_directory: PathBuf,
 }
 
 /// There is no way from here.
@@ -146,6 +148,8 @@ pub fn before_join(observed: &Observed) -> Result<Vec<Step>, PlanError> {
             return Err(PlanError::PoolInUse { name: pool.name.clone(), by: by.clone() });
         }
         steps.push(Step::DeletePool { name: pool.name.clone() });
+        // After a crash the engine may have mounted it twice, and unmounts it once.
+        steps.push(Step::RemoveLeftover { path: observed.pools_directory.join(&pool.name) });
     }
     if let Some(disk) = &observed.disk {
         // An unused pool of the engine that is deleted by the steps above leaves its filesystem behind.

@@ -189,7 +189,11 @@ fn what_a_failed_join_left_goes_first() {
     );
     assert_eq!(
         before_join(&o).unwrap(),
-        [Step::DeletePool { name: "default".into() }, Step::WipeDisk { device: "/dev/vdb".into() }]
+        [
+            Step::DeletePool { name: "default".into() },
+            Step::RemoveLeftover { path: "default".into() },
+            Step::WipeDisk { device: "/dev/vdb".into() }
+        ]
     );
     o.pools[0].used_by.push("/1.0/profiles/default".into());
     assert!(matches!(before_join(&o), Err(PlanError::PoolInUse { .. })));

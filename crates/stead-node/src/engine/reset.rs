@@ -151,10 +151,15 @@ fn alive(pid: i32) -> bool {
 /// # Errors
 /// It holds files, or its disk is in use.
 pub fn remove_pool(pool: &Path) -> io::Result<()> {
-    match unmount(pool, UnmountFlags::empty()) {
-        // Not a mount point: a pool of plain directories.
-        Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-        Err(e) => return Err(e.into()),
+    loop {
+        match unmount(pool, UnmountFlags::empty()) {
+            // There may be another mount below.
+            Ok(()) => {}
+            // Not a mount point: a pool of plain directories.
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
     }
     remove_directories(pool)
 }
