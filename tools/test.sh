@@ -4,6 +4,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
+# Where `make images` puts them; tests of machines and clusters run on these.
+export STEAD_TEST_STORE=${STEAD_TEST_STORE:-/var/lib/stead/images}
 
 readonly logs=build/test
 rm -rf "$logs"

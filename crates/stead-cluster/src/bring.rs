@@ -62,7 +62,12 @@ pub(crate) struct Work {
 /// Brings one node where the plan wants it.
 pub(crate) async fn bring(work: Arc<Work>, plan: NodePlan, desired: DesiredNode) -> Result<(), ClusterError> {
     let name = plan.name.clone();
-    let result = bring_inner(&work, &plan, &desired).await;
+    let mut result = bring_inner(&work, &plan, &desired).await;
+    // What was left running may have been on its way down: a `down` that was cut short had told it to end.
+    if result.is_err() && plan.action == NodeAction::Keep && supervise::observe(&desired.machine.dir).is_none() {
+        let plan = NodePlan { action: NodeAction::Start, ..plan.clone() };
+        result = bring_inner(&work, &plan, &desired).await;
+    }
     if let Err(e) = &result {
         work.events.node(&name, "failed", crate::error::chain(e));
         // Whoever waits for this node to be the first member waits in vain.

@@ -326,7 +326,15 @@ impl Run<'_> {
             let size = fs::metadata(&path).at("look at", &path)?.len();
             Artifact { digest: digest.clone(), size: Bytes(size) }
         } else {
-            self.store.copy_in(&self.job.stead_node, &self.store.scratch()?)?
+            let copy = self.store.copy_in(&self.job.stead_node, &self.store.scratch()?)?;
+            if copy.digest != *digest {
+                return Err(ImageError::Io {
+                    operation: "copy",
+                    path: self.job.stead_node.clone(),
+                    source: std::io::Error::other("it changed while it was read; build again"),
+                });
+            }
+            copy
         };
         // The one artifact that is executed from the store. Done even when it was there: the step may have been cut short.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).at("make executable", &path)?;
@@ -340,15 +348,9 @@ impl Run<'_> {
         };
         let extra = self.job.recipe.kernel.as_ref().map_or(&[][..], |k| &k.initrd_modules);
         let made = self.step("initrd", "stead-node and modules", &key, false, one_blob, |scratch| {
-            let path = &self.job.stead_node;
-            let node = fs::read(path).at("read", path)?;
-            if self.job.node_digest.as_ref().is_none_or(|d| !crate::plan::same(d, &node)) {
-                return Err(ImageError::Io {
-                    operation: "pack",
-                    path: path.clone(),
-                    source: std::io::Error::other("it changed while the image was built; build again"),
-                });
-            }
+            // The store's copy: the file itself may have been built anew since the build began.
+            let path = self.store.blob(self.job.node_digest.as_ref().expect("its key was made of it"));
+            let node = fs::read(&path).at("read", &path)?;
             let layer = kernel.modules.as_ref().map(|m| self.store.blob(&m.digest));
             let modules = layer.as_deref().map(|l: &Path| (l, kernel.release.as_str()));
             self.store.put(&initrd::build(scratch, &node, modules, extra)?)

@@ -20,9 +20,10 @@ pub const REQUIRED: [&str; 6] = ["virtio_pci", "virtio_blk", "virtio_net", "squa
 
 /// Modules taken when the kernel has them: virtio on microVMs, randomness, packet sockets for DHCP, and the data disk's
 /// ext4 with its checksums. btrfs is left out: it brings in raid6 and xor, whose self-tests cost seconds under emulation;
-/// a node loads it from its root when a disk asks for it.
-pub const OPTIONAL: [&str; 6] =
-    ["virtio_mmio", "virtio_rng", "af_packet", "crc32c_generic", "crc32c_intel", "ext4"];
+/// a node loads it from its root when a disk asks for it. button and evdev bring the power button: without them a VM
+/// that is asked to stop by ACPI does not hear it.
+pub const OPTIONAL: [&str; 8] =
+    ["virtio_mmio", "virtio_rng", "af_packet", "crc32c_generic", "crc32c_intel", "ext4", "button", "evdev"];
 
 /// File in the initrd that lists the modules, one absolute path a line, in load order.
 pub const ORDER_FILE: &str = "modules.order.stead";

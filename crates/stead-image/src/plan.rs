@@ -2,7 +2,7 @@
 
 use crate::{
     debian,
-    digest::{self, Key},
+    digest::Key,
     error::{ImageError, IoContext, Result},
     files,
     inputs::Inputs,
@@ -367,9 +367,4 @@ fn has_interpreter(elf: &[u8]) -> bool {
     };
     let (table, size, count) = (number(0x20, 8) as usize, number(0x36, 2) as usize, number(0x38, 2) as usize);
     (0..count).any(|i| number(table.saturating_add(size * i), 4) == u64::from(PT_INTERP))
-}
-
-/// Digest of a blob that is a copy of a file (used where the file's digest is known).
-pub(crate) fn same(digest: &Digest, bytes: &[u8]) -> bool {
-    digest::of_bytes(bytes) == *digest
 }

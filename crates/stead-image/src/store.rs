@@ -237,7 +237,8 @@ impl Store {
             report.blobs += 1;
         }
         for dir in ["stat", "locks"] {
-            for name in self.entries(dir)? {
+            // `.tmp` is taken without the store's lock, so it may be held right now.
+            for name in self.entries(dir)?.iter().filter(|n| !n.starts_with('.')) {
                 let _ = fs::remove_file(self.dir.join(dir).join(name));
             }
         }

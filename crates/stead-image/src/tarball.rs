@@ -232,12 +232,20 @@ fn check<R: Read>(entry: &mut tar::Entry<'_, R>, policy: &TarPolicy) -> Result<O
     Ok(Some(Entry { path, kind, mode, uid, gid, xattrs }))
 }
 
+/// File capabilities and what users set. Left out: ACLs, which squashfs cannot hold; labels of the machine it was made on;
+/// and what overlayfs itself would take as its own notes (`trusted.overlay.redirect` and the like).
+fn kept_xattr(name: &str) -> bool {
+    name == "security.capability" || (name.starts_with("user.") && !name.starts_with("user.overlay."))
+}
+
 fn xattrs<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Vec<(String, Vec<u8>)>, TarError> {
     let mut found = BTreeMap::new();
     if let Some(extensions) = entry.pax_extensions().map_err(TarError::Read)? {
         for extension in extensions {
             let extension = extension.map_err(TarError::Read)?;
-            if let Some(name) = extension.key().ok().and_then(|k| k.strip_prefix("SCHILY.xattr.")) {
+            if let Some(name) = extension.key().ok().and_then(|k| k.strip_prefix("SCHILY.xattr."))
+                && kept_xattr(name)
+            {
                 found.insert(name.to_owned(), extension.value_bytes().to_vec());
             }
         }
@@ -693,6 +701,26 @@ mod tests {
         assert_eq!(m("lib64/ld.so", false), "usr/lib64/ld.so");
         assert_eq!(m("sbin", true), "usr/sbin");
         assert_eq!((m("bin", false), m("binary/x", false)), ("bin".into(), "binary/x".into()));
+    }
+
+    #[test]
+    fn attributes_that_overlayfs_would_obey_are_left_out() {
+        let keys =
+            ["trusted.overlay.redirect", "user.overlay.opaque", "user.note", "system.posix_acl_access"];
+        let file = Entry {
+            kind: Kind::File(0),
+            xattrs: keys.iter().map(|k| ((*k).to_owned(), b"y".to_vec())).collect(),
+            ..Entry::directory(b"f", 0o644)
+        };
+        let mut writer = Writer::new(Vec::new(), 7, "");
+        writer.put(&file, &mut io::empty()).unwrap();
+        let mut found = Vec::new();
+        walk(&writer.finish().unwrap()[..], &TarPolicy::OVERLAY, |e, _| {
+            found = e.xattrs;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(found, [("user.note".to_owned(), b"y".to_vec())]);
     }
 
     #[test]

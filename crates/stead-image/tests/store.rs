@@ -255,6 +255,64 @@ fn scripts_see_what_they_declare_and_are_cached_by_it() {
 }
 
 #[test]
+fn an_empty_overlay_is_an_empty_layer() {
+    if tools_missing("an_empty_overlay_is_an_empty_layer") {
+        return;
+    }
+    let bench = Bench::new();
+    fs::create_dir(bench.path("empty")).unwrap();
+    let store = bench.store("s");
+    let layer = overlay::build_layer(&store, &options("empty"), bench.dir.path()).unwrap();
+    assert_eq!(listing(&store.blob(&layer.artifact.digest)), ["/ drwxr-xr-x 0/0"]);
+}
+
+/// Whatever moment a build is killed at, the store is whole and the next build completes it.
+#[test]
+fn a_killed_build_leaves_a_whole_store() {
+    if tools_missing("a_killed_build_leaves_a_whole_store") {
+        return;
+    }
+    let bench = Bench::new();
+    let expected = bench.build(&bench.store("reference")).digest;
+    for pause_ms in [0, 5, 20, 40, 80, 160] {
+        let name = format!("killed-{pause_ms}");
+        // A child of this very test program runs the build, and is killed.
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_build", "--nocapture"])
+            .env("STEAD_TEST_CHILD", bench.dir.path())
+            .env("STEAD_TEST_STORE", &name)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(pause_ms));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = bench.store(&name);
+        if let Ok((digest, _)) = store.manifest(&"t".parse().unwrap()) {
+            assert_eq!(digest, expected);
+        }
+        assert_eq!(bench.build(&store).digest, expected);
+        assert_eq!(store.verify(&"t".parse().unwrap()).unwrap().bad, Vec::<String>::new());
+        // A small file that was just being written may lie there for an hour; a scratch directory may not.
+        let left = fs::read_dir(bench.store(&name).dir().join("tmp")).unwrap();
+        assert_eq!(left.filter(|e| e.as_ref().unwrap().path().is_dir()).count(), 0);
+    }
+}
+
+/// Not a test of its own: what [`a_killed_build_leaves_a_whole_store`] runs and kills. Alone it has nothing to build.
+#[test]
+fn child_build() {
+    let (Some(dir), Some(name)) =
+        (std::env::var_os("STEAD_TEST_CHILD"), std::env::var_os("STEAD_TEST_STORE"))
+    else {
+        return;
+    };
+    let dir = Path::new(&dir);
+    let store = Store::open(&dir.join(name)).unwrap();
+    build(&store, &BuildRequest::new(dir.join("t.yaml"), dir.join("stead-node")), &mut |_| ()).unwrap();
+}
+
+#[test]
 fn hostile_overlays_leave_nothing_in_the_store() {
     if tools_missing("hostile_overlays_leave_nothing") {
         return;

@@ -99,8 +99,7 @@ pub(crate) fn start(
         .stderr(log);
     let setup = ChildSetup { new_session: true, drop: sys::open_descriptors(), ..Default::default() };
     sys::prepare(&mut command, setup).map_err(prepare)?;
-    let mut child =
-        command.spawn().map_err(|source| DaemonError::Run { exe: exe.to_owned(), source })?;
+    let mut child = command.spawn().map_err(|source| DaemonError::Run { exe: exe.to_owned(), source })?;
     let pid = child.id() as i32;
     let deadline = Instant::now() + patience;
     let said = || {
@@ -116,8 +115,7 @@ pub(crate) fn start(
             return Err(DaemonError::EndedEarly { path, status, log: said() });
         }
         if Instant::now() > deadline {
-            let error =
-                DaemonError::NotUp { path: dir.to_owned(), seconds: patience.as_secs(), log: said() };
+            let error = DaemonError::NotUp { path: dir.to_owned(), seconds: patience.as_secs(), log: said() };
             let _ = child.kill();
             let _ = child.wait();
             return Err(error);
@@ -132,10 +130,7 @@ pub(crate) fn start(
 
 /// Sends the holder of `<dir>/lock` one signal after the other until the lock is free, giving each its time; then
 /// SIGKILL.
-pub(crate) fn end(
-    dir: &Path,
-    signals: &[(Signal, Duration)],
-) -> Result<(), DaemonError> {
+pub(crate) fn end(dir: &Path, signals: &[(Signal, Duration)]) -> Result<(), DaemonError> {
     for (signal, patience) in signals.iter().copied().chain([(Signal::KILL, KILL_PATIENCE)]) {
         let deadline = Instant::now() + patience;
         let mut told = None;

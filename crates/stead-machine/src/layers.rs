@@ -3,11 +3,11 @@
 //! Owns the mount points under one directory. Does not own the layer files, nor how nodes stack them.
 
 use crate::{
+    TeardownError,
     files::{self, Lock},
     mountinfo::{self, MountPoint},
     sys::LoopDevice,
     teardown::Failures,
-    TeardownError,
 };
 use rustix::{
     io::Errno,
@@ -193,8 +193,15 @@ fn key(layer: &Path) -> io::Result<String> {
         return Ok(hex[..32].to_ascii_lowercase());
     }
     let meta = fs::metadata(layer)?;
-    let identity =
-        (meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
+    let identity = (
+        meta.dev(),
+        meta.ino(),
+        meta.size(),
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.ctime(),
+        meta.ctime_nsec(),
+    );
     let digest = Sha256::digest(format!("{identity:?}"));
     Ok(digest[..16].iter().map(|b| format!("{b:02x}")).collect())
 }

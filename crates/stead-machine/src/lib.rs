@@ -21,8 +21,8 @@ mod sys;
 pub mod teardown;
 mod tether;
 
-pub use spec::{MachineSpec, MachineState};
 pub use daemon::DaemonError;
 pub use namespace::cgroup::CgroupError;
 pub use netlink::LinkError;
+pub use spec::{MachineSpec, MachineState};
 pub use teardown::TeardownError;

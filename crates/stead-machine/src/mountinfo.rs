@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn reads_escapes_and_optional_fields() {
-        let text = b"36 35 98:0 /mnt1 /a\\040b rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n\
+        let text =
+            b"36 35 98:0 /mnt1 /a\\040b rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n\
             32 31 0:29 / /sys/fs/cgroup/cpu ro,relatime - cgroup cgroup rw,cpu,cpuacct\nbroken\n";
         let mounts = parse(text);
         assert_eq!(mounts.len(), 2);

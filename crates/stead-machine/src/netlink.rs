@@ -145,8 +145,7 @@ impl Links {
         match self.find(name).await? {
             None => self.0.link().add(bridge).execute().await.map_err(failed("make bridge", name))?,
             Some(link) => {
-                let message =
-                    LinkUnspec::new_with_index(link.header.index).mtu(u32::from(mtu)).up().build();
+                let message = LinkUnspec::new_with_index(link.header.index).mtu(u32::from(mtu)).up().build();
                 self.0.link().change(message).execute().await.map_err(failed("set up bridge", name))?;
             }
         }
@@ -224,9 +223,8 @@ impl Links {
         peer: VethPeer<'_>,
     ) -> Result<()> {
         self.delete(name).await?;
-        let mut there = LinkUnspec::new_with_name(peer.name)
-            .mtu(u32::from(mtu))
-            .setns_by_fd(peer.netns.as_raw_fd());
+        let mut there =
+            LinkUnspec::new_with_name(peer.name).mtu(u32::from(mtu)).setns_by_fd(peer.netns.as_raw_fd());
         if let Some(mac) = peer.mac {
             there = there.address(mac.0.to_vec());
         }

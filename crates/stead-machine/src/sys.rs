@@ -50,11 +50,7 @@ pub(crate) struct ChildSetup {
 
 /// Has the child of `command` do what `setup` says.
 pub(crate) fn prepare(command: &mut Command, setup: ChildSetup) -> io::Result<()> {
-    let parent = if setup.die_with_parent {
-        Some(pidfd_open(getpid(), PidfdFlags::empty())?)
-    } else {
-        None
-    };
+    let parent = if setup.die_with_parent { Some(pidfd_open(getpid(), PidfdFlags::empty())?) } else { None };
     let act = move || setup_child(&setup, parent.as_ref());
     // SAFETY: between fork and exec only async-signal-safe things may happen. `setup_child` makes nothing but direct
     // system calls on values prepared before the fork: it allocates nothing, takes no lock and touches no libc state.

@@ -48,7 +48,11 @@ pub fn node(state: BootState) -> io::Result<()> {
         let mode = state.mode;
         let handle = new_handle(&state, reaper)?;
         power::listen(&handle, mode);
-        let booted = boot(&state, &handle).await;
+        let booted = tokio::select! {
+            booted = boot(&state, &handle) => booted,
+            // A stop that comes first leaves off where the boot is; no service has been started yet.
+            _ = handle.stop_requested() => Booted::default(),
+        };
         let why = state.rescue.clone().or(booted.failed);
         if let Some(why) = why {
             handle.enter_rescue(why.clone());
@@ -197,7 +201,12 @@ fn serve_agent(spec: &NodeSpec, handle: &Handle, manager: Option<Arc<engine::Man
     };
     let handle = handle.clone();
     tokio::spawn(async move {
-        if let Err(e) = api::serve(agent, handle.clone(), manager).await {
+        let served = async {
+            let listener = api::bind(agent.listen).await?;
+            handle.note("agent listening");
+            api::serve_on(listener, &agent, handle.clone(), manager).await
+        };
+        if let Err(e) = served.await {
             handle.warn(format!("agent: {}", crate::chain(&e)));
         }
     });

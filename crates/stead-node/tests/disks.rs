@@ -108,6 +108,28 @@ fn what_a_disk_carries_is_left_alone_byte_for_byte() {
 }
 
 #[test]
+fn a_format_that_was_cut_off_is_done_again() {
+    if skip("a_format_that_was_cut_off_is_done_again", &[MKFS, "losetup"]) {
+        return;
+    }
+    let layers = Layers::new().with_program(MKFS);
+    // As a power failure leaves it: the mark, and a filesystem without its beginning or its end.
+    let disk = Disk::prepared(16, |f| {
+        run(MKFS, &["-q", "-F", "-L", "mine", f.to_str().unwrap()]);
+        write_at(f, 8192, &[0xa5; 100_000]);
+        write_at(f, (16 << 20) - 4096, &stead_node::disks::probe::mark("mine"));
+    });
+    let spec = format!(r#""system":{{"disks":[{}]}}"#, rule("data", "mine"));
+    for word in ["formatted", "found"] {
+        let node = Node::boot(&layers, &spec, &[("data", &disk)]);
+        node.wait_for("] running");
+        assert!(node.console().contains(&format!("disk data {word}")), "{}", node.console());
+        node.shut_down();
+    }
+    assert!(command("e2fsck", &["-fn", disk.device.to_str().unwrap()]).status().unwrap().success());
+}
+
+#[test]
 fn the_first_blank_disk_is_taken_unless_one_has_the_label() {
     if skip("the_first_blank_disk_is_taken_unless_one_has_the_label", &[MKFS, "losetup"]) {
         return;

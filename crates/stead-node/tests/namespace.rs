@@ -149,6 +149,22 @@ fn ctrl_alt_del_boots_again() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_the_boot() {
+    if skip("a_stop_does_not_wait_for_the_boot", &[]) {
+        return;
+    }
+    let layers = Layers::new();
+    let spec = r#""system":{"onboot":[{"name":"long","command":["/bin/sleep","1000"],"timeout_s":1000}]}"#;
+    let mut node = Node::boot(&layers, spec, &[]);
+    node.wait_for("state is lost at reboot");
+    node.signal(Signal::TERM);
+    let began = Instant::now();
+    let (_, console) = node.wait();
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}: {console}", began.elapsed());
+    assert!(console.contains("shutting down") && !console.contains("] running"), "{console}");
+}
+
+#[test]
 fn the_root_is_the_layers_and_nothing_of_the_host() {
     if skip("the_root_is_the_layers_and_nothing_of_the_host", &[]) {
         return;

@@ -57,14 +57,19 @@ pub fn join_token(name: &str) -> Request {
 pub fn set_member_state(name: &str, action: MemberAction) -> Request {
     Request::post(
         format!("/1.0/cluster/members/{}/state", encode(name)),
-        &json!({ "action": match action { MemberAction::Evacuate => "evacuate", MemberAction::Restore => "restore" } }),
+        // Without a mode an instance whose NIC is on a bridge of the member's own is only stopped; it could not be
+        // removed with the member then. A server that does not know the key (clustering_evacuation_mode) passes it over.
+        &match action {
+            MemberAction::Evacuate => json!({ "action": "evacuate", "mode": "migrate" }),
+            MemberAction::Restore => json!({ "action": "restore" }),
+        },
     )
 }
 
 /// For [`set_member_state`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemberAction {
-    /// Instances go elsewhere or stop, as they are configured.
+    /// Instances go elsewhere: containers are stopped, moved and started.
     Evacuate,
     /// They come back.
     Restore,
@@ -87,7 +92,7 @@ mod tests {
         assert_eq!(shown(&join_token("node2")), r#"POST /1.0/cluster/members {"server_name":"node2"}"#);
         assert_eq!(
             shown(&set_member_state("node2", MemberAction::Evacuate)),
-            r#"POST /1.0/cluster/members/node2/state {"action":"evacuate"}"#
+            r#"POST /1.0/cluster/members/node2/state {"action":"evacuate","mode":"migrate"}"#
         );
         assert_eq!(shown(&remove_member("node2", true)), "DELETE /1.0/cluster/members/node2?force=1");
         assert_eq!(shown(&remove_member("a/b", false)), "DELETE /1.0/cluster/members/a%2Fb");

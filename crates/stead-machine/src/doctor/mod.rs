@@ -305,8 +305,7 @@ fn tun(facts: &HostFacts) -> Check {
 }
 
 fn namespaces(facts: &HostFacts) -> Check {
-    let missing: Vec<&str> =
-        NAMESPACES.iter().copied().filter(|n| !facts.namespaces.contains(*n)).collect();
+    let missing: Vec<&str> = NAMESPACES.iter().copied().filter(|n| !facts.namespaces.contains(*n)).collect();
     match missing.is_empty() {
         true => check("namespaces", Verdict::Ok, NAMESPACES.join(", "), None),
         false => check(
@@ -386,8 +385,10 @@ fn subids(facts: &HostFacts) -> Check {
             Verdict::Warn,
             "root has no range in /etc/subuid or /etc/subgid: an engine on this host itself (not in a node) cannot \
              start unprivileged instances",
-            Some("apt-get install uidmap, then: usermod --add-subuids 1000000-1000999999 --add-subgids \
-                  1000000-1000999999 root"),
+            Some(
+                "apt-get install uidmap, then: usermod --add-subuids 1000000-1000999999 --add-subgids \
+                  1000000-1000999999 root",
+            ),
         ),
     }
 }
@@ -395,14 +396,23 @@ fn subids(facts: &HostFacts) -> Check {
 fn disk(facts: &HostFacts) -> Check {
     let detail = format!("{} MiB free in {}", facts.disk_free.0 >> 20, facts.disk_at.display());
     let verdict = if facts.disk_free >= ENOUGH_DISK { Verdict::Ok } else { Verdict::Warn };
-    check("disk space", verdict, detail, Some("free some, or keep the state elsewhere; 5 GiB are comfortable"))
+    check(
+        "disk space",
+        verdict,
+        detail,
+        Some("free some, or keep the state elsewhere; 5 GiB are comfortable"),
+    )
 }
 
 fn memory(facts: &HostFacts) -> Check {
-    let detail =
-        format!("{} MiB of {} MiB available", facts.memory_available.0 >> 20, facts.memory.0 >> 20);
+    let detail = format!("{} MiB of {} MiB available", facts.memory_available.0 >> 20, facts.memory.0 >> 20);
     let verdict = if facts.memory_available >= ENOUGH_MEMORY { Verdict::Ok } else { Verdict::Warn };
-    check("memory", verdict, detail, Some("end something, or start fewer machines; 1 GiB is the least for three"))
+    check(
+        "memory",
+        verdict,
+        detail,
+        Some("end something, or start fewer machines; 1 GiB is the least for three"),
+    )
 }
 
 #[cfg(test)]
@@ -414,7 +424,10 @@ pub(crate) mod tests {
         HostFacts {
             root: true,
             kernel: "6.12".into(),
-            tools: TOOLS.iter().map(|t| (t.name.to_owned(), Some(PathBuf::from("/usr/bin").join(t.name)))).collect(),
+            tools: TOOLS
+                .iter()
+                .map(|t| (t.name.to_owned(), Some(PathBuf::from("/usr/bin").join(t.name))))
+                .collect(),
             cpu_virtualisation: Some("vmx".into()),
             kvm: Device::Opens,
             tun: Device::Opens,

@@ -36,7 +36,8 @@ pub fn observe() -> HostFacts {
             .iter()
             .all(|f| has_range(&fs::read_to_string(f).unwrap_or_default())),
         memory: limit.map_or(mem(&meminfo, "MemTotal"), |l| l.min(mem(&meminfo, "MemTotal"))),
-        memory_available: limit.map_or(mem(&meminfo, "MemAvailable"), |l| l.min(mem(&meminfo, "MemAvailable"))),
+        memory_available: limit
+            .map_or(mem(&meminfo, "MemAvailable"), |l| l.min(mem(&meminfo, "MemAvailable"))),
         disk_free,
         disk_at,
         kernel,
@@ -58,9 +59,9 @@ fn device(path: &str) -> Device {
 }
 
 fn find(dirs: &[PathBuf], name: &str) -> Option<PathBuf> {
-    dirs.iter().map(|d| d.join(name)).find(|p| {
-        rustix::fs::access(p, rustix::fs::Access::EXEC_OK).is_ok() && p.is_file()
-    })
+    dirs.iter()
+        .map(|d| d.join(name))
+        .find(|p| rustix::fs::access(p, rustix::fs::Access::EXEC_OK).is_ok() && p.is_file())
 }
 
 /// The processor's flag for virtualisation out of /proc/cpuinfo's text.
@@ -115,7 +116,8 @@ fn has_range(text: &str) -> bool {
 
 /// A value of /proc/meminfo, which counts in KiB.
 fn mem(meminfo: &str, key: &str) -> Bytes {
-    let value = meminfo.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')?.split_whitespace().next());
+    let value =
+        meminfo.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')?.split_whitespace().next());
     Bytes(value.and_then(|v| v.parse::<u64>().ok()).unwrap_or(0) << 10)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns `stead/<cluster>/<node>`: made before the machine, limited, emptied and removed after it.
 
-use crate::{mountinfo, mountinfo::MountPoint, teardown::Failures, TeardownError};
+use crate::{TeardownError, mountinfo, mountinfo::MountPoint, teardown::Failures};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     collections::BTreeSet,
@@ -64,6 +64,8 @@ pub enum CgroupError {
 
 /// Period of the CPU quota, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
+/// How often a cgroup is made again that vanished while it was made.
+const MAKE_TRIES: u32 = 100;
 /// How long removed processes may take to be gone from a cgroup.
 const EMPTYING_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -131,8 +133,28 @@ pub(crate) struct Cgroups {
 }
 
 impl Cgroups {
-    /// Makes them (emptying any that are left) and sets the limits.
+    /// Makes them and sets the limits. What is left in them of an earlier machine stays until [`Self::empty`].
     pub(crate) fn make(
+        cluster: &ClusterName,
+        node: &NodeName,
+        cpus: Option<u32>,
+        memory: Option<Bytes>,
+    ) -> Result<Self, CgroupError> {
+        let mut tries = 0;
+        loop {
+            match Self::make_once(cluster, node, cpus, memory) {
+                // The cluster's last machine but this took the cgroup above with it, just now.
+                Err(CgroupError::Make { source, .. } | CgroupError::Set { source, .. })
+                    if tries < MAKE_TRIES && source.kind() == io::ErrorKind::NotFound =>
+                {
+                    tries += 1;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn make_once(
         cluster: &ClusterName,
         node: &NodeName,
         cpus: Option<u32>,
@@ -146,8 +168,12 @@ impl Cgroups {
         let (mut limited_cpus, mut limited_memory) = (cpus.is_none(), memory.is_none());
         let mut leaves = Vec::new();
         for h in &hierarchies {
-            let levels =
-                [h.root().to_owned(), h.root().join(&stead), h.root().join(&of_cluster), h.root().join(&of_node)];
+            let levels = [
+                h.root().to_owned(),
+                h.root().join(&stead),
+                h.root().join(&of_cluster),
+                h.root().join(&of_node),
+            ];
             let leaf = &levels[3];
             for pair in levels.windows(2) {
                 make_level(h, &pair[0], &pair[1])?;
@@ -175,10 +201,11 @@ impl Cgroups {
             .iter()
             .map(|leaf| {
                 let path = leaf.join("cgroup.procs");
-                File::options()
-                    .write(true)
-                    .open(&path)
-                    .map_err(|source| CgroupError::Set { path, value: "0".to_owned(), source })
+                File::options().write(true).open(&path).map_err(|source| CgroupError::Set {
+                    path,
+                    value: "0".to_owned(),
+                    source,
+                })
             })
             .collect()
     }
@@ -317,7 +344,10 @@ fn subtree(top: &Path) -> Vec<PathBuf> {
     while let Some(path) = todo.pop() {
         let Ok(entries) = fs::read_dir(&path) else { continue };
         todo.extend(
-            entries.filter_map(Result::ok).filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()),
+            entries
+                .filter_map(Result::ok)
+                .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+                .map(|e| e.path()),
         );
         all.push(path);
     }

@@ -32,10 +32,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, PipeWriter},
-    os::{
-        fd::AsFd,
-        unix::process::ExitStatusExt,
-    },
+    os::{fd::AsFd, unix::process::ExitStatusExt},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
@@ -189,7 +186,10 @@ mod tests {
         let long = "n".repeat(48).parse().unwrap();
         let a = link_name('v', &long, 12);
         assert!(a.len() <= 15, "{a}");
-        assert_ne!(link_name('v', &"node1".parse().unwrap(), 1), link_name('v', &"node11".parse().unwrap(), 0));
+        assert_ne!(
+            link_name('v', &"node1".parse().unwrap(), 1),
+            link_name('v', &"node11".parse().unwrap(), 0)
+        );
     }
 
     #[test]

@@ -161,7 +161,9 @@ mod tests {
         let IpAddr::V4(first) = net.network() else { panic!("v4 only") };
         BridgeSpec {
             name: "lan".into(),
-            addresses: vec![format!("{}/{}", Ipv4Addr::from(u32::from(first) + 1), net.prefix_len()).parse().unwrap()],
+            addresses: vec![
+                format!("{}/{}", Ipv4Addr::from(u32::from(first) + 1), net.prefix_len()).parse().unwrap(),
+            ],
             mtu: 1500,
             dhcp: true,
             nat: false,

@@ -148,24 +148,28 @@ fn digest(spec: &HostNetworkSpec) -> String {
 /// [`NetworkError`]; what was made so far stays, for the next `up` or `down`.
 pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkError> {
     files::private_dir(&spec.dir).map_err(NetworkError::file("make", &spec.dir))?;
-    let _one_at_a_time = Lock::wait(&spec.dir, "up.lock")
-        .map_err(NetworkError::file("lock", &spec.dir.join("up.lock")))?;
+    let _one_at_a_time =
+        Lock::wait(&spec.dir, "up.lock").map_err(NetworkError::file("lock", &spec.dir.join("up.lock")))?;
     let name = spec.netns();
-    netns::create(&name)
-        .map_err(|source| NetworkError::Namespace { operation: "make", netns: name.clone(), source })?;
+    netns::create(&name).map_err(|source| NetworkError::Namespace {
+        operation: "make",
+        netns: name.clone(),
+        source,
+    })?;
     make_links(spec)?;
     nat::ensure(spec)?;
     let file = spec.dir.join("network.json");
     files::write_json(&file, spec, Durability::Durable).map_err(NetworkError::file("write", &file))?;
     let wanted = digest(spec);
-    let is_up = || supervisor_state(spec).filter(|s| s.spec_digest == wanted);
-    let running = files::is_locked(&spec.dir, "lock");
-    match running.then(is_up).flatten() {
-        Some(state) if state.ready => return Ok(state),
-        _ => {}
+    let now = supervisor_state(spec);
+    if let Some(state) = now.as_ref().filter(|s| s.ready && s.spec_digest == wanted) {
+        return Ok(state.clone());
     }
-    match running.then(|| files::holder(&spec.dir, "lock")).flatten().and_then(Pid::from_raw) {
+    // What it said before it was told again is not the answer.
+    let mut attempts_before = 0;
+    match files::holder(&spec.dir, "lock").and_then(Pid::from_raw) {
         Some(pid) => {
+            attempts_before = now.map_or(0, |s| s.attempts);
             let _ = kill_process(pid, Signal::HUP);
         }
         None => {
@@ -174,9 +178,11 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
             daemon::start(exe, &args, &spec.dir, UP_PATIENCE, has_begun)?;
         }
     }
+    let answer =
+        || supervisor_state(spec).filter(|s| s.spec_digest == wanted && s.attempts > attempts_before);
     let deadline = Instant::now() + UP_PATIENCE;
     loop {
-        match is_up() {
+        match answer() {
             Some(state) if state.ready => return Ok(state),
             Some(NetworkState { error: Some(error), .. }) => return Err(NetworkError::Reported(error)),
             _ if !files::is_locked(&spec.dir, "lock") => {
@@ -218,7 +224,11 @@ fn make_links(spec: &HostNetworkSpec) -> Result<(), NetworkError> {
         for (key, value, needed) in SYSCTLS {
             match fs::write(Path::new("/proc/sys").join(key), value) {
                 Err(source) if needed || source.kind() != io::ErrorKind::NotFound => {
-                    refused = Some(NetworkError::Sysctl { key: key.replace('/', "."), netns: name.clone(), source });
+                    refused = Some(NetworkError::Sysctl {
+                        key: key.replace('/', "."),
+                        netns: name.clone(),
+                        source,
+                    });
                     break;
                 }
                 _ => {}
@@ -262,8 +272,10 @@ pub fn down(spec: &HostNetworkSpec) -> Result<(), TeardownError> {
     failures.note(daemon::end(&spec.dir, &[(Signal::TERM, DOWN_PATIENCE)]));
     failures.absorb(nat::remove(spec));
     let netns = spec.netns();
-    failures.note(
-        netns::remove(&netns).map_err(|source| NetworkError::Namespace { operation: "remove", netns, source }),
-    );
+    failures.note(netns::remove(&netns).map_err(|source| NetworkError::Namespace {
+        operation: "remove",
+        netns,
+        source,
+    }));
     failures.into_result()
 }

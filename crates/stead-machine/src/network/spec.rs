@@ -78,6 +78,8 @@ pub struct NetworkState {
     pub ready: bool,
     /// Where each published port really listens (port 0 resolved), in the order of the spec.
     pub listening: Vec<SocketAddr>,
+    /// How often it has come to do as `network.json` says, or failed to: at its start and at each SIGHUP.
+    pub attempts: u32,
     /// SHA-256 of the `network.json` this state is of.
     pub spec_digest: String,
     /// Why it failed.

@@ -59,6 +59,7 @@ struct Supervisor {
     ports: BTreeMap<String, SocketAddr>,
     config: Option<String>,
     dnsmasq: Option<Tethered>,
+    attempts: u32,
 }
 
 async fn supervise(spec: HostNetworkSpec) -> Result<(), NetworkError> {
@@ -72,14 +73,18 @@ async fn supervise(spec: HostNetworkSpec) -> Result<(), NetworkError> {
     let _lock = Lock::take(&dir, "lock")
         .map_err(NetworkError::file("lock", &dir.join("lock")))?
         .ok_or_else(|| NetworkError::AlreadyRuns(spec.cluster.to_string()))?;
-    let netns = netns::open(&spec.netns())
-        .map_err(|source| NetworkError::Namespace { operation: "enter", netns: spec.netns(), source })?;
+    let netns = netns::open(&spec.netns()).map_err(|source| NetworkError::Namespace {
+        operation: "enter",
+        netns: spec.netns(),
+        source,
+    })?;
     let mut me = Supervisor {
         gate: Gate::open(netns).map_err(NetworkError::file("publish ports of", &dir))?,
         forwarders: Vec::new(),
         ports: files::read_json(&dir.join("ports.json")).unwrap_or_default(),
         config: None,
         dnsmasq: None,
+        attempts: 0,
         spec,
     };
     me.tell(false, None)?;
@@ -128,6 +133,7 @@ impl Supervisor {
             supervisor_pid: std::process::id() as i32,
             ready,
             listening: self.forwarders.iter().map(|f| f.listening).collect(),
+            attempts: self.attempts,
             spec_digest: digest(&self.spec),
             error: error.map(super::chain),
         };
@@ -137,22 +143,33 @@ impl Supervisor {
 
     /// Has names served and ports published as the spec says.
     async fn converge(&mut self) -> Result<(), NetworkError> {
-        self.publish().await?;
-        self.serve_names().await
+        let outcome = match self.publish().await {
+            Ok(()) => self.serve_names().await,
+            failed => failed,
+        };
+        self.attempts += 1;
+        outcome
     }
 
     async fn publish(&mut self) -> Result<(), NetworkError> {
         let mut old = std::mem::take(&mut self.forwarders);
         // Those no longer wanted go first: a new one may want their port.
         old.retain(|f| self.spec.publish.iter().any(|wish| f.is_for(wish)));
+        let mut first_failure = None;
         for wish in &self.spec.publish {
             let forwarder = match old.iter().position(|f| f.is_for(wish)) {
                 Some(i) => old.swap_remove(i),
                 None => {
                     let before = self.ports.get(&wish.publish.to_string()).copied();
-                    Forwarder::listen(&self.gate, wish, before)
-                        .await
-                        .map_err(|source| NetworkError::Listen { address: wish.publish.listen, source })?
+                    match Forwarder::listen(&self.gate, wish, before).await {
+                        Ok(forwarder) => forwarder,
+                        // The other ports are not to suffer.
+                        Err(source) => {
+                            let address = wish.publish.listen;
+                            first_failure.get_or_insert(NetworkError::Listen { address, source });
+                            continue;
+                        }
+                    }
                 }
             };
             forwarder.aim(wish.target);
@@ -160,7 +177,9 @@ impl Supervisor {
             self.forwarders.push(forwarder);
         }
         let path = self.spec.dir.join("ports.json");
-        files::write_json(&path, &self.ports, Durability::Volatile).map_err(NetworkError::file("write", &path))
+        files::write_json(&path, &self.ports, Durability::Volatile)
+            .map_err(NetworkError::file("write", &path))?;
+        first_failure.map_or(Ok(()), Err)
     }
 
     async fn serve_names(&mut self) -> Result<(), NetworkError> {

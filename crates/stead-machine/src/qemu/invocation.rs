@@ -271,7 +271,12 @@ mod tests {
         let of_kvm: Vec<&str> = differing.iter().map(|(_, k)| *k).collect();
         assert_eq!(
             of_kvm,
-            ["-accel kvm", "-cpu host", "-append console=ttyS0 quiet panic=-1", "-netdev tap,id=net0,fd=7,vhost=on"]
+            [
+                "-accel kvm",
+                "-cpu host",
+                "-append console=ttyS0 quiet panic=-1",
+                "-netdev tap,id=net0,fd=7,vhost=on"
+            ]
         );
         assert!(!kvm.contains("mitigations"), "mitigations were weakened where they count");
     }

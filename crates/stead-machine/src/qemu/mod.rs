@@ -136,8 +136,7 @@ impl Vm {
 }
 
 fn open_netns(spec: &MachineSpec) -> Result<OwnedFd, MachineError> {
-    netns::open(&spec.netns)
-        .map_err(|source| MachineError::NoNetwork { netns: spec.netns.clone(), source })
+    netns::open(&spec.netns).map_err(|source| MachineError::NoNetwork { netns: spec.netns.clone(), source })
 }
 
 /// Taps on the machine's bridges. They live in the cluster's namespace and are gone with their last descriptor.

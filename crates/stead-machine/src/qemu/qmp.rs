@@ -5,12 +5,7 @@
 use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use serde_json::json;
-use std::{
-    io,
-    os::fd::AsRawFd,
-    path::Path,
-    time::Duration,
-};
+use std::{io, os::fd::AsRawFd, path::Path, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
@@ -181,10 +176,7 @@ mod tests {
             parse(&event.replace("guest-reset", "guest-shutdown")),
             Message::Shutdown(Reason::PowerOff)
         );
-        assert_eq!(
-            parse(&event.replace("guest-reset", "host-qmp-quit")),
-            Message::Shutdown(Reason::Host)
-        );
+        assert_eq!(parse(&event.replace("guest-reset", "host-qmp-quit")), Message::Shutdown(Reason::Host));
         assert_eq!(parse(r#"{"QMP": {"version": {}, "capabilities": []}}"#), Message::Greeting);
         assert_eq!(parse(r#"{"return": {}}"#), Message::Other);
         assert!(matches!(parse(r#"{"error": {"class": "X", "desc": "no"}}"#), Message::Refused(_)));
@@ -207,7 +199,9 @@ mod tests {
         assert_eq!(lines.next_line().await.unwrap().unwrap(), r#"{"execute":"qmp_capabilities"}"#);
         assert_eq!(lines.next_line().await.unwrap().unwrap(), r#"{"execute":"system_powerdown"}"#);
         writing
-            .write_all(b"{\"return\":{}}\n{\"event\":\"SHUTDOWN\",\"data\":{\"reason\":\"guest-shutdown\"}}\n")
+            .write_all(
+                b"{\"return\":{}}\n{\"event\":\"SHUTDOWN\",\"data\":{\"reason\":\"guest-shutdown\"}}\n",
+            )
             .await
             .unwrap();
         drop((lines, writing));

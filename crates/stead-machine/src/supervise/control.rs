@@ -48,10 +48,7 @@ pub fn last_state(dir: &Path) -> Option<MachineState> {
 /// # Errors
 /// [`MachineError::Daemon`] when even a killed one does not end.
 pub fn stop(dir: &Path, timeout: Duration) -> Result<(), MachineError> {
-    Ok(daemon::end(dir, &[
-        (Signal::TERM, timeout),
-        (Signal::QUIT, TEARDOWN_PATIENCE),
-    ])?)
+    Ok(daemon::end(dir, &[(Signal::TERM, timeout), (Signal::QUIT, TEARDOWN_PATIENCE)])?)
 }
 
 /// Kills machine and supervisor at once and waits until the lock is free.

@@ -325,11 +325,7 @@ impl Wishes {
     }
 }
 
-async fn live(
-    spec: &Arc<MachineSpec>,
-    ledger: &mut Ledger,
-    wishes: &mut Wishes,
-) -> Result<(), MachineError> {
+async fn live(spec: &Arc<MachineSpec>, ledger: &mut Ledger, wishes: &mut Wishes) -> Result<(), MachineError> {
     let mut machine = Machine::prepare(spec)?;
     let mut pause = Duration::ZERO;
     loop {

@@ -4,16 +4,16 @@ use crate::{
     Outcome, Test,
     world::{Scratch, assert_no_traces, eventually, exe, in_netns, ip, sh, unique},
 };
-use stead_machine::{
-    netns,
-    network::{self, BridgeSpec, HostEntry, HostNetworkSpec, PublishTarget},
-};
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Command, Stdio},
     time::Duration,
+};
+use stead_machine::{
+    netns,
+    network::{self, BridgeSpec, HostEntry, HostNetworkSpec, PublishTarget},
 };
 
 pub const TESTS: &[Test] = &[
@@ -74,6 +74,11 @@ impl Up {
 }
 impl Drop for Up {
     fn drop(&mut self) {
+        // A test that failed leaves its machines running.
+        for machine in std::fs::read_dir(&self.0.dir).into_iter().flatten().flatten() {
+            let _ = stead_machine::supervise::kill(&machine.path());
+        }
+        let _ = stead_machine::layers::unmount_all(&self.0.dir.join("layers"));
         let _ = network::down(&self.0);
     }
 }
@@ -86,7 +91,10 @@ impl Client {
         ip(&["netns", "add", &name]);
         let client = Self(name);
         let (outer, netns) = (format!("c{n}"), up.netns());
-        sh(&netns, &["ip", "link", "add", &outer, "type", "veth", "peer", "name", "eth0", "netns", &client.0]);
+        sh(
+            &netns,
+            &["ip", "link", "add", &outer, "type", "veth", "peer", "name", "eth0", "netns", &client.0],
+        );
         sh(&netns, &["ip", "link", "set", &outer, "master", "lan", "up"]);
         sh(&client.0, &["ip", "link", "set", "eth0", "up"]);
         client
@@ -149,7 +157,11 @@ fn same_addresses_side_by_side() -> Outcome {
         // What the other cluster's host side says is another machine's.
         assert!(!in_netns(&client.0, &["ping", "-c1", "-W1", "10.88.0.3"]).status.success());
     }
-    assert_eq!(network::up(&exe(), &a.0).unwrap(), network::observe(&a.0).unwrap(), "a second up changed something");
+    assert_eq!(
+        network::up(&exe(), &a.0).unwrap(),
+        network::observe(&a.0).unwrap(),
+        "a second up changed something"
+    );
     a.down();
     assert!(network::observe(&b.0).is_some_and(|s| s.ready), "one's down took the other");
     b.down();
@@ -167,7 +179,22 @@ fn names_and_leases() -> Outcome {
     let client = Client::new(&up, 1);
     let lease = sh(
         &client.0,
-        &["busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-t", "5", "-T", "1", "-x", "hostname:web1", "-s", "/bin/true"],
+        &[
+            "busybox",
+            "udhcpc",
+            "-i",
+            "eth0",
+            "-n",
+            "-q",
+            "-t",
+            "5",
+            "-T",
+            "1",
+            "-x",
+            "hostname:web1",
+            "-s",
+            "/bin/true",
+        ],
     );
     let _ = lease;
     let web1 = resolve(&up.netns(), "web1", false);
@@ -241,7 +268,8 @@ fn published_ports() -> Outcome {
     assert_eq!(again.listening, state.listening);
     round_trip(at);
     server.join().unwrap();
-    let mut direct = netns::dial(&up.netns(), "10.88.0.1:53".parse().unwrap(), Duration::from_secs(2)).unwrap();
+    let mut direct =
+        netns::dial(&up.netns(), "10.88.0.1:53".parse().unwrap(), Duration::from_secs(2)).unwrap();
     direct.write_all(&[0]).unwrap();
     up.down();
     Outcome::Passed

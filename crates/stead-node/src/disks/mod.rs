@@ -10,7 +10,7 @@ use crate::{
     handle::Handle,
     reaper::{Exit, Reaper},
 };
-use probe::{Content, name};
+use probe::{Content, MARK_BYTES, name};
 use rustix::{
     mount::mount_bind,
     process::{chdir, chroot},
@@ -18,7 +18,7 @@ use rustix::{
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, Seek, SeekFrom},
+    io::{self, Seek, SeekFrom, Write},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -71,6 +71,15 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
+    /// The mark of a format under way.
+    #[error("mark {device}")]
+    Mark {
+        /// Device.
+        device: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A blank device could not be formatted.
     #[error("format {device} with {program}: {why}")]
     Format {
@@ -114,10 +123,11 @@ pub enum Decision {
     Refuse,
 }
 
-/// Decides. Only [`Content::Blank`] is ever formatted.
+/// Decides. Only a device that is blank, or was when a format of ours began on it, is ever formatted.
 pub fn decide(content: &Content, filesystem: Filesystem, label: &str) -> Decision {
     match content {
         Content::Blank => Decision::Format,
+        Content::Unfinished { label: found } if found == label => Decision::Format,
         Content::Filesystem { kind, label: found, damaged: false }
             if *kind == filesystem && found == label =>
         {
@@ -127,20 +137,66 @@ pub fn decide(content: &Content, filesystem: Filesystem, label: &str) -> Decisio
     }
 }
 
-/// The tool and arguments that make a filesystem. None is told to overwrite: the tools look for signatures too.
-pub fn format_command(filesystem: Filesystem, label: &str, device: &Path) -> (&'static str, Vec<String>) {
+/// The tool and arguments that make a filesystem on a device of `size` bytes, leaving room for the mark at its end.
+/// None is told to overwrite: the tools look for signatures too.
+pub fn format_command(
+    filesystem: Filesystem,
+    label: &str,
+    device: &Path,
+    size: u64,
+) -> (&'static str, Vec<String>) {
     let device = device.to_string_lossy().into_owned();
-    let (program, options): (_, &[&str]) = match filesystem {
+    // Whole KiB, which every tool takes.
+    let kib = size.saturating_sub(MARK_BYTES) / 1024;
+    let bytes = format!("{}", kib * 1024);
+    let (program, options): (_, Vec<String>) = match filesystem {
         // A blank disk needs no discard, and its inode tables can be zeroed while it is in use.
         Filesystem::Ext4 => {
-            ("mkfs.ext4", &["-q", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", "-L"])
+            let options = ["-q", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", "-L", label];
+            let mut options: Vec<String> = options.map(str::to_owned).to_vec();
+            options.extend([device, format!("{kib}k")]);
+            return ("mkfs.ext4", options);
         }
-        Filesystem::Xfs => ("mkfs.xfs", &["-q", "-K", "-L"]),
-        Filesystem::Btrfs => ("mkfs.btrfs", &["-q", "-K", "-L"]),
+        Filesystem::Xfs => ("mkfs.xfs", vec!["-q".into(), "-K".into(), "-d".into(), format!("size={bytes}")]),
+        Filesystem::Btrfs => ("mkfs.btrfs", vec!["-q".into(), "-K".into(), "-b".into(), bytes]),
     };
-    let mut arguments: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
-    arguments.extend([label.to_owned(), device]);
-    (program, arguments)
+    (program, [options, vec!["-L".into(), label.to_owned(), device]].concat())
+}
+
+/// Puts the mark of a format under way on a device, or (without a label) takes it off again.
+fn set_mark(device: &Path, label: Option<&str>) -> Result<(), DiskError> {
+    let failed = |source| DiskError::Mark { device: device.to_owned(), source };
+    let mut file = File::options().read(true).write(true).open(device).map_err(failed)?;
+    let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    file.seek(SeekFrom::Start(size.saturating_sub(MARK_BYTES))).map_err(failed)?;
+    let mark = label.map_or_else(|| vec![0; MARK_BYTES as usize], probe::mark);
+    file.write_all(&mark).and_then(|()| file.sync_all()).map_err(failed)
+}
+
+/// Marks a device, then takes off what an earlier try has left.
+fn begin_format(device: &Path, content: &Content, label: &str) -> Result<(), DiskError> {
+    set_mark(device, Some(label))?;
+    if matches!(content, Content::Unfinished { .. }) {
+        clear_unfinished(device)?;
+    }
+    Ok(())
+}
+
+/// Takes off what a cut-off format of ours has left, so that tools which refuse to overwrite see a blank device.
+fn clear_unfinished(device: &Path) -> Result<(), DiskError> {
+    let failed = |source| DiskError::Mark { device: device.to_owned(), source };
+    let size = size_of(device)?;
+    let mut file = File::options().write(true).open(device).map_err(failed)?;
+    for (start, length) in probe::signature_areas(size) {
+        file.seek(SeekFrom::Start(start)).map_err(failed)?;
+        file.write_all(&vec![0; length as usize]).map_err(failed)?;
+    }
+    file.sync_all().map_err(failed)
+}
+
+fn size_of(device: &Path) -> Result<u64, DiskError> {
+    let read = |source| DiskError::Read { device: device.to_owned(), source };
+    File::open(device).map_err(read)?.seek(SeekFrom::End(0)).map_err(read)
 }
 
 /// PATH of tools, in any Debian-like root.
@@ -207,7 +263,8 @@ pub fn prepare_root_disk(
         Decision::Refuse => return Err(occupied(device, &content, Filesystem::Ext4, DATA_LABEL)),
         Decision::Use => {}
         Decision::Format => {
-            let (program, arguments) = format_command(Filesystem::Ext4, DATA_LABEL, device);
+            let (program, arguments) = format_command(Filesystem::Ext4, DATA_LABEL, device, size_of(device)?);
+            begin_format(device, &content, DATA_LABEL)?;
             let failed = |why: String| DiskError::Format { device: device.to_owned(), program, why };
             let output = in_root(tools, program, &arguments).output().map_err(|e| match e.kind() {
                 io::ErrorKind::NotFound => failed("the image has no such program (Debian: e2fsprogs)".into()),
@@ -217,6 +274,7 @@ pub fn prepare_root_disk(
                 let said = String::from_utf8_lossy(&output.stderr);
                 return Err(failed(format!("{}: {}", output.status, last_line(&said))));
             }
+            set_mark(device, None)?;
             warn(format!("data disk {} was blank and has been formatted", device.display()));
             content = look(device)?;
         }
@@ -358,9 +416,11 @@ fn find(rule: &DiskRule, used: &BTreeSet<PathBuf>, in_namespace: bool) -> Option
                 .filter(|d| !used.contains(d))
                 .filter_map(|d| look(&d).ok().map(|c| (d, c)))
                 .collect();
-            let labelled = |c: &Content| matches!(c, Content::Filesystem { label: l, .. } if l == label);
+            let labelled = |c: &Content| matches!(c, Content::Filesystem { label: l, .. } | Content::Unfinished { label: l } if l == label);
             let found = free.iter().find(|(_, c)| labelled(c));
-            found.or_else(|| free.iter().find(|(_, c)| *c == Content::Blank)).map(|(d, _)| d.clone())
+            found
+                .or_else(|| free.iter().find(|(_, c)| decide(c, rule.filesystem, label) == Decision::Format))
+                .map(|(d, _)| d.clone())
         }
     }
 }
@@ -375,7 +435,9 @@ async fn set_up_one(
         Decision::Refuse => return Err(occupied(device, &content, rule.filesystem, &rule.label)),
         Decision::Use => DiskOutcome::Found,
         Decision::Format => {
+            begin_format(device, &content, &rule.label)?;
             format(device, rule, reaper).await?;
+            set_mark(device, None)?;
             content = look(device)?;
             DiskOutcome::Formatted
         }
@@ -402,7 +464,7 @@ async fn set_up_one(
 }
 
 async fn format(device: &Path, rule: &DiskRule, reaper: &Reaper) -> Result<(), DiskError> {
-    let (program, arguments) = format_command(rule.filesystem, &rule.label, device);
+    let (program, arguments) = format_command(rule.filesystem, &rule.label, device, size_of(device)?);
     let failed = |why: String| DiskError::Format { device: device.to_owned(), program, why };
     let mut running = reaper.spawn(&mut tool(program, &arguments)).map_err(|e| failed(e.to_string()))?;
     let said = running.child.stderr.take().map(crate::services::read_some);
@@ -445,9 +507,11 @@ mod tests {
     #[test]
     fn tools_are_never_told_to_overwrite() {
         for filesystem in [Filesystem::Ext4, Filesystem::Xfs, Filesystem::Btrfs] {
-            let (program, arguments) = format_command(filesystem, "l", Path::new("/dev/vdb"));
+            let (program, arguments) = format_command(filesystem, "l", Path::new("/dev/vdb"), 10 << 20);
             assert!(!arguments.iter().any(|a| a == "-f" || a == "-F" || a == "--force"), "{program}");
-            assert_eq!(arguments[arguments.len() - 2..], ["l", "/dev/vdb"]);
+            let line = arguments.join(" ");
+            assert!(line.contains("-L l /dev/vdb"), "{line}");
+            assert!(line.contains("10236k") || line.contains("10481664"), "4 KiB are left: {line}");
         }
     }
 

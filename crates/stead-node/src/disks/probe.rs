@@ -23,6 +23,11 @@ pub enum Content {
         /// It says of itself that it has errors.
         damaged: bool,
     },
+    /// It was blank, and a format of ours was cut off.
+    Unfinished {
+        /// The label it was to get.
+        label: String,
+    },
     /// Something else, by name when it has one.
     Other(&'static str),
 }
@@ -35,6 +40,7 @@ impl fmt::Display for Content {
                 let damaged = if *damaged { " that says it has errors" } else { "" };
                 write!(f, "{}{damaged} labelled {label:?}", name(*kind))
             }
+            Self::Unfinished { label } => write!(f, "an unfinished format for label {label:?}"),
             Self::Other(what) => f.write_str(what),
         }
     }
@@ -53,6 +59,8 @@ pub fn name(kind: Filesystem) -> &'static str {
 /// btrfs' first superblock at 64 KiB and ZFS' labels up to 512 KiB; 4 MiB leaves room for partitions aligned to 1 MiB
 /// whose table was wiped.
 const HEAD: u64 = 4 << 20;
+/// Beginning that is looked at for signatures with a name; the last is btrfs' label.
+const IDENTIFIED: u64 = 128 << 10;
 /// End of the device that must be zero: backup GPT (last sector), md 0.90 and 1.0 (last 128 KiB), ZFS (last 512 KiB).
 const TAIL: u64 = 1 << 20;
 /// Second superblock of btrfs, which outlives a wiped head.
@@ -60,25 +68,65 @@ const BTRFS_MIRROR: u64 = 64 << 20;
 /// Length of the area looked at there.
 const BTRFS_MIRROR_LENGTH: u64 = 64 << 10;
 
+/// Length of the mark of a format under way, at the very end of the device. Filesystems are made shorter by it.
+pub const MARK_BYTES: u64 = 4096;
+/// What the mark begins with; the label follows.
+const MARK: &[u8] = b"stead-node: formatting a blank device; label ";
+
+/// The mark of a format that gives `label`.
+pub fn mark(label: &str) -> Vec<u8> {
+    let mut mark = MARK.to_vec();
+    mark.extend_from_slice(label.as_bytes());
+    mark.resize(MARK_BYTES as usize, 0);
+    mark
+}
+
+/// The label in a mark, when that is all the bytes are.
+fn marked(bytes: &[u8]) -> Option<String> {
+    let label = bytes.strip_prefix(MARK)?;
+    let end = label.iter().position(|b| *b == 0)?;
+    let text = std::str::from_utf8(&label[..end]).ok()?;
+    is_zero(&label[end..]).then(|| text.to_owned())
+}
+
+/// Where signatures are on a device of `size` bytes, without the mark's place: start and length.
+pub fn signature_areas(size: u64) -> Vec<(u64, u64)> {
+    let end = size.saturating_sub(MARK_BYTES);
+    let areas = [(0, HEAD), (BTRFS_MIRROR, BTRFS_MIRROR_LENGTH), (size.saturating_sub(TAIL), TAIL)];
+    areas
+        .into_iter()
+        .map(|(start, length)| (start.min(end), length.min(end.saturating_sub(start))))
+        .filter(|(_, length)| *length > 0)
+        .collect()
+}
+
 /// Looks at a device of `size` bytes. Reads only.
 ///
 /// # Errors
 /// It cannot be read.
 pub fn probe(device: &mut (impl Read + Seek), size: u64) -> io::Result<Content> {
-    let head = read_at(device, 0, HEAD.min(size))?;
+    let head = read_at(device, 0, IDENTIFIED.min(size))?;
+    let mark_start = size.saturating_sub(MARK_BYTES);
+    if let Some(label) = marked(&read_at(device, mark_start, size - mark_start)?) {
+        // What a cut-off mkfs has left has our label or none yet. Anything else came later.
+        match identify(&head) {
+            Some(Content::Filesystem { label: found, .. }) if found == label || found.is_empty() => {}
+            None => {}
+            Some(other) => return Ok(other),
+        }
+        return Ok(Content::Unfinished { label });
+    }
     if let Some(content) = identify(&head) {
         return Ok(content);
     }
-    if !is_zero(&head) {
+    if !is_zero_at(device, 0, HEAD.min(size))? {
         return Ok(Content::Other("data of no known kind"));
     }
     let tail_start = size.saturating_sub(TAIL);
-    if !is_zero(&read_at(device, tail_start, size - tail_start)?) {
+    if !is_zero_at(device, tail_start, size - tail_start)? {
         return Ok(Content::Other("something at its end (an old partition table or RAID)"));
     }
-    if size > BTRFS_MIRROR + BTRFS_MIRROR_LENGTH
-        && !is_zero(&read_at(device, BTRFS_MIRROR, BTRFS_MIRROR_LENGTH)?)
-    {
+    if size > BTRFS_MIRROR + BTRFS_MIRROR_LENGTH && !is_zero_at(device, BTRFS_MIRROR, BTRFS_MIRROR_LENGTH)? {
         return Ok(Content::Other("something at 64 MiB (maybe a wiped btrfs)"));
     }
     Ok(Content::Blank)
@@ -89,6 +137,24 @@ fn read_at(device: &mut (impl Read + Seek), offset: u64, length: u64) -> io::Res
     let mut buffer = vec![0; length as usize];
     device.read_exact(&mut buffer)?;
     Ok(buffer)
+}
+
+/// Reads piece by piece: what PID 1 once held in memory it keeps.
+fn is_zero_at(device: &mut (impl Read + Seek), offset: u64, length: u64) -> io::Result<bool> {
+    device.seek(SeekFrom::Start(offset))?;
+    let mut rest = device.take(length);
+    let mut buffer = [0u8; 16 << 10];
+    let mut seen = 0;
+    loop {
+        match rest.read(&mut buffer) {
+            Ok(0) if seen == length => return Ok(true),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) if !is_zero(&buffer[..n]) => return Ok(false),
+            Ok(n) => seen += n as u64,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 fn is_zero(bytes: &[u8]) -> bool {
@@ -168,6 +234,23 @@ mod tests {
         let mut disk = vec![0u8; 70 << 20];
         disk[(64 << 20) + 64] = b'_';
         assert!(matches!(of(disk), Content::Other(_)));
+    }
+
+    #[test]
+    fn an_unfinished_format_of_ours_is_told_from_what_came_later() {
+        let mut disk = vec![0u8; 8 << 20];
+        let end = disk.len() - MARK_BYTES as usize;
+        disk[end..].copy_from_slice(&mark("mine"));
+        let unfinished = Content::Unfinished { label: "mine".into() };
+        assert_eq!(of(disk.clone()), unfinished);
+        disk[2_000_000] = 1;
+        assert_eq!(of(disk.clone()), unfinished, "mkfs has begun");
+        disk[4086..4096].copy_from_slice(b"SWAPSPACE2");
+        assert_eq!(of(disk.clone()), Content::Other("swap"), "somebody used it since");
+        let last = disk.len() - 1;
+        disk[4086..4096].fill(0);
+        disk[last] = 1;
+        assert!(matches!(of(disk), Content::Other(_)), "a mark with more in it is none");
     }
 
     proptest! {

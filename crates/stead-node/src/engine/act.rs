@@ -3,9 +3,12 @@
 use super::{
     disk::{self, Content, Disk},
     plan::{Observed, Step},
+    reset,
 };
 use futures_util::{StreamExt as _, future, stream::FuturesUnordered};
 use std::{
+    io::ErrorKind,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,13 +17,16 @@ use stead_incus::{
     client::OPERATION_TIMEOUT,
     requests::{networks, profiles, projects, server, storage},
     tls,
-    types::Server,
+    types::{Server, StoragePool},
 };
 
 /// A member of the token that is up answers a handshake in milliseconds.
 const HANDSHAKE: Duration = Duration::from_secs(3);
 /// mkfs takes some tens of milliseconds; the engine looks for the link right after it, then only every 500 ms.
 const LINK_POLL: Duration = Duration::from_millis(3);
+
+/// The kernel may be unmounting a killed node's pool still.
+const UNMOUNT: Duration = Duration::from_secs(20);
 
 /// A step or a look failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +41,15 @@ pub enum ActError {
         action: &'static str,
         /// On what.
         device: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What is left of a pool.
+    #[error("cannot remove what is left of the storage pool in {path}")]
+    Leftover {
+        /// Its directory.
+        path: PathBuf,
         /// Why.
         #[source]
         source: std::io::Error,
@@ -56,7 +71,7 @@ pub enum ActError {
     },
 }
 
-/// Everything plans need to know. `disk`: the storage disk's device.
+/// Everything plans need to know. `device`: the storage disk's; `directory`: the engine's.
 ///
 /// # Errors
 /// The engine does not answer, or the disk cannot be read.
@@ -64,7 +79,7 @@ pub async fn observe(
     client: &Client,
     server: &Server,
     device: Option<&Path>,
-    scratch: &Path,
+    directory: &Path,
 ) -> Result<Observed, ActError> {
     if server.environment.server_clustered {
         return Ok(Observed { clustered: true, config: server.config.clone(), ..Observed::default() });
@@ -85,6 +100,7 @@ pub async fn observe(
             profiles.extend(found.into_iter().map(|p| (project.name.clone(), p)));
         }
     }
+    let leftovers = leftovers(directory, &pools);
     let mut disk_unused = false;
     let disk = match device {
         None => None,
@@ -96,7 +112,12 @@ pub async fn observe(
             };
             let content = disk::probe(&device).map_err(failed("read"))?;
             if matches!(content, Content::Btrfs { .. }) && pools.is_empty() {
-                disk_unused = disk::is_unused_pool(&device, scratch).map_err(failed("look into"))?;
+                // Still mounted where the engine left it, it cannot be mounted a second time read-only.
+                let mounted = leftovers.iter().find(|(path, _)| is_mount_point(path));
+                disk_unused = match mounted {
+                    Some((_, holds_files)) => !holds_files,
+                    None => disk::is_unused_pool(&device, directory).map_err(failed("look into"))?,
+                };
             }
             Some(Disk { device, content })
         }
@@ -110,13 +131,33 @@ pub async fn observe(
         profiles,
         disk,
         disk_unused,
+        leftovers,
+        pools_directory: directory.join("storage-pools"),
     })
+}
+
+/// Directories under `storage-pools` that are none of the engine's pools, and whether they hold files (or cannot be
+/// looked into).
+fn leftovers(directory: &Path, pools: &[StoragePool]) -> Vec<(PathBuf, bool)> {
+    reset::entries(&directory.join("storage-pools"))
+        .into_iter()
+        .filter(|path| !pools.iter().any(|p| path.ends_with(&p.name)))
+        .map(|path| {
+            let holds_files = !disk::only_directories(&path).unwrap_or(false);
+            (path, holds_files)
+        })
+        .collect()
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
+    path.parent().is_some_and(|parent| device(path) != device(parent))
 }
 
 /// The request that a step is; none for what is done without the engine.
 pub fn request(step: &Step) -> Option<Request> {
     let request = match step {
-        Step::WipeDisk { .. } => return None,
+        Step::WipeDisk { .. } | Step::RemoveLeftover { .. } => return None,
         Step::SetConfig { config } => server::patch_config(config),
         Step::CreatePool { name, driver, config, description } => {
             storage::create_pool(name, driver, config, description)
@@ -146,12 +187,25 @@ pub fn request(step: &Step) -> Option<Request> {
 /// # Errors
 /// The engine's or the disk's.
 pub async fn apply(client: &Client, step: &Step) -> Result<(), ActError> {
+    if let Step::RemoveLeftover { path } = step {
+        return reset::remove_pool(path).map_err(|source| ActError::Leftover { path: path.clone(), source });
+    }
     if let Step::WipeDisk { device } = step {
-        return disk::wipe(device).map_err(|source| ActError::Disk {
-            action: "wipe",
-            device: device.clone(),
-            source,
-        });
+        let begun = tokio::time::Instant::now();
+        loop {
+            match disk::wipe(device) {
+                Err(e) if e.kind() == ErrorKind::ResourceBusy && begun.elapsed() < UNMOUNT => {
+                    tokio::time::sleep(LINK_POLL * 10).await;
+                }
+                done => {
+                    return done.map_err(|source| ActError::Disk {
+                        action: "wipe",
+                        device: device.clone(),
+                        source,
+                    });
+                }
+            }
+        }
     }
     if let Some(request) = request(step) {
         client.run(&request, OPERATION_TIMEOUT).await?;

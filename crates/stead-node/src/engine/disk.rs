@@ -7,7 +7,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::FileTypeExt as _,
+    os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -152,9 +152,11 @@ pub fn is_unused_pool(device: &Path, scratch: &Path) -> io::Result<bool> {
 /// Takes away the filesystem, so that the device is blank.
 ///
 /// # Errors
-/// It is no block device, or cannot be written.
+/// It is no block device, or cannot be written; `ResourceBusy` while it is mounted anywhere: a filesystem that is still
+/// being unmounted (by a node killed a moment ago) would write its superblock back.
 pub fn wipe(device: &Path) -> io::Result<()> {
-    let mut file = OpenOptions::new().read(true).write(true).open(device)?;
+    let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
+    let mut file = OpenOptions::new().read(true).write(true).custom_flags(exclusive).open(device)?;
     if !file.metadata()?.file_type().is_block_device() {
         return Err(io::Error::other("not a block device"));
     }

@@ -636,6 +636,7 @@ fn action_of(step: &plan::Step) -> &'static str {
     use plan::Step;
     match step {
         Step::SetConfig { .. } => "change the server's settings",
+        Step::RemoveLeftover { .. } => "remove what is left of a storage pool",
         Step::WipeDisk { .. } => "take the unused pool off the storage disk",
         Step::CreatePool { .. } => "make the storage pool",
         Step::PatchPool { .. } => "change the storage pool",

@@ -17,6 +17,8 @@ pub enum Step {
     SetConfig { config: Config },
     /// Take an unused pool's filesystem away.
     WipeDisk { device: PathBuf },
+    /// Remove what is left of a pool that the engine does not know.
+    RemoveLeftover { path: PathBuf },
     /// Make a pool.
     CreatePool { name: String, driver: String, config: Config, description: String },
     /// Change a pool's settings.
@@ -60,6 +62,11 @@ pub struct Observed {
     pub disk: Option<Disk>,
     /// The disk carries a pool that holds no instance, image or volume.
     pub disk_unused: bool,
+    /// Directories of pools that the engine does not know, and whether they hold files: it was killed while it made
+    /// them, and will not make them again over these.
+    pub leftovers: Vec<(PathBuf, bool)>,
+    /// Where the engine has its pools.
+    pub pools_directory: PathBuf,
 }
 
 /// There is no way from here.
@@ -75,6 +82,9 @@ pub enum PlanError {
         "storage disk {0} carries a pool with data that this engine does not know: recover it (admin recover) or wipe it (wipefs -a)"
     )]
     DiskInUse(PathBuf),
+    /// Files in the directory of a pool that this engine does not know.
+    #[error("{0} holds files of a storage pool that this engine does not know: move them away")]
+    LeftoverInUse(PathBuf),
     /// A pool of the name has another driver.
     #[error("storage pool {name} is {found}, not {wanted}")]
     PoolDriver {
@@ -110,6 +120,7 @@ pub fn init(wanted: &Preseed, member: &str, observed: &Observed) -> Result<Vec<S
         steps.push(Step::SetConfig { config });
     }
     // As the engines' own tool: networks of the default project, projects, the other networks.
+    remove_leftovers(observed, &mut steps)?;
     plan_networks(wanted, observed, true, &mut steps);
     plan_projects(wanted, observed, &mut steps);
     plan_networks(wanted, observed, false, &mut steps);
@@ -128,6 +139,7 @@ pub fn before_join(observed: &Observed) -> Result<Vec<Step>, PlanError> {
         return Ok(Vec::new());
     }
     let mut steps = Vec::new();
+    remove_leftovers(observed, &mut steps)?;
     for (project, network) in &observed.networks {
         steps.push(Step::DeleteNetwork { project: project.clone(), name: network.name.clone() });
     }
@@ -136,12 +148,24 @@ pub fn before_join(observed: &Observed) -> Result<Vec<Step>, PlanError> {
             return Err(PlanError::PoolInUse { name: pool.name.clone(), by: by.clone() });
         }
         steps.push(Step::DeletePool { name: pool.name.clone() });
+        // After a crash the engine may have mounted it twice, and unmounts it once.
+        steps.push(Step::RemoveLeftover { path: observed.pools_directory.join(&pool.name) });
     }
     if let Some(disk) = &observed.disk {
         // An unused pool of the engine that is deleted by the steps above leaves its filesystem behind.
         make_blank(disk, observed.disk_unused || !observed.pools.is_empty(), &mut steps)?;
     }
     Ok(steps)
+}
+
+fn remove_leftovers(observed: &Observed, steps: &mut Vec<Step>) -> Result<(), PlanError> {
+    for (path, holds_files) in &observed.leftovers {
+        if *holds_files {
+            return Err(PlanError::LeftoverInUse(path.clone()));
+        }
+        steps.push(Step::RemoveLeftover { path: path.clone() });
+    }
+    Ok(())
 }
 
 fn make_blank(disk: &Disk, unused: bool, steps: &mut Vec<Step>) -> Result<(), PlanError> {

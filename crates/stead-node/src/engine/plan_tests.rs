@@ -34,6 +34,7 @@ fn empty_profile(name: &str) -> Profile {
 fn apply(server: &mut Observed, step: &Step) {
     match step.clone() {
         Step::SetConfig { config } => server.config.extend(config),
+        Step::RemoveLeftover { path } => server.leftovers.retain(|(p, _)| *p != path),
         Step::WipeDisk { .. } => {
             if let Some(d) = &mut server.disk {
                 d.content = Content::Blank;
@@ -188,10 +189,25 @@ fn what_a_failed_join_left_goes_first() {
     );
     assert_eq!(
         before_join(&o).unwrap(),
-        [Step::DeletePool { name: "default".into() }, Step::WipeDisk { device: "/dev/vdb".into() }]
+        [
+            Step::DeletePool { name: "default".into() },
+            Step::RemoveLeftover { path: "default".into() },
+            Step::WipeDisk { device: "/dev/vdb".into() }
+        ]
     );
     o.pools[0].used_by.push("/1.0/profiles/default".into());
     assert!(matches!(before_join(&o), Err(PlanError::PoolInUse { .. })));
+}
+
+#[test]
+fn leftovers_go_unless_they_hold_files() {
+    let wanted = preseed::wanted(&spec(Value::Null), None).unwrap();
+    let mut o = Observed { leftovers: vec![("/x/default".into(), false)], ..untouched() };
+    let remove = Step::RemoveLeftover { path: "/x/default".into() };
+    assert!(init(&wanted, "node1", &o).unwrap().contains(&remove));
+    assert_eq!(before_join(&o).unwrap(), [remove]);
+    o.leftovers[0].1 = true;
+    assert!(init(&wanted, "node1", &o).is_err() && before_join(&o).is_err());
 }
 
 #[test]

@@ -74,9 +74,7 @@ pub async fn reset(socket: &Path, directory: &Path, journal: &Journal) -> Result
     }
     discarded?;
     for pool in entries(&pools) {
-        // Not mounted (a pool of plain directories) is as good.
-        let _ = unmount(&pool, UnmountFlags::empty());
-        remove_directories(&pool).map_err(failed("remove", &pool))?;
+        remove_pool(&pool).map_err(failed("remove", &pool))?;
     }
     journal.write(Phase::Fresh).map_err(failed("write the journal in", directory))
 }
@@ -86,7 +84,8 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ResetE
     move |source| ResetError::File { action, path, source }
 }
 
-fn entries(directory: &Path) -> Vec<PathBuf> {
+/// What is in a directory; nothing when there is none.
+pub fn entries(directory: &Path) -> Vec<PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).collect()
 }
 
@@ -96,10 +95,9 @@ fn daemon(socket: &Path) -> Result<Option<Pid>, ResetError> {
     let Ok(credentials) = socket_peercred(&stream) else { return Ok(None) };
     let pid = credentials.pid;
     let raw = pid.as_raw_nonzero().get();
-    let name = fs::read_link(format!("/proc/{raw}/exe"))
-        .ok()
-        .and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()))
-        .unwrap_or_default();
+    // A process that is just dying has no executable any more.
+    let Ok(exe) = fs::read_link(format!("/proc/{raw}/exe")) else { return Ok(Some(pid)) };
+    let name = exe.file_name().unwrap_or_default().to_string_lossy().into_owned();
     // An upgraded package leaves "incusd (deleted)".
     match name.split(' ').next() {
         Some("incusd" | "lxd") => Ok(Some(pid)),
@@ -146,6 +144,24 @@ async fn await_death(pid: Pid) -> Result<(), ResetError> {
 fn alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|s| s.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z')))
+}
+
+/// Unmounts and removes what is left of a pool without files.
+///
+/// # Errors
+/// It holds files, or its disk is in use.
+pub fn remove_pool(pool: &Path) -> io::Result<()> {
+    loop {
+        match unmount(pool, UnmountFlags::empty()) {
+            // There may be another mount below.
+            Ok(()) => {}
+            // Not a mount point: a pool of plain directories.
+            Err(rustix::io::Errno::INVAL) => break,
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    remove_directories(pool)
 }
 
 /// Removes a tree of directories; fails at the first file, having removed none.

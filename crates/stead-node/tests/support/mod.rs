@@ -34,10 +34,10 @@ impl Kind {
     fn packages(self) -> &'static str {
         match self {
             Self::Incus => {
-                "incus-base,incus-client,btrfs-progs,iproute2,zstd,xz-utils,squashfs-tools,attr,rsync,tar,uidmap,ca-certificates,procps"
+                "incus-base,incus-client,mount,btrfs-progs,iproute2,zstd,xz-utils,squashfs-tools,attr,rsync,tar,uidmap,ca-certificates,procps"
             }
             Self::Lxd => {
-                "lxd,lxd-client,btrfs-progs,iproute2,zstd,xz-utils,squashfs-tools,attr,rsync,tar,uidmap,ca-certificates,procps"
+                "lxd,lxd-client,mount,btrfs-progs,iproute2,zstd,xz-utils,squashfs-tools,attr,rsync,tar,uidmap,ca-certificates,procps"
             }
         }
     }
@@ -260,7 +260,8 @@ impl Node {
         let built = exe.parent().and_then(Path::parent).unwrap().join("examples/engine-driver");
         let copy = self.root().join("run/engine-driver");
         if !copy.exists() {
-            fs::copy(&built, &copy).unwrap();
+            // `cargo test -p stead-node` builds it; with `--test engine` alone add `--examples`.
+            fs::copy(&built, &copy).unwrap_or_else(|e| panic!("{}: {e}: add --examples", built.display()));
         }
         let mut spec = serde_json::json!({
             "kind": self.kind.name(),
