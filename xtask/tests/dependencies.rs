@@ -9,10 +9,13 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
     for line in manifest.lines() {
         if let Some(table) = line.strip_prefix('[') {
             inside = table.trim_end_matches(']').ends_with("dependencies");
-        } else if inside && let Some((name, _)) = line.split_once(['.', '=', ' ']) {
-            if !name.is_empty() && !name.starts_with('#') && !name.starts_with("stead") {
-                names.insert(name.to_owned());
-            }
+        } else if inside
+            && let Some((name, _)) = line.split_once(['.', '=', ' '])
+            && !name.is_empty()
+            && !name.starts_with('#')
+            && !name.starts_with("stead")
+        {
+            names.insert(name.to_owned());
         }
     }
     names
