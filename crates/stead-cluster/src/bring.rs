@@ -64,7 +64,10 @@ pub(crate) async fn bring(work: Arc<Work>, plan: NodePlan, desired: DesiredNode)
     let name = plan.name.clone();
     let mut result = bring_inner(&work, &plan, &desired).await;
     // What was left running may have been on its way down: a `down` that was cut short had told it to end.
-    if result.is_err() && plan.action == NodeAction::Keep && supervise::observe(&desired.machine.dir).is_none() {
+    if result.is_err()
+        && plan.action == NodeAction::Keep
+        && supervise::observe(&desired.machine.dir).is_none()
+    {
         let plan = NodePlan { action: NodeAction::Start, ..plan.clone() };
         result = bring_inner(&work, &plan, &desired).await;
     }
@@ -222,7 +225,13 @@ async fn wait_for(
             Some(s) => s.error.filter(|_| s.phase == "failed"),
         };
         if let Some(why) = gone {
-            return Err(failed(work, machine, format!("{why} before {what}"), agent_seen.then_some(&last), &[]));
+            return Err(failed(
+                work,
+                machine,
+                format!("{why} before {what}"),
+                agent_seen.then_some(&last),
+                &[],
+            ));
         }
         if Instant::now() > deadline {
             return Err(failed(work, machine, format!("timed out waiting for {what}"), Some(&last), &[]));
@@ -251,7 +260,8 @@ fn failed(
 ) -> ClusterError {
     let dir = work.layout.node(&machine.name);
     let mut tail = String::new();
-    let files = ["supervisor.log", "console.log"].map(|f| (f.to_owned(), files::tail(&dir.join(f), TAIL_LINES)));
+    let files =
+        ["supervisor.log", "console.log"].map(|f| (f.to_owned(), files::tail(&dir.join(f), TAIL_LINES)));
     for (file, text) in files.iter().chain(logs) {
         if !text.is_empty() {
             tail.push_str(&format!("--- end of {file}\n{text}\n"));

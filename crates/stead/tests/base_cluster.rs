@@ -175,7 +175,11 @@ fn a_failing_service_is_told_and_takes_nothing_down() {
     let more = "services: [{name: broken, command: [/bin/false], restart: never}, {name: ticker, command: [/bin/sh, -c, 'while sleep 0.1; do echo tick; done']}]\n";
     let file = w.file("t-fail", &yaml("t-fail", 1, more));
     let up = w.stead(&["up", &file]);
-    assert!(up.code == 1 && up.stderr.contains("node node1: service broken failed for good: exit 1"), "{}", up.stderr);
+    assert!(
+        up.code == 1 && up.stderr.contains("node node1: service broken failed for good: exit 1"),
+        "{}",
+        up.stderr
+    );
     assert_eq!(w.status("t-fail")["nodes"][0]["phase"], "degraded");
     assert!(w.stead(&["status", "t-fail"]).stdout.contains("service broken: exit 1"));
     eventually("the ticker's log", Duration::from_secs(5), || {

@@ -86,7 +86,13 @@ fn describe_plan(plan: &BuildPlan) -> String {
     let rows: Vec<Vec<String>> = plan
         .steps
         .iter()
-        .map(|s| vec![format!("  {}", s.name), if s.cached { "cached" } else { "build" }.to_owned(), s.what.clone()])
+        .map(|s| {
+            vec![
+                format!("  {}", s.name),
+                if s.cached { "cached" } else { "build" }.to_owned(),
+                s.what.clone(),
+            ]
+        })
         .collect();
     format!("image {}:\n{}", plan.name, output::table(&["  STEP", "", "WHAT"], &rows))
 }
