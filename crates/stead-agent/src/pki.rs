@@ -185,20 +185,6 @@ fn key(subject: &str) -> Result<KeyPair, PkiError> {
         .map_err(|source| PkiError::Generate { subject: subject.to_owned(), source })
 }
 
-/// Leaves with less than this left are issued anew.
-pub const RENEW_BEFORE: Duration = Duration::days(180);
-
-/// Whether the identity's certificate can be read and has more than [`RENEW_BEFORE`] left.
-pub fn is_fresh(identity: &Identity, now: OffsetDateTime) -> bool {
-    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(identity.certificate_pem.as_bytes()) else {
-        return false;
-    };
-    let Ok(certificate) = pem.parse_x509() else { return false };
-    let validity = certificate.validity();
-    validity.not_before.timestamp() <= now.unix_timestamp()
-        && (now + RENEW_BEFORE).unix_timestamp() < validity.not_after.timestamp()
-}
-
 fn params(subject: &str, now: OffsetDateTime, validity: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();

@@ -104,7 +104,11 @@ async fn bring_inner(work: &Work, plan: &NodePlan, desired: &DesiredNode) -> Res
             start_machine(work, desired, &spec).await?;
             None
         }
-        NodeAction::Keep => None,
+        NodeAction::Keep => {
+            // What it takes at its next boot, such as a renewed certificate.
+            files::write_json(&desired.machine.spec_dir.join("node.json"), &spec)?;
+            None
+        }
     };
     let agent = dial::agent(&work.operator, &work.netns, name, desired.agent).map_err(|e| {
         ClusterError::Agent { action: "prepare a connection", node: name.clone(), source: Box::new(e) }

@@ -239,19 +239,22 @@ fn action(desired: &DesiredNode, observed: Option<&ObservedNode>) -> NodeAction 
     }
     match &o.spec {
         None => why.push("its node.json is damaged".to_owned()),
-        Some(s) if without_role(s) != without_role(&desired.spec) => {
-            why.push("its node spec changed".to_owned())
-        }
+        Some(s) if comparable(s) != comparable(&desired.spec) => why.push("its node spec changed".to_owned()),
         Some(_) => {}
     }
     if why.is_empty() { NodeAction::Keep } else { NodeAction::Restart { why } }
 }
 
-/// The spec without what the plan itself decides.
-fn without_role(spec: &NodeSpec) -> NodeSpec {
+/// The spec without what is no reason for a restart: the engine's role, which the plan decides, and the node's own
+/// certificate, which it takes at its next boot.
+fn comparable(spec: &NodeSpec) -> NodeSpec {
     let mut spec = spec.clone();
     if let Some(e) = &mut spec.engine {
         e.role = EngineRole::Join;
+    }
+    if let Some(a) = &mut spec.agent {
+        a.certificate_pem.clear();
+        a.key_pem.clear();
     }
     spec
 }
@@ -415,6 +418,22 @@ mod tests {
           warning: node1 has no disk of role data: what incus keeps on it is lost by the restart
           warning: node2 has no disk of role data: what incus keeps on it is lost by the restart
         ");
+    }
+
+    #[test]
+    fn a_renewed_certificate_is_no_reason_to_restart_but_a_new_ca_is() {
+        let r = record("nodes: 1", &["node1"]);
+        let d = want(&r, 7);
+        let mut observed = as_applied(&d, EngineState::Online);
+        let agent = |o: &mut Observed, change: fn(&mut stead_model::node::AgentSpec)| {
+            for node in o.nodes.values_mut() {
+                change(node.spec.as_mut().unwrap().agent.as_mut().unwrap());
+            }
+        };
+        agent(&mut observed, |a| a.certificate_pem = "older".into());
+        assert!(plan(&r, &d, &observed).is_empty());
+        agent(&mut observed, |a| a.ca_pem = "another".into());
+        assert!(plan(&r, &d, &observed).to_string().contains("node1: restart (its node spec changed)"));
     }
 
     #[test]

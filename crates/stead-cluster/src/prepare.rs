@@ -10,7 +10,10 @@ use crate::{
 };
 use futures_util::future::join_all;
 use std::{collections::BTreeMap, net::IpAddr, path::Path, time::SystemTime};
-use stead_agent::{Identity, pki::ClusterCa};
+use stead_agent::{
+    Identity,
+    pki::{ClusterCa, renewal_due},
+};
 use stead_model::{Digest, NodeName, recipe::OverlaySource};
 
 /// Everything `up` needs, prepared.
@@ -125,7 +128,7 @@ fn load_pki(
         (Some(certificate), Some(key)) => ClusterCa::from_pem(cluster, &certificate, &key).map_err(pki)?,
         _ => ClusterCa::create(cluster, now).map_err(pki)?,
     };
-    let usable = |i: &Identity| i.ca_pem == ca.certificate_pem() && stead_agent::pki::is_fresh(i, now);
+    let usable = |i: &Identity| i.ca_pem == ca.certificate_pem() && !renewal_due(&i.certificate_pem, now);
     let kept = |path: &Path| files::read_json::<Identity>(path).ok().flatten().filter(usable);
     let operator = match kept(&layout.pki().join("operator.json")) {
         Some(i) => i,
