@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use support::{Kind, Lan, tree};
 
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Longer than an engine that was cut short is given to come to something (45 s).
+const PATIENCE: Duration = Duration::from_secs(120);
 
 macro_rules! need {
     ($test:literal, $kind:expr) => {

@@ -17,6 +17,9 @@ pub enum Phase {
     /// Nothing was begun by Stead.
     #[default]
     Fresh,
+    /// The engine has never answered: a first start that was cut short may never succeed (Incus takes its half-made
+    /// database for one of an older version), and nobody has used it yet.
+    Starting,
     /// Stead has begun to initialise or join and has not seen it succeed: whatever is there, nobody has used it yet.
     Forming,
     /// It was a member and online.
@@ -50,6 +53,14 @@ impl Journal {
             Err(_) => Phase::Member,
         }
     }
+    /// Notes that the engine is yet to start for the first time, if that is so; to be called while it does not run.
+    ///
+    /// # Errors
+    /// Of writing.
+    pub fn note_first_start(&self) -> io::Result<()> {
+        let never_started = self.directory.is_dir() && !self.directory.join("database").exists();
+        if never_started && self.read() == Phase::Fresh { self.write(Phase::Starting) } else { Ok(()) }
+    }
     /// Replaces it, on disk before this returns.
     ///
     /// # Errors
@@ -73,7 +84,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::new(dir.path());
         assert_eq!(journal.read(), Phase::Fresh);
-        for phase in [Phase::Forming, Phase::Member, Phase::Removed, Phase::Fresh] {
+        for phase in [Phase::Starting, Phase::Forming, Phase::Member, Phase::Removed, Phase::Fresh] {
             journal.write(phase).unwrap();
             assert_eq!(journal.read(), phase);
         }

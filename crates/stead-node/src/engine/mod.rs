@@ -48,9 +48,9 @@ const EAGER_POLL: Duration = Duration::from_millis(4);
 const WATCH_POLL: Duration = Duration::from_secs(1);
 /// An engine that has lost its quorum never answers; a healthy one takes milliseconds.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
-/// A half-formed engine that has not come to anything by then is put away. A daemon on a slow machine is ready within
-/// ten seconds.
-const HALF_FORMED_PATIENCE: Duration = Duration::from_secs(20);
+/// A half-formed engine that has not come to anything by then is put away; the next time it gets twice as long. Under
+/// emulation a daemon takes 30 s from its start to its first answer.
+const HALF_FORMED_PATIENCE: Duration = Duration::from_secs(45);
 /// `join` waits so long for the API of an engine that is only just being started.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// A new member counts as online with its first heartbeat, at once as a rule, after ten seconds at the latest.
@@ -176,7 +176,7 @@ pub struct Manager {
 
 impl Manager {
     /// `socket`: the engine's unix socket (`/var/lib/incus/unix.socket`, `/var/lib/lxd/unix.socket`). Make it before the
-    /// engine's service is started: it sets the link by which the engine finds its storage disk again.
+    /// engine's service is started: it notes a first start, and makes the link by which the engine finds its storage disk.
     pub fn new(spec: EngineSpec, node: NodeName, handle: Handle, socket: PathBuf) -> Arc<Self> {
         Self::with_paths(spec, node, handle, socket, "/dev".into(), "/sys".into())
     }
@@ -217,6 +217,9 @@ impl Manager {
             client,
             forming: AsyncMutex::new(()),
         };
+        if let Err(e) = manager.journal.note_first_start() {
+            manager.handle.warn(format!("engine: cannot write its journal: {e}"));
+        }
         if let Some(device) = manager.device()
             && let Some(uuid) = disk::btrfs_uuid(&device)
             && let Err(e) = disk::link_by_uuid(&uuid, &device, &manager.dev)
@@ -234,7 +237,9 @@ impl Manager {
         let work = async {
             self.bootstrap(client).await;
             loop {
-                if self.journal.read() == Phase::Forming && self.forming.try_lock().is_ok() {
+                if matches!(self.journal.read(), Phase::Starting | Phase::Forming)
+                    && self.forming.try_lock().is_ok()
+                {
                     // A join failed and could not be put away.
                     self.bootstrap(client).await;
                 }
@@ -361,9 +366,9 @@ impl Manager {
 
     /// Until the engine is settled: a member, or waiting for a token.
     async fn bootstrap(&self, client: &Client) {
-        let mut pause = RETRY.0;
+        let (mut pause, mut patience) = (RETRY.0, HALF_FORMED_PATIENCE);
         loop {
-            match self.settle(client).await {
+            match self.settle(client, &mut patience).await {
                 Ok(()) => return,
                 Err(e) => {
                     let why = chain(&e);
@@ -378,13 +383,15 @@ impl Manager {
         }
     }
 
-    async fn settle(&self, client: &Client) -> Result<(), EngineError> {
+    async fn settle(&self, client: &Client, patience: &mut Duration) -> Result<(), EngineError> {
         let _forming = self.forming.lock().await;
-        let phase = self.journal.read();
-        if phase == Phase::Forming && timeout(HALF_FORMED_PATIENCE, self.await_formed(client)).await.is_err()
+        while matches!(self.journal.read(), Phase::Starting | Phase::Forming)
+            && timeout(*patience, self.await_formed(client)).await.is_err()
         {
+            *patience *= 2;
             self.handle.note("engine: it was interrupted while forming and comes to nothing: starting over");
             reset::reset(&self.socket, &self.directory, &self.journal).await?;
+            self.write_journal(Phase::Starting)?;
         }
         let server = self.await_api(client, Duration::MAX).await?;
         if server.environment.server_clustered {
@@ -395,13 +402,15 @@ impl Manager {
             return self.joined();
         }
         match (self.spec.role, self.journal.read()) {
-            (EngineRole::Init, Phase::Fresh | Phase::Forming) => self.initialise(client, &server).await,
+            (EngineRole::Init, Phase::Fresh | Phase::Starting | Phase::Forming) => {
+                self.initialise(client, &server).await
+            }
             (_, Phase::Member | Phase::Removed) => self.was_removed(),
             (EngineRole::Join, Phase::Fresh) => {
                 self.set(EngineState::Waiting, Some("waits for a join token".into()));
                 Ok(())
             }
-            (EngineRole::Join, Phase::Forming) => {
+            (EngineRole::Join, Phase::Starting | Phase::Forming) => {
                 self.clear_way(client, &server).await?;
                 self.write_journal(Phase::Fresh)?;
                 self.set(EngineState::Waiting, Some("waits for a join token".into()));
@@ -441,6 +450,7 @@ impl Manager {
                 let broken = matches!(s, plan::Step::Bootstrap { .. });
                 if broken {
                     reset::reset(&self.socket, &self.directory, &self.journal).await?;
+                    self.write_journal(Phase::Starting)?;
                 }
                 return Err(EngineError::Step { action: action_of(s), source: e });
             }
@@ -478,6 +488,7 @@ impl Manager {
                 self.write_journal(Phase::Fresh)?;
             } else {
                 reset::reset(&self.socket, &self.directory, &self.journal).await?;
+                self.write_journal(Phase::Starting)?;
             }
             return Err(EngineError::Engine { action: "join", source: e });
         }

@@ -45,9 +45,11 @@ impl Kind {
     fn supervised(self) -> &'static str {
         match self {
             Self::Incus => {
-                "while :; do /usr/libexec/incus/incusd --logfile /var/log/incus/incusd.log; sleep 0.1; done"
+                "until [ -e /run/go ]; do sleep 0.01; done; while :; do /usr/libexec/incus/incusd --logfile /var/log/incus/incusd.log; sleep 0.1; done"
             }
-            Self::Lxd => "while :; do /usr/bin/lxd --logfile /var/log/lxd/lxd.log; sleep 0.1; done",
+            Self::Lxd => {
+                "until [ -e /run/go ]; do sleep 0.01; done; while :; do /usr/bin/lxd --logfile /var/log/lxd/lxd.log; sleep 0.1; done"
+            }
         }
     }
 }
@@ -240,7 +242,10 @@ impl Node {
             run("cp", &["-a", &device.display().to_string(), &root.join("dev").display().to_string()]);
             std::os::unix::fs::symlink(device, root.join("dev/disk/by-serial/pool")).unwrap();
         }
+        // As in a node: the manager is there before the engine's service is started.
         self.drive();
+        self.tell("status").unwrap();
+        fs::write(self.root().join("run/go"), "").unwrap();
     }
     /// Everything the engine knew is gone; only while off.
     pub fn forget(&self) {
