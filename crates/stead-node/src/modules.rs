@@ -19,6 +19,20 @@ pub fn parse_order(text: &str) -> Vec<&str> {
     text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect()
 }
 
+/// What the root cannot be put together without; the rest of the initrd's modules may come while that is done.
+const FOR_THE_ROOT: [&str; 8] =
+    ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_scsi", "nvme", "ahci", "squashfs", "overlay"];
+
+/// Splits the initrd's list into what the root needs and the rest, each in order. A module that depends on one of the
+/// other half may fail at first: [`load`] it again when both halves are done.
+pub fn split<'a>(order: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
+    order.iter().partition(|path| {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let name = name.split('.').next().unwrap_or(name).replace('-', "_");
+        FOR_THE_ROOT.contains(&name.as_str())
+    })
+}
+
 /// Loads modules in order. Those that are there already are passed over; the errors of others are returned, and the
 /// next ones tried all the same: the boot knows soon enough whether a drive or filesystem is really missing.
 pub fn load(paths: &[&str]) -> Vec<String> {
@@ -41,6 +55,13 @@ fn load_one(path: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_root_comes_first() {
+        let order =
+            ["/l/virtio_blk.ko", "/l/net_failover.ko", "/l/virtio-rng.ko", "/l/squashfs.ko", "/l/x/ahci.ko"];
+        assert_eq!(super::split(&order), (vec![order[0], order[3], order[4]], vec![order[1], order[2]]));
+    }
+
     #[test]
     fn order_is_kept() {
         assert_eq!(super::parse_order("/a.ko\n\n# x\n /b.ko \n"), ["/a.ko", "/b.ko"]);

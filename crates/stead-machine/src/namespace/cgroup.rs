@@ -126,6 +126,13 @@ fn below(cluster: &ClusterName, node: &NodeName) -> [PathBuf; 3] {
     [stead, of_cluster, of_node]
 }
 
+impl CgroupError {
+    /// Whether the cgroup is not there.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Make { source, .. } | Self::Set { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// The cgroups of one machine, ready for its first process.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
@@ -144,11 +151,7 @@ impl Cgroups {
         loop {
             match Self::make_once(cluster, node, cpus, memory) {
                 // The cluster's last machine but this took the cgroup above with it, just now.
-                Err(CgroupError::Make { source, .. } | CgroupError::Set { source, .. })
-                    if tries < MAKE_TRIES && source.kind() == io::ErrorKind::NotFound =>
-                {
-                    tries += 1;
-                }
+                Err(e) if tries < MAKE_TRIES && e.is_missing() => tries += 1,
                 other => return other,
             }
         }

@@ -43,11 +43,27 @@ pub fn vm() -> BootState {
     state.boot_id = read_line("/proc/sys/kernel/random/boot_id");
     state.note("init began");
     let order = fs::read_to_string(modules::ORDER).unwrap_or_default();
-    for error in modules::load(&modules::parse_order(&order)) {
-        state.warn(error);
-    }
-    state.note("modules loaded");
-    if let Err(why) = vm_root(&mut state) {
+    // Each module's signature is verified, which takes its time under emulation: what the root does not need is loaded
+    // while the root is put together.
+    let order = modules::parse_order(&order);
+    let (first, rest) = modules::split(&order);
+    let result = std::thread::scope(|scope| {
+        let others = scope.spawn(|| modules::load(&rest));
+        if !modules::load(&first).is_empty() {
+            // One half needed the other: then one after the other.
+            let _ = others.join();
+            modules::load(&order).into_iter().for_each(|error| state.warn(error));
+            state.note("modules loaded");
+            return vm_root(&mut state);
+        }
+        state.note("modules loaded");
+        let result = vm_root(&mut state);
+        if !others.join().unwrap_or_default().is_empty() {
+            modules::load(&rest).into_iter().for_each(|error| state.warn(error));
+        }
+        result
+    });
+    if let Err(why) = result {
         enter_rescue(&mut state, Path::new("/stead"), why);
     }
     hand_over(state)
