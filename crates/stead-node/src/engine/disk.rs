@@ -31,6 +31,8 @@ pub enum Content {
         /// Its label: the pool's name when an engine made it.
         label: String,
     },
+    /// A btrfs filesystem whose mkfs was interrupted: nobody has ever put anything on it.
+    HalfMade,
     /// Anything else.
     Other,
 }
@@ -91,8 +93,11 @@ pub fn btrfs_uuid(device: &Path) -> Option<String> {
 
 /// Reads a btrfs superblock: fsid at 0x20, magic at 0x40, label at 0x12b (btrfs on-disk format).
 fn btrfs(block: &[u8]) -> Option<Content> {
-    if block.get(0x40..0x48)? != b"_BHRfS_M" {
-        return None;
+    match block.get(0x40..0x48)? {
+        b"_BHRfS_M" => {}
+        // mkfs.btrfs writes this first and the true magic last (BTRFS_MAGIC_TEMPORARY).
+        b"!BHRfS_M" => return Some(Content::HalfMade),
+        _ => return None,
     }
     let hex: String = block.get(0x20..0x30)?.iter().map(|b| format!("{b:02x}")).collect();
     let uuid = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
@@ -217,6 +222,10 @@ mod tests {
         }
         assert_eq!(probe(&file).unwrap(), Content::Btrfs { uuid: uuid.into(), label: "default".into() });
         let mut disk = OpenOptions::new().read(true).write(true).open(&file).unwrap();
+        disk.seek(SeekFrom::Start(BTRFS_SUPERBLOCKS[0] + 0x40)).unwrap();
+        disk.write_all(b"!").unwrap();
+        assert_eq!(probe(&file).unwrap(), Content::HalfMade);
+        assert_eq!(btrfs_uuid(&file), None);
         wipe_signatures(&mut disk, 200 << 20).unwrap();
         assert_eq!(probe(&file).unwrap(), Content::Blank);
     }

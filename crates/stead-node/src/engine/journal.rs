@@ -20,8 +20,10 @@ pub enum Phase {
     /// The engine has never answered: a first start that was cut short may never succeed (Incus takes its half-made
     /// database for one of an older version), and nobody has used it yet.
     Starting,
-    /// Stead has begun to initialise or join and has not seen it succeed: whatever is there, nobody has used it yet.
-    Forming,
+    /// Stead has begun to initialise and has not seen it succeed: whatever is there, nobody has used it yet.
+    Initialising,
+    /// Stead has begun to join and has not seen it succeed: as above.
+    Joining,
     /// It was a member and online.
     Member,
     /// It was a member and was removed: it joins again only with a new token, and never begins a cluster of its own.
@@ -84,7 +86,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::new(dir.path());
         assert_eq!(journal.read(), Phase::Fresh);
-        for phase in [Phase::Starting, Phase::Forming, Phase::Member, Phase::Removed, Phase::Fresh] {
+        for phase in [
+            Phase::Starting,
+            Phase::Initialising,
+            Phase::Joining,
+            Phase::Member,
+            Phase::Removed,
+            Phase::Fresh,
+        ] {
             journal.write(phase).unwrap();
             assert_eq!(journal.read(), phase);
         }

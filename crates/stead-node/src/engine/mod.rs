@@ -237,9 +237,7 @@ impl Manager {
         let work = async {
             self.bootstrap(client).await;
             loop {
-                if matches!(self.journal.read(), Phase::Starting | Phase::Forming)
-                    && self.forming.try_lock().is_ok()
-                {
+                if self.is_unfinished() && self.forming.try_lock().is_ok() {
                     // A join failed and could not be put away.
                     self.bootstrap(client).await;
                 }
@@ -385,38 +383,56 @@ impl Manager {
 
     async fn settle(&self, client: &Client, patience: &mut Duration) -> Result<(), EngineError> {
         let _forming = self.forming.lock().await;
-        while matches!(self.journal.read(), Phase::Starting | Phase::Forming)
-            && timeout(*patience, self.await_formed(client)).await.is_err()
-        {
+        while self.is_unfinished() && timeout(*patience, self.await_formed(client)).await.is_err() {
             *patience *= 2;
-            self.handle.note("engine: it was interrupted while forming and comes to nothing: starting over");
-            reset::reset(&self.socket, &self.directory, &self.journal).await?;
-            self.write_journal(Phase::Starting)?;
+            self.handle.note("engine: it was interrupted and comes to nothing: starting over");
+            self.put_away().await?;
         }
         let server = self.await_api(client, Duration::MAX).await?;
         if server.environment.server_clustered {
             // Whether it is online is for the watch to tell, once it has been.
-            if self.journal.read() == Phase::Forming {
+            if self.is_unfinished() {
                 self.await_online(client, ONLINE_PATIENCE).await?;
             }
             return self.joined();
         }
         match (self.spec.role, self.journal.read()) {
-            (EngineRole::Init, Phase::Fresh | Phase::Starting | Phase::Forming) => {
-                self.initialise(client, &server).await
+            (_, Phase::Joining) => {
+                // Its database may hold any part of what a join leaves there; a fresh one is a second's work.
+                self.handle.note("engine: a join was interrupted: starting over");
+                self.put_away().await?;
+                self.await_api(client, Duration::MAX).await?;
+                self.await_token()
             }
             (_, Phase::Member | Phase::Removed) => self.was_removed(),
-            (EngineRole::Join, Phase::Fresh) => {
-                self.set(EngineState::Waiting, Some("waits for a join token".into()));
-                Ok(())
-            }
-            (EngineRole::Join, Phase::Starting | Phase::Forming) => {
-                self.clear_way(client, &server).await?;
-                self.write_journal(Phase::Fresh)?;
-                self.set(EngineState::Waiting, Some("waits for a join token".into()));
-                Ok(())
-            }
+            (EngineRole::Init, _) => self.initialise(client, &server).await,
+            _ => self.await_token(),
         }
+    }
+
+    fn await_token(&self) -> Result<(), EngineError> {
+        if self.journal.read() == Phase::Removed {
+            return self.was_removed();
+        }
+        self.write_journal(Phase::Fresh)?;
+        self.set(EngineState::Waiting, Some("waits for a join token".into()));
+        Ok(())
+    }
+
+    /// Begun, by the engine or by us, and not seen to succeed.
+    fn is_unfinished(&self) -> bool {
+        matches!(self.journal.read(), Phase::Starting | Phase::Initialising | Phase::Joining)
+    }
+
+    /// An untouched engine again; the supervisor starts it.
+    async fn put_away(&self) -> Result<(), EngineError> {
+        // A first node that joins was removed before, and must not begin a cluster of its own now.
+        let then = match (self.spec.role, self.journal.read()) {
+            (EngineRole::Init, Phase::Joining) => Phase::Removed,
+            _ => Phase::Starting,
+        };
+        reset::reset(&self.socket, &self.directory).await?;
+        self.write_journal(then)
     }
 
     /// An interrupted forming has come to a good end either way: not clustered, or a member and online.
@@ -442,15 +458,14 @@ impl Manager {
             .await
             .map_err(step("look at the engine"))?;
         let steps = plan::init(&wanted, self.node.as_str(), &observed)?;
-        self.write_journal(Phase::Forming)?;
+        self.write_journal(Phase::Initialising)?;
         self.handle.note("engine: initialising");
         for s in &steps {
             let done = self.beside_linking(device.as_deref(), act::apply(client, s)).await;
             if let Err(e) = done {
                 let broken = matches!(s, plan::Step::Bootstrap { .. });
                 if broken {
-                    reset::reset(&self.socket, &self.directory, &self.journal).await?;
-                    self.write_journal(Phase::Starting)?;
+                    self.put_away().await?;
                 }
                 return Err(EngineError::Step { action: action_of(s), source: e });
             }
@@ -481,14 +496,14 @@ impl Manager {
             token: text.trim(),
             member_config: &wanted.member_config(),
         };
-        self.write_journal(Phase::Forming)?;
+        let before = self.journal.read();
+        self.write_journal(Phase::Joining)?;
         self.handle.note("engine: joining");
         if let Err(e) = self.beside_linking(device.as_deref(), client.join_cluster(&join)).await {
             if untouched_by(&e) {
-                self.write_journal(Phase::Fresh)?;
+                self.write_journal(before)?;
             } else {
-                reset::reset(&self.socket, &self.directory, &self.journal).await?;
-                self.write_journal(Phase::Starting)?;
+                self.put_away().await?;
             }
             return Err(EngineError::Engine { action: "join", source: e });
         }

@@ -171,6 +171,7 @@ fn remove_leftovers(observed: &Observed, steps: &mut Vec<Step>) -> Result<(), Pl
 fn make_blank(disk: &Disk, unused: bool, steps: &mut Vec<Step>) -> Result<(), PlanError> {
     match &disk.content {
         Content::Blank => {}
+        Content::HalfMade => steps.push(Step::WipeDisk { device: disk.device.clone() }),
         Content::Btrfs { .. } if unused => steps.push(Step::WipeDisk { device: disk.device.clone() }),
         Content::Btrfs { .. } => return Err(PlanError::DiskInUse(disk.device.clone())),
         Content::Other => return Err(PlanError::DiskForeign(disk.device.clone())),

@@ -171,8 +171,10 @@ fn data_is_never_wiped() {
         assert!(init(&wanted, "node1", &o).is_err());
         assert!(before_join(&o).is_err());
     }
-    let steps = init(&wanted, "node1", &with(pool(), true)).unwrap();
-    assert!(steps.contains(&Step::WipeDisk { device: "/dev/vdb".into() }));
+    for o in [with(pool(), true), with(Content::HalfMade, false)] {
+        let steps = init(&wanted, "node1", &o).unwrap();
+        assert!(steps.contains(&Step::WipeDisk { device: "/dev/vdb".into() }));
+    }
 }
 
 #[test]

@@ -190,6 +190,7 @@ pub fn merge(base: Value, over: Value) -> Value {
         (base, Value::Null) => base,
         (Value::Object(base), Value::Object(over)) => Value::Object(merge_maps(base, over)),
         (_, Value::Object(over)) => Value::Object(merge_maps(Map::new(), over)),
+        (_, Value::Array(over)) if named(&over) => Value::Array(merge_named(Vec::new(), over)),
         (Value::Array(base), Value::Array(over)) if named(&base) && named(&over) => {
             Value::Array(merge_named(base, over))
         }
@@ -224,7 +225,7 @@ fn merge_named(mut base: Vec<Value>, over: Vec<Value>) -> Vec<Value> {
     for item in over {
         match base.iter_mut().find(|b| id(b) == id(&item)) {
             Some(b) => *b = merge(b.take(), item),
-            None => base.push(item),
+            None => base.push(merge(Value::Null, item)),
         }
     }
     base

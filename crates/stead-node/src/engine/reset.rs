@@ -1,10 +1,10 @@
 //! Puts away an engine that was interrupted half-way into a cluster, so that it begins anew.
 //!
 //! A server killed while it joins (or initialises) can come back with a local database that names a cluster which does
-//! not know it; no API undoes that. As long as the journal says `forming`, nobody has used the engine, so its database
+//! not know it; no API undoes that. As long as the journal says so, nobody has used the engine, so its database
 //! may go. Files anywhere in its storage pools are taken as a sign to the contrary: then nothing is touched.
 
-use super::{disk, journal::Journal, journal::Phase};
+use super::disk;
 use rustix::{
     mount::{UnmountFlags, unmount},
     net::sockopt::socket_peercred,
@@ -55,7 +55,7 @@ const DEATH: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// [`ResetError`]; nothing is changed by [`ResetError::InUse`] and [`ResetError::NotEngine`].
-pub async fn reset(socket: &Path, directory: &Path, journal: &Journal) -> Result<(), ResetError> {
+pub async fn reset(socket: &Path, directory: &Path) -> Result<(), ResetError> {
     let pools = directory.join("storage-pools");
     for pool in entries(&pools) {
         if !disk::only_directories(&pool).unwrap_or(false) {
@@ -76,7 +76,7 @@ pub async fn reset(socket: &Path, directory: &Path, journal: &Journal) -> Result
     for pool in entries(&pools) {
         remove_pool(&pool).map_err(failed("remove", &pool))?;
     }
-    journal.write(Phase::Fresh).map_err(failed("write the journal in", directory))
+    Ok(())
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ResetError + use<> {
@@ -186,16 +186,13 @@ mod tests {
         for f in ["database/local.db", "cluster.crt", "cluster.key", "server.crt"] {
             fs::write(at(f), "x").unwrap();
         }
-        let journal = Journal::new(dir.path());
-        journal.write(Phase::Forming).unwrap();
-        reset(&at("unix.socket"), dir.path(), &journal).await.unwrap();
+        reset(&at("unix.socket"), dir.path()).await.unwrap();
         for gone in
             ["database", "database.half-formed", "cluster.crt", "cluster.key", "storage-pools/default"]
         {
             assert!(!at(gone).exists(), "{gone} is still there");
         }
         assert!(at("server.crt").exists() && at("images").exists());
-        assert_eq!(journal.read(), Phase::Fresh);
     }
 
     #[tokio::test]
@@ -204,8 +201,7 @@ mod tests {
         fs::create_dir_all(dir.path().join("database")).unwrap();
         fs::create_dir_all(dir.path().join("storage-pools/default/containers/c1")).unwrap();
         fs::write(dir.path().join("storage-pools/default/containers/c1/rootfs"), "x").unwrap();
-        let journal = Journal::new(dir.path());
-        let e = reset(&dir.path().join("unix.socket"), dir.path(), &journal).await.unwrap_err();
+        let e = reset(&dir.path().join("unix.socket"), dir.path()).await.unwrap_err();
         assert!(matches!(e, ResetError::InUse(_)));
         assert!(dir.path().join("database").exists());
     }
@@ -215,7 +211,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("unix.socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        let e = reset(&socket, dir.path(), &Journal::new(dir.path())).await.unwrap_err();
+        let e = reset(&socket, dir.path()).await.unwrap_err();
         assert!(matches!(e, ResetError::NotEngine { .. }), "{e}");
     }
 }
