@@ -47,7 +47,7 @@ pub fn vm() -> BootState {
     // while the root is put together.
     let order = modules::parse_order(&order);
     let (first, rest) = modules::split(&order);
-    let result = std::thread::scope(|scope| {
+    let result = thread::scope(|scope| {
         let others = scope.spawn(|| modules::load(&rest));
         if !modules::load(&first).is_empty() {
             // One half needed the other: then one after the other.
