@@ -66,7 +66,7 @@ step lint 1200 tools/lint.sh
 step build 1200 make build
 step images 900 make images
 # --show-output: a test that cannot run says so on its output, which is otherwise kept from view when it passes.
-step tests 1800 cargo test --locked --workspace --no-fail-fast -- --show-output
+step tests 3000 cargo test --locked --workspace --no-fail-fast -- --show-output
 if [ -x tools/e2e.sh ]; then
   step e2e 1200 tools/e2e.sh
 fi
