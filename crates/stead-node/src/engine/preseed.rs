@@ -190,10 +190,10 @@ pub fn merge(base: Value, over: Value) -> Value {
         (base, Value::Null) => base,
         (Value::Object(base), Value::Object(over)) => Value::Object(merge_maps(base, over)),
         (_, Value::Object(over)) => Value::Object(merge_maps(Map::new(), over)),
-        (_, Value::Array(over)) if named(&over) => Value::Array(merge_named(Vec::new(), over)),
         (Value::Array(base), Value::Array(over)) if named(&base) && named(&over) => {
             Value::Array(merge_named(base, over))
         }
+        (_, Value::Array(over)) if named(&over) => Value::Array(merge_named(Vec::new(), over)),
         (_, over) => over,
     }
 }
