@@ -36,6 +36,8 @@ const POLL_UNREACHABLE: Duration = Duration::from_millis(10);
 const NAMESPACE_DEADLINE: Duration = Duration::from_secs(120);
 /// How long an emulated machine may take (measured: 40 s to the engine on two cores).
 const QEMU_DEADLINE: Duration = Duration::from_secs(600);
+/// How often a node tries to join before `up` gives up on it.
+const JOIN_TRIES: u32 = 3;
 /// Lines of console and service logs shown for a node that failed.
 const TAIL_LINES: usize = 15;
 
@@ -332,29 +334,23 @@ async fn join_engine(
         })?;
         let _turn = work.joining.lock().await;
         work.events.node(name, "joining", format!("through {seed_name}"));
-        let asked = JoinTokenRequest { member: name.clone() };
-        let was_member = work.record.lock().await.members.contains(name);
-        let token = match seed.join_token(&asked).await {
-            Ok(token) if !was_member => token,
-            _ => {
-                // This node's engine says that it is in no cluster, so whatever is known of it there is of the past.
-                let engine = work.engine;
-                work.events
-                    .warning(format!("{name}: what {engine} still knows of it is removed before it joins"));
-                let error = |action: &'static str| {
-                    let node = seed_name.clone();
-                    move |e| ClusterError::Agent { action, node, source: Box::new(e) }
-                };
-                let request = RemoveMemberRequest { member: name.clone(), force: true };
-                seed.remove_member(&request).await.map_err(error("remove the old membership"))?;
-                seed.join_token(&asked).await.map_err(error("get a join token"))?
+        let mut clean = work.record.lock().await.members.contains(name);
+        for attempt in 1.. {
+            let result = join_once(work, name, (&seed_name, &seed), agent, clean).await;
+            let Err(error) = result else { break };
+            // A token works once: a join that broke off (the daemon died, the machine was rebooted) needs another, once
+            // the node has put away what it had begun.
+            if attempt == JOIN_TRIES {
+                return Err(error);
             }
-        };
-        agent.join(&JoinRequest { token }).await.map_err(|e| ClusterError::Agent {
-            action: "join the engine's cluster",
-            node: name.clone(),
-            source: Box::new(e),
-        })?;
+            let again =
+                wait_for(work, desired, agent, deadline, "its engine after a failed join", settled).await?;
+            if state(&again) != Some(EngineState::Waiting) {
+                break;
+            }
+            work.events.warning(format!("{name}: {}; trying again", crate::error::chain(&error)));
+            clean = true;
+        }
     }
     remember_member(work, desired).await?;
     work.seed.send_if_modified(|s| s.is_none() && s.replace((name.clone(), desired.agent)).is_none());
@@ -365,6 +361,36 @@ async fn join_engine(
     .await?;
     work.events.node(name, "online", took(&status));
     Ok(())
+}
+
+/// Joins by a fresh token. `clean`: what the cluster still knows of this node is removed before, as it also is when no
+/// token is given otherwise: this node's engine says that it is in no cluster, so that is of the past.
+async fn join_once(
+    work: &Work,
+    name: &NodeName,
+    (seed_name, seed): (&NodeName, &Client),
+    agent: &Client,
+    clean: bool,
+) -> Result<(), ClusterError> {
+    let error = |action: &'static str, node: &NodeName| {
+        let node = node.clone();
+        move |e| ClusterError::Agent { action, node, source: Box::new(e) }
+    };
+    let asked = JoinTokenRequest { member: name.clone() };
+    let token = if clean { None } else { seed.join_token(&asked).await.ok() };
+    let token = match token {
+        Some(token) => token,
+        None => {
+            let engine = work.engine;
+            work.events
+                .warning(format!("{name}: what {engine} still knows of it is removed before it joins"));
+            let request = RemoveMemberRequest { member: name.clone(), force: true };
+            seed.remove_member(&request).await.map_err(error("remove the old membership", seed_name))?;
+            seed.join_token(&asked).await.map_err(error("get a join token", seed_name))?
+        }
+    };
+    let joined = agent.join(&JoinRequest { token }).await;
+    joined.map(drop).map_err(error("join the engine's cluster", name))
 }
 
 /// The record knows the member, and its spec will never again have it initialise a cluster.
