@@ -11,7 +11,12 @@ use crate::{
     prepare::{Prepared, prepare},
 };
 use serde::Serialize;
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
 use stead_model::{ClusterName, ClusterSpec, NodeName, cluster::Nodes};
 use tokio::sync::{Mutex, watch};
 
@@ -49,9 +54,19 @@ pub async fn up(host: &Host, request: UpRequest, events: &Events) -> Result<UpRe
     let began = Instant::now();
     let layout = host.layout(&request.spec.name);
     let _lock = layout.take_lock()?;
-    let prepared = prepare(host, request, events).await?;
-    let plan = prepared.plan.clone();
-    apply(host, prepared, events).await?;
+    let prepared = prepare(host, request.clone(), events).await?;
+    let mut plan = prepared.plan.clone();
+    let forms = |plan: &Plan| plan.nodes.iter().any(|n| n.engine == EngineStep::Initialise);
+    if let Err(error) = apply(host, prepared, events).await {
+        // A node that seemed to be a member may have been on its way down (a `down` that was cut short), and with it
+        // the last one that kept the engine's state. Seen again, the plan may be to form the cluster anew.
+        let again = prepare(host, request, events).await?;
+        if forms(&plan) || !forms(&again.plan) {
+            return Err(error);
+        }
+        plan = again.plan.clone();
+        apply(host, again, events).await?;
+    }
     Ok(UpReport { plan, seconds: began.elapsed().as_secs_f64() })
 }
 
@@ -127,6 +142,7 @@ async fn apply(host: &Host, p: Prepared, events: &Events) -> Result<(), ClusterE
         joining: Mutex::new(()),
         restarting: Mutex::new(()),
         engine,
+        hopes: AtomicUsize::new(plan.nodes.len()),
     });
     let members: BTreeSet<NodeName> = work.record.lock().await.members.clone();
     let tasks: Vec<_> = plan

@@ -12,7 +12,10 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 use stead_agent::{Identity, client::Client};
@@ -53,13 +56,29 @@ pub(crate) struct Work {
     pub(crate) netns: String,
     pub(crate) events: Events,
     /// A member that is online: joins go through it. Closed (all senders gone) when there can be none any more.
-    pub(crate) seed: watch::Sender<Option<(NodeName, SocketAddr)>>,
+    pub(crate) seed: watch::Sender<Option<Seed>>,
     /// Joins go one after the other: the engines' databases take one new member at a time.
     pub(crate) joining: Mutex<()>,
     /// Restarts of engine members go one at a time: two could lose the quorum.
     pub(crate) restarting: Mutex<()>,
     pub(crate) engine: EngineKind,
+    /// Nodes that may yet become the member that others join through: neither failed nor waiting for one themselves.
+    pub(crate) hopes: AtomicUsize,
 }
+
+impl Work {
+    /// One node less can become the first member. With the last hope gone, whoever waits is told that it is in vain.
+    fn give_up_hope(&self) {
+        if self.hopes.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.seed.send_if_modified(|s| s.is_none() && s.replace(NO_SEED).is_none());
+        }
+    }
+}
+
+/// Stands for "there will be no member to join through".
+const NO_SEED: Seed = None;
+/// A member to join through and where its agent is.
+type Seed = Option<(NodeName, SocketAddr)>;
 
 /// Brings one node where the plan wants it.
 pub(crate) async fn bring(work: Arc<Work>, plan: NodePlan, desired: DesiredNode) -> Result<(), ClusterError> {
@@ -75,10 +94,10 @@ pub(crate) async fn bring(work: Arc<Work>, plan: NodePlan, desired: DesiredNode)
     }
     if let Err(e) = &result {
         work.events.node(&name, "failed", crate::error::chain(e));
-        // Whoever waits for this node to be the first member waits in vain.
         if plan.engine == EngineStep::Initialise {
-            work.seed.send_replace(Some((name, SocketAddr::from(([0, 0, 0, 0], 0)))));
+            work.seed.send_if_modified(|s| s.is_none() && s.replace(NO_SEED).is_none());
         }
+        work.give_up_hope();
     }
     result
 }
@@ -302,6 +321,7 @@ async fn join_engine(
     if state(&status) == Some(EngineState::Waiting) {
         // Only a cluster that exists can be joined: wait for a member that is online.
         let mut seeds = work.seed.subscribe();
+        work.give_up_hope();
         let seed = tokio::time::timeout_at(deadline.into(), async {
             loop {
                 if let Some(seed) = seeds.borrow_and_update().clone() {
@@ -315,7 +335,7 @@ async fn join_engine(
         .await
         .ok()
         .flatten()
-        .filter(|(_, address)| address.port() != 0);
+        .flatten();
         let Some((seed_name, seed_address)) = seed else {
             return Err(failed(
                 work,
@@ -353,7 +373,7 @@ async fn join_engine(
         }
     }
     remember_member(work, desired).await?;
-    work.seed.send_if_modified(|s| s.is_none() && s.replace((name.clone(), desired.agent)).is_none());
+    work.seed.send_if_modified(|s| s.is_none() && s.replace(Some((name.clone(), desired.agent))).is_none());
     let status = wait_for(work, desired, agent, deadline, "its engine to be online", |s| {
         s.engine.as_ref().is_some_and(|e| matches!(e.state, EngineState::Online | EngineState::Evacuated))
             && s.phase == NodePhase::Running
