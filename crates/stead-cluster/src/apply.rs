@@ -20,6 +20,9 @@ use std::{
 use stead_model::{ClusterName, ClusterSpec, NodeName, cluster::Nodes};
 use tokio::sync::{Mutex, watch};
 
+/// How often `up` looks again and goes on after a node failed while others changed under its hands.
+const APPLY_TRIES: u32 = 3;
+
 /// What `up` is asked for.
 #[derive(Debug, Clone)]
 pub struct UpRequest {
@@ -57,16 +60,21 @@ pub async fn up(host: &Host, request: UpRequest, events: &Events) -> Result<UpRe
     let prepared = prepare(host, request.clone(), events).await?;
     let mut plan = prepared.plan.clone();
     let forms = |plan: &Plan| plan.nodes.iter().any(|n| n.engine == EngineStep::Initialise);
-    if let Err(error) = apply(host, prepared, events).await {
-        // A node that seemed to be a member may have been on its way down (a `down` that was cut short), and with it
-        // the last one that kept the engine's state. Seen again, the plan may be to form the cluster anew.
-        let again = prepare(host, request, events).await?;
-        if forms(&plan) || !forms(&again.plan) {
+    let mut result = apply(host, prepared, events).await;
+    for _ in 1..APPLY_TRIES {
+        let Err(error) = result else { break };
+        // A node that seemed well may have been on its way down (a `down` that was cut short), even the last one that
+        // kept the engine's state. Seen again, there may be something else to do; where there is not, it is an error.
+        let again = prepare(host, request.clone(), events).await?;
+        let differs = again.plan.nodes.iter().any(|n| n.action != NodeAction::Keep);
+        if !differs && (forms(&plan) || !forms(&again.plan)) {
             return Err(error);
         }
+        events.warning(format!("{}; looking again", error.to_string().lines().next().unwrap_or_default()));
         plan = again.plan.clone();
-        apply(host, again, events).await?;
+        result = apply(host, again, events).await;
     }
+    result?;
     Ok(UpReport { plan, seconds: began.elapsed().as_secs_f64() })
 }
 

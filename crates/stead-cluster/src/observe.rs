@@ -3,13 +3,21 @@
 use crate::{ClusterError, Layout, dial, files};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 use stead_agent::Identity;
 use stead_machine::{MachineSpec, MachineState, network::HostNetworkSpec, supervise};
 use stead_model::{NodeName, NodeSpec, agent::NodeStatus, node::AGENT_PORT};
 
 /// An agent that does not answer within this is taken as not answering, in a mere look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A machine that was told to stop is gone within this: killed ones at once, others within their own time limit.
+const STOPPING_PATIENCE: Duration = Duration::from_secs(70);
 
 /// What is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -48,7 +56,7 @@ pub async fn observe(layout: &Layout, operator: Option<&Identity>) -> Result<Obs
     for name in layout.existing_nodes()? {
         let dir = layout.node(&name);
         let node = ObservedNode {
-            running: supervise::observe(&dir),
+            running: settled(&dir).await,
             machine: files::read_json(&dir.join("machine.json")).unwrap_or_default(),
             spec: files::read_json(&layout.node_spec_dir(&name).join("node.json")).unwrap_or_default(),
             status: None,
@@ -68,6 +76,18 @@ pub async fn observe(layout: &Layout, operator: Option<&Identity>) -> Result<Obs
         }
     }
     Ok(Observed { network, network_runs, nodes })
+}
+
+/// Whether a machine runs; one that is stopping is waited for, so that nobody builds on it.
+async fn settled(dir: &Path) -> Option<MachineState> {
+    let deadline = Instant::now() + STOPPING_PATIENCE;
+    loop {
+        let state = supervise::observe(dir)?;
+        if state.phase != "stopping" || Instant::now() > deadline {
+            return Some(state);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Where a node with this spec serves its agent: its first address.

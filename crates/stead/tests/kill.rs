@@ -96,12 +96,19 @@ fn rounds(w: &World, cluster: &str, file: &str, kills: u32, well: impl Fn(&World
 }
 
 fn all(w: &World, cluster: &str, key: &str, value: &str) {
-    let status = w.status(cluster);
-    let nodes = status["nodes"].as_array().unwrap();
-    assert!(
-        nodes.len() == 2 && nodes.iter().all(|n| n.pointer(key).is_some_and(|v| v == value)),
-        "{status:#}"
-    );
+    // The engine's members hear of each other's state by heartbeats, so it may take a moment to be told.
+    let mut last = String::new();
+    let told = (0..100).any(|_| {
+        let status = w.status(cluster);
+        last = format!("{status:#}");
+        let nodes = status["nodes"].as_array().unwrap();
+        let well = nodes.len() == 2 && nodes.iter().all(|n| n.pointer(key).is_some_and(|v| v == value));
+        if !well {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        well
+    });
+    assert!(told, "{last}");
 }
 
 #[test]

@@ -56,7 +56,7 @@ async fn unpend(client: &Client, name: &str) -> Result<(), EngineError> {
         "global",
         &format!("SELECT name FROM nodes WHERE state={PENDING} AND name='{}'", quoted(name)),
     );
-    let answer: serde_json::Value = client.fetch(&question).await.map_err(failed())?;
+    let answer = ask(client, &question).await.map_err(failed())?;
     let rows = answer.pointer("/Results/0/rows").and_then(|r| r.as_array()).map_or(0, Vec::len);
     if rows == 0 {
         return Ok(());
@@ -65,8 +65,27 @@ async fn unpend(client: &Client, name: &str) -> Result<(), EngineError> {
         "global",
         &format!("UPDATE nodes SET state=0 WHERE state={PENDING} AND name='{}'", quoted(name)),
     );
-    client.send(&change).await.map_err(failed())?;
+    ask(client, &change).await.map_err(failed())?;
     remove_now(client, name, true).await
+}
+
+/// Sends an SQL request, again while another writer holds the database: the engine itself waits for nobody there.
+async fn ask(
+    client: &Client,
+    request: &stead_incus::Request,
+) -> Result<serde_json::Value, stead_incus::Error> {
+    const TRIES: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(250);
+    let mut tries = 1;
+    loop {
+        match client.fetch(request).await {
+            Err(e) if tries < TRIES && e.to_string().contains("database is locked") => {
+                tries += 1;
+                tokio::time::sleep(PAUSE).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 /// For an SQL string literal.
