@@ -12,7 +12,7 @@ CARGO ?= cargo
 
 STEAD := build/stead
 
-.PHONY: help deps deps-dry build images demo demo-down test test-fast bench fuzz lint man completions clean
+.PHONY: help deps deps-dry build images demo demo-down test test-fast faults bench fuzz lint man completions clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ test: ## everything: packages, lint, build, images, all tests, real engines too 
 test-fast: ## unit tests and golden files: no root, no engines
 	@$(CARGO) test --locked --workspace --lib --bins
 	@$(CARGO) test --locked -p stead-model -p xtask
+
+faults: build ## injected faults on real engines: kills, power cuts (root; takes minutes)
+	@$(CARGO) build --locked -p stead-node --examples
+	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead-node --test engine -- --show-output
+	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead --test kill -- --show-output
 
 bench: deps build ## the table of docs/bench.md, and target/bench.json (root); ONLY=name for one row
 	@$(CARGO) xtask bench $(if $(ONLY),--only $(ONLY))
