@@ -1,6 +1,6 @@
 //! `down`: everything of a cluster goes, in reverse order, and every error is reported, not the first.
 
-use crate::{ClusterError, Events, Host, Layout, Record, apply::blocking, dial, files, observe, prepare};
+use crate::{ClusterError, Events, Host, Layout, apply::blocking, dial, files, observe, prepare};
 use futures_util::future::join_all;
 use std::{fs, io, path::Path, time::Duration};
 use stead_machine::{MachineSpec, network::HostNetworkSpec, supervise};
@@ -179,9 +179,4 @@ pub async fn delete_node(layout: &Layout, node: &NodeName) -> Result<(), Cluster
     fs::remove_dir_all(&dir).map_err(ClusterError::file("remove", &dir))?;
     drop(guard);
     Ok(())
-}
-
-/// The record, when it can be read: `down` does not need it.
-pub fn record(host: &Host, cluster: &ClusterName) -> Option<Record> {
-    Record::load(&host.layout(cluster)).ok().flatten()
 }

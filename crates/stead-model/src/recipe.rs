@@ -39,13 +39,10 @@ pub struct Recipe {
     /// Single files.
     #[serde(default)]
     pub files: Vec<File>,
-    /// What the node does with it.
+    /// What the node does with it; a recipe writes these keys at its top level.
     #[serde(flatten)]
-    pub system: SystemSpecFlat,
+    pub system: SystemSpec,
 }
-
-/// Everything of [`SystemSpec`]; a recipe writes these keys at its top level.
-pub type SystemSpecFlat = SystemSpec;
 
 /// What a node does besides booting: baked into an image as `/usr/lib/stead/system.json`, and added to by a node spec.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]

@@ -12,7 +12,6 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    output::restore_sigpipe();
     let typed = cli::Cli::parse();
     match verbs::run(typed) {
         Ok(code) => code,

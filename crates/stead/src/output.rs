@@ -40,11 +40,6 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(if bad_input { 2 } else { 1 })
 }
 
-/// Rust ignores SIGPIPE; a command line should end quietly when its reader does (`stead ls | head -1`).
-pub fn restore_sigpipe() {
-    // Writing to a closed pipe then is an error, which `print` turns into a quiet end.
-}
-
 /// Prints text on stdout; a reader that is gone ends the program quietly.
 pub fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
