@@ -4,7 +4,12 @@
 //! by the kernel through the image's own `modprobe`.
 
 use rustix::{io::Errno, system::finit_module};
-use std::{fs::File, io};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    sync::Arc,
+};
 
 /// The initrd's list: paths of module files, one a line, each after those it depends on.
 pub const ORDER: &str = "/modules.order.stead";
@@ -14,61 +19,127 @@ pub const ORDER: &str = "/modules.order.stead";
 pub const FOR_ENGINES: [&str; 8] =
     ["bridge", "veth", "tun", "nf_tables", "nft_chain_nat", "vhost_net", "vhost_vsock", "loop"];
 
+/// A module's file, by path; opened once it is to outlive the initrd.
+#[derive(Debug, Clone)]
+pub struct Module {
+    path: String,
+    file: Option<Arc<File>>,
+}
+
+impl Module {
+    /// By its path.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self { path: path.into(), file: None }
+    }
+    /// Keeps the file open: it can then be loaded when the initrd is gone.
+    #[must_use]
+    pub fn opened(self) -> Self {
+        let file = File::open(&self.path).ok().map(Arc::new);
+        Self { file, ..self }
+    }
+    /// As `modprobe` says it: without directory and ending, with `_` for `-`.
+    fn name(&self) -> String {
+        let file = self.path.rsplit('/').next().unwrap_or(&self.path);
+        file.split('.').next().unwrap_or(file).replace('-', "_")
+    }
+    fn load(&self) -> io::Result<()> {
+        let loaded = match &self.file {
+            Some(file) => finit_module(file, c"", 0),
+            None => finit_module(File::open(&self.path)?, c"", 0),
+        };
+        match loaded {
+            Err(Errno::EXIST) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+}
+
+/// The modules of the initrd's list.
+pub fn listed() -> Vec<Module> {
+    parse_order(&fs::read_to_string(ORDER).unwrap_or_default()).into_iter().map(Module::new).collect()
+}
+
 /// The paths in the text of [`ORDER`].
 pub fn parse_order(text: &str) -> Vec<&str> {
     text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect()
 }
 
-/// What the root cannot be put together without; the rest of the initrd's modules may come while that is done.
-const FOR_THE_ROOT: [&str; 8] =
-    ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_scsi", "nvme", "ahci", "squashfs", "overlay"];
+/// What neither root, network nor agent need. The kernel verifies each module's signature, which by emulation takes up to
+/// a tenth of a second: these are loaded when the agent answers. The ext4 ones come sooner when the root is on a disk.
+const LATER: [&str; 13] = [
+    "af_packet",
+    "button",
+    "crc16",
+    "crc32c_generic",
+    "crc32c_intel",
+    "evdev",
+    "ext4",
+    "jbd2",
+    "loop",
+    "mbcache",
+    "rng_core",
+    "virtio_rng",
+    VIRTIO_MMIO,
+];
 
-/// Splits the initrd's list into what the root needs and the rest, each in order. A module that depends on one of the
-/// other half may fail at first: [`load`] it again when both halves are done.
-pub fn split<'a>(order: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
-    order.iter().partition(|path| {
-        let name = path.rsplit('/').next().unwrap_or(path);
-        let name = name.split('.').next().unwrap_or(name).replace('-', "_");
-        FOR_THE_ROOT.contains(&name.as_str())
+/// Virtio without PCI, as on microVMs.
+const VIRTIO_MMIO: &str = "virtio_mmio";
+
+/// Splits the initrd's modules into those to load at once and those for later, each in order. A module that is not known
+/// here (a recipe's own: a disk's or network card's, say) is loaded at once. `virtio_devices` is where the kernel lists
+/// the virtio devices it has found: when it has found some by PCI, none is waited for by another way.
+pub fn split(modules: Vec<Module>, virtio_devices: &Path) -> (Vec<Module>, Vec<Module>) {
+    let by_pci = fs::read_dir(virtio_devices).is_ok_and(|mut devices| devices.next().is_some());
+    modules.into_iter().partition(|module| {
+        let name = module.name();
+        (name == VIRTIO_MMIO && !by_pci) || !LATER.contains(&name.as_str())
     })
 }
 
 /// Loads modules in order. Those that are there already are passed over; the errors of others are returned, and the
 /// next ones tried all the same: the boot knows soon enough whether a drive or filesystem is really missing.
-pub fn load(paths: &[&str]) -> Vec<String> {
-    let mut errors = Vec::new();
-    for path in paths {
-        if let Err(e) = load_one(path) {
-            errors.push(format!("module {path}: {e}"));
-        }
-    }
-    errors
-}
-
-fn load_one(path: &str) -> io::Result<()> {
-    let file = File::open(path)?;
-    match finit_module(&file, c"", 0) {
-        Err(Errno::EXIST) => Ok(()),
-        other => Ok(other?),
-    }
+pub fn load(modules: &[Module]) -> Vec<String> {
+    let failed = |module: &Module| module.load().err().map(|e| format!("module {}: {e}", module.path));
+    modules.iter().filter_map(failed).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    fn paths(modules: &[Module]) -> Vec<&str> {
+        modules.iter().map(|m| m.path.as_str()).collect()
+    }
+
     #[test]
-    fn the_root_comes_first() {
-        let order =
-            ["/l/virtio_blk.ko", "/l/net_failover.ko", "/l/virtio-rng.ko", "/l/squashfs.ko", "/l/x/ahci.ko"];
-        assert_eq!(super::split(&order), (vec![order[0], order[3], order[4]], vec![order[1], order[2]]));
+    fn what_the_agent_does_not_need_comes_later() {
+        let order = [
+            "/l/virtio_blk.ko",
+            "/l/virtio_mmio.ko",
+            "/l/crc16.ko",
+            "/l/ext4.ko",
+            "/l/virtio-rng.ko",
+            "/l/my-nic.ko",
+        ];
+        let modules = || order.into_iter().map(Module::new).collect();
+        let found = tempfile::tempdir().unwrap();
+        let (now, later) = split(modules(), found.path());
+        assert_eq!(paths(&now), [order[0], order[1], order[5]]);
+        assert_eq!(paths(&later), [order[2], order[3], order[4]]);
+        fs::write(found.path().join("virtio0"), "").unwrap();
+        let (now, later) = split(modules(), found.path());
+        assert_eq!(paths(&now), [order[0], order[5]]);
+        assert_eq!(later.len(), 4);
     }
 
     #[test]
     fn order_is_kept() {
-        assert_eq!(super::parse_order("/a.ko\n\n# x\n /b.ko \n"), ["/a.ko", "/b.ko"]);
+        assert_eq!(parse_order("/a.ko\n\n# x\n /b.ko \n"), ["/a.ko", "/b.ko"]);
     }
+
     #[test]
     fn a_missing_module_is_reported_and_passed_over() {
-        let errors = super::load(&["/nowhere/a.ko", "/nowhere/b.ko"]);
+        let errors = load(&[Module::new("/nowhere/a.ko"), Module::new("/nowhere/b.ko").opened()]);
         assert_eq!(errors.len(), 2);
         assert!(errors[0].starts_with("module /nowhere/a.ko: "), "{errors:?}");
     }

@@ -6,7 +6,8 @@ use crate::{
     cgroups::Tree,
     disks, engine,
     handle::{Handle, Stop, say},
-    modules, mounts,
+    modules::{self, Module},
+    mounts,
     network::{apply::Netlink, dhcp, files},
     power,
     reaper::Reaper,
@@ -29,11 +30,14 @@ use stead_model::{
     node::{DATA_LABEL, SYSTEM_SPEC_PATH},
     recipe::{Filesystem, SystemSpec},
 };
+use tokio::sync::oneshot;
 
 /// Where logs are.
 const LOG_DIR: &str = "/var/log/stead";
 /// How long the boot waits for a first DHCP lease before it goes on without.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The nice value of work that nobody waits for.
+const YIELDING: i32 = 10;
 /// Part of the stop's deadline that is kept for syncing and unmounting.
 const LAST_STEPS: Duration = Duration::from_secs(2);
 
@@ -99,6 +103,12 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
         handle.warn(crate::chain(&e));
     }
     set_hostname(&spec, &system, handle);
+    let wants_lease = spec.network.interfaces.iter().any(|i| i.dhcp);
+    let mut later = LaterModules(state.later.clone());
+    if wants_lease {
+        // Asking for one takes packet sockets.
+        later.load(handle);
+    }
     let leases = set_up_network(&spec, handle).await;
     for (key, value) in &system.sysctl {
         if let Err(why) = sysctl::set(key, &value.0, in_namespace) {
@@ -111,9 +121,13 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
         let socket = Path::new(engine_folder(e.kind)).join("unix.socket");
         engine::Manager::new(e, spec.name.clone(), handle.clone(), socket)
     });
-    serve_agent(&spec, handle, manager.clone());
+    let listening = serve_agent(&spec, handle, manager.clone());
+    let later = tokio::spawn(later.load_after(listening, handle.clone()));
     if in_rescue {
         return Booted { supervisor: None, failed };
+    }
+    if !(system.disks.is_empty() && system.onboot.is_empty() && system.services.is_empty()) {
+        let _ = later.await;
     }
     if !in_namespace && !kind.is_none() {
         load_modules(handle);
@@ -194,22 +208,51 @@ async fn wait_for_leases(leases: Vec<dhcp::FirstLease>, handle: &Handle) {
     }
 }
 
-fn serve_agent(spec: &NodeSpec, handle: &Handle, manager: Option<Arc<engine::Manager>>) {
+/// Modules of the initrd that the agent can do without.
+struct LaterModules(Vec<Module>);
+
+impl LaterModules {
+    fn load(&mut self, handle: &Handle) {
+        modules::load(&std::mem::take(&mut self.0)).into_iter().for_each(|error| handle.warn(error));
+    }
+
+    /// On a thread of its own that gives way to others, when the agent listens or never will.
+    async fn load_after(self, listening: oneshot::Receiver<()>, handle: Handle) {
+        let _ = listening.await;
+        let (done, loaded) = oneshot::channel();
+        std::thread::spawn(move || {
+            // Of this thread only: to Linux, a thread is a process here.
+            let _ = rustix::process::setpriority_process(None, YIELDING);
+            let _ = done.send(modules::load(&self.0));
+        });
+        loaded.await.unwrap_or_default().into_iter().for_each(|error| handle.warn(error));
+    }
+}
+
+/// Returns what tells that the agent listens; it ends without a word when there is none.
+fn serve_agent(
+    spec: &NodeSpec,
+    handle: &Handle,
+    manager: Option<Arc<engine::Manager>>,
+) -> oneshot::Receiver<()> {
+    let (tell, listening) = oneshot::channel();
     let Some(agent) = spec.agent.clone() else {
         handle.note("no agent: the spec has no certificates");
-        return;
+        return listening;
     };
     let handle = handle.clone();
     tokio::spawn(async move {
         let served = async {
             let listener = api::bind(agent.listen).await?;
             handle.note("agent listening");
+            let _ = tell.send(());
             api::serve_on(listener, &agent, handle.clone(), manager).await
         };
         if let Err(e) = served.await {
             handle.warn(format!("agent: {}", crate::chain(&e)));
         }
     });
+    listening
 }
 
 /// Where an engine keeps its state and its socket.

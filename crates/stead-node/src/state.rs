@@ -1,8 +1,10 @@
-//! What the first stage of a boot hands to the second: a file that only root can read, removed once read.
+//! What the first stage of a boot hands to the second: in a VM the value itself, in a namespace a file that only root
+//! can read, removed once read.
 
 use crate::{
     boot::{Mode, STATE_PATH, Upper},
     handle::say,
+    modules::{self, Module},
 };
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -14,7 +16,7 @@ use std::{
 use stead_model::{agent::TimelineEvent, node::NodeSpec};
 
 /// The state of a boot between its stages.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BootState {
     /// VM or namespace.
     pub mode: Mode,
@@ -32,6 +34,9 @@ pub struct BootState {
     pub warnings: Vec<String>,
     /// Where the root's changes go.
     pub upper: Option<Upper>,
+    /// Modules of a VM's initrd that are still to be loaded.
+    #[serde(skip)]
+    pub later: Vec<Module>,
 }
 
 /// Now, on the kernel's boot-time clock, which no one sets.
@@ -52,6 +57,7 @@ impl BootState {
             timeline: Vec::new(),
             warnings: Vec::new(),
             upper: None,
+            later: Vec::new(),
         }
     }
 
@@ -76,6 +82,12 @@ impl BootState {
     pub fn warn(&mut self, warning: String) {
         say(format_args!("warning: {warning}"));
         self.warnings.push(warning);
+    }
+
+    /// Loads what was left for later.
+    pub fn load_later_modules(&mut self) {
+        let modules = std::mem::take(&mut self.later);
+        modules::load(&modules).into_iter().for_each(|error| self.warn(error));
     }
 
     /// Writes it where the second stage looks.

@@ -1,6 +1,6 @@
 //! The command line without a cluster: help, errors with exit code 2, schemas, pages. Needs no root.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 struct Said {
     code: i32,
@@ -9,11 +9,16 @@ struct Said {
 }
 
 fn stead(args: &[&str]) -> Said {
+    stead_in(Path::new("/"), args)
+}
+
+fn stead_in(cwd: &Path, args: &[&str]) -> Said {
     let dir = tempfile::tempdir().unwrap();
     let out = Command::new(env!("CARGO_BIN_EXE_stead"))
         .arg("--state-dir")
         .arg(dir.path())
         .args(args)
+        .current_dir(cwd)
         .output()
         .unwrap();
     Said {
@@ -74,6 +79,9 @@ fn bad_input_is_told_with_its_place_and_exit_code_2() {
             said.stderr
         );
     }
+    // The last one gets as far by the file's bare name.
+    let said = stead_in(dir.path(), &["up", "c.yaml"]);
+    assert!(said.code == 2 && said.stderr.contains("nosuch"), "{}", said.stderr);
     fs::write(&file, [0xff, 0xfe, 0x00]).unwrap();
     assert_eq!(stead(&["up", path]).code, 2);
     assert_eq!(stead(&["up", "/nonexistent.yaml"]).code, 2);

@@ -28,7 +28,7 @@ use std::{
     ffi::OsStr,
     fs, io,
     net::SocketAddr,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -215,31 +215,15 @@ const SYSCTLS: [(&str, &str, bool); 6] = [
     ("net/bridge/bridge-nf-call-ip6tables", "0", false),
 ];
 
+/// How long the host waits for an answer before it asks again for a node's hardware address. The kernel's own second is
+/// for networks with wires: here it would be a second from a node being up to its being reached.
+const NEIGHBOUR_RETRY_MS: &str = "50";
+
 fn make_links(spec: &HostNetworkSpec) -> Result<(), NetworkError> {
     let name = spec.netns();
     let enter = |source| NetworkError::Namespace { operation: "enter", netns: name.clone(), source };
     let ns = netns::open(&name).map_err(enter)?;
-    let mut refused = None;
-    netns::inside(ns.as_fd(), || {
-        for (key, value, needed) in SYSCTLS {
-            match fs::write(Path::new("/proc/sys").join(key), value) {
-                Err(source) if needed || source.kind() != io::ErrorKind::NotFound => {
-                    refused = Some(NetworkError::Sysctl {
-                        key: key.replace('/', "."),
-                        netns: name.clone(),
-                        source,
-                    });
-                    break;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    })
-    .map_err(enter)?;
-    if let Some(error) = refused {
-        return Err(error);
-    }
+    set_sysctls(spec, ns.as_fd(), SYSCTLS.map(|(key, value, needed)| (key.to_owned(), value, needed)))?;
     netlink::with(Some(ns.as_fd()), async |links: Links| {
         links.up("lo").await?;
         for (name, _, kind) in links.list().await? {
@@ -252,7 +236,37 @@ fn make_links(spec: &HostNetworkSpec) -> Result<(), NetworkError> {
         }
         Ok(())
     })?;
-    Ok(())
+    let neighbours = spec.bridges.iter().flat_map(|bridge| {
+        ["ipv4", "ipv6"].map(|family| {
+            (format!("net/{family}/neigh/{}/retrans_time_ms", bridge.name), NEIGHBOUR_RETRY_MS, false)
+        })
+    });
+    set_sysctls(spec, ns.as_fd(), neighbours)
+}
+
+/// Sets kernel parameters of the namespace: key below `/proc/sys`, value, and whether it has to exist.
+fn set_sysctls(
+    spec: &HostNetworkSpec,
+    ns: BorrowedFd<'_>,
+    parameters: impl IntoIterator<Item = (String, &'static str, bool)> + Send,
+) -> Result<(), NetworkError> {
+    let name = spec.netns();
+    let mut refused = None;
+    netns::inside(ns, || {
+        for (key, value, needed) in parameters {
+            match fs::write(Path::new("/proc/sys").join(&key), value) {
+                Err(source) if needed || source.kind() != io::ErrorKind::NotFound => {
+                    let netns = name.clone();
+                    refused = Some(NetworkError::Sysctl { key: key.replace('/', "."), netns, source });
+                    break;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+    .map_err(|source| NetworkError::Namespace { operation: "enter", netns: name.clone(), source })?;
+    refused.map_or(Ok(()), Err)
 }
 
 /// What the supervisor says, or `None` when the network is not (wholly) there.

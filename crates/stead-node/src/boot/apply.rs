@@ -68,7 +68,7 @@ fn step(step: &Step, warn: &mut dyn FnMut(String)) -> Result<(), StepError> {
             return disks::prepare_root_disk(device, target, tools, warn).map_err(StepError::Disk);
         }
         Step::Unmount { path } => unmount(path, UnmountFlags::DETACH).map_err(Into::into),
-        Step::InstallSelf { path, shared } => install_self(path, *shared),
+        Step::InstallSelf { path } => install_self(path),
         Step::FreeInitrd => free_initrd(),
         Step::PivotRoot { root } => pivot(root),
         Step::MoveRoot { root } => move_root(root),
@@ -91,7 +91,7 @@ fn describe(step: &Step) -> String {
         Step::Symlink { path, .. } => format!("link {}", path.display()),
         Step::DataDisk { device, .. } => format!("prepare data disk {}", device.display()),
         Step::Unmount { path } => format!("unmount {}", path.display()),
-        Step::InstallSelf { path, .. } => format!("put stead-node at {}", path.display()),
+        Step::InstallSelf { path } => format!("put stead-node at {}", path.display()),
         Step::FreeInitrd => "free the initrd".into(),
         Step::PivotRoot { root } => format!("pivot the root to {}", root.display()),
         Step::MoveRoot { root } => format!("move the root to {}", root.display()),
@@ -137,8 +137,8 @@ fn make_link(path: &Path, to: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(to, path)
 }
 
-fn install_self(path: &Path, shared: bool) -> io::Result<()> {
-    if shared && show_self(path).is_ok() {
+fn install_self(path: &Path) -> io::Result<()> {
+    if show_self(path).is_ok() {
         return Ok(());
     }
     fs::copy("/proc/self/exe", path)?;

@@ -1,7 +1,14 @@
 //! The first stage: observes what the machine is made of, makes its root, and goes over into it.
 
 use super::{BootPlan, Device, Facts, Mode, SELF_PATH, Upper, apply::apply, apply::mount_filesystem, plan};
-use crate::{cgroups::Layout, disks, handle::say, modules, mounts, state::BootState};
+use crate::{
+    cgroups::Layout,
+    disks,
+    handle::say,
+    modules::{self, Module},
+    mounts,
+    state::BootState,
+};
 use rustix::fs::{FileType, major, minor, stat};
 use std::{
     collections::BTreeMap,
@@ -22,6 +29,9 @@ const DRIVES_PAUSE: Duration = Duration::from_millis(2);
 /// Largest file taken from the spec drive: a bound against a broken one.
 const MAX_SPEC_BYTES: u64 = stead_model::text::MAX_TEXT_BYTES as u64;
 
+/// One entry for each virtio device that a driver of its bus has found.
+const VIRTIO_DEVICES: &str = "/sys/bus/virtio/devices";
+
 /// What a VM's machine supervisor says beside the node spec.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 pub struct VmBoot {
@@ -29,7 +39,8 @@ pub struct VmBoot {
     pub layers: usize,
 }
 
-/// As `/init` of an initrd. Returns only when the new root could not be entered: the state then says why.
+/// As `/init` of an initrd. What comes next goes on in this process: by starting the program again from the new root,
+/// an emulated machine would lose half a second to translating it again. When there is no new root, the state says why.
 pub fn vm() -> BootState {
     let mut state = BootState::new(Mode::Vm);
     for (source, target, filesystem) in
@@ -42,31 +53,14 @@ pub fn vm() -> BootState {
     quiet_kernel();
     state.boot_id = read_line("/proc/sys/kernel/random/boot_id");
     state.note("init began");
-    let order = fs::read_to_string(modules::ORDER).unwrap_or_default();
-    // Each module's signature is verified, which takes its time under emulation: what the root does not need is loaded
-    // while the root is put together.
-    let order = modules::parse_order(&order);
-    let (first, rest) = modules::split(&order);
-    let result = thread::scope(|scope| {
-        let others = scope.spawn(|| modules::load(&rest));
-        if !modules::load(&first).is_empty() {
-            // One half needed the other: then one after the other.
-            let _ = others.join();
-            modules::load(&order).into_iter().for_each(|error| state.warn(error));
-            state.note("modules loaded");
-            return vm_root(&mut state);
-        }
-        state.note("modules loaded");
-        let result = vm_root(&mut state);
-        if !others.join().unwrap_or_default().is_empty() {
-            modules::load(&rest).into_iter().for_each(|error| state.warn(error));
-        }
-        result
-    });
-    if let Err(why) = result {
+    let (now, later) = modules::split(modules::listed(), Path::new(VIRTIO_DEVICES));
+    modules::load(&now).into_iter().for_each(|error| state.warn(error));
+    state.note("modules loaded");
+    state.later = later.into_iter().map(Module::opened).collect();
+    if let Err(why) = vm_root(&mut state) {
         enter_rescue(&mut state, Path::new("/stead"), why);
     }
-    hand_over(state)
+    state
 }
 
 /// The initrd has no /dev/console when the kernel looks for it, so nothing of ours would be seen.
@@ -105,7 +99,11 @@ fn vm_root(state: &mut BootState) -> Result<(), String> {
     let serials = disks::serials(sys_block);
     let upper = match &spec.root {
         RootUpper::Tmpfs => Upper::Tmpfs(None),
-        RootUpper::Disk(serial) => Upper::Disk(wait_for(std::slice::from_ref(serial), sys_block)?.remove(0)),
+        RootUpper::Disk(serial) => {
+            // Its filesystem is among them.
+            state.load_later_modules();
+            Upper::Disk(wait_for(std::slice::from_ref(serial), sys_block)?.remove(0))
+        }
     };
     state.note("drives found");
     let facts = Facts {

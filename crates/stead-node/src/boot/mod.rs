@@ -14,9 +14,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where `stead-node` lies in the new root, and is started again as PID 1.
+/// Where `stead-node` lies in the root of a namespace, and is started again as PID 1.
 pub const SELF_PATH: &str = "/run/stead/stead-node";
-/// What the first stage hands to the second; holds the agent's key, so 0600 and removed once read.
+/// What the first stage hands to the second in a namespace; holds the agent's key, so 0600 and removed once read.
 pub const STATE_PATH: &str = "/run/stead/boot.json";
 
 /// Most layers in one root: overlayfs takes 500 lower layers.
@@ -162,13 +162,11 @@ pub enum Step {
         /// Where.
         path: PathBuf,
     },
-    /// Put this program into the new root.
+    /// Show the file this program was started from, read-only, in the new root: one file's pages in memory then serve
+    /// every node of the host. It is copied where it cannot be shown.
     InstallSelf {
         /// At this path.
         path: PathBuf,
-        /// Show the file it was started from, read-only, instead of copying it: one file's pages in memory then serve
-        /// every node of the host.
-        shared: bool,
     },
     /// Remove the initrd's files, which would stay in memory.
     FreeInitrd,
@@ -252,10 +250,11 @@ pub fn plan(facts: &Facts) -> Result<BootPlan, PlanError> {
     plan_kernel_filesystems(facts, &root, &mut plan);
     plan_cgroups(&facts.cgroups, &root, &mut plan);
     plan.must(Step::Directory { path: root.join("run/stead") });
-    let shared = facts.mode == Mode::Namespace;
-    plan.must(Step::InstallSelf { path: root.join(SELF_PATH.trim_start_matches('/')), shared });
     match facts.mode {
-        Mode::Namespace => plan.must(Step::PivotRoot { root }),
+        Mode::Namespace => {
+            plan.must(Step::InstallSelf { path: root.join(SELF_PATH.trim_start_matches('/')) });
+            plan.must(Step::PivotRoot { root });
+        }
         Mode::Vm => {
             plan.may(Step::FreeInitrd);
             plan.must(Step::MoveRoot { root });

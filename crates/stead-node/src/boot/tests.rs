@@ -70,7 +70,7 @@ fn check(facts: &Facts, plan: &BootPlan) -> Result<(), String> {
                 has(&there, path)?;
                 there.retain(|p| p == path || !p.starts_with(path));
             }
-            Step::File { path } | Step::InstallSelf { path, .. } | Step::Symlink { path, .. } => {
+            Step::File { path } | Step::InstallSelf { path } | Step::Symlink { path, .. } => {
                 has(&there, path.parent().ok_or("no parent")?)?;
                 there.insert(path.clone());
             }
@@ -78,8 +78,11 @@ fn check(facts: &Facts, plan: &BootPlan) -> Result<(), String> {
                 has(&there, folder.join(&device.name).parent().ok_or("no parent")?)?;
             }
             Step::PivotRoot { root } | Step::MoveRoot { root } => {
-                for needed in ["proc", "sys", "dev", "run", "tmp", "run/stead/stead-node"] {
+                for needed in ["proc", "sys", "dev", "run/stead", "tmp"] {
                     has(&there, &root.join(needed))?;
+                }
+                if facts.mode == Mode::Namespace {
+                    has(&there, &root.join("run/stead/stead-node"))?;
                 }
                 left = true;
             }
@@ -135,7 +138,7 @@ proptest! {
         for p in &plan.0 {
             let written = match &p.step {
                 Step::Mount { target, .. } | Step::Bind { target, .. } => target,
-                Step::Directory { path } | Step::File { path } | Step::Symlink { path, .. } | Step::InstallSelf { path, .. } => path,
+                Step::Directory { path } | Step::File { path } | Step::Symlink { path, .. } | Step::InstallSelf { path } => path,
                 Step::Node { folder, .. } => folder,
                 _ => continue,
             };

@@ -2,7 +2,7 @@
 
 use crate::{cli, output, progress};
 use anyhow::{Context, Result, anyhow};
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::Path, process::ExitCode};
 use stead_cluster::{
     Host, Record, apply,
     apply::{UpReport, UpRequest},
@@ -14,10 +14,9 @@ use stead_model::{ClusterName, ClusterSpec};
 pub async fn up(host: &Host, args: cli::Up) -> Result<ExitCode> {
     let (name, text) = super::read_text(&args.file)?;
     let spec = ClusterSpec::from_yaml(&name, &text)?;
-    let base_dir = match args.file.parent() {
-        Some(p) if name != "-" => std::path::absolute(p).context("find the cluster file's directory")?,
-        _ => PathBuf::from("/"),
-    };
+    // What the file names is relative to it; read from stdin, to where we are.
+    let file = std::path::absolute(&args.file).context("find the cluster file's directory")?;
+    let base_dir = file.parent().unwrap_or(Path::new("/")).to_owned();
     let cluster = spec.name.clone();
     let request = UpRequest { spec, base_dir };
     if args.dry_run {

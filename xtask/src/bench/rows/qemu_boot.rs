@@ -1,5 +1,6 @@
 //! Power-on to agent ready in QEMU, against a busybox init on the same kernel, and against a Debian with systemd and the
-//! same packages. Both get the machine, CPUs, memory and kernel parameters that Stead's own QEMU was seen to have.
+//! same packages. Both get the machine, CPUs, memory and kernel parameters that Stead's own QEMU was seen to have; busybox
+//! its drives, network card and random numbers too, so that what is compared is what comes after the kernel.
 
 use crate::bench::{
     Bench,
@@ -32,6 +33,8 @@ const CLUSTER: &str = "image: base\nnodes: 1\nmachine: { backend: qemu }\nengine
 const READY: &str = "STEAD-BENCH-READY";
 /// By emulation a full systemd was seen to take half a minute; a machine under load some times that.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Stands in for the drive with the node spec, which goes with the machine.
+const SPEC_DRIVE_BYTES: u64 = 64 << 10;
 /// Room in the Debian's filesystem beyond its files.
 const SLACK_BYTES: u64 = 256 << 20;
 /// Ticks of /proc/PID/stat in a second: Linux gives programs 100 whatever its own are.
@@ -51,6 +54,8 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let work = tempfile::tempdir()?;
     let initrd = work.path().join("busybox.cpio");
     fs::write(&initrd, busybox_initrd()?)?;
+    let spec_drive = work.path().join("spec.tar");
+    fs::File::create(&spec_drive)?.set_len(SPEC_DRIVE_BYTES)?;
     let debian = Debian::build(bench, work.path())?;
 
     let (mut ours, mut busybox, mut systemd) = (Vec::new(), Vec::new(), Vec::new());
@@ -58,13 +63,14 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     for run in 0..runs {
         let cluster = bench.cluster(CLUSTER_NAME, CLUSTER)?;
         cluster.up()?;
-        let machine = Qemu::running(CLUSTER_NAME)?;
+        let machine = Qemu::running(CLUSTER_NAME, &spec_drive)?;
         ours.push(machine.age_s);
         cluster.check_healthy(1)?;
         cluster.down()?;
-        busybox.push(machine.boot(&vmlinux, &initrd, &[], "")?);
+        busybox.push(machine.boot(&vmlinux, &initrd, &machine.devices, "")?);
         let drive = format!("file={},if=virtio,format=raw", debian.disk.display());
-        systemd.push(machine.boot(&vmlinux, &debian.initrd, &["-drive", &drive], "root=/dev/vda rw")?);
+        let drive = ["-drive".to_owned(), drive];
+        systemd.push(machine.boot(&vmlinux, &debian.initrd, &drive, "root=/dev/vda rw")?);
         eprintln!(
             "bench:   run {} of {runs}: {:.2}, busybox {:.2}, systemd {:.2}",
             run + 1,
@@ -97,13 +103,14 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
 struct Qemu {
     program: String,
     options: Vec<String>,
+    devices: Vec<String>,
     parameters: String,
     age_s: f64,
 }
 
 impl Qemu {
     /// The one that runs for a cluster, just after `up` said that its agent is ready.
-    fn running(cluster: &str) -> Result<Self> {
+    fn running(cluster: &str, spec_drive: &Path) -> Result<Self> {
         let uptime = fs::read_to_string("/proc/uptime").context("cannot read /proc/uptime")?;
         let now: f64 =
             uptime.split(' ').next().unwrap_or_default().parse().context("/proc/uptime has no number")?;
@@ -117,18 +124,23 @@ impl Qemu {
                 continue;
             }
             let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
-            return Ok(Self { age_s: now - started_s(&stat)?, ..Self::of_argv(&argv)? });
+            return Ok(Self { age_s: now - started_s(&stat)?, ..Self::of_argv(&argv, spec_drive)? });
         }
         bail!("no qemu of cluster {cluster} runs")
     }
 
-    fn of_argv(argv: &[&str]) -> Result<Self> {
+    fn of_argv(argv: &[&str], spec_drive: &Path) -> Result<Self> {
         let value =
             |option: &str| argv.iter().position(|a| *a == option).and_then(|i| argv.get(i + 1).copied());
         let options = ["-machine", "-accel", "-cpu", "-smp", "-m"]
             .into_iter()
             .filter_map(|option| Some([option.to_owned(), value(option)?.to_owned()]))
             .flatten()
+            .collect();
+        let devices = argv
+            .windows(2)
+            .filter(|pair| ["-object", "-blockdev", "-netdev", "-device"].contains(&pair[0]))
+            .flat_map(|pair| [pair[0].to_owned(), stand_in(pair[1], spec_drive)])
             .collect();
         // Where init is and where the console is differ; the rest is how the kernel is made to boot fast.
         let parameters = value("-append")
@@ -140,11 +152,11 @@ impl Qemu {
             .collect::<Vec<_>>()
             .join(" ");
         let program = (*argv.first().context("an empty command line")?).to_owned();
-        Ok(Self { program, options, parameters, age_s: 0.0 })
+        Ok(Self { program, options, devices, parameters, age_s: 0.0 })
     }
 
     /// Seconds from starting QEMU until the system in it says that it is up.
-    fn boot(&self, kernel: &Path, initrd: &Path, more: &[&str], parameters: &str) -> Result<f64> {
+    fn boot(&self, kernel: &Path, initrd: &Path, more: &[String], parameters: &str) -> Result<f64> {
         let began = Instant::now();
         let mut child = Command::new(&self.program)
             .args(&self.options)
@@ -185,6 +197,21 @@ impl Qemu {
                 initrd.display()
             ),
         }
+    }
+}
+
+/// The value of a device's option, with what is of the machine that has gone (its tap, its spec drive) replaced.
+fn stand_in(value: &str, spec_drive: &Path) -> String {
+    if let Some(tap) = value.strip_prefix("tap,") {
+        let id = tap.split(',').find(|o| o.starts_with("id=")).unwrap_or_default();
+        return format!("user,restrict=on,{id}");
+    }
+    match serde_json::from_str::<serde_json::Value>(value) {
+        Ok(mut drive) if drive["filename"].as_str().is_some_and(|f| f.ends_with("/spec.tar")) => {
+            drive["filename"] = spec_drive.to_string_lossy().into();
+            drive.to_string()
+        }
+        _ => value.to_owned(),
     }
 }
 
@@ -287,11 +314,23 @@ mod tests {
             "pc,accel=tcg",
             "-m",
             "2048",
+            "-blockdev",
+            r#"{"driver":"file","filename":"/c/spec.tar"}"#,
+            "-device",
+            "virtio-blk-pci,drive=spec",
+            "-netdev",
+            "tap,id=net0,fd=7",
             "-append",
             "console=hvc0 mitigations=off rdinit=/init nokaslr",
         ];
-        let q = Qemu::of_argv(&argv).unwrap();
+        let q = Qemu::of_argv(&argv, Path::new("/empty")).unwrap();
         assert_eq!(q.options, ["-machine", "pc,accel=tcg", "-m", "2048"]);
+        let drive = r#"{"driver":"file","filename":"/empty"}"#;
+        let network = "user,restrict=on,id=net0";
+        assert_eq!(
+            q.devices,
+            ["-blockdev", drive, "-device", "virtio-blk-pci,drive=spec", "-netdev", network]
+        );
         assert_eq!(q.parameters, "mitigations=off nokaslr");
     }
 
