@@ -36,7 +36,7 @@ use stead_model::{
     NodeName,
     agent::{
         EngineStatus, ErrorBody, ExecRequest, InstanceStatus, JoinRequest, JoinTokenRequest, NodeStatus,
-        RemoveMemberRequest, StopRequest, Token, TrustTokenRequest,
+        RemoveMemberRequest, RestoreMemberRequest, StopRequest, Token, TrustTokenRequest,
     },
 };
 use tokio::{
@@ -341,7 +341,7 @@ impl Client {
         }
     }
 
-    /// How the node's engine is.
+    /// How the node's engine is now: it is asked, unlike for [`Self::status`], which tells what was seen last.
     ///
     /// # Errors
     /// As for every request; 404 when the node has none.
@@ -375,6 +375,13 @@ impl Client {
     /// As [`Self::join_token`].
     pub async fn remove_member(&self, request: &RemoveMemberRequest) -> Result<(), ClientError> {
         self.post_empty("remove a member", "/v1/engine/remove", request, self.timeouts.engine).await
+    }
+    /// Takes back a member whose removal was begun and not ended.
+    ///
+    /// # Errors
+    /// As [`Self::join_token`].
+    pub async fn restore_member(&self, request: &RestoreMemberRequest) -> Result<(), ClientError> {
+        self.post_empty("restore a member", "/v1/engine/restore", request, self.timeouts.engine).await
     }
     /// Instances of the whole cluster.
     ///

@@ -5,11 +5,10 @@ use crate::{
     apply::blocking,
     desired::{Desired, DesiredNode},
     dial, down, files,
-    observe::{self, Observed},
     plan::{EngineStep, NodeAction, NodePlan, Removal},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -19,12 +18,12 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_agent::{Identity, client::Client};
-use stead_machine::{MachineSpec, supervise};
+use stead_machine::{MachinePhase, MachineSpec, supervise};
 use stead_model::{
     EngineKind, NodeName, NodeSpec,
     agent::{
-        EngineState, JoinRequest, JoinTokenRequest, NodePhase, NodeStatus, RemoveMemberRequest, ServiceState,
-        StopRequest,
+        EngineState, EngineStatus, JoinRequest, JoinTokenRequest, NodePhase, NodeStatus, RemoveMemberRequest,
+        RestoreMemberRequest, ServiceState, StopRequest,
     },
     cluster::Backend,
     node::EngineRole,
@@ -62,6 +61,8 @@ pub(crate) struct Work {
     /// Restarts of engine members go one at a time: two could lose the quorum.
     pub(crate) restarting: Mutex<()>,
     pub(crate) engine: EngineKind,
+    /// Where the agents of the nodes that should be are.
+    pub(crate) agents: BTreeMap<NodeName, SocketAddr>,
     /// Nodes that may yet become the member that others join through: neither failed nor waiting for one themselves.
     pub(crate) hopes: AtomicUsize,
 }
@@ -83,15 +84,7 @@ type Seed = Option<(NodeName, SocketAddr)>;
 /// Brings one node where the plan wants it.
 pub(crate) async fn bring(work: Arc<Work>, plan: NodePlan, desired: DesiredNode) -> Result<(), ClusterError> {
     let name = plan.name.clone();
-    let mut result = bring_inner(&work, &plan, &desired).await;
-    // What was left running may have been on its way down: a `down` that was cut short had told it to end.
-    if result.is_err()
-        && plan.action == NodeAction::Keep
-        && supervise::observe(&desired.machine.dir).is_none()
-    {
-        let plan = NodePlan { action: NodeAction::Start, ..plan.clone() };
-        result = bring_inner(&work, &plan, &desired).await;
-    }
+    let result = bring_inner(&work, &plan, &desired).await;
     if let Err(e) = &result {
         work.events.node(&name, "failed", crate::error::chain(e));
         if plan.engine == EngineStep::Initialise {
@@ -117,11 +110,19 @@ async fn bring_inner(work: &Work, plan: &NodePlan, desired: &DesiredNode) -> Res
                 _ => None,
             };
             work.events.node(name, "stopping", why.join(", "));
-            stop_machine(work, desired, STOP_SECONDS).await?;
+            if desired.keeps_state || plan.engine == EngineStep::Member {
+                stop_machine(work, desired, STOP_SECONDS).await?;
+            } else {
+                // It begins anew: nothing of it is wanted any more.
+                down::kill_machine(&desired.machine.dir, name).await?;
+            }
             start_machine(work, desired, &spec).await?;
             guard
         }
         NodeAction::Start => {
+            // It may be on its way down.
+            down::stop_machine(&desired.machine.dir, name, Duration::from_secs(u64::from(STOP_SECONDS)))
+                .await?;
             start_machine(work, desired, &spec).await?;
             None
         }
@@ -176,6 +177,7 @@ async fn start_machine(work: &Work, desired: &DesiredNode, spec: &NodeSpec) -> R
 async fn stop_machine(work: &Work, desired: &DesiredNode, seconds: u32) -> Result<(), ClusterError> {
     // The agent stops services in order; where it does not answer, the supervisor's signal must do.
     if let Ok(agent) = dial::agent(&work.operator, &work.netns, &desired.machine.name, desired.agent) {
+        down::announce_end(&desired.machine.dir, &desired.machine.name)?;
         let _ = agent.shutdown(&StopRequest { deadline_s: seconds }).await;
     }
     down::stop_machine(
@@ -247,7 +249,7 @@ async fn wait_for(
         };
         let gone = match supervise::observe(&machine.dir) {
             None => Some("its machine ended".to_owned()),
-            Some(s) => s.error.filter(|_| s.phase == "failed"),
+            Some(s) => s.error.filter(|_| s.phase == MachinePhase::Failed),
         };
         if let Some(why) = gone {
             return Err(failed(
@@ -276,7 +278,7 @@ async fn agent_log(agent: &Client, service: &str) -> String {
     String::from_utf8_lossy(&text).trim_end().to_owned()
 }
 
-fn failed(
+pub(crate) fn failed(
     work: &Work,
     machine: &MachineSpec,
     why: String,
@@ -315,8 +317,26 @@ async fn join_engine(
         })
     };
     let state = |s: &NodeStatus| s.engine.as_ref().map(|e| e.state);
-    if !settled(&status) {
-        status = wait_for(work, desired, agent, deadline, "its engine", settled).await?;
+    if plan.engine == EngineStep::Readmit {
+        if !settled(&status) {
+            wait_for(work, desired, agent, deadline, "its engine", settled).await?;
+        }
+        readmit(work, name, agent).await?;
+    }
+    loop {
+        if !settled(&status) {
+            status = wait_for(work, desired, agent, deadline, "its engine", settled).await?;
+        }
+        // Asked now: what was seen last may be from before an end that an interrupted command has brought about.
+        match agent.engine().await {
+            Ok(engine) => {
+                status.engine = Some(engine);
+                if settled(&status) {
+                    break;
+                }
+            }
+            Err(_) => status.engine = None,
+        }
     }
     if state(&status) == Some(EngineState::Waiting) {
         // Only a cluster that exists can be joined: wait for a member that is online.
@@ -383,6 +403,29 @@ async fn join_engine(
     Ok(())
 }
 
+/// Takes back a member whose removal was cut short: the node through which it was removed may still be at it, and knows
+/// when that has ended; where that node is no more, nobody is.
+async fn readmit(work: &Work, name: &NodeName, agent: &Client) -> Result<(), ClusterError> {
+    work.events.node(name, "engine", "its removal was cut short: it is taken back");
+    let request = RestoreMemberRequest { member: name.clone() };
+    let through = work.record.lock().await.leaving.get(name).cloned();
+    if let Some(address) = through.and_then(|t| work.agents.get(&t).map(|a| (t, *a)))
+        && let Ok(through) = dial::agent(&work.operator, &work.netns, &address.0, address.1)
+        && through.restore_member(&request).await.is_ok()
+    {
+        return Ok(());
+    }
+    match agent.engine().await {
+        // It was removed.
+        Ok(EngineStatus { state: EngineState::Waiting, .. }) => Ok(()),
+        _ => agent.restore_member(&request).await.map_err(|e| ClusterError::Agent {
+            action: "take back the member",
+            node: name.clone(),
+            source: Box::new(e),
+        }),
+    }
+}
+
 /// Joins by a fresh token. `clean`: what the cluster still knows of this node is removed before, as it also is when no
 /// token is given otherwise: this node's engine says that it is in no cluster, so that is of the past.
 async fn join_once(
@@ -416,7 +459,8 @@ async fn join_once(
 /// The record knows the member, and its spec will never again have it initialise a cluster.
 async fn remember_member(work: &Work, desired: &DesiredNode) -> Result<(), ClusterError> {
     let mut record = work.record.lock().await;
-    if record.members.insert(desired.machine.name.clone()) {
+    let new = record.members.insert(desired.machine.name.clone());
+    if record.leaving.remove(&desired.machine.name).is_some() || new {
         record.save(&work.layout)?;
     }
     files::write_json(&desired.machine.spec_dir.join("node.json"), &desired.spec)?;
@@ -428,7 +472,6 @@ pub(crate) async fn remove(
     work: &Work,
     removal: &Removal,
     desired: &Desired,
-    observed: &Observed,
     members: &BTreeSet<NodeName>,
 ) -> Result<(), ClusterError> {
     let name = &removal.name;
@@ -439,6 +482,11 @@ pub(crate) async fn remove(
             ))
         })?;
         work.events.node(name, "stopping", format!("evacuating, through {}", through.machine.name));
+        {
+            let mut record = work.record.lock().await;
+            record.leaving.insert(name.clone(), through.machine.name.clone());
+            record.save(&work.layout)?;
+        }
         let agent =
             dial::agent(&work.operator, &work.netns, &through.machine.name, through.agent).map_err(|e| {
                 ClusterError::Agent {
@@ -457,19 +505,19 @@ pub(crate) async fn remove(
             })?;
         let mut record = work.record.lock().await;
         record.members.remove(name);
+        record.leaving.remove(name);
         record.save(&work.layout)?;
     }
     work.events.node(name, "stopping", "");
-    if let Some(machine) = observed.nodes.get(name).and_then(|o| o.machine.as_ref()) {
-        let address = observed.nodes.get(name).and_then(|o| observe::agent_address(o.spec.as_ref()?));
-        if let Some(address) = address
-            && let Ok(agent) = dial::agent(&work.operator, &machine.netns, name, address)
-        {
-            let _ = agent.shutdown(&StopRequest { deadline_s: STOP_SECONDS }).await;
-        }
+    let dir = work.layout.node(name);
+    if work.engine.is_none() {
+        // Its services may have something to take leave of.
+        down::stop_machine(&dir, name, Duration::from_secs(u64::from(STOP_SECONDS) + 5)).await?;
+    } else {
+        // All that counted was the engine's, which has let it go, and which may not hear of a clean end while it resets
+        // itself.
+        down::kill_machine(&dir, name).await?;
     }
-    down::stop_machine(&work.layout.node(name), name, Duration::from_secs(u64::from(STOP_SECONDS) + 5))
-        .await?;
     down::delete_node(&work.layout, name).await?;
     work.events.node(name, "stopped", "deleted");
     Ok(())

@@ -6,18 +6,27 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    path::Path,
     time::{Duration, Instant},
 };
-use stead_agent::Identity;
-use stead_machine::{MachineSpec, MachineState, network::HostNetworkSpec, supervise};
-use stead_model::{NodeName, NodeSpec, agent::NodeStatus, node::AGENT_PORT};
+use stead_agent::{Client, Identity};
+use stead_machine::{MachinePhase, MachineSpec, MachineState, network::HostNetworkSpec, supervise};
+use stead_model::{
+    NodeName, NodeSpec,
+    agent::{EngineState, NodePhase, NodeStatus},
+    cluster::Backend,
+    node::AGENT_PORT,
+};
 
 /// An agent that does not answer within this is taken as not answering, in a mere look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A machine that was told to stop is gone within this: killed ones at once, others within their own time limit.
-const STOPPING_PATIENCE: Duration = Duration::from_secs(70);
+/// An engine that has lost its leader has another one within this: an election takes one to a few seconds. If it has none
+/// by then, it has lost its quorum.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
+/// A node that was just started answers within this, in a namespace (half a second, on an idle host) and emulated (40 s).
+const START_PATIENCE: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(120)];
+/// Pause between two looks at an engine that is not settled.
+const SETTLE_POLL: Duration = Duration::from_millis(50);
 
 /// What is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -56,7 +65,7 @@ pub async fn observe(layout: &Layout, operator: Option<&Identity>) -> Result<Obs
     for name in layout.existing_nodes()? {
         let dir = layout.node(&name);
         let node = ObservedNode {
-            running: settled(&dir).await,
+            running: supervise::observe(&dir),
             machine: files::read_json(&dir.join("machine.json")).unwrap_or_default(),
             spec: files::read_json(&layout.node_spec_dir(&name).join("node.json")).unwrap_or_default(),
             status: None,
@@ -65,9 +74,7 @@ pub async fn observe(layout: &Layout, operator: Option<&Identity>) -> Result<Obs
     }
     if let Some(operator) = operator {
         let looks = nodes.iter().map(|(name, node)| async move {
-            node.running.as_ref()?;
-            let netns = &node.machine.as_ref()?.netns;
-            let client = dial::agent(operator, netns, name, agent_address(node.spec.as_ref()?)?).ok()?;
+            let client = node.agent(operator, name)?;
             tokio::time::timeout(LOOK_TIMEOUT, client.status()).await.ok()?.ok()
         });
         let statuses = join_all(looks).await;
@@ -78,15 +85,49 @@ pub async fn observe(layout: &Layout, operator: Option<&Identity>) -> Result<Obs
     Ok(Observed { network, network_runs, nodes })
 }
 
-/// Whether a machine runs; one that is stopping is waited for, so that nobody builds on it.
-async fn settled(dir: &Path) -> Option<MachineState> {
-    let deadline = Instant::now() + STOPPING_PATIENCE;
-    loop {
-        let state = supervise::observe(dir)?;
-        if state.phase != "stopping" || Instant::now() > deadline {
-            return Some(state);
+impl ObservedNode {
+    /// Whether its machine runs and is not on its way down, as far as anybody knows.
+    pub fn is_up(&self) -> bool {
+        let told = self.status.as_ref().is_some_and(|s| s.phase == NodePhase::Stopping);
+        let runs = |s: &MachineState| matches!(s.phase, MachinePhase::Starting | MachinePhase::Running);
+        self.running.as_ref().is_some_and(runs) && !told
+    }
+    /// How far its engine is, when its agent answers.
+    pub fn engine(&self) -> Option<EngineState> {
+        Some(self.status.as_ref()?.engine.as_ref()?.state)
+    }
+    /// A client of its agent, when it runs.
+    fn agent(&self, operator: &Identity, name: &NodeName) -> Option<Client> {
+        self.is_up().then_some(())?;
+        let address = agent_address(self.spec.as_ref()?)?;
+        dial::agent(operator, &self.machine.as_ref()?.netns, name, address).ok()
+    }
+}
+
+/// Waits until the engines of nodes that run have come to an end of what an interrupted command began or ended, so that a
+/// plan builds on members that are: asks each one, past what its agent has seen last.
+pub async fn settle_engines(observed: &mut Observed, operator: &Identity) {
+    let looks = observed.nodes.iter().map(|(name, node)| async move {
+        let agent = node.agent(operator, name)?;
+        let emulated = node.machine.as_ref().is_some_and(|m| m.backend == Backend::Qemu);
+        let began = Instant::now();
+        loop {
+            let engine = agent.engine().await.ok();
+            let patience = match engine.as_ref().map(|e| e.state) {
+                Some(EngineState::Online | EngineState::Evacuated | EngineState::Waiting) => Duration::ZERO,
+                Some(EngineState::Offline | EngineState::Failed) => ELECTION_PATIENCE,
+                _ => START_PATIENCE[usize::from(emulated)],
+            };
+            if began.elapsed() >= patience {
+                let status = agent.status().await.ok()?;
+                return Some(NodeStatus { engine, ..status });
+            }
+            tokio::time::sleep(SETTLE_POLL).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    });
+    let looks = join_all(looks).await;
+    for (node, status) in observed.nodes.values_mut().zip(looks) {
+        node.status = status.or(node.status.take());
     }
 }
 

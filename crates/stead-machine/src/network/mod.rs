@@ -15,7 +15,8 @@ pub use spec::*;
 pub use supervisor::run;
 
 use crate::{
-    DaemonError, LinkError, TeardownError, daemon,
+    DaemonError, LinkError, TeardownError,
+    daemon::{self, End},
     files::{self, Durability, Lock},
     netlink::{self, Links},
     netns,
@@ -161,6 +162,10 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
     let file = spec.dir.join("network.json");
     files::write_json(&file, spec, Durability::Durable).map_err(NetworkError::file("write", &file))?;
     let wanted = digest(spec);
+    if daemon::announced_end(&spec.dir).is_some() {
+        // By a `down` that was killed.
+        end_supervisor(spec)?;
+    }
     let now = supervisor_state(spec);
     if let Some(state) = now.as_ref().filter(|s| s.ready && s.spec_digest == wanted) {
         return Ok(state.clone());
@@ -199,7 +204,15 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
     }
 }
 
+fn end_supervisor(spec: &HostNetworkSpec) -> Result<(), DaemonError> {
+    daemon::end(&spec.dir, End::Stop, &[(Signal::TERM, DOWN_PATIENCE)])
+}
+
+/// What the supervisor says, when one runs and was not told to end.
 fn supervisor_state(spec: &HostNetworkSpec) -> Option<NetworkState> {
+    if daemon::announced_end(&spec.dir).is_some() {
+        return None;
+    }
     files::is_locked(&spec.dir, "lock").then(|| files::read_json(&spec.dir.join("state.json"))).flatten()
 }
 
@@ -269,7 +282,7 @@ pub fn down(spec: &HostNetworkSpec) -> Result<(), TeardownError> {
     let mut failures = Failures::default();
     // Without its directory there was never an `up` to exclude.
     let _one_at_a_time = Lock::wait(&spec.dir, "up.lock").ok();
-    failures.note(daemon::end(&spec.dir, &[(Signal::TERM, DOWN_PATIENCE)]));
+    failures.note(end_supervisor(spec));
     failures.absorb(nat::remove(spec));
     let netns = spec.netns();
     failures.note(netns::remove(&netns).map_err(|source| NetworkError::Namespace {

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use stead_machine::{
-    MachineSpec, layers,
+    MachinePhase, MachineSpec, layers,
     spec::{MachineDisk, MachineNic},
     supervise,
 };
@@ -145,7 +145,7 @@ fn life() -> Outcome {
     // In a cgroup namespace of its own it sees itself at the top of every hierarchy.
     assert!(said.contains("cgroups / \n"), "{said}");
     let state = supervise::observe(&a.dir).unwrap();
-    assert_eq!((state.phase.as_str(), state.boots), ("running", 1));
+    assert_eq!((state.phase, state.boots), (MachinePhase::Running, 1));
     assert!(matches!(supervise::spawn(&exe(), &a), Err(supervise::MachineError::AlreadyRuns(_))));
     sh(&up.netns(), &["ping", "-c1", "-W2", "10.88.0.2"]);
     sh(&up.netns(), &["ping", "-c1", "-W2", "10.88.0.3"]);
@@ -185,7 +185,7 @@ fn life() -> Outcome {
     // Power off from inside.
     say(&a, "poweroff");
     gone(&a);
-    assert_eq!(supervise::last_state(&a.dir).unwrap().phase, "stopped");
+    assert_eq!(supervise::last_state(&a.dir).unwrap().phase, MachinePhase::Stopped);
     // Stopped from outside.
     supervise::stop(&b.dir, Duration::from_secs(10)).expect("stop");
     assert!(console(&b).contains("asked to end"));
@@ -208,7 +208,7 @@ fn ends() -> Outcome {
     say(&s, "crash");
     gone(&s);
     let state = supervise::last_state(&s.dir).unwrap();
-    assert_eq!(state.phase, "failed");
+    assert_eq!(state.phase, MachinePhase::Failed);
     assert!(state.error.as_ref().unwrap().contains("exit status: 3"), "{state:?}");
     // One that does not want to end is killed after its time.
     fs::write(s.dir.join("deaf"), "").unwrap();

@@ -48,6 +48,9 @@ const EAGER_POLL: Duration = Duration::from_millis(4);
 const WATCH_POLL: Duration = Duration::from_secs(1);
 /// An engine that has lost its quorum never answers; a healthy one takes milliseconds.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Who asks for the state of now waits so long for a join to end; with two questions to the engine it stays within the ten
+/// seconds that a request to the agent is given.
+const LOOK_PATIENCE: Duration = Duration::from_secs(3);
 /// A half-formed engine that has not come to anything by then is put away; the next time it gets twice as long. Under
 /// emulation a daemon takes 30 s from its start to its first answer.
 const HALF_FORMED_PATIENCE: Duration = Duration::from_secs(45);
@@ -170,8 +173,10 @@ pub struct Manager {
     journal: Journal,
     client: Option<Client>,
     state: Mutex<EngineStatus>,
-    /// Held by whoever changes the engine's membership.
+    /// Held by whoever changes this engine's own membership.
     forming: AsyncMutex<()>,
+    /// Held by whoever removes another member, which may outlive the request, or takes one back.
+    removing: AsyncMutex<()>,
 }
 
 impl Manager {
@@ -216,6 +221,7 @@ impl Manager {
             sys,
             client,
             forming: AsyncMutex::new(()),
+            removing: AsyncMutex::new(()),
         };
         if let Err(e) = manager.journal.note_first_start() {
             manager.handle.warn(format!("engine: cannot write its journal: {e}"));
@@ -254,6 +260,16 @@ impl Manager {
     /// The last known state, at once.
     pub fn status(&self) -> EngineStatus {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The state as the engine says now; as last known while it is being formed.
+    pub async fn status_now(&self) -> EngineStatus {
+        if let Some(client) = &self.client
+            && let Ok(_settled) = timeout(LOOK_PATIENCE, self.forming.lock()).await
+        {
+            self.look_now(client).await;
+        }
+        self.status()
     }
 
     /// A one-time token for `member` to join with. What an interrupted join of the same name left in the cluster is
@@ -304,7 +320,20 @@ impl Manager {
     /// # Errors
     /// The engine refuses or does not answer.
     pub async fn remove_member(&self, member: &NodeName, force: bool) -> Result<(), EngineError> {
-        cluster::remove(self.client()?, member.as_str(), force).await
+        let client = self.client()?;
+        let _one_at_a_time = self.removing.lock().await;
+        cluster::remove(client, member.as_str(), force).await
+    }
+
+    /// Takes a member back whose removal was begun, by this node (then its end is waited for) or another: one that is
+    /// evacuated is restored. A member that is not there succeeds: it was removed.
+    ///
+    /// # Errors
+    /// The engine refuses or does not answer.
+    pub async fn restore_member(&self, member: &NodeName) -> Result<(), EngineError> {
+        let client = self.client()?;
+        let _one_at_a_time = self.removing.lock().await;
+        cluster::restore(client, member.as_str()).await
     }
 
     /// Instances of the whole cluster, all projects.
