@@ -6,11 +6,13 @@
 use crate::{
     ClusterError, Events, Host, Plan, Record,
     bring::{self, Work},
+    claim,
     desired::Desired,
     dial, down, files,
     plan::{EngineStep, NetworkAction, NodeAction},
     prepare::{Prepared, prepare},
     status::word,
+    wait::failed,
 };
 use futures_util::future::join_all;
 use serde::Serialize;
@@ -110,10 +112,11 @@ async fn apply(host: &Host, p: Prepared, events: &Events) -> Result<(), ClusterE
         record.members.clear();
         record.leaving.clear();
     }
+    claim::take(&layout)?;
     record.save(&layout)?;
     files::private_dir(&layout.pki())?;
-    files::write_atomically(&layout.pki().join("ca.pem"), ca.certificate_pem().as_bytes())?;
-    files::write_atomically(&layout.pki().join("ca.key"), ca.key_pem().as_bytes())?;
+    files::write(&layout.pki().join("ca.pem"), ca.certificate_pem().as_bytes())?;
+    files::write(&layout.pki().join("ca.key"), ca.key_pem().as_bytes())?;
     files::write_json(&layout.pki().join("operator.json"), &operator)?;
     for (name, identity) in &identities {
         files::private_dir(&layout.node(name))?;
@@ -202,7 +205,7 @@ async fn steady(work: &Work, desired: &Desired) -> Result<(), ClusterError> {
         let Some((machine, why)) = not_yet else { return Ok(()) };
         if Instant::now() > deadline {
             let why = format!("was online and is not any more: {why}");
-            return Err(bring::failed(work, machine, why, None, &[]));
+            return Err(failed(&work.layout, machine, why, None, &[]));
         }
         tokio::time::sleep(STEADY_POLL).await;
     }

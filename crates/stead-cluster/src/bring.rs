@@ -6,6 +6,7 @@ use crate::{
     desired::{Desired, DesiredNode},
     dial, down, files,
     plan::{EngineStep, NodeAction, NodePlan, Removal},
+    wait::{failed, took, wait_for},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,30 +19,24 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_agent::{Identity, client::Client};
-use stead_machine::{MachinePhase, MachineSpec, supervise};
+use stead_machine::supervise;
 use stead_model::{
     EngineKind, NodeName, NodeSpec,
     agent::{
         EngineState, EngineStatus, JoinRequest, JoinTokenRequest, NodePhase, NodeStatus, RemoveMemberRequest,
-        RestoreMemberRequest, ServiceState, StopRequest,
+        RestoreMemberRequest, StopRequest,
     },
     cluster::Backend,
     node::EngineRole,
 };
 use tokio::sync::{Mutex, watch};
 
-/// Pause between two looks at a node that is starting: small against the second that a start takes.
-const POLL: Duration = Duration::from_millis(15);
-/// Pause when the agent does not even listen yet.
-const POLL_UNREACHABLE: Duration = Duration::from_millis(10);
 /// How long a namespace node may take to run. It takes half a second; a loaded host takes longer.
 const NAMESPACE_DEADLINE: Duration = Duration::from_secs(120);
 /// How long an emulated machine may take (measured: 40 s to the engine on two cores).
 const QEMU_DEADLINE: Duration = Duration::from_secs(600);
 /// How often a node tries to join before `up` gives up on it.
 const JOIN_TRIES: u32 = 3;
-/// Lines of console and service logs shown for a node that failed.
-const TAIL_LINES: usize = 15;
 
 /// Seconds a machine gets to stop before a restart.
 const STOP_SECONDS: u32 = 60;
@@ -151,10 +146,6 @@ async fn bring_inner(work: &Work, plan: &NodePlan, desired: &DesiredNode) -> Res
     Ok(())
 }
 
-fn took(status: &NodeStatus) -> String {
-    format!("{:.1} s", status.uptime_ms as f64 / 1000.0)
-}
-
 fn engine_answers(s: &NodeStatus) -> bool {
     s.engine.as_ref().is_some_and(|e| e.state != EngineState::Starting)
 }
@@ -186,119 +177,6 @@ async fn stop_machine(work: &Work, desired: &DesiredNode, seconds: u32) -> Resul
         Duration::from_secs(u64::from(seconds) + 5),
     )
     .await
-}
-
-/// Polls a node's agent until `well`, or says why it will not be.
-async fn wait_for(
-    work: &Work,
-    desired: &DesiredNode,
-    agent: &Client,
-    deadline: Instant,
-    what: &str,
-    well: impl Fn(&NodeStatus) -> bool,
-) -> Result<NodeStatus, ClusterError> {
-    let machine = &desired.machine;
-    let name = &machine.name;
-    let mut last = String::from("its agent never answered");
-    let mut agent_seen = false;
-    loop {
-        let pause = match agent.status().await {
-            Ok(s) => {
-                if !agent_seen {
-                    agent_seen = true;
-                    work.events.node(name, "agent", took(&s));
-                }
-                if well(&s) {
-                    return Ok(s);
-                }
-                if let Some(why) = &s.rescue {
-                    return Err(failed(work, machine, format!("is in rescue: {why}"), None, &[]));
-                }
-                if let Some(x) = s.services.iter().find(|x| x.state == ServiceState::Failed) {
-                    let why = x.last_exit.as_deref().unwrap_or("it says no more");
-                    let why = format!("service {} failed for good: {why}", x.name);
-                    let log = agent_log(agent, &x.name).await;
-                    return Err(failed(work, machine, why, None, &[(format!("{}.log", x.name), log)]));
-                }
-                let services: Vec<String> = s
-                    .services
-                    .iter()
-                    .filter(|x| !matches!(x.state, ServiceState::Ready | ServiceState::Done))
-                    .map(|x| match &x.last_exit {
-                        Some(e) => format!("service {} is {:?} ({e})", x.name, x.state).to_lowercase(),
-                        None => format!("service {} is {:?}", x.name, x.state).to_lowercase(),
-                    })
-                    .collect();
-                last = match &s.engine {
-                    Some(e) => format!(
-                        "engine {:?}{}; {}",
-                        e.state,
-                        e.detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default(),
-                        services.join(", ")
-                    ),
-                    None => services.join(", "),
-                };
-                POLL
-            }
-            Err(e) => {
-                if agent_seen {
-                    last = crate::error::chain(&e);
-                }
-                POLL_UNREACHABLE
-            }
-        };
-        let gone = match supervise::observe(&machine.dir) {
-            None => Some("its machine ended".to_owned()),
-            Some(s) => s.error.filter(|_| s.phase == MachinePhase::Failed),
-        };
-        if let Some(why) = gone {
-            return Err(failed(
-                work,
-                machine,
-                format!("{why} before {what}"),
-                agent_seen.then_some(&last),
-                &[],
-            ));
-        }
-        if Instant::now() > deadline {
-            return Err(failed(work, machine, format!("timed out waiting for {what}"), Some(&last), &[]));
-        }
-        tokio::time::sleep(pause).await;
-    }
-}
-
-/// The end of a service's log, or nothing.
-async fn agent_log(agent: &Client, service: &str) -> String {
-    let mut text = Vec::new();
-    if let Ok(mut chunks) = agent.logs(Some(service), Some(TAIL_LINES as u64), false).await {
-        while let Ok(Some(chunk)) = chunks.next_chunk().await {
-            text.extend_from_slice(&chunk);
-        }
-    }
-    String::from_utf8_lossy(&text).trim_end().to_owned()
-}
-
-pub(crate) fn failed(
-    work: &Work,
-    machine: &MachineSpec,
-    why: String,
-    last: Option<&String>,
-    logs: &[(String, String)],
-) -> ClusterError {
-    let dir = work.layout.node(&machine.name);
-    let mut tail = String::new();
-    let files =
-        ["supervisor.log", "console.log"].map(|f| (f.to_owned(), files::tail(&dir.join(f), TAIL_LINES)));
-    for (file, text) in files.iter().chain(logs) {
-        if !text.is_empty() {
-            tail.push_str(&format!("--- end of {file}\n{text}\n"));
-        }
-    }
-    let why = match last {
-        Some(l) if !l.is_empty() => format!("{why}; last: {l}"),
-        _ => why,
-    };
-    ClusterError::Node { node: machine.name.clone(), why, tail }
 }
 
 /// From an engine that answers to a member that is online.
@@ -358,7 +236,7 @@ async fn join_engine(
         .flatten();
         let Some((seed_name, seed_address)) = seed else {
             return Err(failed(
-                work,
+                &work.layout,
                 &desired.machine,
                 "has no member to join through: no other node came online".into(),
                 None,

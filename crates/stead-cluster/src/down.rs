@@ -1,8 +1,9 @@
 //! `down`: everything of a cluster goes, in reverse order, and every error is reported, not the first.
 
-use crate::{ClusterError, Events, Host, Layout, apply::blocking, dial, files, observe, prepare};
+use crate::{ClusterError, Events, Host, Layout, apply::blocking, claim, dial, files, observe, prepare};
 use futures_util::future::join_all;
 use std::{fs, io, path::Path, time::Duration};
+use stead_files::Lock;
 use stead_machine::{MachineSpec, network::HostNetworkSpec, supervise};
 use stead_model::{ClusterName, NodeName, agent::StopRequest};
 
@@ -76,6 +77,7 @@ pub async fn down(
         // The files stay: they say what is left, and `down` again tries it again.
         return ClusterError::all(errors);
     }
+    claim::release(&layout);
     if mode == DownMode::KeepDisks {
         return Ok(());
     }
@@ -166,7 +168,7 @@ pub(crate) async fn finish_ends(layout: &Layout) -> Result<(), ClusterError> {
 }
 
 /// Takes the lock of a machine that was stopped, so that no supervisor can start on its directory any more.
-fn claim(dir: &Path, node: &NodeName) -> Result<Option<fs::File>, ClusterError> {
+fn claim(dir: &Path, node: &NodeName) -> Result<Option<Lock>, ClusterError> {
     match files::try_lock(&dir.join("lock")) {
         Ok(Some(lock)) => Ok(Some(lock)),
         Ok(None) => Err(ClusterError::Machine {

@@ -1,10 +1,10 @@
 //! What is: read from the state files, the locks, and the agents that answer.
 
-use crate::{ClusterError, Layout, dial, files};
+use crate::{ClusterError, Events, Layout, dial, files};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -23,8 +23,13 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 /// An engine that has lost its leader has another one within this: an election takes one to a few seconds. If it has none
 /// by then, it has lost its quorum.
 const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
+/// A leader of the engines' database that has lost its quorum goes on answering until it notices, after 3 s without a word
+/// of the others (the election timeout of dqlite and cowsql).
+const STEP_DOWN_PATIENCE: Duration = Duration::from_secs(5);
 /// A node that was just started answers within this, in a namespace (half a second, on an idle host) and emulated (40 s).
 const START_PATIENCE: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(120)];
+/// Whoever waits longer is told for what.
+const TELL_AFTER: Duration = Duration::from_secs(1);
 /// Pause between two looks at an engine that is not settled.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
@@ -52,11 +57,17 @@ pub struct ObservedNode {
     pub status: Option<NodeStatus>,
 }
 
-/// Looks at everything of a cluster. Damaged state files of a node count as not there: it is then made anew.
+/// Clients of the agents of the nodes that run; their connections are kept.
+pub type Agents = BTreeMap<NodeName, Client>;
+
+/// Looks at everything of a cluster; with the agents that can be asked for more. Damaged state files of a node count as not there: it is then made anew.
 ///
 /// # Errors
 /// The cluster's directory cannot be read.
-pub async fn observe(layout: &Layout, operator: Option<&Identity>) -> Result<Observed, ClusterError> {
+pub async fn observe(
+    layout: &Layout,
+    operator: Option<&Identity>,
+) -> Result<(Observed, Agents), ClusterError> {
     let network: Option<HostNetworkSpec> =
         files::read_json(&layout.network().join("network.json")).unwrap_or_default();
     let network_runs =
@@ -72,17 +83,15 @@ pub async fn observe(layout: &Layout, operator: Option<&Identity>) -> Result<Obs
         };
         nodes.insert(name, node);
     }
-    if let Some(operator) = operator {
-        let looks = nodes.iter().map(|(name, node)| async move {
-            let client = node.agent(operator, name)?;
-            tokio::time::timeout(LOOK_TIMEOUT, client.status()).await.ok()?.ok()
-        });
-        let statuses = join_all(looks).await;
-        for (node, status) in nodes.values_mut().zip(statuses) {
-            node.status = status;
+    let agents: Agents =
+        nodes.iter().filter_map(|(name, node)| Some((name.clone(), node.agent(operator?, name)?))).collect();
+    let looks = agents.values().map(|agent| tokio::time::timeout(LOOK_TIMEOUT, agent.status()));
+    for (name, look) in agents.keys().zip(join_all(looks).await) {
+        if let (Ok(Ok(status)), Some(node)) = (look, nodes.get_mut(name)) {
+            node.status = Some(status);
         }
     }
-    Ok(Observed { network, network_runs, nodes })
+    Ok((Observed { network, network_runs, nodes }, agents))
 }
 
 impl ObservedNode {
@@ -105,16 +114,25 @@ impl ObservedNode {
 }
 
 /// Waits until the engines of nodes that run have come to an end of what an interrupted command began or ended, so that a
-/// plan builds on members that are: asks each one, past what its agent has seen last.
-pub async fn settle_engines(observed: &mut Observed, operator: &Identity) {
-    let looks = observed.nodes.iter().map(|(name, node)| async move {
-        let agent = node.agent(operator, name)?;
-        let emulated = node.machine.as_ref().is_some_and(|m| m.backend == Backend::Qemu);
-        let began = Instant::now();
+/// plan builds on members that are: asks each one, past what its agent has seen last. `members`: those of the engine's
+/// cluster as far as is known.
+pub async fn settle_engines(
+    observed: &mut Observed,
+    members: &BTreeSet<NodeName>,
+    agents: &Agents,
+    events: &Events,
+) {
+    let one_is_gone = members.iter().any(|m| !observed.nodes.get(m).is_some_and(ObservedNode::is_up));
+    let online_patience = if one_is_gone { STEP_DOWN_PATIENCE } else { Duration::ZERO };
+    let looks = agents.iter().map(|(name, agent)| async {
+        let machine = observed.nodes.get(name).and_then(|n| n.machine.as_ref());
+        let emulated = machine.is_some_and(|m| m.backend == Backend::Qemu);
+        let (began, mut told) = (Instant::now(), false);
         loop {
             let engine = agent.engine().await.ok();
             let patience = match engine.as_ref().map(|e| e.state) {
-                Some(EngineState::Online | EngineState::Evacuated | EngineState::Waiting) => Duration::ZERO,
+                Some(EngineState::Waiting) => Duration::ZERO,
+                Some(EngineState::Online | EngineState::Evacuated) => online_patience,
                 Some(EngineState::Offline | EngineState::Failed) => ELECTION_PATIENCE,
                 _ => START_PATIENCE[usize::from(emulated)],
             };
@@ -122,12 +140,17 @@ pub async fn settle_engines(observed: &mut Observed, operator: &Identity) {
                 let status = agent.status().await.ok()?;
                 return Some(NodeStatus { engine, ..status });
             }
+            if !told && began.elapsed() > TELL_AFTER {
+                told = true;
+                events.node(name, "engine", "asked until it has settled");
+            }
             tokio::time::sleep(SETTLE_POLL).await;
         }
     });
-    let looks = join_all(looks).await;
-    for (node, status) in observed.nodes.values_mut().zip(looks) {
-        node.status = status.or(node.status.take());
+    for (name, status) in agents.keys().zip(join_all(looks).await) {
+        if let (Some(status), Some(node)) = (status, observed.nodes.get_mut(name)) {
+            node.status = Some(status);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{
     ClusterError, Events, Host, Layout, Plan, Record,
     apply::UpRequest,
+    claim,
     desired::{self, Desired, Inputs},
     files, observe, plan,
 };
@@ -34,6 +35,7 @@ pub(crate) async fn prepare(
 ) -> Result<Prepared, ClusterError> {
     let UpRequest { spec, base_dir } = request;
     let layout = host.layout(&spec.name);
+    claim::check(&layout)?;
     let store = host.store()?;
     let (digest, manifest) = store.manifest(&spec.image).map_err(ClusterError::image)?;
     let engine = spec.engine_kind().unwrap_or(manifest.engine);
@@ -69,9 +71,9 @@ pub(crate) async fn prepare(
         auto: choice.backend,
         host_memory: facts.memory,
     })?;
-    let mut observed = observe::observe(&layout, Some(&operator)).await?;
+    let (mut observed, agents) = observe::observe(&layout, Some(&operator)).await?;
     if !record.engine.is_none() {
-        observe::settle_engines(&mut observed, &operator).await;
+        observe::settle_engines(&mut observed, &record.members, &agents, events).await;
     }
     let plan = plan::plan(&record, &desired, &observed);
     Ok(Prepared { layout, record, desired, plan, ca, operator, identities, backend_why: choice.why })

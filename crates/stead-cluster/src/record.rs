@@ -48,7 +48,7 @@ impl Record {
     /// Writes it.
     ///
     /// # Errors
-    /// As [`files::write_atomically`].
+    /// As [`files::write`].
     pub fn save(&self, layout: &Layout) -> Result<(), ClusterError> {
         files::private_dir(&layout.dir())?;
         files::write_json(&layout.record(), self).map(|_| ())

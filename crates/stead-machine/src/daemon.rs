@@ -156,7 +156,7 @@ pub(crate) fn start(
 /// Notes that whoever holds `<dir>/lock` is told to end. Comes before anything that ends it, so that whoever goes on
 /// after a command that was killed in between does not build on what is on its way down.
 pub(crate) fn announce_end(dir: &Path, how: End) -> io::Result<()> {
-    if !files::is_locked(dir, "lock") {
+    if !files::is_supervised(dir) {
         return Ok(());
     }
     files::write(&dir.join(ENDING), how.word().as_bytes(), Durability::Volatile)
@@ -177,10 +177,10 @@ pub(crate) fn end(dir: &Path, how: End, signals: &[(Signal, Duration)]) -> Resul
         let deadline = Instant::now() + patience;
         let mut told = None;
         while Instant::now() < deadline {
-            if !files::is_locked(dir, "lock") {
+            if !files::is_supervised(dir) {
                 return Ok(());
             }
-            if let Some(pid) = files::holder(dir, "lock").filter(|p| told != Some(*p)) {
+            if let Some(pid) = files::supervisor(dir).filter(|p| told != Some(*p)) {
                 if let Some(process) = Pid::from_raw(pid) {
                     let _ = kill_process(process, signal);
                 }
@@ -189,5 +189,5 @@ pub(crate) fn end(dir: &Path, how: End, signals: &[(Signal, Duration)]) -> Resul
             thread::sleep(GLANCE);
         }
     }
-    Err(DaemonError::DoesNotEnd { path: dir.to_owned(), pid: files::holder(dir, "lock").unwrap_or_default() })
+    Err(DaemonError::DoesNotEnd { path: dir.to_owned(), pid: files::supervisor(dir).unwrap_or_default() })
 }

@@ -28,7 +28,7 @@ const START_TRIES: u32 = 3;
 pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
     let dir = &spec.dir;
     files::private_dir(dir).map_err(MachineError::file("make", dir))?;
-    if files::is_locked(dir, "lock") {
+    if files::is_supervised(dir) {
         return Err(MachineError::AlreadyRuns(dir.clone()));
     }
     let file = dir.join("machine.json");
@@ -39,7 +39,7 @@ pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
     loop {
         match daemon::start(exe, &args, dir, START_PATIENCE, is_up) {
             // One that a killed command had started came to its lock only now, maybe with an older spec.
-            Err(DaemonError::EndedEarly { .. }) if tries < START_TRIES && files::is_locked(dir, "lock") => {
+            Err(DaemonError::EndedEarly { .. }) if tries < START_TRIES && files::is_supervised(dir) => {
                 tries += 1;
                 kill(dir)?;
             }
@@ -51,7 +51,7 @@ pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
 /// What the supervisor says, or `None` when none holds the lock. One that was told to end ([`announce_end`], [`stop`],
 /// [`kill`]) is [`MachinePhase::Stopping`], whether or not the signal has come to it yet.
 pub fn observe(dir: &Path) -> Option<MachineState> {
-    let mut state = files::is_locked(dir, "lock").then(|| last_state(dir)).flatten()?;
+    let mut state = files::is_supervised(dir).then(|| last_state(dir)).flatten()?;
     if daemon::announced_end(dir).is_some() {
         state.phase = MachinePhase::Stopping;
     }

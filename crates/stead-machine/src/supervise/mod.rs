@@ -274,7 +274,7 @@ async fn supervise(spec: Arc<MachineSpec>) -> Result<(), MachineError> {
     files::private_dir(&spec.dir).map_err(MachineError::file("make", &spec.dir))?;
     let mut wishes = Wishes::listen().map_err(MachineError::file("take signals for", &spec.dir))?;
     let lock_path = spec.dir.join("lock");
-    let _lock = Lock::take(&spec.dir, "lock")
+    let _lock = Lock::take(&spec.dir.join("lock"), files::LOCK_PATIENCE)
         .map_err(MachineError::file("lock", &lock_path))?
         .ok_or_else(|| MachineError::AlreadyRuns(spec.dir.clone()))?;
     let mut ledger = Ledger {

@@ -224,6 +224,17 @@ fn ends() -> Outcome {
     eventually("the machine to be up a third time", 5, || boots(&s) == 3);
     supervise::kill(&s.dir).expect("kill");
     gone(&s);
+    // One that was told to end by somebody who was killed before he sent the signal: nobody builds on it, and the next
+    // one ends it. One that nobody told to end is left alone.
+    supervise::spawn(&exe(), &s).unwrap();
+    eventually("the machine to be up a fourth time", 5, || boots(&s) == 4);
+    supervise::finish_end(&s.dir).expect("nothing to finish");
+    assert_eq!(supervise::observe(&s.dir).unwrap().phase, MachinePhase::Running);
+    supervise::announce_end(&s.dir).expect("announce");
+    assert_eq!(supervise::observe(&s.dir).unwrap().phase, MachinePhase::Stopping);
+    fs::remove_file(s.dir.join("deaf")).unwrap();
+    supervise::finish_end(&s.dir).expect("finish");
+    gone(&s);
     layers::unmount_all(&s.layers_dir).expect("unmount");
     up.down();
     Outcome::Passed

@@ -126,6 +126,9 @@ impl World {
                 found.push(format!("loop device {:?} {file}", dir.file_name()));
             }
         }
+        if Path::new("/run/stead/clusters").join(cluster).exists() {
+            found.push(format!("claim of the name {cluster}"));
+        }
         if Path::new(&format!("/run/netns/stead-{cluster}")).exists() {
             found.push(format!("network namespace stead-{cluster}"));
         }
