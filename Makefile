@@ -42,7 +42,7 @@ test-fast: ## unit tests and golden files: no root, no engines
 	@$(CARGO) test --locked --workspace --lib --bins
 	@$(CARGO) test --locked -p stead-model -p xtask
 
-faults: build ## injected faults on real engines: kills, power cuts (root; takes minutes)
+faults: build ## the tests that inject faults into real engines, with many more of them (root; takes minutes)
 	@$(CARGO) build --locked -p stead-node --examples
 	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead-node --test engine -- --show-output
 	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead --test kill -- --show-output

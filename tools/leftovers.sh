@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lists what Stead has on this machine: processes, network namespaces, mounts, loop devices, interfaces, cgroups,
-# nft tables. With a cluster's name only that cluster's. Fails when there is anything; with --list it only lists.
+# claims of names, nft tables. With a cluster's name only that cluster's. Fails when there is anything; with --list it only lists.
 set -euo pipefail
 export LC_ALL=C
 
@@ -47,9 +47,10 @@ loop_devices() {
 }
 interfaces() { ip -o link show 2>/dev/null | sed -n 's/^[0-9]*: \(stead[^:@]*\)[:@].*/interface \1/p'; }
 cgroups() { find /sys/fs/cgroup -type d \( -name 'stead' -o -name 'stead[-_.]*' -o -path '*/stead/*' \) -printf 'cgroup %p\n' 2>/dev/null; }
+claims() { find /run/stead/clusters -type f ! -name '.*' -printf 'claim %p\n' 2>/dev/null || true; }
 tables() { nft list tables 2>/dev/null | sed -n 's/^table \([a-z0-9]* stead.*\)/nft table \1/p'; }
 
-found=$({ processes; namespaces; mounts; loop_devices; interfaces; cgroups; tables; } | sort)
+found=$({ processes; namespaces; mounts; loop_devices; interfaces; cgroups; claims; tables; } | sort)
 if [ -n "$cluster" ]; then
   # The name as a whole word: "demo" is not "demo2" nor "my-demo", but it is in "stead-demo" and in "/demo/". The link out
   # of a cluster's network has a digest of the name instead: names of interfaces are short.

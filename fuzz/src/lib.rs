@@ -113,6 +113,7 @@ pub fn agent_requests(data: &[u8]) {
         Route::Join => read::<agent::JoinRequest>(body),
         Route::TrustToken => read::<agent::TrustTokenRequest>(body),
         Route::RemoveMember => read::<agent::RemoveMemberRequest>(body),
+        Route::RestoreMember => read::<agent::RestoreMemberRequest>(body),
         Route::Reboot | Route::Shutdown => read::<agent::StopRequest>(body),
         Route::Status | Route::Logs { .. } | Route::Exec | Route::Engine | Route::Instances => {}
     }

@@ -6,22 +6,30 @@
 use crate::{
     ClusterError, Events, Host, Plan, Record,
     bring::{self, Work},
-    files,
+    claim,
+    desired::Desired,
+    dial, down, files,
     plan::{EngineStep, NetworkAction, NodeAction},
     prepare::{Prepared, prepare},
+    status::word,
+    wait::failed,
 };
+use futures_util::future::join_all;
 use serde::Serialize;
 use std::{
     collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, atomic::AtomicUsize},
-    time::Instant,
+    time::{Duration, Instant},
 };
-use stead_model::{ClusterName, ClusterSpec, NodeName, cluster::Nodes};
+use stead_model::{ClusterName, ClusterSpec, NodeName, agent::EngineState, cluster::Nodes};
 use tokio::sync::{Mutex, watch};
 
-/// How often `up` looks again and goes on after a node failed while others changed under its hands.
-const APPLY_TRIES: u32 = 3;
+/// Every member answers and is online within this after the last of them joined. A change of the database's leader, which
+/// joins and removals bring about, takes a second or two; a first heartbeat that was missed ten.
+const STEADY_PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two looks at that.
+const STEADY_POLL: Duration = Duration::from_millis(50);
 
 /// What `up` is asked for.
 #[derive(Debug, Clone)]
@@ -57,24 +65,11 @@ pub async fn up(host: &Host, request: UpRequest, events: &Events) -> Result<UpRe
     let began = Instant::now();
     let layout = host.layout(&request.spec.name);
     let _lock = layout.take_lock()?;
-    let prepared = prepare(host, request.clone(), events).await?;
-    let mut plan = prepared.plan.clone();
-    let forms = |plan: &Plan| plan.nodes.iter().any(|n| n.engine == EngineStep::Initialise);
-    let mut result = apply(host, prepared, events).await;
-    for _ in 1..APPLY_TRIES {
-        let Err(error) = result else { break };
-        // A node that seemed well may have been on its way down (a `down` that was cut short), even the last one that
-        // kept the engine's state. Seen again, there may be something else to do; where there is not, it is an error.
-        let again = prepare(host, request.clone(), events).await?;
-        let differs = again.plan.nodes.iter().any(|n| n.action != NodeAction::Keep);
-        if !differs && (forms(&plan) || !forms(&again.plan)) {
-            return Err(error);
-        }
-        events.warning(format!("{}; looking again", error.to_string().lines().next().unwrap_or_default()));
-        plan = again.plan.clone();
-        result = apply(host, again, events).await;
-    }
-    result?;
+    // First what an interrupted command began to end, so that the plan is not built on what is on its way down.
+    down::finish_ends(&layout).await?;
+    let prepared = prepare(host, request, events).await?;
+    let plan = prepared.plan.clone();
+    apply(host, prepared, events).await?;
     Ok(UpReport { plan, seconds: began.elapsed().as_secs_f64() })
 }
 
@@ -109,17 +104,19 @@ pub async fn scale(
 
 /// Carries the plan out.
 async fn apply(host: &Host, p: Prepared, events: &Events) -> Result<(), ClusterError> {
-    let Prepared { layout, mut record, desired, observed, plan, ca, operator, identities, backend_why } = p;
+    let Prepared { layout, mut record, desired, plan, ca, operator, identities, backend_why } = p;
     for w in &plan.warnings {
         events.warning(w);
     }
     if plan.nodes.iter().any(|n| n.engine == EngineStep::Initialise) {
         record.members.clear();
+        record.leaving.clear();
     }
+    claim::take(&layout)?;
     record.save(&layout)?;
     files::private_dir(&layout.pki())?;
-    files::write_atomically(&layout.pki().join("ca.pem"), ca.certificate_pem().as_bytes())?;
-    files::write_atomically(&layout.pki().join("ca.key"), ca.key_pem().as_bytes())?;
+    files::write(&layout.pki().join("ca.pem"), ca.certificate_pem().as_bytes())?;
+    files::write(&layout.pki().join("ca.key"), ca.key_pem().as_bytes())?;
     files::write_json(&layout.pki().join("operator.json"), &operator)?;
     for (name, identity) in &identities {
         files::private_dir(&layout.node(name))?;
@@ -150,6 +147,7 @@ async fn apply(host: &Host, p: Prepared, events: &Events) -> Result<(), ClusterE
         joining: Mutex::new(()),
         restarting: Mutex::new(()),
         engine,
+        agents: desired.nodes.iter().map(|d| (d.machine.name.clone(), d.agent)).collect(),
         hopes: AtomicUsize::new(plan.nodes.len()),
     });
     let members: BTreeSet<NodeName> = work.record.lock().await.members.clone();
@@ -169,12 +167,48 @@ async fn apply(host: &Host, p: Prepared, events: &Events) -> Result<(), ClusterE
     }
     if errors.is_empty() {
         for removal in &plan.removals {
-            if let Err(e) = bring::remove(&work, removal, &desired, &observed, &members).await {
+            if let Err(e) = bring::remove(&work, removal, &desired, &members).await {
                 errors.push(e);
             }
         }
     }
+    if errors.is_empty() && !engine.is_none() {
+        errors.extend(steady(&work, &desired).await.err());
+    }
     ClusterError::all(errors)
+}
+
+/// Waits until all members at once say that they are online, each asked now: a cluster whose database is just changing its
+/// leader, or a member that had its last look before a removal, is not what `up` promises.
+async fn steady(work: &Work, desired: &Desired) -> Result<(), ClusterError> {
+    let agents: Vec<_> = desired
+        .nodes
+        .iter()
+        .map(|d| dial::agent(&work.operator, &work.netns, &d.machine.name, d.agent))
+        .collect::<Result<_, _>>()
+        .map_err(|e| ClusterError::Refused(crate::error::chain(&e)))?;
+    let deadline = Instant::now() + STEADY_PATIENCE;
+    loop {
+        let looks = join_all(agents.iter().map(|agent| agent.engine())).await;
+        let not_yet = looks.iter().zip(&desired.nodes).find_map(|(look, d)| {
+            let why = match look {
+                Ok(e) if matches!(e.state, EngineState::Online | EngineState::Evacuated) => return None,
+                Ok(e) => format!(
+                    "engine {}{}",
+                    word(&e.state),
+                    e.detail.as_ref().map(|d| format!(": {d}")).unwrap_or_default()
+                ),
+                Err(e) => crate::error::chain(e),
+            };
+            Some((&d.machine, why))
+        });
+        let Some((machine, why)) = not_yet else { return Ok(()) };
+        if Instant::now() > deadline {
+            let why = format!("was online and is not any more: {why}");
+            return Err(failed(&work.layout, machine, why, None, &[]));
+        }
+        tokio::time::sleep(STEADY_POLL).await;
+    }
 }
 
 pub(crate) async fn blocking<T: Send + 'static>(

@@ -5,11 +5,11 @@ use crate::{
     apply::blocking,
     desired::{Desired, DesiredNode},
     dial, down, files,
-    observe::{self, Observed},
     plan::{EngineStep, NodeAction, NodePlan, Removal},
+    wait::{failed, took, wait_for},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -19,30 +19,24 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_agent::{Identity, client::Client};
-use stead_machine::{MachineSpec, supervise};
+use stead_machine::supervise;
 use stead_model::{
     EngineKind, NodeName, NodeSpec,
     agent::{
-        EngineState, JoinRequest, JoinTokenRequest, NodePhase, NodeStatus, RemoveMemberRequest, ServiceState,
-        StopRequest,
+        EngineState, EngineStatus, JoinRequest, JoinTokenRequest, NodePhase, NodeStatus, RemoveMemberRequest,
+        RestoreMemberRequest, StopRequest,
     },
     cluster::Backend,
     node::EngineRole,
 };
 use tokio::sync::{Mutex, watch};
 
-/// Pause between two looks at a node that is starting: small against the second that a start takes.
-const POLL: Duration = Duration::from_millis(15);
-/// Pause when the agent does not even listen yet.
-const POLL_UNREACHABLE: Duration = Duration::from_millis(10);
 /// How long a namespace node may take to run. It takes half a second; a loaded host takes longer.
 const NAMESPACE_DEADLINE: Duration = Duration::from_secs(120);
 /// How long an emulated machine may take (measured: 40 s to the engine on two cores).
 const QEMU_DEADLINE: Duration = Duration::from_secs(600);
 /// How often a node tries to join before `up` gives up on it.
 const JOIN_TRIES: u32 = 3;
-/// Lines of console and service logs shown for a node that failed.
-const TAIL_LINES: usize = 15;
 
 /// Seconds a machine gets to stop before a restart.
 const STOP_SECONDS: u32 = 60;
@@ -62,6 +56,8 @@ pub(crate) struct Work {
     /// Restarts of engine members go one at a time: two could lose the quorum.
     pub(crate) restarting: Mutex<()>,
     pub(crate) engine: EngineKind,
+    /// Where the agents of the nodes that should be are.
+    pub(crate) agents: BTreeMap<NodeName, SocketAddr>,
     /// Nodes that may yet become the member that others join through: neither failed nor waiting for one themselves.
     pub(crate) hopes: AtomicUsize,
 }
@@ -83,15 +79,7 @@ type Seed = Option<(NodeName, SocketAddr)>;
 /// Brings one node where the plan wants it.
 pub(crate) async fn bring(work: Arc<Work>, plan: NodePlan, desired: DesiredNode) -> Result<(), ClusterError> {
     let name = plan.name.clone();
-    let mut result = bring_inner(&work, &plan, &desired).await;
-    // What was left running may have been on its way down: a `down` that was cut short had told it to end.
-    if result.is_err()
-        && plan.action == NodeAction::Keep
-        && supervise::observe(&desired.machine.dir).is_none()
-    {
-        let plan = NodePlan { action: NodeAction::Start, ..plan.clone() };
-        result = bring_inner(&work, &plan, &desired).await;
-    }
+    let result = bring_inner(&work, &plan, &desired).await;
     if let Err(e) = &result {
         work.events.node(&name, "failed", crate::error::chain(e));
         if plan.engine == EngineStep::Initialise {
@@ -117,11 +105,19 @@ async fn bring_inner(work: &Work, plan: &NodePlan, desired: &DesiredNode) -> Res
                 _ => None,
             };
             work.events.node(name, "stopping", why.join(", "));
-            stop_machine(work, desired, STOP_SECONDS).await?;
+            if desired.keeps_state || plan.engine == EngineStep::Member {
+                stop_machine(work, desired, STOP_SECONDS).await?;
+            } else {
+                // It begins anew: nothing of it is wanted any more.
+                down::kill_machine(&desired.machine.dir, name).await?;
+            }
             start_machine(work, desired, &spec).await?;
             guard
         }
         NodeAction::Start => {
+            // It may be on its way down.
+            down::stop_machine(&desired.machine.dir, name, Duration::from_secs(u64::from(STOP_SECONDS)))
+                .await?;
             start_machine(work, desired, &spec).await?;
             None
         }
@@ -150,10 +146,6 @@ async fn bring_inner(work: &Work, plan: &NodePlan, desired: &DesiredNode) -> Res
     Ok(())
 }
 
-fn took(status: &NodeStatus) -> String {
-    format!("{:.1} s", status.uptime_ms as f64 / 1000.0)
-}
-
 fn engine_answers(s: &NodeStatus) -> bool {
     s.engine.as_ref().is_some_and(|e| e.state != EngineState::Starting)
 }
@@ -176,6 +168,7 @@ async fn start_machine(work: &Work, desired: &DesiredNode, spec: &NodeSpec) -> R
 async fn stop_machine(work: &Work, desired: &DesiredNode, seconds: u32) -> Result<(), ClusterError> {
     // The agent stops services in order; where it does not answer, the supervisor's signal must do.
     if let Ok(agent) = dial::agent(&work.operator, &work.netns, &desired.machine.name, desired.agent) {
+        down::announce_end(&desired.machine.dir, &desired.machine.name)?;
         let _ = agent.shutdown(&StopRequest { deadline_s: seconds }).await;
     }
     down::stop_machine(
@@ -184,119 +177,6 @@ async fn stop_machine(work: &Work, desired: &DesiredNode, seconds: u32) -> Resul
         Duration::from_secs(u64::from(seconds) + 5),
     )
     .await
-}
-
-/// Polls a node's agent until `well`, or says why it will not be.
-async fn wait_for(
-    work: &Work,
-    desired: &DesiredNode,
-    agent: &Client,
-    deadline: Instant,
-    what: &str,
-    well: impl Fn(&NodeStatus) -> bool,
-) -> Result<NodeStatus, ClusterError> {
-    let machine = &desired.machine;
-    let name = &machine.name;
-    let mut last = String::from("its agent never answered");
-    let mut agent_seen = false;
-    loop {
-        let pause = match agent.status().await {
-            Ok(s) => {
-                if !agent_seen {
-                    agent_seen = true;
-                    work.events.node(name, "agent", took(&s));
-                }
-                if well(&s) {
-                    return Ok(s);
-                }
-                if let Some(why) = &s.rescue {
-                    return Err(failed(work, machine, format!("is in rescue: {why}"), None, &[]));
-                }
-                if let Some(x) = s.services.iter().find(|x| x.state == ServiceState::Failed) {
-                    let why = x.last_exit.as_deref().unwrap_or("it says no more");
-                    let why = format!("service {} failed for good: {why}", x.name);
-                    let log = agent_log(agent, &x.name).await;
-                    return Err(failed(work, machine, why, None, &[(format!("{}.log", x.name), log)]));
-                }
-                let services: Vec<String> = s
-                    .services
-                    .iter()
-                    .filter(|x| !matches!(x.state, ServiceState::Ready | ServiceState::Done))
-                    .map(|x| match &x.last_exit {
-                        Some(e) => format!("service {} is {:?} ({e})", x.name, x.state).to_lowercase(),
-                        None => format!("service {} is {:?}", x.name, x.state).to_lowercase(),
-                    })
-                    .collect();
-                last = match &s.engine {
-                    Some(e) => format!(
-                        "engine {:?}{}; {}",
-                        e.state,
-                        e.detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default(),
-                        services.join(", ")
-                    ),
-                    None => services.join(", "),
-                };
-                POLL
-            }
-            Err(e) => {
-                if agent_seen {
-                    last = crate::error::chain(&e);
-                }
-                POLL_UNREACHABLE
-            }
-        };
-        let gone = match supervise::observe(&machine.dir) {
-            None => Some("its machine ended".to_owned()),
-            Some(s) => s.error.filter(|_| s.phase == "failed"),
-        };
-        if let Some(why) = gone {
-            return Err(failed(
-                work,
-                machine,
-                format!("{why} before {what}"),
-                agent_seen.then_some(&last),
-                &[],
-            ));
-        }
-        if Instant::now() > deadline {
-            return Err(failed(work, machine, format!("timed out waiting for {what}"), Some(&last), &[]));
-        }
-        tokio::time::sleep(pause).await;
-    }
-}
-
-/// The end of a service's log, or nothing.
-async fn agent_log(agent: &Client, service: &str) -> String {
-    let mut text = Vec::new();
-    if let Ok(mut chunks) = agent.logs(Some(service), Some(TAIL_LINES as u64), false).await {
-        while let Ok(Some(chunk)) = chunks.next_chunk().await {
-            text.extend_from_slice(&chunk);
-        }
-    }
-    String::from_utf8_lossy(&text).trim_end().to_owned()
-}
-
-fn failed(
-    work: &Work,
-    machine: &MachineSpec,
-    why: String,
-    last: Option<&String>,
-    logs: &[(String, String)],
-) -> ClusterError {
-    let dir = work.layout.node(&machine.name);
-    let mut tail = String::new();
-    let files =
-        ["supervisor.log", "console.log"].map(|f| (f.to_owned(), files::tail(&dir.join(f), TAIL_LINES)));
-    for (file, text) in files.iter().chain(logs) {
-        if !text.is_empty() {
-            tail.push_str(&format!("--- end of {file}\n{text}\n"));
-        }
-    }
-    let why = match last {
-        Some(l) if !l.is_empty() => format!("{why}; last: {l}"),
-        _ => why,
-    };
-    ClusterError::Node { node: machine.name.clone(), why, tail }
 }
 
 /// From an engine that answers to a member that is online.
@@ -315,8 +195,26 @@ async fn join_engine(
         })
     };
     let state = |s: &NodeStatus| s.engine.as_ref().map(|e| e.state);
-    if !settled(&status) {
-        status = wait_for(work, desired, agent, deadline, "its engine", settled).await?;
+    if plan.engine == EngineStep::Readmit {
+        if !settled(&status) {
+            wait_for(work, desired, agent, deadline, "its engine", settled).await?;
+        }
+        readmit(work, name, agent).await?;
+    }
+    loop {
+        if !settled(&status) {
+            status = wait_for(work, desired, agent, deadline, "its engine", settled).await?;
+        }
+        // Asked now: what was seen last may be from before an end that an interrupted command has brought about.
+        match agent.engine().await {
+            Ok(engine) => {
+                status.engine = Some(engine);
+                if settled(&status) {
+                    break;
+                }
+            }
+            Err(_) => status.engine = None,
+        }
     }
     if state(&status) == Some(EngineState::Waiting) {
         // Only a cluster that exists can be joined: wait for a member that is online.
@@ -338,7 +236,7 @@ async fn join_engine(
         .flatten();
         let Some((seed_name, seed_address)) = seed else {
             return Err(failed(
-                work,
+                &work.layout,
                 &desired.machine,
                 "has no member to join through: no other node came online".into(),
                 None,
@@ -383,6 +281,29 @@ async fn join_engine(
     Ok(())
 }
 
+/// Takes back a member whose removal was cut short: the node through which it was removed may still be at it, and knows
+/// when that has ended; where that node is no more, nobody is.
+async fn readmit(work: &Work, name: &NodeName, agent: &Client) -> Result<(), ClusterError> {
+    work.events.node(name, "engine", "its removal was cut short: it is taken back");
+    let request = RestoreMemberRequest { member: name.clone() };
+    let through = work.record.lock().await.leaving.get(name).cloned();
+    if let Some(address) = through.and_then(|t| work.agents.get(&t).map(|a| (t, *a)))
+        && let Ok(through) = dial::agent(&work.operator, &work.netns, &address.0, address.1)
+        && through.restore_member(&request).await.is_ok()
+    {
+        return Ok(());
+    }
+    match agent.engine().await {
+        // It was removed.
+        Ok(EngineStatus { state: EngineState::Waiting, .. }) => Ok(()),
+        _ => agent.restore_member(&request).await.map_err(|e| ClusterError::Agent {
+            action: "take back the member",
+            node: name.clone(),
+            source: Box::new(e),
+        }),
+    }
+}
+
 /// Joins by a fresh token. `clean`: what the cluster still knows of this node is removed before, as it also is when no
 /// token is given otherwise: this node's engine says that it is in no cluster, so that is of the past.
 async fn join_once(
@@ -416,7 +337,8 @@ async fn join_once(
 /// The record knows the member, and its spec will never again have it initialise a cluster.
 async fn remember_member(work: &Work, desired: &DesiredNode) -> Result<(), ClusterError> {
     let mut record = work.record.lock().await;
-    if record.members.insert(desired.machine.name.clone()) {
+    let new = record.members.insert(desired.machine.name.clone());
+    if record.leaving.remove(&desired.machine.name).is_some() || new {
         record.save(&work.layout)?;
     }
     files::write_json(&desired.machine.spec_dir.join("node.json"), &desired.spec)?;
@@ -428,7 +350,6 @@ pub(crate) async fn remove(
     work: &Work,
     removal: &Removal,
     desired: &Desired,
-    observed: &Observed,
     members: &BTreeSet<NodeName>,
 ) -> Result<(), ClusterError> {
     let name = &removal.name;
@@ -439,6 +360,11 @@ pub(crate) async fn remove(
             ))
         })?;
         work.events.node(name, "stopping", format!("evacuating, through {}", through.machine.name));
+        {
+            let mut record = work.record.lock().await;
+            record.leaving.insert(name.clone(), through.machine.name.clone());
+            record.save(&work.layout)?;
+        }
         let agent =
             dial::agent(&work.operator, &work.netns, &through.machine.name, through.agent).map_err(|e| {
                 ClusterError::Agent {
@@ -457,19 +383,19 @@ pub(crate) async fn remove(
             })?;
         let mut record = work.record.lock().await;
         record.members.remove(name);
+        record.leaving.remove(name);
         record.save(&work.layout)?;
     }
     work.events.node(name, "stopping", "");
-    if let Some(machine) = observed.nodes.get(name).and_then(|o| o.machine.as_ref()) {
-        let address = observed.nodes.get(name).and_then(|o| observe::agent_address(o.spec.as_ref()?));
-        if let Some(address) = address
-            && let Ok(agent) = dial::agent(&work.operator, &machine.netns, name, address)
-        {
-            let _ = agent.shutdown(&StopRequest { deadline_s: STOP_SECONDS }).await;
-        }
+    let dir = work.layout.node(name);
+    if work.engine.is_none() {
+        // Its services may have something to take leave of.
+        down::stop_machine(&dir, name, Duration::from_secs(u64::from(STOP_SECONDS) + 5)).await?;
+    } else {
+        // All that counted was the engine's, which has let it go, and which may not hear of a clean end while it resets
+        // itself.
+        down::kill_machine(&dir, name).await?;
     }
-    down::stop_machine(&work.layout.node(name), name, Duration::from_secs(u64::from(STOP_SECONDS) + 5))
-        .await?;
     down::delete_node(&work.layout, name).await?;
     work.events.node(name, "stopped", "deleted");
     Ok(())

@@ -93,9 +93,9 @@ pub async fn client_env(host: &Host, cluster: &ClusterName) -> Result<ClientEnv,
     let dir = layout.client();
     let url = format!("https://{address}");
     files::private_dir(&dir.join("servercerts"))?;
-    files::write_atomically(&dir.join("client.crt"), operator.certificate_pem.as_bytes())?;
-    files::write_atomically(&dir.join("client.key"), operator.key_pem.as_bytes())?;
-    files::write_atomically(&dir.join(format!("servercerts/{cluster}.crt")), certificate.as_bytes())?;
+    files::write(&dir.join("client.crt"), operator.certificate_pem.as_bytes())?;
+    files::write(&dir.join("client.key"), operator.key_pem.as_bytes())?;
+    files::write(&dir.join(format!("servercerts/{cluster}.crt")), certificate.as_bytes())?;
     let config = serde_json::json!({
         "default-remote": cluster,
         "remotes": { cluster.as_str(): {

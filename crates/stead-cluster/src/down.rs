@@ -1,8 +1,9 @@
 //! `down`: everything of a cluster goes, in reverse order, and every error is reported, not the first.
 
-use crate::{ClusterError, Events, Host, Layout, apply::blocking, dial, files, observe, prepare};
+use crate::{ClusterError, Events, Host, Layout, apply::blocking, claim, dial, files, observe, prepare};
 use futures_util::future::join_all;
 use std::{fs, io, path::Path, time::Duration};
+use stead_files::Lock;
 use stead_machine::{MachineSpec, network::HostNetworkSpec, supervise};
 use stead_model::{ClusterName, NodeName, agent::StopRequest};
 
@@ -76,6 +77,7 @@ pub async fn down(
         // The files stay: they say what is left, and `down` again tries it again.
         return ClusterError::all(errors);
     }
+    claim::release(&layout);
     if mode == DownMode::KeepDisks {
         return Ok(());
     }
@@ -111,6 +113,26 @@ pub async fn stop_machine(dir: &Path, node: &NodeName, timeout: Duration) -> Res
     end_machine(dir, node, End::Stop(timeout)).await
 }
 
+/// Notes that a machine is to end, before its agent is asked for that.
+///
+/// # Errors
+/// The note cannot be written.
+pub(crate) fn announce_end(dir: &Path, node: &NodeName) -> Result<(), ClusterError> {
+    supervise::announce_end(dir).map_err(|e| ClusterError::Machine {
+        action: "stop",
+        node: node.clone(),
+        source: Box::new(e),
+    })
+}
+
+/// Ends a machine at once.
+///
+/// # Errors
+/// It still runs.
+pub(crate) async fn kill_machine(dir: &Path, node: &NodeName) -> Result<(), ClusterError> {
+    end_machine(dir, node, End::Kill).await
+}
+
 async fn stop_cleanly(layout: &Layout, node: &NodeName) -> Result<(), ClusterError> {
     const SECONDS: u32 = 60;
     let spec = files::read_json(&layout.node_spec_dir(node).join("node.json")).unwrap_or_default();
@@ -122,13 +144,31 @@ async fn stop_cleanly(layout: &Layout, node: &NodeName) -> Result<(), ClusterErr
         && let Some(machine) = machine
         && let Ok(agent) = dial::agent(&operator, &machine.netns, node, address)
     {
+        announce_end(&layout.node(node), node)?;
         let _ = agent.shutdown(&StopRequest { deadline_s: SECONDS }).await;
     }
     stop_machine(&layout.node(node), node, Duration::from_secs(u64::from(SECONDS) + 5)).await
 }
 
+/// Ends the machines that an interrupted command had told to end.
+///
+/// # Errors
+/// One does not end.
+pub(crate) async fn finish_ends(layout: &Layout) -> Result<(), ClusterError> {
+    let nodes = layout.existing_nodes()?;
+    let ends = nodes.iter().map(|node| async {
+        let (dir, name) = (layout.node(node), node.clone());
+        blocking(move || supervise::finish_end(&dir)).await?.map_err(|e| ClusterError::Machine {
+            action: "stop",
+            node: name,
+            source: Box::new(e),
+        })
+    });
+    ClusterError::all(join_all(ends).await.into_iter().filter_map(Result::err).collect())
+}
+
 /// Takes the lock of a machine that was stopped, so that no supervisor can start on its directory any more.
-fn claim(dir: &Path, node: &NodeName) -> Result<Option<fs::File>, ClusterError> {
+fn claim(dir: &Path, node: &NodeName) -> Result<Option<Lock>, ClusterError> {
     match files::try_lock(&dir.join("lock")) {
         Ok(Some(lock)) => Ok(Some(lock)),
         Ok(None) => Err(ClusterError::Machine {

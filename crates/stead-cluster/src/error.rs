@@ -22,6 +22,14 @@ pub enum ClusterError {
     /// Another command works on the cluster.
     #[error("another command is working on cluster {0}")]
     Busy(ClusterName),
+    /// A cluster of another state directory has the name.
+    #[error("the name {cluster} is taken on this machine, by the cluster of that name in state directory {}", .state_dir.display())]
+    NameTaken {
+        /// The name.
+        cluster: ClusterName,
+        /// Whose.
+        state_dir: PathBuf,
+    },
     /// A file operation failed.
     #[error("{action} {path}")]
     File {
@@ -148,7 +156,7 @@ impl ClusterError {
     }
     /// Whether the mistake is in what was asked (exit code 2), not in the doing (1).
     pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::NoCluster(_) | Self::NoNode { .. } | Self::Refused(_))
+        matches!(self, Self::NoCluster(_) | Self::NoNode { .. } | Self::NameTaken { .. } | Self::Refused(_))
     }
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
@@ -156,6 +164,10 @@ impl ClusterError {
             Self::NoCluster(_) => {
                 Some("`stead ls` lists the clusters here; `stead up FILE` makes one".into())
             }
+            Self::NameTaken { cluster, state_dir } => Some(format!(
+                "give one of them another name, or take that one down: `stead --state-dir {} down {cluster}`",
+                state_dir.display()
+            )),
             Self::Busy(_) => Some("wait for it to end, or end it: it can be resumed".into()),
             Self::Node { node, .. } => Some(format!(
                 "see `stead logs CLUSTER {node}` and `stead console CLUSTER {node}`; `stead up` again goes on from here"

@@ -1,62 +1,38 @@
-//! State files: written whole or not at all.
+//! State files of clusters, by `stead-files`, with errors that name them.
 
 use crate::ClusterError;
-use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::Path,
-};
+use std::{fs, io, path::Path, time::Duration};
+use stead_files::{Durability, Lock};
 
 /// Makes a directory (and its parents) that only root may enter.
 ///
 /// # Errors
 /// As mkdir(2).
 pub fn private_dir(path: &Path) -> Result<(), ClusterError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(ClusterError::file("make directory", path))
+    stead_files::private_dir(path).map_err(ClusterError::file("make directory", path))
 }
 
-/// Writes a file by a temporary one beside it, fsync and rename, readable for root only. A file that has this content
-/// already is left alone; says whether it was written.
+/// Writes a file whole, readable for root only, on the disk when this returns. A file that has this content already is
+/// left alone; says whether it was written.
 ///
 /// # Errors
 /// Any step fails; the old content is then still there.
-pub fn write_atomically(path: &Path, content: &[u8]) -> Result<bool, ClusterError> {
+pub fn write(path: &Path, content: &[u8]) -> Result<bool, ClusterError> {
     if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(false);
     }
-    let fail = || ClusterError::file("write", path);
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let tmp = path.with_file_name(name);
-    let result = (|| {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&tmp, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    })();
-    if result.is_err() {
-        let _ = fs::remove_file(&tmp);
-    }
-    result.map(|()| true).map_err(fail())
+    stead_files::write(path, content, Durability::Durable).map_err(ClusterError::file("write", path))?;
+    Ok(true)
 }
 
-/// Writes a value as JSON, as [`write_atomically`].
+/// Writes a value as JSON, as [`write`].
 ///
 /// # Errors
 /// As there.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<bool, ClusterError> {
-    let mut text = serde_json::to_vec_pretty(value)
-        .map_err(|e| ClusterError::Damaged { path: path.to_owned(), why: e.to_string() })?;
-    text.push(b'\n');
-    write_atomically(path, &text)
+    let text = stead_files::to_json(value).map_err(ClusterError::file("write", path))?;
+    write(path, &text)
 }
 
 /// Reads a JSON state file; `None` when it is not there.
@@ -64,47 +40,32 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<bool, ClusterE
 /// # Errors
 /// It cannot be read or is damaged.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ClusterError> {
-    let text = match fs::read(path) {
-        Ok(t) => t,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(ClusterError::file("read", path)(e)),
-    };
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|e| ClusterError::Damaged { path: path.to_owned(), why: e.to_string() })
+    stead_files::read_json(path).map_err(|e| match e.kind() {
+        io::ErrorKind::InvalidData => ClusterError::Damaged { path: path.to_owned(), why: e.to_string() },
+        _ => ClusterError::file("read", path)(e),
+    })
 }
 
 /// Takes an exclusive lock on a file, made when missing; `None` when somebody else holds it. Held until dropped.
 ///
 /// # Errors
 /// The file cannot be opened.
-pub fn try_lock(path: &Path) -> Result<Option<File>, ClusterError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(ClusterError::file("open lock", path))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(e) => Err(ClusterError::file("lock", path)(e.into())),
-    }
+pub fn try_lock(path: &Path) -> Result<Option<Lock>, ClusterError> {
+    Lock::take(path, Duration::ZERO).map_err(ClusterError::file("lock", path))
+}
+
+/// Waits for an exclusive lock on a file, made when missing. Held until dropped.
+///
+/// # Errors
+/// The file cannot be opened.
+pub fn wait_lock(path: &Path) -> Result<Lock, ClusterError> {
+    Lock::wait(path).map_err(ClusterError::file("lock", path))
 }
 
 /// The last `lines` lines of a file, reading at most its last 64 KiB; empty when it is not there.
 pub fn tail(path: &Path, lines: usize) -> String {
-    use std::io::{Read, Seek, SeekFrom};
     const READ_BYTES: u64 = 64 << 10;
-    let mut text = Vec::new();
-    if let Ok(mut f) = File::open(path) {
-        let size = f.metadata().map_or(0, |m| m.len());
-        let _ = f.seek(SeekFrom::Start(size.saturating_sub(READ_BYTES)));
-        let _ = f.take(READ_BYTES).read_to_end(&mut text);
-    }
-    let text = String::from_utf8_lossy(&text);
+    let text = stead_files::tail(path, READ_BYTES);
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
 }
@@ -123,16 +84,6 @@ mod tests {
         fs::write(&path, "{").unwrap();
         assert!(matches!(read_json::<Vec<u8>>(&path), Err(ClusterError::Damaged { .. })));
         assert_eq!(read_json::<u8>(&dir.path().join("no")).unwrap(), None);
-    }
-
-    #[test]
-    fn a_lock_is_held_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let first = try_lock(&path).unwrap();
-        assert!(first.is_some() && try_lock(&path).unwrap().is_none());
-        drop(first);
-        assert!(try_lock(&path).unwrap().is_some());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+use stead_files::Lock;
 use stead_model::{ClusterName, NodeName};
 
 /// Paths of one cluster.
@@ -114,7 +115,7 @@ impl Layout {
     ///
     /// # Errors
     /// [`ClusterError::Busy`] when another command holds it.
-    pub fn take_lock(&self) -> Result<fs::File, ClusterError> {
+    pub fn take_lock(&self) -> Result<Lock, ClusterError> {
         files::private_dir(&self.clusters)?;
         let lock = files::try_lock(&self.lock())?.ok_or_else(|| ClusterError::Busy(self.cluster.clone()))?;
         let trash = self.trash();

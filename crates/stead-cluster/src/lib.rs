@@ -9,6 +9,7 @@
 
 pub mod apply;
 mod bring;
+mod claim;
 pub mod client_env;
 pub mod desired;
 pub mod dial;
@@ -23,6 +24,7 @@ pub mod prepare;
 pub mod record;
 pub mod remote;
 pub mod status;
+mod wait;
 
 pub use error::ClusterError;
 pub use event::{Event, Events};

@@ -1,23 +1,37 @@
 //! What is: read from the state files, the locks, and the agents that answer.
 
-use crate::{ClusterError, Layout, dial, files};
+use crate::{ClusterError, Events, Layout, dial, files};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::Path,
     time::{Duration, Instant},
 };
-use stead_agent::Identity;
-use stead_machine::{MachineSpec, MachineState, network::HostNetworkSpec, supervise};
-use stead_model::{NodeName, NodeSpec, agent::NodeStatus, node::AGENT_PORT};
+use stead_agent::{Client, Identity};
+use stead_machine::{MachinePhase, MachineSpec, MachineState, network::HostNetworkSpec, supervise};
+use stead_model::{
+    NodeName, NodeSpec,
+    agent::{EngineState, NodePhase, NodeStatus},
+    cluster::Backend,
+    node::AGENT_PORT,
+};
 
 /// An agent that does not answer within this is taken as not answering, in a mere look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A machine that was told to stop is gone within this: killed ones at once, others within their own time limit.
-const STOPPING_PATIENCE: Duration = Duration::from_secs(70);
+/// An engine that has lost its leader has another one within this: an election takes one to a few seconds. If it has none
+/// by then, it has lost its quorum.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
+/// A leader of the engines' database that has lost its quorum goes on answering until it notices, after 3 s without a word
+/// of the others (the election timeout of dqlite and cowsql).
+const STEP_DOWN_PATIENCE: Duration = Duration::from_secs(5);
+/// A node that was just started answers within this, in a namespace (half a second, on an idle host) and emulated (40 s).
+const START_PATIENCE: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(120)];
+/// Whoever waits longer is told for what.
+const TELL_AFTER: Duration = Duration::from_secs(1);
+/// Pause between two looks at an engine that is not settled.
+const SETTLE_POLL: Duration = Duration::from_millis(50);
 
 /// What is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -43,11 +57,17 @@ pub struct ObservedNode {
     pub status: Option<NodeStatus>,
 }
 
-/// Looks at everything of a cluster. Damaged state files of a node count as not there: it is then made anew.
+/// Clients of the agents of the nodes that run; their connections are kept.
+pub type Agents = BTreeMap<NodeName, Client>;
+
+/// Looks at everything of a cluster; with the agents that can be asked for more. Damaged state files of a node count as not there: it is then made anew.
 ///
 /// # Errors
 /// The cluster's directory cannot be read.
-pub async fn observe(layout: &Layout, operator: Option<&Identity>) -> Result<Observed, ClusterError> {
+pub async fn observe(
+    layout: &Layout,
+    operator: Option<&Identity>,
+) -> Result<(Observed, Agents), ClusterError> {
     let network: Option<HostNetworkSpec> =
         files::read_json(&layout.network().join("network.json")).unwrap_or_default();
     let network_runs =
@@ -56,37 +76,81 @@ pub async fn observe(layout: &Layout, operator: Option<&Identity>) -> Result<Obs
     for name in layout.existing_nodes()? {
         let dir = layout.node(&name);
         let node = ObservedNode {
-            running: settled(&dir).await,
+            running: supervise::observe(&dir),
             machine: files::read_json(&dir.join("machine.json")).unwrap_or_default(),
             spec: files::read_json(&layout.node_spec_dir(&name).join("node.json")).unwrap_or_default(),
             status: None,
         };
         nodes.insert(name, node);
     }
-    if let Some(operator) = operator {
-        let looks = nodes.iter().map(|(name, node)| async move {
-            node.running.as_ref()?;
-            let netns = &node.machine.as_ref()?.netns;
-            let client = dial::agent(operator, netns, name, agent_address(node.spec.as_ref()?)?).ok()?;
-            tokio::time::timeout(LOOK_TIMEOUT, client.status()).await.ok()?.ok()
-        });
-        let statuses = join_all(looks).await;
-        for (node, status) in nodes.values_mut().zip(statuses) {
-            node.status = status;
+    let agents: Agents =
+        nodes.iter().filter_map(|(name, node)| Some((name.clone(), node.agent(operator?, name)?))).collect();
+    let looks = agents.values().map(|agent| tokio::time::timeout(LOOK_TIMEOUT, agent.status()));
+    for (name, look) in agents.keys().zip(join_all(looks).await) {
+        if let (Ok(Ok(status)), Some(node)) = (look, nodes.get_mut(name)) {
+            node.status = Some(status);
         }
     }
-    Ok(Observed { network, network_runs, nodes })
+    Ok((Observed { network, network_runs, nodes }, agents))
 }
 
-/// Whether a machine runs; one that is stopping is waited for, so that nobody builds on it.
-async fn settled(dir: &Path) -> Option<MachineState> {
-    let deadline = Instant::now() + STOPPING_PATIENCE;
-    loop {
-        let state = supervise::observe(dir)?;
-        if state.phase != "stopping" || Instant::now() > deadline {
-            return Some(state);
+impl ObservedNode {
+    /// Whether its machine runs and is not on its way down, as far as anybody knows.
+    pub fn is_up(&self) -> bool {
+        let told = self.status.as_ref().is_some_and(|s| s.phase == NodePhase::Stopping);
+        let runs = |s: &MachineState| matches!(s.phase, MachinePhase::Starting | MachinePhase::Running);
+        self.running.as_ref().is_some_and(runs) && !told
+    }
+    /// How far its engine is, when its agent answers.
+    pub fn engine(&self) -> Option<EngineState> {
+        Some(self.status.as_ref()?.engine.as_ref()?.state)
+    }
+    /// A client of its agent, when it runs.
+    fn agent(&self, operator: &Identity, name: &NodeName) -> Option<Client> {
+        self.is_up().then_some(())?;
+        let address = agent_address(self.spec.as_ref()?)?;
+        dial::agent(operator, &self.machine.as_ref()?.netns, name, address).ok()
+    }
+}
+
+/// Waits until the engines of nodes that run have come to an end of what an interrupted command began or ended, so that a
+/// plan builds on members that are: asks each one, past what its agent has seen last. `members`: those of the engine's
+/// cluster as far as is known.
+pub async fn settle_engines(
+    observed: &mut Observed,
+    members: &BTreeSet<NodeName>,
+    agents: &Agents,
+    events: &Events,
+) {
+    let one_is_gone = members.iter().any(|m| !observed.nodes.get(m).is_some_and(ObservedNode::is_up));
+    let online_patience = if one_is_gone { STEP_DOWN_PATIENCE } else { Duration::ZERO };
+    let looks = agents.iter().map(|(name, agent)| async {
+        let machine = observed.nodes.get(name).and_then(|n| n.machine.as_ref());
+        let emulated = machine.is_some_and(|m| m.backend == Backend::Qemu);
+        let (began, mut told) = (Instant::now(), false);
+        loop {
+            let engine = agent.engine().await.ok();
+            let patience = match engine.as_ref().map(|e| e.state) {
+                Some(EngineState::Waiting) => Duration::ZERO,
+                Some(EngineState::Online | EngineState::Evacuated) => online_patience,
+                Some(EngineState::Offline | EngineState::Failed) => ELECTION_PATIENCE,
+                _ => START_PATIENCE[usize::from(emulated)],
+            };
+            if began.elapsed() >= patience {
+                let status = agent.status().await.ok()?;
+                return Some(NodeStatus { engine, ..status });
+            }
+            if !told && began.elapsed() > TELL_AFTER {
+                told = true;
+                events.node(name, "engine", "asked until it has settled");
+            }
+            tokio::time::sleep(SETTLE_POLL).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    });
+    for (name, status) in agents.keys().zip(join_all(looks).await) {
+        if let (Some(status), Some(node)) = (status, observed.nodes.get_mut(name)) {
+            node.status = Some(status);
+        }
     }
 }
 

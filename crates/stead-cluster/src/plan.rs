@@ -76,6 +76,8 @@ pub enum EngineStep {
     Join,
     /// It is a member and comes back by itself (or joins anew when its state was lost).
     Member,
+    /// Its removal was begun and cut short: it is taken back, or joins anew when it was removed already.
+    Readmit,
 }
 
 /// A node that goes.
@@ -120,6 +122,7 @@ impl fmt::Display for Plan {
                 EngineStep::None | EngineStep::Member => String::new(),
                 EngineStep::Initialise => format!(", initialise {}", self.engine),
                 EngineStep::Join => format!(", join {}", self.engine),
+                EngineStep::Readmit => format!(", take back into {}: its removal was cut short", self.engine),
             };
             match &n.action {
                 NodeAction::Keep if engine.is_empty() => {}
@@ -148,13 +151,15 @@ pub fn plan(record: &Record, desired: &Desired, observed: &Observed) -> Plan {
     let nodes: Vec<(&DesiredNode, NodeAction)> =
         desired.nodes.iter().map(|d| (d, action(d, observed.nodes.get(&d.machine.name)))).collect();
 
-    // Members whose engine state is there now or will be after their machine starts.
+    let engine_of = |d: &DesiredNode| observed.nodes.get(&d.machine.name).and_then(ObservedNode::engine);
+    // Members whose engine state is there now or will be after their machine starts. One that runs and is still offline
+    // after all the time it was given has lost its quorum: alone, what it keeps is of no use.
     let survives = |d: &DesiredNode, action: &NodeAction| {
-        let seen = observed.nodes.get(&d.machine.name);
-        let lost = seen
-            .and_then(|o| o.status.as_ref()?.engine.as_ref())
-            .is_some_and(|e| e.state == EngineState::Waiting);
-        record.members.contains(&d.machine.name) && !lost && (*action == NodeAction::Keep || d.keeps_state)
+        let state = engine_of(d);
+        let kept = *action == NodeAction::Keep && state != Some(EngineState::Offline);
+        record.members.contains(&d.machine.name)
+            && state != Some(EngineState::Waiting)
+            && (kept || d.keeps_state)
     };
     let any_survives = nodes.iter().any(|(d, a)| survives(d, a));
     // A rolling restart keeps the cluster alive as long as one member is left to join anew through.
@@ -178,6 +183,8 @@ pub fn plan(record: &Record, desired: &Desired, observed: &Observed) -> Plan {
                 EngineStep::None
             } else if !formed && i == 0 {
                 EngineStep::Initialise
+            } else if formed && record.leaving.contains_key(&name) {
+                EngineStep::Readmit
             } else if formed && record.members.contains(&name) {
                 EngineStep::Member
             } else {
@@ -192,16 +199,35 @@ pub fn plan(record: &Record, desired: &Desired, observed: &Observed) -> Plan {
             NodePlan { name, action, engine }
         })
         .collect();
-    // A node that is up but booted to join cannot initialise: its spec must say so.
-    for (n, d) in nodes.iter_mut().zip(&desired.nodes) {
+    // The engine's cluster that a node is a member of, told by its certificate.
+    let cluster_of = |d: &DesiredNode| {
+        let engine = observed.nodes.get(&d.machine.name)?.status.as_ref()?.engine.as_ref()?;
+        let member = matches!(engine.state, EngineState::Online | EngineState::Evacuated);
+        member.then(|| engine.certificate.clone())
+    };
+    let kept = |n: &NodePlan| n.action == NodeAction::Keep;
+    let the_cluster = nodes
+        .iter()
+        .zip(&desired.nodes)
+        .filter(|(n, _)| kept(n) && matches!(n.engine, EngineStep::Initialise | EngineStep::Member))
+        .find_map(|(_, d)| cluster_of(d));
+    for (n, d) in nodes.iter_mut().zip(&desired.nodes).filter(|(n, _)| kept(n)) {
         let seen = observed.nodes.get(&d.machine.name);
         let role = seen.and_then(|o| o.spec.as_ref()?.engine.as_ref()).map(|e| e.role);
-        if n.engine == EngineStep::Initialise
-            && n.action == NodeAction::Keep
-            && role != Some(EngineRole::Init)
-        {
-            n.action = NodeAction::Restart { why: vec!["it initialises the engine's cluster now".into()] };
-        }
+        let why = match n.engine {
+            // A node that is up but booted to join cannot initialise: its spec must say so.
+            EngineStep::Initialise if role != Some(EngineRole::Init) => {
+                "it initialises the engine's cluster now"
+            }
+            EngineStep::Initialise | EngineStep::Join if engine_of(d) == Some(EngineState::Offline) => {
+                "its engine's cluster has lost its quorum"
+            }
+            EngineStep::Join if cluster_of(d).is_some_and(|c| Some(c) != the_cluster) => {
+                "its engine is in a cluster that is no more"
+            }
+            _ => continue,
+        };
+        n.action = NodeAction::Restart { why: vec![why.into()] };
     }
     let removals = observed
         .nodes
@@ -210,7 +236,7 @@ pub fn plan(record: &Record, desired: &Desired, observed: &Observed) -> Plan {
         .map(|(name, o)| Removal {
             name: name.clone(),
             member: formed && record.members.contains(name),
-            force: o.running.is_none(),
+            force: !o.is_up(),
         })
         .collect();
     let network = match &observed.network {
@@ -222,7 +248,7 @@ pub fn plan(record: &Record, desired: &Desired, observed: &Observed) -> Plan {
 }
 
 fn action(desired: &DesiredNode, observed: Option<&ObservedNode>) -> NodeAction {
-    let Some(o) = observed.filter(|o| o.running.is_some()) else { return NodeAction::Start };
+    let Some(o) = observed.filter(|o| o.is_up()) else { return NodeAction::Start };
     let mut why = Vec::new();
     match &o.machine {
         None => why.push("its machine.json is damaged".to_owned()),
@@ -269,7 +295,7 @@ mod tests {
     use proptest::prelude::*;
     use std::{collections::BTreeMap, path::Path};
     use stead_agent::Identity;
-    use stead_machine::MachineState;
+    use stead_machine::{MachinePhase, MachineState};
     use stead_model::{
         Artifact, Bytes, ClusterSpec, Digest, Manifest, Memory,
         agent::{EngineStatus, NodePhase, NodeStatus},
@@ -316,6 +342,7 @@ mod tests {
             image: digest(9),
             engine: EngineKind::Incus,
             members: members.iter().map(|m| m.parse().unwrap()).collect(),
+            leaving: BTreeMap::new(),
         }
     }
 
@@ -366,7 +393,7 @@ mod tests {
             supervisor_pid: 1,
             machine_pid: Some(2),
             boots: 1,
-            phase: "running".into(),
+            phase: MachinePhase::Running,
             error: None,
         };
         Observed {
@@ -468,6 +495,83 @@ mod tests {
             p.nodes.iter().all(|n| n.engine == EngineStep::Member && n.action == NodeAction::Start),
             "{p}"
         );
+    }
+
+    #[test]
+    fn a_member_without_a_quorum_does_not_keep_a_cluster() {
+        let r = record("nodes: 2", &["node1", "node2"]);
+        let d = want(&r, 7);
+        // The database's one voter is gone, and its state with it.
+        let mut observed = as_applied(&d, EngineState::Offline);
+        *observed.nodes.get_mut(&"node1".parse::<NodeName>().unwrap()).unwrap() = ObservedNode::default();
+        insta::assert_snapshot!(plan(&r, &d, &observed), @r"
+        cluster demo:
+          node1: start, initialise incus
+          node2: restart (its engine's cluster has lost its quorum), join incus
+          warning: no member kept the state of incus: its cluster is formed anew, empty (give nodes a disk of role data to keep it)
+        ");
+        // The other one can do without it.
+        let mut observed = as_applied(&d, EngineState::Online);
+        *observed.nodes.get_mut(&"node1".parse::<NodeName>().unwrap()).unwrap() = ObservedNode::default();
+        insta::assert_snapshot!(plan(&r, &d, &observed), @r"
+        cluster demo:
+          node1: start
+        ");
+        // With data disks the voter comes back with its state.
+        let r =
+            record("nodes: 2\nmachine: {disks: [{name: data, size: 1GiB, role: data}]}", &["node1", "node2"]);
+        let d = want(&r, 7);
+        let mut observed = as_applied(&d, EngineState::Offline);
+        *observed.nodes.get_mut(&"node1".parse::<NodeName>().unwrap()).unwrap() = ObservedNode::default();
+        insta::assert_snapshot!(plan(&r, &d, &observed), @r"
+        cluster demo:
+          node1: start
+        ");
+    }
+
+    #[test]
+    fn a_machine_on_its_way_down_is_started_and_not_built_on() {
+        let r = record("nodes: 2", &["node1", "node2"]);
+        let d = want(&r, 7);
+        let mut observed = as_applied(&d, EngineState::Online);
+        let node = observed.nodes.get_mut(&"node2".parse::<NodeName>().unwrap()).unwrap();
+        node.running.as_mut().unwrap().phase = MachinePhase::Stopping;
+        assert!(plan(&r, &d, &observed).to_string().contains("node2: start"));
+        let node = observed.nodes.get_mut(&"node2".parse::<NodeName>().unwrap()).unwrap();
+        node.running.as_mut().unwrap().phase = MachinePhase::Running;
+        node.status.as_mut().unwrap().phase = NodePhase::Stopping;
+        assert!(plan(&r, &d, &observed).to_string().contains("node2: start"));
+    }
+
+    #[test]
+    fn a_removal_that_was_cut_short_is_taken_back() {
+        let mut r = record("nodes: 2", &["node1", "node2"]);
+        let d = want(&r, 7);
+        r.leaving.insert("node2".parse().unwrap(), "node1".parse().unwrap());
+        insta::assert_snapshot!(plan(&r, &d, &as_applied(&d, EngineState::Online)), @r"
+        cluster demo:
+          node2: keep, take back into incus: its removal was cut short
+        ");
+    }
+
+    #[test]
+    fn a_member_of_another_cluster_begins_anew() {
+        let r = record("nodes: 2", &["node1"]);
+        let d = want(&r, 7);
+        let mut observed = as_applied(&d, EngineState::Online);
+        let show = |o: &mut Observed, node: &str, certificate: &str| {
+            let node = o.nodes.get_mut(&node.parse::<NodeName>().unwrap()).unwrap();
+            let engine = node.status.as_mut().unwrap().engine.as_mut().unwrap();
+            engine.certificate = Some(certificate.into());
+        };
+        show(&mut observed, "node1", "one");
+        show(&mut observed, "node2", "one");
+        assert!(plan(&r, &d, &observed).to_string().contains("node2: keep, join incus"));
+        show(&mut observed, "node2", "two");
+        insta::assert_snapshot!(plan(&r, &d, &observed), @r"
+        cluster demo:
+          node2: restart (its engine is in a cluster that is no more), join incus
+        ");
     }
 
     #[test]

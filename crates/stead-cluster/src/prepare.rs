@@ -3,10 +3,9 @@
 use crate::{
     ClusterError, Events, Host, Layout, Plan, Record,
     apply::UpRequest,
+    claim,
     desired::{self, Desired, Inputs},
-    files,
-    observe::{self, Observed},
-    plan,
+    files, observe, plan,
 };
 use futures_util::future::join_all;
 use std::{collections::BTreeMap, net::IpAddr, path::Path, time::SystemTime};
@@ -21,7 +20,6 @@ pub(crate) struct Prepared {
     pub(crate) layout: Layout,
     pub(crate) record: Record,
     pub(crate) desired: Desired,
-    pub(crate) observed: Observed,
     pub(crate) plan: Plan,
     pub(crate) ca: ClusterCa,
     pub(crate) operator: Identity,
@@ -37,6 +35,7 @@ pub(crate) async fn prepare(
 ) -> Result<Prepared, ClusterError> {
     let UpRequest { spec, base_dir } = request;
     let layout = host.layout(&spec.name);
+    claim::check(&layout)?;
     let store = host.store()?;
     let (digest, manifest) = store.manifest(&spec.image).map_err(ClusterError::image)?;
     let engine = spec.engine_kind().unwrap_or(manifest.engine);
@@ -50,6 +49,7 @@ pub(crate) async fn prepare(
     let record = Record {
         schema: 1,
         members: old.as_ref().map(|r| r.members.clone()).unwrap_or_default(),
+        leaving: old.map(|r| r.leaving).unwrap_or_default(),
         spec,
         base_dir,
         image: digest,
@@ -71,19 +71,12 @@ pub(crate) async fn prepare(
         auto: choice.backend,
         host_memory: facts.memory,
     })?;
-    let observed = observe::observe(&layout, Some(&operator)).await?;
+    let (mut observed, agents) = observe::observe(&layout, Some(&operator)).await?;
+    if !record.engine.is_none() {
+        observe::settle_engines(&mut observed, &record.members, &agents, events).await;
+    }
     let plan = plan::plan(&record, &desired, &observed);
-    Ok(Prepared {
-        layout,
-        record,
-        desired,
-        observed,
-        plan,
-        ca,
-        operator,
-        identities,
-        backend_why: choice.why,
-    })
+    Ok(Prepared { layout, record, desired, plan, ca, operator, identities, backend_why: choice.why })
 }
 
 /// Builds (or finds in the cache) the boot overlays of all nodes, each one once, in parallel.

@@ -2,7 +2,10 @@
 
 use crate::{ClusterError, Layout, files};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 use stead_model::{ClusterSpec, Digest, EngineKind, NodeName};
 
 /// What is remembered of a cluster. Written as `cluster.json` before anything is made.
@@ -22,6 +25,9 @@ pub struct Record {
     /// Nodes that are members of the engine's cluster, as far as this tool saw to it. Empty: it was never formed.
     #[serde(default)]
     pub members: BTreeSet<NodeName>,
+    /// Members whose removal was begun, and the node through which. Empty unless that was cut short.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub leaving: BTreeMap<NodeName, NodeName>,
 }
 
 impl Record {
@@ -42,7 +48,7 @@ impl Record {
     /// Writes it.
     ///
     /// # Errors
-    /// As [`files::write_atomically`].
+    /// As [`files::write`].
     pub fn save(&self, layout: &Layout) -> Result<(), ClusterError> {
         files::private_dir(&layout.dir())?;
         files::write_json(&layout.record(), self).map(|_| ())

@@ -1,6 +1,6 @@
 //! `status`: what a cluster is, for people and machines.
 
-use crate::{ClusterError, Host, Record, dial, observe, prepare};
+use crate::{ClusterError, Host, Record, observe, prepare};
 use serde::Serialize;
 use std::time::Duration;
 use stead_model::{
@@ -55,7 +55,7 @@ pub struct EngineLine {
     pub state: String,
 }
 
-fn word<T: Serialize>(value: &T) -> String {
+pub(crate) fn word<T: Serialize>(value: &T) -> String {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
@@ -67,7 +67,7 @@ pub async fn status(host: &Host, cluster: &ClusterName) -> Result<ClusterStatus,
     let layout = host.layout(cluster);
     let record = Record::require(&layout)?;
     let operator = prepare::operator_identity(&layout).ok();
-    let observed = observe::observe(&layout, operator.as_ref()).await?;
+    let (observed, agents) = observe::observe(&layout, operator.as_ref()).await?;
     let mut nodes = Vec::new();
     let mut warnings = Vec::new();
     for resolved in record.spec.resolve() {
@@ -106,18 +106,11 @@ pub async fn status(host: &Host, cluster: &ClusterName) -> Result<ClusterStatus,
     let online = nodes.iter().find(|n| {
         n.agent.as_ref().and_then(|s| s.engine.as_ref()).is_some_and(|e| e.state == EngineState::Online)
     });
-    if let (Some(operator), Some(node)) = (&operator, online) {
-        let seen = observed.nodes.get(&node.name);
-        let address = seen.and_then(|o| observe::agent_address(o.spec.as_ref()?));
-        let netns = seen.and_then(|o| o.machine.as_ref()).map(|m| m.netns.clone());
-        if let (Some(address), Some(netns)) = (address, netns)
-            && let Ok(agent) = dial::agent(operator, &netns, &node.name, address)
-        {
-            match tokio::time::timeout(LIST_TIMEOUT, agent.instances()).await {
-                Ok(Ok(list)) => instances = list,
-                Ok(Err(e)) => warnings.push(format!("instances: {}", crate::error::chain(&e))),
-                Err(_) => warnings.push("instances: the engine did not answer within 5 s".to_owned()),
-            }
+    if let Some(agent) = online.and_then(|n| agents.get(&n.name)) {
+        match tokio::time::timeout(LIST_TIMEOUT, agent.instances()).await {
+            Ok(Ok(list)) => instances = list,
+            Ok(Err(e)) => warnings.push(format!("instances: {}", crate::error::chain(&e))),
+            Err(_) => warnings.push("instances: the engine did not answer within 5 s".to_owned()),
         }
     }
     Ok(ClusterStatus { cluster: cluster.clone(), nodes, instances, warnings })

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -340,7 +340,8 @@ impl Store {
         } else {
             handle.sync_all().at("sync", file)?;
             fs::rename(file, &target).at("put into the store", file)?;
-            sync_dir(&self.dir.join("blobs/sha256"))?;
+            let blobs = self.dir.join("blobs/sha256");
+            stead_files::sync_dir(&blobs).at("sync", blobs)?;
         }
         Ok(Artifact { digest, size: Bytes(size) })
     }
@@ -504,14 +505,6 @@ fn write_if_changed(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 pub(crate) fn write_atomically(tmp: &Path, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(tmp).at("make a file in", tmp)?;
-    file.write_all(bytes).at("write", file.path())?;
-    file.as_file().set_permissions(fs::Permissions::from_mode(mode)).at("change the mode of", path)?;
-    file.as_file().sync_all().at("sync", path)?;
-    file.persist(path).map_err(|e| e.error).at("put into the store", path)?;
-    path.parent().map_or(Ok(()), sync_dir)
-}
-
-fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).at("sync", dir)
+    stead_files::write_by_way_of(tmp, path, bytes, mode, stead_files::Durability::Durable)
+        .at("put into the store", path)
 }

@@ -3,13 +3,13 @@
 //! Owns starting and ending them. Does not own what they do.
 
 use crate::{
-    files::{self, RotatingLog},
+    files::{self, Durability, RotatingLog},
     sys::{self, ChildSetup},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -23,8 +23,28 @@ const MAX_LOG_BYTES: u64 = 1 << 20;
 const TAIL_BYTES: u64 = 2000;
 /// A killed process lets go of its lock within this, or the kernel holds it for ever.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// File beside the lock that says its holder was told to end. Means nothing while nobody holds the lock.
+const ENDING: &str = "ending";
 /// Looked at this often while waiting for another process.
 const GLANCE: Duration = Duration::from_millis(3);
+
+/// How a process is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Cleanly, in its own time.
+    Stop,
+    /// At once.
+    Kill,
+}
+
+impl End {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Kill => "kill",
+        }
+    }
+}
 
 /// A supervising process could not be started or ended.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +98,7 @@ pub enum DaemonError {
 }
 
 /// Starts `exe args…` detached with `<dir>/supervisor.log` as its output and waits until `is_up` says so of its pid.
+/// Nobody else may hold `<dir>/lock`.
 pub(crate) fn start(
     exe: &Path,
     args: &[&OsStr],
@@ -86,6 +107,10 @@ pub(crate) fn start(
     is_up: impl Fn(i32) -> bool,
 ) -> Result<i32, DaemonError> {
     let prepare = |source| DaemonError::Prepare { path: dir.to_owned(), source };
+    match fs::remove_file(dir.join(ENDING)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(prepare(e)),
+        _ => {}
+    }
     let log_path = dir.join("supervisor.log");
     RotatingLog::open(log_path.clone(), MAX_LOG_BYTES).and_then(|mut l| l.turn_if_full()).map_err(prepare)?;
     let log = File::options().append(true).create(true).open(&log_path).map_err(prepare)?;
@@ -128,17 +153,34 @@ pub(crate) fn start(
     Ok(pid)
 }
 
+/// Notes that whoever holds `<dir>/lock` is told to end. Comes before anything that ends it, so that whoever goes on
+/// after a command that was killed in between does not build on what is on its way down.
+pub(crate) fn announce_end(dir: &Path, how: End) -> io::Result<()> {
+    if !files::is_supervised(dir) {
+        return Ok(());
+    }
+    files::write(&dir.join(ENDING), how.word().as_bytes(), Durability::Volatile)
+}
+
+/// How the holder of `<dir>/lock` was told to end, if it was.
+pub(crate) fn announced_end(dir: &Path) -> Option<End> {
+    let said = fs::read(dir.join(ENDING)).ok()?;
+    Some(if said == End::Kill.word().as_bytes() { End::Kill } else { End::Stop })
+}
+
 /// Sends the holder of `<dir>/lock` one signal after the other until the lock is free, giving each its time; then
 /// SIGKILL.
-pub(crate) fn end(dir: &Path, signals: &[(Signal, Duration)]) -> Result<(), DaemonError> {
+pub(crate) fn end(dir: &Path, how: End, signals: &[(Signal, Duration)]) -> Result<(), DaemonError> {
+    // On a full disk it must end all the same.
+    let _ = announce_end(dir, how);
     for (signal, patience) in signals.iter().copied().chain([(Signal::KILL, KILL_PATIENCE)]) {
         let deadline = Instant::now() + patience;
         let mut told = None;
         while Instant::now() < deadline {
-            if !files::is_locked(dir, "lock") {
+            if !files::is_supervised(dir) {
                 return Ok(());
             }
-            if let Some(pid) = files::holder(dir, "lock").filter(|p| told != Some(*p)) {
+            if let Some(pid) = files::supervisor(dir).filter(|p| told != Some(*p)) {
                 if let Some(process) = Pid::from_raw(pid) {
                     let _ = kill_process(process, signal);
                 }
@@ -147,5 +189,5 @@ pub(crate) fn end(dir: &Path, signals: &[(Signal, Duration)]) -> Result<(), Daem
             thread::sleep(GLANCE);
         }
     }
-    Err(DaemonError::DoesNotEnd { path: dir.to_owned(), pid: files::holder(dir, "lock").unwrap_or_default() })
+    Err(DaemonError::DoesNotEnd { path: dir.to_owned(), pid: files::supervisor(dir).unwrap_or_default() })
 }

@@ -1,72 +1,30 @@
 //! The files of a supervised directory: its lock, its state, its logs.
 //!
-//! Owns atomic writing, the lock's meaning and rotation of logs. Does not own what is in them.
+//! Owns who holds a lock, and rotation of logs. Does not own how files are written and locks taken (`stead-files`), or
+//! what is in them.
 
-use rustix::fs::FlockOperation;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use std::{
     fs::{self, File},
-    io::{self, Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
+pub(crate) use stead_files::{Durability, Lock, private_dir, write, write_json};
 
 /// How long a supervisor tries for its lock: one that only looks holds it for microseconds.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+pub(crate) const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
-/// An exclusive lock; free again when this is dropped or its process is gone.
-#[derive(Debug)]
-pub(crate) struct Lock(#[allow(dead_code)] File);
-
-impl Lock {
-    /// Takes `<dir>/<name>`, or answers `None` when another holds it.
-    pub(crate) fn take(dir: &Path, name: &str) -> io::Result<Option<Self>> {
-        let file = open_lock(dir, name)?;
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(Self(file))),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
-
-    /// Waits for `<dir>/<name>`.
-    pub(crate) fn wait(dir: &Path, name: &str) -> io::Result<Self> {
-        let file = open_lock(dir, name)?;
-        loop {
-            match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
-                Ok(()) => return Ok(Self(file)),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
+/// Whether a supervisor holds `<dir>/lock`.
+pub(crate) fn is_supervised(dir: &Path) -> bool {
+    Lock::is_held(&dir.join("lock"))
 }
 
-fn open_lock(dir: &Path, name: &str) -> io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(dir.join(name))
-}
-
-/// Whether some process holds `<dir>/<name>`.
-pub(crate) fn is_locked(dir: &Path, name: &str) -> bool {
-    let Ok(file) = File::open(dir.join(name)) else { return false };
-    matches!(
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared),
-        Err(rustix::io::Errno::WOULDBLOCK)
-    )
-}
-
-/// The process that holds `<dir>/<name>`, as the kernel knows it: a pid out of a file may be another's by now.
-pub(crate) fn holder(dir: &Path, name: &str) -> Option<i32> {
+/// The process that holds `<dir>/lock`, as the kernel knows it: a pid out of a file may be another's by now.
+pub(crate) fn supervisor(dir: &Path) -> Option<i32> {
     use std::os::unix::fs::MetadataExt;
-    let inode = dir.join(name).metadata().ok()?.ino();
+    let inode = dir.join("lock").metadata().ok()?.ino();
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let said = read_json::<serde_json::Value>(&dir.join("state.json"))
         .and_then(|s| Some(s.get("supervisor_pid")?.as_i64()? as i32));
@@ -93,58 +51,14 @@ fn lock_holders(locks: &str, inode: u64) -> Vec<i32> {
         .collect()
 }
 
-/// Makes a private directory and those above it.
-pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-/// Whether a file must outlive a power cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Durability {
-    /// It is what `up` and `down` go by: on the disk before it gets its name.
-    Durable,
-    /// It is believed only while a lock is held, and no lock outlives a power cut.
-    Volatile,
-}
-
-/// Writes `value` as JSON, readable by root only; whoever reads sees the old or the new whole.
-pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T, durability: Durability) -> io::Result<()> {
-    let mut json = serde_json::to_vec_pretty(value)?;
-    json.push(b'\n');
-    write(path, &json, durability)
-}
-
-/// Writes a file whole, mode 0600; whoever reads sees the old or the new.
-pub(crate) fn write(path: &Path, content: &[u8], durability: Durability) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    let mut tmp = tempfile::Builder::new().prefix(".new-").tempfile_in(dir)?;
-    tmp.write_all(content)?;
-    if durability == Durability::Durable {
-        tmp.as_file().sync_data()?;
-    }
-    tmp.persist(path).map_err(|e| e.error)?;
-    if durability == Durability::Durable {
-        File::open(dir)?.sync_all()?;
-    }
-    Ok(())
-}
-
 /// Reads JSON back; `None` when it is not there or not whole.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+    stead_files::read_json(path).ok().flatten()
 }
 
-/// The last `max` bytes of a file as text.
+/// The end of a log, for an error: at most `max` bytes.
 pub(crate) fn tail(path: &Path, max: u64) -> String {
-    let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
-        let len = file.metadata()?.len();
-        file.seek(io::SeekFrom::Start(len.saturating_sub(max)))?;
-        let mut out = Vec::new();
-        file.take(max).read_to_end(&mut out)?;
-        Ok(out)
-    };
-    String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
+    stead_files::tail(path, max).trim().to_owned()
 }
 
 /// A log that never grows past a bound: when full it becomes `<name>.1` and starts anew.
@@ -212,15 +126,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lock_is_exclusive_and_visible() {
+    fn a_supervisor_is_known_by_its_lock() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(!is_locked(dir.path(), "lock"));
-        let held = Lock::take(dir.path(), "lock").unwrap().unwrap();
-        assert!(is_locked(dir.path(), "lock"));
-        assert_eq!(holder(dir.path(), "lock"), Some(std::process::id() as i32));
-        assert!(Lock::take(dir.path(), "lock").unwrap().is_none());
+        assert!(!is_supervised(dir.path()) && supervisor(dir.path()).is_none());
+        let held = Lock::take(&dir.path().join("lock"), Duration::ZERO).unwrap().unwrap();
+        assert!(is_supervised(dir.path()));
+        assert_eq!(supervisor(dir.path()), Some(std::process::id() as i32));
         drop(held);
-        assert!(!is_locked(dir.path(), "lock"));
+        assert!(!is_supervised(dir.path()));
     }
 
     #[test]

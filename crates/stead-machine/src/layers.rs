@@ -102,7 +102,7 @@ pub fn mount_all(dir: &Path, layers: &[PathBuf]) -> Result<Vec<PathBuf>, LayerEr
     if mounted_under(dir).map_err(directory)?.is_superset(&points.iter().cloned().collect()) {
         return Ok(points);
     }
-    let _lock = Lock::wait(dir, "lock").map_err(directory)?;
+    let _lock = Lock::wait(&dir.join("lock")).map_err(directory)?;
     let mounted = mounted_under(dir).map_err(directory)?;
     for (path, at) in layers.iter().zip(&points).filter(|(_, at)| !mounted.contains(*at)) {
         mount(path, at)?;
@@ -141,7 +141,7 @@ fn unmount(dir: &Path, goes: impl Fn(&str) -> bool) -> Result<(), TeardownError>
     let mut failures = Failures::default();
     let Ok(dir) = dir.canonicalize() else { return Ok(()) };
     let directory = |source| LayerError::Directory { path: dir.clone(), source };
-    let points = match Lock::wait(&dir, "lock").and_then(|lock| Ok((lock, mountinfo::read()?))) {
+    let points = match Lock::wait(&dir.join("lock")).and_then(|lock| Ok((lock, mountinfo::read()?))) {
         Ok((_lock, mounts)) => {
             let points: Vec<PathBuf> =
                 mounts.into_iter().rev().map(|m| m.at).filter(|at| at.parent() == Some(&*dir)).collect();

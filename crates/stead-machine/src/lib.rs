@@ -24,5 +24,5 @@ mod tether;
 pub use daemon::DaemonError;
 pub use namespace::cgroup::CgroupError;
 pub use netlink::LinkError;
-pub use spec::{MachineSpec, MachineState};
+pub use spec::{MachinePhase, MachineSpec, MachineState};
 pub use teardown::TeardownError;

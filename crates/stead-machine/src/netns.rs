@@ -79,7 +79,7 @@ pub fn remove(netns: &str) -> io::Result<()> {
 /// Only one of us at a time adds or removes names. Not a lock within `DIR`: that would keep its mount busy.
 fn lock() -> io::Result<Lock> {
     fs::create_dir_all(LOCK_DIR)?;
-    Lock::wait(Path::new(LOCK_DIR), "netns.lock")
+    Lock::wait(&Path::new(LOCK_DIR).join("netns.lock"))
 }
 
 /// Has the directory be a shared mount, as `ip netns add` does: else its next use would put such a mount on top, and our

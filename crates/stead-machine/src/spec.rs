@@ -69,6 +69,22 @@ pub struct MachineNic {
     pub mtu: u16,
 }
 
+/// How far a machine's life is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachinePhase {
+    /// Being prepared, or booted again.
+    Starting,
+    /// Its init or QEMU runs.
+    Running,
+    /// It ends, or has ended and is being cleared away: nobody may build on it any more.
+    Stopping,
+    /// It has ended as it should.
+    Stopped,
+    /// It could not be started, crashed, or could not be cleared away.
+    Failed,
+}
+
 /// What the supervisor says of its machine in `<dir>/state.json`. Believe it only while the lock is held.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineState {
@@ -78,8 +94,8 @@ pub struct MachineState {
     pub machine_pid: Option<i32>,
     /// How often it was booted by this supervisor.
     pub boots: u32,
-    /// `starting`, `running`, `stopping`, `stopped`, or `failed`.
-    pub phase: String,
+    /// How far its life is.
+    pub phase: MachinePhase,
     /// Why it failed.
     pub error: Option<String>,
 }

@@ -7,11 +7,12 @@
 //! | `POST /v1/exec` with `Upgrade: stead-exec` | frames, see [`ExecRequest`] | frames |
 //! | `GET /v1/files?path=P` | | a tar of the file or tree, top entry named by P's last part |
 //! | `PUT /v1/files?path=P` | a tar, unpacked in directory P | 204 |
-//! | `GET /v1/engine` | | [`EngineStatus`] |
+//! | `GET /v1/engine` | | [`EngineStatus`], asked of the engine now and not as last seen |
 //! | `POST /v1/engine/join-token` | [`JoinTokenRequest`] | [`Token`] |
 //! | `POST /v1/engine/join` | [`JoinRequest`] | [`EngineStatus`] once joined |
 //! | `POST /v1/engine/trust-token` | [`TrustTokenRequest`] | [`Token`] |
 //! | `POST /v1/engine/remove` | [`RemoveMemberRequest`] | 204: evacuated (unless forced) and removed |
+//! | `POST /v1/engine/restore` | [`RestoreMemberRequest`] | 204: no longer evacuated; one that is not there is fine |
 //! | `GET /v1/engine/instances` | | `[`[`InstanceStatus`]`]` of the whole cluster |
 //! | `POST /v1/reboot`, `POST /v1/shutdown` | [`StopRequest`] | 202; then services stop in order |
 //!
@@ -252,6 +253,14 @@ pub struct RemoveMemberRequest {
     /// Do not evacuate, and remove it though it does not answer.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Takes back a member whose removal was begun: once what this node does about it has ended, one that is only evacuated is
+/// restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreMemberRequest {
+    /// Who stays.
+    pub member: NodeName,
 }
 
 /// Shutdown or reboot.

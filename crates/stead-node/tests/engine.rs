@@ -139,15 +139,13 @@ fn a_disk_with_data_is_left_alone() {
 /// member.
 #[test]
 fn power_cuts_while_initialising() {
-    if !faults("power_cuts_while_initialising") {
-        return;
-    }
     need!("power_cuts_while_initialising", Kind::Incus);
     let lan = Lan::new();
-    for cut in 0..12u64 {
+    let cuts = often(6, 24);
+    for cut in 0..cuts {
         let mut node = lan.node(Kind::Incus, 1, json!({}));
         // It is all over 0.4 s to 0.9 s after the node is up.
-        std::thread::sleep(Duration::from_millis(100 + cut * 70));
+        std::thread::sleep(Duration::from_millis(100 + cut * 840 / cuts));
         node.power_off();
         node.power_on();
         node.await_state("online", PATIENCE);
@@ -157,38 +155,29 @@ fn power_cuts_while_initialising() {
     }
 }
 
-/// Rounds of injected faults on a real engine take minutes and, on a loaded machine, now and then end in a state that
-/// takes the engine longer than the test waits: they are asked for (`make faults`).
-fn faults(test: &str) -> bool {
-    let asked = std::env::var_os("STEAD_TEST_FAULTS").is_some();
-    if !asked {
-        println!(
-            "SKIP {test}: fault injection on a real engine is asked for with STEAD_TEST_FAULTS=1 (make faults)"
-        );
-    }
-    asked
+/// How often something is done: `few` times in CI, `many` when asked for (`make faults`).
+fn often(few: u64, many: u64) -> u64 {
+    if std::env::var_os("STEAD_TEST_FAULTS").is_some() { many } else { few }
 }
 
 /// The joiner loses power, or only its daemon is killed, at moments spread over the whole join; it ends online, at once
 /// or by a new token, and nothing of the failed try stays in the cluster.
 #[test]
 fn a_joiner_dies_at_any_moment() {
-    if !faults("a_joiner_dies_at_any_moment") {
-        return;
-    }
     need!("a_joiner_dies_at_any_moment", Kind::Incus);
     let lan = Lan::new();
     let (disk1, disk) = (lan.disk(1), lan.disk(2));
     let mut first = lan.node_with_disk(Kind::Incus, 1, &disk1);
     first.await_state("online", PATIENCE);
     let mut retried = 0;
-    for cut in 0..16u64 {
+    let cuts = often(8, 32);
+    for cut in 0..cuts {
         let whole_node = cut % 2 == 0;
         let mut joiner = lan.node_with_disk(Kind::Incus, 2, &disk);
         joiner.await_state("waiting", PATIENCE);
         let t = token(first.tell("join-token node2"));
         joiner.begin(&format!("join {t}"));
-        std::thread::sleep(Duration::from_millis(10 + cut * 45));
+        std::thread::sleep(Duration::from_millis(10 + cut * 720 / cuts));
         if whole_node {
             joiner.power_off();
             joiner.power_on();
@@ -215,6 +204,6 @@ fn a_joiner_dies_at_any_moment() {
         joiner.forget();
         disk.clear();
     }
-    println!("{retried} of 16 joined by a second token");
+    println!("{retried} of {cuts} joined by a second token");
     assert!(retried > 0, "no cut hit a join");
 }

@@ -34,6 +34,25 @@ fn up_is_idempotent_and_down_leaves_nothing() {
 }
 
 #[test]
+fn a_name_is_refused_that_another_state_directory_uses() {
+    let test = "a_name_is_refused_that_another_state_directory_uses";
+    let (Some(one), Some(two)) = (World::new(test, &["base"]), World::new(test, &["base"])) else { return };
+    one.ok(&["up", &one.file("t-name", &yaml("t-name", 1, ""))]);
+    let file = two.file("t-name", &yaml("t-name", 1, ""));
+    for args in [&["up", file.as_str()][..], &["up", file.as_str(), "--dry-run"]] {
+        let said = two.stead(args);
+        assert_eq!(said.code, 2, "{}", said.stderr);
+        let mend = format!("stead --state-dir {} down t-name", one.state.display());
+        assert!(said.stderr.contains(&mend), "{}", said.stderr);
+    }
+    assert!(!two.state.join("clusters/t-name").exists(), "a refused `up` made something");
+    assert_eq!(one.status("t-name")["nodes"][0]["phase"], "running");
+    one.down("t-name");
+    two.ok(&["up", &file]);
+    two.down("t-name");
+}
+
+#[test]
 fn nodes_are_reached() {
     let Some(w) = World::new("nodes_are_reached", &["base"]) else { return };
     let file = w.file("t-reach", &yaml("t-reach", 2, ""));

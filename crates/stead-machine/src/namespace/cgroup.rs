@@ -128,7 +128,7 @@ fn below(cluster: &ClusterName, node: &NodeName) -> [PathBuf; 3] {
 
 impl CgroupError {
     /// Whether the cgroup is not there.
-    pub(crate) fn is_missing(&self) -> bool {
+    fn is_missing(&self) -> bool {
         matches!(self, Self::Make { source, .. } | Self::Set { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }

@@ -79,16 +79,7 @@ impl Machine {
     pub(crate) async fn boot(&mut self) -> Result<Running, MachineError> {
         // What a machine that rebooted left behind in its cgroups would stay for ever.
         self.cgroups.empty().map_err(MachineError::Teardown)?;
-        let doors = match self.cgroups.doors() {
-            // Somebody tidied up below /stead between making and using: they are made once more.
-            Err(e) if e.is_missing() => {
-                let spec = &self.spec;
-                eprintln!("the machine's cgroups went away before they were used; making them again");
-                self.cgroups = Cgroups::make(&spec.cluster, &spec.name, spec.cpus, spec.memory)?;
-                self.cgroups.doors()?
-            }
-            other => other?,
-        };
+        let doors = self.cgroups.doors()?;
         let failed = |source| MachineError::Start { name: self.spec.name.clone(), source };
         let (console, writer) = io::pipe().map_err(failed)?;
         files::log_from(console, self.spec.dir.join("console.log"), MAX_CONSOLE_BYTES).map_err(failed)?;

@@ -15,7 +15,8 @@ pub use spec::*;
 pub use supervisor::run;
 
 use crate::{
-    DaemonError, LinkError, TeardownError, daemon,
+    DaemonError, LinkError, TeardownError,
+    daemon::{self, End},
     files::{self, Durability, Lock},
     netlink::{self, Links},
     netns,
@@ -148,8 +149,8 @@ fn digest(spec: &HostNetworkSpec) -> String {
 /// [`NetworkError`]; what was made so far stays, for the next `up` or `down`.
 pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkError> {
     files::private_dir(&spec.dir).map_err(NetworkError::file("make", &spec.dir))?;
-    let _one_at_a_time =
-        Lock::wait(&spec.dir, "up.lock").map_err(NetworkError::file("lock", &spec.dir.join("up.lock")))?;
+    let _one_at_a_time = Lock::wait(&spec.dir.join("up.lock"))
+        .map_err(NetworkError::file("lock", &spec.dir.join("up.lock")))?;
     let name = spec.netns();
     netns::create(&name).map_err(|source| NetworkError::Namespace {
         operation: "make",
@@ -161,13 +162,17 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
     let file = spec.dir.join("network.json");
     files::write_json(&file, spec, Durability::Durable).map_err(NetworkError::file("write", &file))?;
     let wanted = digest(spec);
+    if daemon::announced_end(&spec.dir).is_some() {
+        // By a `down` that was killed.
+        end_supervisor(spec)?;
+    }
     let now = supervisor_state(spec);
     if let Some(state) = now.as_ref().filter(|s| s.ready && s.spec_digest == wanted) {
         return Ok(state.clone());
     }
     // What it said before it was told again is not the answer.
     let mut attempts_before = 0;
-    match files::holder(&spec.dir, "lock").and_then(Pid::from_raw) {
+    match files::supervisor(&spec.dir).and_then(Pid::from_raw) {
         Some(pid) => {
             attempts_before = now.map_or(0, |s| s.attempts);
             let _ = kill_process(pid, Signal::HUP);
@@ -185,7 +190,7 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
         match answer() {
             Some(state) if state.ready => return Ok(state),
             Some(NetworkState { error: Some(error), .. }) => return Err(NetworkError::Reported(error)),
-            _ if !files::is_locked(&spec.dir, "lock") => {
+            _ if !files::is_supervised(&spec.dir) => {
                 let last: Option<NetworkState> = files::read_json(&spec.dir.join("state.json"));
                 let why = last.and_then(|s| s.error).unwrap_or_else(|| "it ended".to_owned());
                 return Err(NetworkError::Reported(why));
@@ -199,8 +204,16 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
     }
 }
 
+fn end_supervisor(spec: &HostNetworkSpec) -> Result<(), DaemonError> {
+    daemon::end(&spec.dir, End::Stop, &[(Signal::TERM, DOWN_PATIENCE)])
+}
+
+/// What the supervisor says, when one runs and was not told to end.
 fn supervisor_state(spec: &HostNetworkSpec) -> Option<NetworkState> {
-    files::is_locked(&spec.dir, "lock").then(|| files::read_json(&spec.dir.join("state.json"))).flatten()
+    if daemon::announced_end(&spec.dir).is_some() {
+        return None;
+    }
+    files::is_supervised(&spec.dir).then(|| files::read_json(&spec.dir.join("state.json"))).flatten()
 }
 
 /// Kernel parameters inside the namespace, set before there is a link. The later ones need not exist.
@@ -282,8 +295,8 @@ pub fn observe(spec: &HostNetworkSpec) -> Option<NetworkState> {
 pub fn down(spec: &HostNetworkSpec) -> Result<(), TeardownError> {
     let mut failures = Failures::default();
     // Without its directory there was never an `up` to exclude.
-    let _one_at_a_time = Lock::wait(&spec.dir, "up.lock").ok();
-    failures.note(daemon::end(&spec.dir, &[(Signal::TERM, DOWN_PATIENCE)]));
+    let _one_at_a_time = Lock::wait(&spec.dir.join("up.lock")).ok();
+    failures.note(end_supervisor(spec));
     failures.absorb(nat::remove(spec));
     let netns = spec.netns();
     failures.note(netns::remove(&netns).map_err(|source| NetworkError::Namespace {

@@ -263,7 +263,7 @@ fn nft(path: &Path, rules: &str, ns: Option<BorrowedFd<'_>>) -> Result<(), NatEr
 fn forward(plan: &Plan) -> Result<(), NatError> {
     let dir = Path::new(FORWARDING_DIR);
     fs::create_dir_all(dir).map_err(NatError::file("make", dir))?;
-    let _lock = Lock::wait(dir, ".lock").map_err(NatError::file("lock", dir))?;
+    let _lock = Lock::wait(&dir.join(".lock")).map_err(NatError::file("lock", dir))?;
     let ways_out = netlink::with(None, async |links: Links| links.default_interfaces().await)?;
     let sysctl = Path::new("/proc/sys/net");
     for (family, key, on) in [("ipv4", "forwarding", false), ("ipv6", "force_forwarding", v6_forwards())] {
@@ -332,7 +332,7 @@ fn stop_forwarding() -> Result<(), NatError> {
     if !dir.exists() {
         return Ok(());
     }
-    let _lock = Lock::wait(dir, ".lock").map_err(NatError::file("lock", dir))?;
+    let _lock = Lock::wait(&dir.join(".lock")).map_err(NatError::file("lock", dir))?;
     let links = netlink::with(None, async |links: Links| links.list().await)?;
     if links.iter().any(|(name, _, _)| name.starts_with(LINK_PREFIX)) {
         return Ok(());

@@ -70,7 +70,7 @@ async fn supervise(spec: HostNetworkSpec) -> Result<(), NetworkError> {
     let mut quit = signal(SignalKind::quit()).map_err(signals)?;
     let mut reload = signal(SignalKind::hangup()).map_err(signals)?;
     files::private_dir(&dir).map_err(NetworkError::file("make", &dir))?;
-    let _lock = Lock::take(&dir, "lock")
+    let _lock = Lock::take(&dir.join("lock"), files::LOCK_PATIENCE)
         .map_err(NetworkError::file("lock", &dir.join("lock")))?
         .ok_or_else(|| NetworkError::AlreadyRuns(spec.cluster.to_string()))?;
     let netns = netns::open(&spec.netns()).map_err(|source| NetworkError::Namespace {

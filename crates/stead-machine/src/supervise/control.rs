@@ -2,7 +2,8 @@
 
 use super::MachineError;
 use crate::{
-    MachineSpec, MachineState, TeardownError, daemon,
+    DaemonError, MachinePhase, MachineSpec, MachineState, TeardownError,
+    daemon::{self, End},
     files::{self, Durability},
     namespace,
 };
@@ -14,6 +15,11 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 /// How long a supervisor may take, beyond its machine, to take down what it made.
 const TEARDOWN_PATIENCE: Duration = Duration::from_secs(30);
 
+/// A machine that was told to stop has got this long; supervisors kill theirs after `stop_timeout_s`.
+const FINISH_PATIENCE: Duration = Duration::from_secs(65);
+/// How often a supervisor is started that finds another one come to its lock first.
+const START_TRIES: u32 = 3;
+
 /// Writes `<dir>/machine.json` and starts `exe machine run <dir>/machine.json` detached; returns its pid once it holds
 /// the lock.
 ///
@@ -22,19 +28,43 @@ const TEARDOWN_PATIENCE: Duration = Duration::from_secs(30);
 pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
     let dir = &spec.dir;
     files::private_dir(dir).map_err(MachineError::file("make", dir))?;
-    if files::is_locked(dir, "lock") {
+    if files::is_supervised(dir) {
         return Err(MachineError::AlreadyRuns(dir.clone()));
     }
     let file = dir.join("machine.json");
     files::write_json(&file, spec, Durability::Durable).map_err(MachineError::file("write", &file))?;
     let args = [OsStr::new("machine"), OsStr::new("run"), file.as_os_str()];
     let is_up = |pid| observe(dir).is_some_and(|s| s.supervisor_pid == pid);
-    Ok(daemon::start(exe, &args, dir, START_PATIENCE, is_up)?)
+    let mut tries = 1;
+    loop {
+        match daemon::start(exe, &args, dir, START_PATIENCE, is_up) {
+            // One that a killed command had started came to its lock only now, maybe with an older spec.
+            Err(DaemonError::EndedEarly { .. }) if tries < START_TRIES && files::is_supervised(dir) => {
+                tries += 1;
+                kill(dir)?;
+            }
+            started => return Ok(started?),
+        }
+    }
 }
 
-/// What the supervisor says, or `None` when none holds the lock.
+/// What the supervisor says, or `None` when none holds the lock. One that was told to end ([`announce_end`], [`stop`],
+/// [`kill`]) is [`MachinePhase::Stopping`], whether or not the signal has come to it yet.
 pub fn observe(dir: &Path) -> Option<MachineState> {
-    files::is_locked(dir, "lock").then(|| last_state(dir)).flatten()
+    let mut state = files::is_supervised(dir).then(|| last_state(dir)).flatten()?;
+    if daemon::announced_end(dir).is_some() {
+        state.phase = MachinePhase::Stopping;
+    }
+    Some(state)
+}
+
+/// Notes that the machine that runs is to end. For who ends it by other means than [`stop`], such as its own agent, to
+/// be called before.
+///
+/// # Errors
+/// The note cannot be written.
+pub fn announce_end(dir: &Path) -> Result<(), MachineError> {
+    daemon::announce_end(dir, End::Stop).map_err(MachineError::file("note the end of", dir))
 }
 
 /// What the last supervisor said, whether or not it lives: for why a machine ended.
@@ -48,7 +78,7 @@ pub fn last_state(dir: &Path) -> Option<MachineState> {
 /// # Errors
 /// [`MachineError::Daemon`] when even a killed one does not end.
 pub fn stop(dir: &Path, timeout: Duration) -> Result<(), MachineError> {
-    Ok(daemon::end(dir, &[(Signal::TERM, timeout), (Signal::QUIT, TEARDOWN_PATIENCE)])?)
+    Ok(daemon::end(dir, End::Stop, &[(Signal::TERM, timeout), (Signal::QUIT, TEARDOWN_PATIENCE)])?)
 }
 
 /// Kills machine and supervisor at once and waits until the lock is free.
@@ -56,7 +86,24 @@ pub fn stop(dir: &Path, timeout: Duration) -> Result<(), MachineError> {
 /// # Errors
 /// [`MachineError::Daemon`] when it does not end.
 pub fn kill(dir: &Path) -> Result<(), MachineError> {
-    Ok(daemon::end(dir, &[(Signal::QUIT, TEARDOWN_PATIENCE)])?)
+    Ok(daemon::end(dir, End::Kill, &[(Signal::QUIT, TEARDOWN_PATIENCE)])?)
+}
+
+/// Brings to its end what an interrupted command began: a machine that is [`MachinePhase::Stopping`] is gone when this
+/// returns, one that nobody told to end is left alone.
+///
+/// # Errors
+/// [`MachineError::Daemon`] when it does not end.
+pub fn finish_end(dir: &Path) -> Result<(), MachineError> {
+    let Some(state) = observe(dir) else { return Ok(()) };
+    if matches!(state.phase, MachinePhase::Starting | MachinePhase::Running) {
+        return Ok(());
+    }
+    match daemon::announced_end(dir) {
+        Some(End::Kill) => kill(dir),
+        // Nobody's word: it has ended by itself and is being cleared away.
+        Some(End::Stop) | None => stop(dir, FINISH_PATIENCE),
+    }
 }
 
 /// Removes what a killed supervisor may have left: cgroups, processes in them, links. Idempotent. The machine must not

@@ -2,21 +2,23 @@
 //!
 //! ```text
 //!            prepare        boot              exit
-//! starting ----------> . ----------> running ------> power off: stopped, all removed, Ok
-//!                      ^                |   '------> reboot: boot again
-//!                      '----------------'   '------> anything else: failed, all removed, Err
-//!                                       | SIGTERM (polite, then SIGKILL after stop_timeout_s), SIGQUIT (SIGKILL)
-//!                                       v
-//!                                    stopping -----> stopped, all removed, Ok
+//! starting ----------> . ----------> running ---.--> reboot: boot again
+//!                      ^                |       |
+//!                      '----------------|-------'--> power off, or anything else ----.
+//!                                       |                                            v
+//!                                       | SIGTERM (polite, then SIGKILL           stopping: all it made is removed
+//!                                       |   after stop_timeout_s),                   |
+//!                                       | SIGQUIT (SIGKILL)                          v
+//!                                       '-----------------------> stopping --> stopped, Ok; or failed, Err
 //! ```
 //! Owns the machine's directory while its lock is held. Does not own the network the machine is on.
 
 mod control;
 
-pub use control::{cleanup, kill, last_state, observe, spawn, stop};
+pub use control::{announce_end, cleanup, finish_end, kill, last_state, observe, spawn, stop};
 
 use crate::{
-    CgroupError, DaemonError, LinkError, MachineSpec, MachineState, TeardownError,
+    CgroupError, DaemonError, LinkError, MachinePhase, MachineSpec, MachineState, TeardownError,
     files::{self, Durability, Lock},
     layers::LayerError,
     namespace, netns, qemu,
@@ -258,8 +260,8 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn phase(&mut self, phase: &str) -> Result<(), MachineError> {
-        self.state.phase = phase.to_owned();
+    fn phase(&mut self, phase: MachinePhase) -> Result<(), MachineError> {
+        self.state.phase = phase;
         self.write()
     }
     fn write(&self) -> Result<(), MachineError> {
@@ -272,7 +274,7 @@ async fn supervise(spec: Arc<MachineSpec>) -> Result<(), MachineError> {
     files::private_dir(&spec.dir).map_err(MachineError::file("make", &spec.dir))?;
     let mut wishes = Wishes::listen().map_err(MachineError::file("take signals for", &spec.dir))?;
     let lock_path = spec.dir.join("lock");
-    let _lock = Lock::take(&spec.dir, "lock")
+    let _lock = Lock::take(&spec.dir.join("lock"), files::LOCK_PATIENCE)
         .map_err(MachineError::file("lock", &lock_path))?
         .ok_or_else(|| MachineError::AlreadyRuns(spec.dir.clone()))?;
     let mut ledger = Ledger {
@@ -281,17 +283,18 @@ async fn supervise(spec: Arc<MachineSpec>) -> Result<(), MachineError> {
             supervisor_pid: std::process::id() as i32,
             machine_pid: None,
             boots: 0,
-            phase: "starting".to_owned(),
+            phase: MachinePhase::Starting,
             error: None,
         },
     };
     ledger.write()?;
     let lived = live(&spec, &mut ledger, &mut wishes).await;
+    ledger.state.machine_pid = None;
+    ledger.phase(MachinePhase::Stopping)?;
     let removed = cleanup(&spec).map_err(MachineError::Teardown);
     let outcome = lived.and(removed);
-    ledger.state.machine_pid = None;
     ledger.state.error = outcome.as_ref().err().map(chain);
-    ledger.phase(if outcome.is_ok() { "stopped" } else { "failed" })?;
+    ledger.phase(if outcome.is_ok() { MachinePhase::Stopped } else { MachinePhase::Failed })?;
     outcome
 }
 
@@ -333,11 +336,11 @@ async fn live(spec: &Arc<MachineSpec>, ledger: &mut Ledger, wishes: &mut Wishes)
         let mut running = machine.boot().await?;
         ledger.state.machine_pid = Some(running.pid());
         ledger.state.boots += 1;
-        ledger.phase("running")?;
+        ledger.phase(MachinePhase::Running)?;
         let exit = tokio::select! {
             exit = running.exit() => exit,
             wish = wishes.next() => {
-                ledger.phase("stopping")?;
+                ledger.phase(MachinePhase::Stopping)?;
                 end(spec, &mut running, wish, wishes).await;
                 return Ok(());
             }
@@ -349,7 +352,7 @@ async fn live(spec: &Arc<MachineSpec>, ledger: &mut Ledger, wishes: &mut Wishes)
                 let console = files::tail(&spec.dir.join("console.log"), 1000);
                 return Err(MachineError::Crashed { name: spec.name.clone(), why, console });
             }
-            Exit::Reboot => ledger.phase("starting")?,
+            Exit::Reboot => ledger.phase(MachinePhase::Starting)?,
         }
         pause = match born.elapsed() < SHORT_LIFE {
             true => (pause * 2).clamp(Duration::from_millis(100), LONGEST_PAUSE),

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use stead_machine::{
-    MachineSpec, layers,
+    MachinePhase, MachineSpec, layers,
     spec::{MachineDisk, MachineNic},
     supervise,
 };
@@ -145,7 +145,7 @@ fn life() -> Outcome {
     // In a cgroup namespace of its own it sees itself at the top of every hierarchy.
     assert!(said.contains("cgroups / \n"), "{said}");
     let state = supervise::observe(&a.dir).unwrap();
-    assert_eq!((state.phase.as_str(), state.boots), ("running", 1));
+    assert_eq!((state.phase, state.boots), (MachinePhase::Running, 1));
     assert!(matches!(supervise::spawn(&exe(), &a), Err(supervise::MachineError::AlreadyRuns(_))));
     sh(&up.netns(), &["ping", "-c1", "-W2", "10.88.0.2"]);
     sh(&up.netns(), &["ping", "-c1", "-W2", "10.88.0.3"]);
@@ -185,7 +185,7 @@ fn life() -> Outcome {
     // Power off from inside.
     say(&a, "poweroff");
     gone(&a);
-    assert_eq!(supervise::last_state(&a.dir).unwrap().phase, "stopped");
+    assert_eq!(supervise::last_state(&a.dir).unwrap().phase, MachinePhase::Stopped);
     // Stopped from outside.
     supervise::stop(&b.dir, Duration::from_secs(10)).expect("stop");
     assert!(console(&b).contains("asked to end"));
@@ -208,7 +208,7 @@ fn ends() -> Outcome {
     say(&s, "crash");
     gone(&s);
     let state = supervise::last_state(&s.dir).unwrap();
-    assert_eq!(state.phase, "failed");
+    assert_eq!(state.phase, MachinePhase::Failed);
     assert!(state.error.as_ref().unwrap().contains("exit status: 3"), "{state:?}");
     // One that does not want to end is killed after its time.
     fs::write(s.dir.join("deaf"), "").unwrap();
@@ -223,6 +223,17 @@ fn ends() -> Outcome {
     supervise::spawn(&exe(), &s).unwrap();
     eventually("the machine to be up a third time", 5, || boots(&s) == 3);
     supervise::kill(&s.dir).expect("kill");
+    gone(&s);
+    // One that was told to end by somebody who was killed before he sent the signal: nobody builds on it, and the next
+    // one ends it. One that nobody told to end is left alone.
+    supervise::spawn(&exe(), &s).unwrap();
+    eventually("the machine to be up a fourth time", 5, || boots(&s) == 4);
+    supervise::finish_end(&s.dir).expect("nothing to finish");
+    assert_eq!(supervise::observe(&s.dir).unwrap().phase, MachinePhase::Running);
+    supervise::announce_end(&s.dir).expect("announce");
+    assert_eq!(supervise::observe(&s.dir).unwrap().phase, MachinePhase::Stopping);
+    fs::remove_file(s.dir.join("deaf")).unwrap();
+    supervise::finish_end(&s.dir).expect("finish");
     gone(&s);
     layers::unmount_all(&s.layers_dir).expect("unmount");
     up.down();

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_machine::{
-    MachineSpec,
+    MachinePhase, MachineSpec,
     spec::{MachineDisk, MachineNic},
     supervise,
 };
@@ -190,7 +190,7 @@ fn life() -> Outcome {
     // Power off from inside.
     type_until(&s, "/bin/busybox poweroff -f", "power off", || supervise::observe(&s.dir).is_none());
     gone(&s, 20);
-    assert_eq!(supervise::last_state(&s.dir).unwrap().phase, "stopped");
+    assert_eq!(supervise::last_state(&s.dir).unwrap().phase, MachinePhase::Stopped);
     // A shell has no ear for the power button: it is killed after its time.
     supervise::spawn(&exe(), &s).expect("spawn again");
     eventually("the third boot", BOOT_SECONDS, || shells(&s) == 3);

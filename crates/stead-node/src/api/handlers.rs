@@ -15,7 +15,8 @@ use hyper::{Request, Response, StatusCode, body::Body as _, body::Incoming, head
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 use stead_model::agent::{
-    JoinRequest, JoinTokenRequest, NodeStatus, RemoveMemberRequest, StopRequest, TrustTokenRequest,
+    JoinRequest, JoinTokenRequest, NodeStatus, RemoveMemberRequest, RestoreMemberRequest, StopRequest,
+    TrustTokenRequest,
 };
 use tokio::{sync::Semaphore, time::timeout};
 
@@ -81,7 +82,7 @@ impl Api {
             Route::Exec => self.exec(request),
             Route::GetFiles { path } => files::get(path, &self.transfers).await,
             Route::PutFiles { path } => files::put(path, request.into_body(), &self.transfers).await,
-            Route::Engine => answer::json(&self.engine()?.status()),
+            Route::Engine => answer::json(&self.engine()?.status_now().await),
             Route::JoinToken => {
                 let message: JoinTokenRequest = json(request).await?;
                 let engine = self.engine()?;
@@ -101,6 +102,12 @@ impl Api {
                 let message: RemoveMemberRequest = json(request).await?;
                 let engine = self.engine()?;
                 whole(async move { engine.remove_member(&message.member, message.force).await }).await?;
+                Ok(answer::empty(StatusCode::NO_CONTENT))
+            }
+            Route::RestoreMember => {
+                let message: RestoreMemberRequest = json(request).await?;
+                let engine = self.engine()?;
+                whole(async move { engine.restore_member(&message.member).await }).await?;
                 Ok(answer::empty(StatusCode::NO_CONTENT))
             }
             Route::Instances => {

@@ -41,6 +41,8 @@ pub enum Route {
     TrustToken,
     /// `POST /v1/engine/remove`
     RemoveMember,
+    /// `POST /v1/engine/restore`
+    RestoreMember,
     /// `GET /v1/engine/instances`
     Instances,
     /// `POST /v1/reboot`
@@ -85,6 +87,7 @@ pub fn route(method: &str, path_and_query: &str) -> Result<Route, RouteError> {
         | "/v1/engine/join"
         | "/v1/engine/trust-token"
         | "/v1/engine/remove"
+        | "/v1/engine/restore"
         | "/v1/reboot"
         | "/v1/shutdown" => "POST",
         _ => return Err(RouteError::NotFound),
@@ -129,6 +132,7 @@ pub fn route(method: &str, path_and_query: &str) -> Result<Route, RouteError> {
                 "/v1/engine/join" => Route::Join,
                 "/v1/engine/trust-token" => Route::TrustToken,
                 "/v1/engine/remove" => Route::RemoveMember,
+                "/v1/engine/restore" => Route::RestoreMember,
                 "/v1/reboot" => Route::Reboot,
                 "/v1/shutdown" => Route::Shutdown,
                 _ => return Err(RouteError::NotFound),
@@ -184,6 +188,7 @@ mod tests {
             ("POST", "/v1/engine/join", Route::Join),
             ("POST", "/v1/engine/trust-token", Route::TrustToken),
             ("POST", "/v1/engine/remove", Route::RemoveMember),
+            ("POST", "/v1/engine/restore", Route::RestoreMember),
             ("GET", "/v1/engine/instances", Route::Instances),
             ("POST", "/v1/reboot", Route::Reboot),
             ("POST", "/v1/shutdown", Route::Shutdown),

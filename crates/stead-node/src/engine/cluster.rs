@@ -41,6 +41,19 @@ pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), Engi
     remove_now(client, name, force).await
 }
 
+/// Has a member that is evacuated take instances again. One that is not there, or not evacuated, is fine.
+///
+/// # Errors
+/// The engine's.
+pub async fn restore(client: &Client, name: &str) -> Result<(), EngineError> {
+    let members = client.members().await.map_err(engine("list members"))?;
+    let evacuated = members.iter().any(|m| m.server_name == name && m.status == "Evacuated");
+    if evacuated {
+        client.set_member_state(name, MemberAction::Restore).await.map_err(engine("restore the member"))?;
+    }
+    Ok(())
+}
+
 async fn remove_now(client: &Client, name: &str, force: bool) -> Result<(), EngineError> {
     match client.remove_member(name, force).await {
         Err(e) if !e.is_not_found() => Err(engine("remove the member")(e)),

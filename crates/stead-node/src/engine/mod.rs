@@ -1,7 +1,8 @@
 //! The engine on this node: waits for its API, initialises or joins, hands out tokens, tells its state.
 //!
-//! Owns bootstrap (observe -> plan -> apply, [`plan`]) and what becomes of it when power fails half-way ([`journal`],
-//! [`reset`]). Does not own the daemon itself: that is a service of the image.
+//! Owns what the agent asks of the engine and tells of it. Below it, bootstrap ([`bootstrap`]: observe -> plan -> apply,
+//! [`plan`]) and what becomes of it when power fails half-way ([`journal`], [`reset`]). Does not own the daemon itself: that
+//! is a service of the image.
 //!
 //! ```text
 //!            API answers        journal written     bootstrap done, own member online
@@ -13,6 +14,7 @@
 //! that it starts from an untouched server.
 
 mod act;
+mod bootstrap;
 mod cluster;
 mod disk;
 mod journal;
@@ -22,24 +24,20 @@ mod reset;
 
 use crate::handle::Handle;
 use journal::{Journal, Phase};
-use preseed::Preseed;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use stead_incus::{
-    Client, Dialect, Endpoint, Error, JoinToken, requests, requests::cluster::Join, types::Member,
-    types::Server,
-};
+use stead_incus::{Client, Dialect, Endpoint, Error, requests, types::Member, types::Server};
 use stead_model::{
     EngineKind, NodeName,
     agent::{EngineState, EngineStatus, InstanceStatus, Token},
-    node::{EngineRole, EngineSpec},
+    node::EngineSpec,
 };
 use tokio::{
     sync::Mutex as AsyncMutex,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 /// While the engine starts or forms, every millisecond counts and asking costs little.
@@ -48,15 +46,13 @@ const EAGER_POLL: Duration = Duration::from_millis(4);
 const WATCH_POLL: Duration = Duration::from_secs(1);
 /// An engine that has lost its quorum never answers; a healthy one takes milliseconds.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
-/// A half-formed engine that has not come to anything by then is put away; the next time it gets twice as long. Under
-/// emulation a daemon takes 30 s from its start to its first answer.
-const HALF_FORMED_PATIENCE: Duration = Duration::from_secs(45);
+/// Who asks for the state of now waits so long for a join to end; with two questions to the engine it stays within the ten
+/// seconds that a request to the agent is given.
+const LOOK_PATIENCE: Duration = Duration::from_secs(3);
 /// `join` waits so long for the API of an engine that is only just being started.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// A new member counts as online with its first heartbeat, at once as a rule, after ten seconds at the latest.
 const ONLINE_PATIENCE: Duration = Duration::from_secs(30);
-/// Pause after a failure, at first and at most.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 
 /// An engine action failed.
 #[derive(Debug, thiserror::Error)]
@@ -170,8 +166,10 @@ pub struct Manager {
     journal: Journal,
     client: Option<Client>,
     state: Mutex<EngineStatus>,
-    /// Held by whoever changes the engine's membership.
+    /// Held by whoever changes this engine's own membership.
     forming: AsyncMutex<()>,
+    /// Held by whoever removes another member, which may outlive the request, or takes one back.
+    removing: AsyncMutex<()>,
 }
 
 impl Manager {
@@ -216,6 +214,7 @@ impl Manager {
             sys,
             client,
             forming: AsyncMutex::new(()),
+            removing: AsyncMutex::new(()),
         };
         if let Err(e) = manager.journal.note_first_start() {
             manager.handle.warn(format!("engine: cannot write its journal: {e}"));
@@ -254,6 +253,16 @@ impl Manager {
     /// The last known state, at once.
     pub fn status(&self) -> EngineStatus {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The state as the engine says now; as last known while it is being formed.
+    pub async fn status_now(&self) -> EngineStatus {
+        if let Some(client) = &self.client
+            && let Ok(_settled) = timeout(LOOK_PATIENCE, self.forming.lock()).await
+        {
+            self.look_now(client).await;
+        }
+        self.status()
     }
 
     /// A one-time token for `member` to join with. What an interrupted join of the same name left in the cluster is
@@ -304,7 +313,20 @@ impl Manager {
     /// # Errors
     /// The engine refuses or does not answer.
     pub async fn remove_member(&self, member: &NodeName, force: bool) -> Result<(), EngineError> {
-        cluster::remove(self.client()?, member.as_str(), force).await
+        let client = self.client()?;
+        let _one_at_a_time = self.removing.lock().await;
+        cluster::remove(client, member.as_str(), force).await
+    }
+
+    /// Takes a member back whose removal was begun, by this node (then its end is waited for) or another: one that is
+    /// evacuated is restored. A member that is not there succeeds: it was removed.
+    ///
+    /// # Errors
+    /// The engine refuses or does not answer.
+    pub async fn restore_member(&self, member: &NodeName) -> Result<(), EngineError> {
+        let client = self.client()?;
+        let _one_at_a_time = self.removing.lock().await;
+        cluster::restore(client, member.as_str()).await
     }
 
     /// Instances of the whole cluster, all projects.
@@ -351,235 +373,11 @@ impl Manager {
     fn device(&self) -> Option<PathBuf> {
         disk::find(self.spec.storage_disk.as_deref()?, &self.dev, &self.sys)
     }
-    fn attached_device(&self) -> Result<Option<PathBuf>, EngineError> {
-        match (&self.spec.storage_disk, self.device()) {
-            (Some(serial), None) => Err(EngineError::NoDisk(serial.clone())),
-            (_, device) => Ok(device),
-        }
-    }
-    fn wanted(&self, device: Option<&Path>) -> Result<Preseed, EngineError> {
-        let source = device.map(|d| d.to_string_lossy().into_owned());
-        Ok(preseed::wanted(&self.spec, source.as_deref())?)
-    }
-
-    /// Until the engine is settled: a member, or waiting for a token.
-    async fn bootstrap(&self, client: &Client) {
-        let (mut pause, mut patience) = (RETRY.0, HALF_FORMED_PATIENCE);
-        loop {
-            match self.settle(client, &mut patience).await {
-                Ok(()) => return,
-                Err(e) => {
-                    let why = chain(&e);
-                    if self.status().detail.as_deref() != Some(&why) {
-                        self.handle.note(format!("engine: {why}"));
-                    }
-                    self.set(EngineState::Failed, Some(why));
-                }
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(RETRY.1);
-        }
-    }
-
-    async fn settle(&self, client: &Client, patience: &mut Duration) -> Result<(), EngineError> {
-        let _forming = self.forming.lock().await;
-        while self.is_unfinished() && timeout(*patience, self.await_formed(client)).await.is_err() {
-            *patience *= 2;
-            self.handle.note("engine: it was interrupted and comes to nothing: starting over");
-            self.put_away().await?;
-        }
-        let server = self.await_api(client, Duration::MAX).await?;
-        if server.environment.server_clustered {
-            // Whether it is online is for the watch to tell, once it has been.
-            if self.is_unfinished() {
-                self.await_online(client, ONLINE_PATIENCE).await?;
-            }
-            return self.joined();
-        }
-        match (self.spec.role, self.journal.read()) {
-            (_, Phase::Joining) => {
-                // Its database may hold any part of what a join leaves there; a fresh one is a second's work.
-                self.handle.note("engine: a join was interrupted: starting over");
-                self.put_away().await?;
-                self.await_api(client, Duration::MAX).await?;
-                self.await_token()
-            }
-            (_, Phase::Member | Phase::Removed) => self.was_removed(),
-            (EngineRole::Init, _) => self.initialise(client, &server).await,
-            _ => self.await_token(),
-        }
-    }
-
-    fn await_token(&self) -> Result<(), EngineError> {
-        if self.journal.read() == Phase::Removed {
-            return self.was_removed();
-        }
-        self.write_journal(Phase::Fresh)?;
-        self.set(EngineState::Waiting, Some("waits for a join token".into()));
-        Ok(())
-    }
-
-    /// Begun, by the engine or by us, and not seen to succeed.
-    fn is_unfinished(&self) -> bool {
-        matches!(self.journal.read(), Phase::Starting | Phase::Initialising | Phase::Joining)
-    }
-
-    /// An untouched engine again; the supervisor starts it.
-    async fn put_away(&self) -> Result<(), EngineError> {
-        // A first node that joins was removed before, and must not begin a cluster of its own now.
-        let then = match (self.spec.role, self.journal.read()) {
-            (EngineRole::Init, Phase::Joining) => Phase::Removed,
-            _ => Phase::Starting,
-        };
-        reset::reset(&self.socket, &self.directory).await?;
-        self.write_journal(then)
-    }
-
-    /// An interrupted forming has come to a good end either way: not clustered, or a member and online.
-    async fn await_formed(&self, client: &Client) {
-        loop {
-            if let Ok((server, _)) = self.ask_server(client).await {
-                if !server.environment.server_clustered {
-                    return;
-                }
-                if self.own_member(client).await.is_ok_and(|m| is_online(&m)) {
-                    return;
-                }
-            }
-            sleep(EAGER_POLL * 10).await;
-        }
-    }
-
-    async fn initialise(&self, client: &Client, server: &Server) -> Result<(), EngineError> {
-        self.set(EngineState::Forming, None);
-        let device = self.attached_device()?;
-        let wanted = self.wanted(device.as_deref())?;
-        let observed = act::observe(client, server, device.as_deref(), &self.directory)
-            .await
-            .map_err(step("look at the engine"))?;
-        let steps = plan::init(&wanted, self.node.as_str(), &observed)?;
-        self.write_journal(Phase::Initialising)?;
-        self.handle.note("engine: initialising");
-        for s in &steps {
-            let done = self.beside_linking(device.as_deref(), act::apply(client, s)).await;
-            if let Err(e) = done {
-                let broken = matches!(s, plan::Step::Bootstrap { .. });
-                if broken {
-                    self.put_away().await?;
-                }
-                return Err(EngineError::Step { action: action_of(s), source: e });
-            }
-        }
-        self.await_online(client, ONLINE_PATIENCE).await?;
-        self.joined()
-    }
-
-    async fn join_with(&self, client: &Client, server: &Server, text: &str) -> Result<(), EngineError> {
-        let token = JoinToken::decode(text)?;
-        if token.server_name != self.node.as_str() {
-            return Err(EngineError::OtherName { wanted: token.server_name, node: self.node.to_string() });
-        }
-        self.set(EngineState::Forming, None);
-        let device = self.attached_device()?;
-        let wanted = self.wanted(device.as_deref())?;
-        let (_, certificate) = tokio::try_join!(self.clear_way(client, server), async {
-            act::cluster_certificate(&token).await.map_err(step("find the cluster to join"))
-        })?;
-        let (cluster_address, cluster_certificate) = certificate;
-        let address = self.spec.address.to_string();
-        let server_address = wanted.config.get("cluster.https_address").unwrap_or(&address);
-        let join = Join {
-            server_name: self.node.as_str(),
-            server_address,
-            cluster_address: &cluster_address,
-            cluster_certificate: &cluster_certificate,
-            token: text.trim(),
-            member_config: &wanted.member_config(),
-        };
-        let before = self.journal.read();
-        self.write_journal(Phase::Joining)?;
-        self.handle.note("engine: joining");
-        if let Err(e) = self.beside_linking(device.as_deref(), client.join_cluster(&join)).await {
-            if untouched_by(&e) {
-                self.write_journal(before)?;
-            } else {
-                self.put_away().await?;
-            }
-            return Err(EngineError::Engine { action: "join", source: e });
-        }
-        let mut own = wanted.member_settings();
-        own.retain(|k, v| {
-            k != "cluster.https_address" && !(k == "core.https_address" && v == server_address)
-        });
-        if !own.is_empty() {
-            client
-                .run(&requests::server::patch_config(&own), WATCH_TIMEOUT)
-                .await
-                .map_err(engine("change the member's own settings"))?;
-        }
-        Ok(())
-    }
-
-    /// Nothing that was left by an earlier try stands in the way of a join.
-    async fn clear_way(&self, client: &Client, server: &Server) -> Result<(), EngineError> {
-        let device = self.device();
-        let observed = act::observe(client, server, device.as_deref(), &self.directory)
-            .await
-            .map_err(step("look at the engine"))?;
-        for s in plan::before_join(&observed)? {
-            act::apply(client, &s).await.map_err(step(action_of(&s)))?;
-        }
-        Ok(())
-    }
-
-    /// Does `work` while the storage disk's link is made as soon as it can be.
-    async fn beside_linking<T>(&self, device: Option<&Path>, work: impl Future<Output = T>) -> T {
-        match device {
-            None => work.await,
-            Some(device) => tokio::select! {
-                done = work => done,
-                never = act::link_when_formatted(device, &self.dev) => match never {},
-            },
-        }
-    }
-
-    /// The API answers; the server as it is.
-    async fn await_api(&self, client: &Client, patience: Duration) -> Result<Server, EngineError> {
-        let begun = Instant::now();
-        loop {
-            match self.ask_server(client).await {
-                Ok((server, _)) => {
-                    self.learn(&server);
-                    return Ok(server);
-                }
-                Err(e) if begun.elapsed() > patience => {
-                    return Err(EngineError::Engine { action: "wait for the engine's API", source: e });
-                }
-                Err(Error::Timeout { .. }) if self.journal.read() == Phase::Member => {
-                    self.set(EngineState::Offline, Some("the engine does not answer: no quorum?".into()));
-                }
-                Err(_) => {}
-            }
-            sleep(EAGER_POLL).await;
-        }
-    }
-
     async fn ask_server(&self, client: &Client) -> Result<(Server, Option<String>), Error> {
         client.fetch_tagged(&requests::server::get().within(WATCH_TIMEOUT)).await
     }
     async fn own_member(&self, client: &Client) -> Result<Member, Error> {
         client.fetch(&requests::cluster::member(self.node.as_str()).within(WATCH_TIMEOUT)).await
-    }
-
-    async fn await_online(&self, client: &Client, patience: Duration) -> Result<(), EngineError> {
-        let wait = async {
-            while !self.own_member(client).await.is_ok_and(|m| is_online(&m)) {
-                sleep(EAGER_POLL).await;
-            }
-        };
-        timeout(patience, wait)
-            .await
-            .map_err(|_| EngineError::Patience { what: "coming online in the cluster", after: patience })
     }
 
     fn joined(&self) -> Result<(), EngineError> {
@@ -644,36 +442,4 @@ impl Manager {
 
 fn is_online(member: &Member) -> bool {
     member.status == "Online"
-}
-
-/// Whether a failed join has changed nothing on this server: the request itself was refused, or trust was.
-fn untouched_by(error: &Error) -> bool {
-    match error {
-        Error::Api { .. } | Error::Connect { .. } => true,
-        Error::Operation { message, .. } => {
-            message.starts_with("Failed to setup cluster trust")
-                || message.starts_with("Failed to update cluster trust")
-        }
-        _ => false,
-    }
-}
-
-fn action_of(step: &plan::Step) -> &'static str {
-    use plan::Step;
-    match step {
-        Step::SetConfig { .. } => "change the server's settings",
-        Step::RemoveLeftover { .. } => "remove what is left of a storage pool",
-        Step::WipeDisk { .. } => "take the unused pool off the storage disk",
-        Step::CreatePool { .. } => "make the storage pool",
-        Step::PatchPool { .. } => "change the storage pool",
-        Step::DeletePool { .. } => "delete the storage pool of an earlier try",
-        Step::CreateNetwork { .. } => "make the network",
-        Step::PatchNetwork { .. } => "change the network",
-        Step::DeleteNetwork { .. } => "delete the network of an earlier try",
-        Step::CreateProject { .. } => "make the project",
-        Step::PatchProject { .. } => "change the project",
-        Step::CreateProfile { .. } => "make the profile",
-        Step::PatchProfile { .. } => "change the profile",
-        Step::Bootstrap { .. } => "begin the cluster",
-    }
 }

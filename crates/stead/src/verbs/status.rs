@@ -83,7 +83,7 @@ pub async fn ls(host: &Host, args: cli::Json) -> Result<ExitCode> {
     for name in host.clusters()? {
         let layout = host.layout(&name);
         let Some(record) = Record::load(&layout)? else { continue };
-        let observed = observe::observe(&layout, None).await?;
+        let (observed, _) = observe::observe(&layout, None).await?;
         let running = observed.nodes.values().filter(|n| n.running.is_some()).count();
         let total = record.spec.node_names().len();
         rows.push(vec![

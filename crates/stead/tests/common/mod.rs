@@ -126,6 +126,9 @@ impl World {
                 found.push(format!("loop device {:?} {file}", dir.file_name()));
             }
         }
+        if Path::new("/run/stead/clusters").join(cluster).exists() {
+            found.push(format!("claim of the name {cluster}"));
+        }
         if Path::new(&format!("/run/netns/stead-{cluster}")).exists() {
             found.push(format!("network namespace stead-{cluster}"));
         }
@@ -143,6 +146,29 @@ impl World {
             );
         }
         found
+    }
+
+    /// Prints what there is to know about a cluster that did not do as it should.
+    fn tell_about(&self, cluster: &str) {
+        let end = |title: String, text: &str| {
+            let lines: Vec<&str> = text.lines().collect();
+            println!("--- {title}\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        };
+        end(format!("status of {cluster}"), &self.stead(&["status", cluster, "-v"]).stdout);
+        let nodes = self.state.join("clusters").join(cluster).join("nodes");
+        for node in fs::read_dir(nodes).into_iter().flatten().flatten() {
+            let name = node.file_name().to_string_lossy().into_owned();
+            for file in ["supervisor.log", "console.log"] {
+                let text = fs::read_to_string(node.path().join(file)).unwrap_or_default();
+                end(format!("{name}: {file}"), &text);
+            }
+            for log in ["node", "incusd", "lxd"] {
+                let said = self.stead(&["logs", cluster, &name, log]);
+                if said.code == 0 {
+                    end(format!("{name}: log of {log}"), &said.stdout);
+                }
+            }
+        }
     }
 
     /// Takes the cluster down and checks that nothing is left.
@@ -163,30 +189,30 @@ impl World {
 }
 
 impl Drop for World {
+    /// Takes every cluster down. What cannot be taken down keeps its files: without them nobody could, and supervisors
+    /// would go on without a trace.
     fn drop(&mut self) {
-        if let Ok(clusters) = fs::read_dir(self.state.join("clusters")) {
-            for cluster in clusters.flatten() {
-                let name = cluster.file_name().to_string_lossy().into_owned();
-                if !name.starts_with('.') {
-                    if std::thread::panicking() {
-                        for node in fs::read_dir(cluster.path().join("nodes")).into_iter().flatten().flatten()
-                        {
-                            for file in ["supervisor.log", "console.log"] {
-                                let text = fs::read_to_string(node.path().join(file)).unwrap_or_default();
-                                let lines: Vec<&str> = text.lines().collect();
-                                println!(
-                                    "--- {} {file}\n{}",
-                                    node.path().display(),
-                                    lines[lines.len().saturating_sub(30)..].join("\n")
-                                );
-                            }
-                        }
-                    }
-                    let _ = self.stead(&["down", &name]);
-                }
+        let mut stays = Vec::new();
+        for cluster in fs::read_dir(self.state.join("clusters")).into_iter().flatten().flatten() {
+            let name = cluster.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') {
+                continue;
+            }
+            if std::thread::panicking() {
+                self.tell_about(&name);
+            }
+            let said = self.stead(&["down", &name]);
+            if said.code != 0 {
+                stays.push(format!("cluster {name} cannot be taken down: {}", said.stderr));
             }
         }
-        let _ = fs::remove_dir_all(&self.state);
+        if stays.is_empty() {
+            let _ = fs::remove_dir_all(&self.state);
+            return;
+        }
+        let stays = format!("{}\nits files are kept in {}", stays.join("\n"), self.state.display());
+        // A panic within a panic would end the whole test program.
+        if std::thread::panicking() { println!("{stays}") } else { panic!("{stays}") }
     }
 }
 

@@ -1,10 +1,12 @@
 //! The client of the agent API: one value per node.
 //!
-//! Owns connections, time limits and how failures are sorted. Does not own routes into the node's network: a [`Dial`] brings
-//! the connection. Quick requests share kept connections; everything that streams or changes something gets its own.
+//! Owns the requests, and below them ([`transport`]) connections. Does not own routes into the node's network: a [`Dial`]
+//! brings the connection.
+
+mod transport;
 
 use crate::{
-    error::{ClientError, find},
+    error::ClientError,
     exec::{ExecInput, ExecSession},
     frame::Frame,
     query,
@@ -12,31 +14,28 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, stream};
-use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Request, StatusCode,
     body::{Body as _, Incoming},
-    client::conn::http1::{self, SendRequest},
     header,
 };
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
-use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    error::Error as StdError,
     future::{Future, poll_fn},
     io,
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll, ready},
     time::Duration,
 };
 use stead_model::{
     NodeName,
     agent::{
-        EngineStatus, ErrorBody, ExecRequest, InstanceStatus, JoinRequest, JoinTokenRequest, NodeStatus,
-        RemoveMemberRequest, StopRequest, Token, TrustTokenRequest,
+        EngineStatus, ExecRequest, InstanceStatus, JoinRequest, JoinTokenRequest, NodeStatus,
+        RemoveMemberRequest, RestoreMemberRequest, StopRequest, Token, TrustTokenRequest,
     },
 };
 use tokio::{
@@ -46,14 +45,8 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
+use transport::{Closing, Sender, empty};
 
-/// Longest JSON answer read. The status of a node with 500 timeline events is some 50 KiB; the instance list of a large
-/// cluster may be some MiB.
-const MAX_ANSWER: usize = 16 << 20;
-/// Kept connections: one poller and one person beside it.
-const MAX_IDLE: usize = 2;
-/// A kept connection that is silent for this long may be to a node that is no more; asking again costs little.
-const KEPT_ANSWER: Duration = Duration::from_secs(2);
 /// Pieces of a file transfer.
 const CHUNK: usize = 64 * 1024;
 
@@ -96,19 +89,6 @@ impl Default for Timeouts {
         Self { connect: Duration::from_secs(3), request: Duration::from_secs(10), engine, unpack: engine }
     }
 }
-
-/// How a connection ends when it is dropped, or this process killed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Closing {
-    /// After what was sent.
-    Orderly,
-    /// At once. For `exec`: a node whose command does not read its stdin reads no more either, and would never come to
-    /// an end that waits behind unsent data.
-    Abort,
-}
-
-type Body = UnsyncBoxBody<Bytes, io::Error>;
-type Sender = SendRequest<Body>;
 
 /// A client of one node. Clones share its kept connections.
 #[derive(Clone)]
@@ -341,7 +321,7 @@ impl Client {
         }
     }
 
-    /// How the node's engine is.
+    /// How the node's engine is now: it is asked, unlike for [`Self::status`], which tells what was seen last.
     ///
     /// # Errors
     /// As for every request; 404 when the node has none.
@@ -376,6 +356,13 @@ impl Client {
     pub async fn remove_member(&self, request: &RemoveMemberRequest) -> Result<(), ClientError> {
         self.post_empty("remove a member", "/v1/engine/remove", request, self.timeouts.engine).await
     }
+    /// Takes back a member whose removal was begun and not ended.
+    ///
+    /// # Errors
+    /// As [`Self::join_token`].
+    pub async fn restore_member(&self, request: &RestoreMemberRequest) -> Result<(), ClientError> {
+        self.post_empty("restore a member", "/v1/engine/restore", request, self.timeouts.engine).await
+    }
     /// Instances of the whole cluster.
     ///
     /// # Errors
@@ -397,259 +384,4 @@ impl Client {
     pub async fn shutdown(&self, request: &StopRequest) -> Result<(), ClientError> {
         self.post_empty("shut down", "/v1/shutdown", request, self.timeouts.request).await
     }
-
-    /// A quick request without effects, on a kept connection when there is one.
-    async fn get<T: DeserializeOwned>(
-        &self,
-        operation: &'static str,
-        target: &str,
-    ) -> Result<T, ClientError> {
-        let limit = self.timeouts.request;
-        if let Some(mut sender) = self.take_idle() {
-            let request = self.build(operation, Request::get(target), empty())?;
-            match self.fetch(operation, &mut sender, request, limit.min(KEPT_ANSWER)).await {
-                Ok(value) => {
-                    self.keep(sender);
-                    return Ok(value);
-                }
-                // The node may have closed it meanwhile, or have gone and come again: a new connection tells.
-                Err(ClientError::Unreachable { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let request = self.build(operation, Request::get(target), empty())?;
-        let mut sender = self.connect(operation).await?;
-        let value = self.fetch(operation, &mut sender, request, limit).await?;
-        self.keep(sender);
-        Ok(value)
-    }
-
-    async fn post<T: DeserializeOwned>(
-        &self,
-        operation: &'static str,
-        target: &str,
-        message: &impl Serialize,
-        limit: Duration,
-    ) -> Result<T, ClientError> {
-        let request = self.build_post(operation, target, message)?;
-        let mut sender = self.connect(operation).await?;
-        self.fetch(operation, &mut sender, request, limit).await
-    }
-
-    async fn post_empty(
-        &self,
-        operation: &'static str,
-        target: &str,
-        message: &impl Serialize,
-        limit: Duration,
-    ) -> Result<(), ClientError> {
-        let request = self.build_post(operation, target, message)?;
-        let mut sender = self.connect(operation).await?;
-        self.answer(operation, &mut sender, request, limit).await.map(drop)
-    }
-
-    async fn stream(&self, operation: &'static str, target: &str) -> Result<Chunks, ClientError> {
-        let request = self.build(operation, Request::get(target), empty())?;
-        let mut sender = self.connect(operation).await?;
-        let answer = self.answer(operation, &mut sender, request, self.timeouts.request).await?;
-        Ok(Chunks { operation, client: self.clone(), body: answer.into_body() })
-    }
-
-    fn take_idle(&self) -> Option<Sender> {
-        let mut idle = self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(sender) = idle.pop() {
-            if sender.is_ready() {
-                return Some(sender);
-            }
-        }
-        None
-    }
-
-    fn keep(&self, sender: Sender) {
-        let mut idle = self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < MAX_IDLE && !sender.is_closed() {
-            idle.push(sender);
-        }
-    }
-
-    async fn connect(&self, operation: &'static str) -> Result<Sender, ClientError> {
-        self.connect_closing(operation, Closing::Orderly).await
-    }
-
-    async fn connect_closing(
-        &self,
-        operation: &'static str,
-        closing: Closing,
-    ) -> Result<Sender, ClientError> {
-        let Inner { address, name, tls, dialer, .. } = &*self.inner;
-        let handshake = async {
-            let tcp = dialer.dial(*address).await.map_err(|e| self.unreachable(operation, e))?;
-            prepare(&tcp, closing).map_err(|e| self.unreachable(operation, e))?;
-            let stream = tls
-                .connect(name.clone(), tcp)
-                .await
-                .map_err(|error| self.transport_error(operation, error))?;
-            http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|error| self.transport_error(operation, error))
-        };
-        let (sender, connection) = timeout(self.timeouts.connect, handshake)
-            .await
-            .map_err(|_| self.unreachable(operation, io::ErrorKind::TimedOut.into()))??;
-        // Its errors come out at the request that meets them.
-        tokio::spawn(connection.with_upgrades());
-        Ok(sender)
-    }
-
-    /// Sends a request and reads a JSON answer.
-    async fn fetch<T: DeserializeOwned>(
-        &self,
-        operation: &'static str,
-        sender: &mut Sender,
-        request: Request<Body>,
-        limit: Duration,
-    ) -> Result<T, ClientError> {
-        let whole = async {
-            let answer = self.exchange(operation, sender, request).await?;
-            let bytes = self.collect(operation, answer.into_body()).await?;
-            // Ready again: the connection's task has seen the end of the answer too.
-            let _ = sender.ready().await;
-            serde_json::from_slice(&bytes).map_err(|error| self.protocol(operation, error))
-        };
-        timeout(limit, whole)
-            .await
-            .unwrap_or_else(|_| Err(self.unreachable(operation, io::ErrorKind::TimedOut.into())))
-    }
-
-    /// Sends a request and reads the head of the answer.
-    async fn answer(
-        &self,
-        operation: &'static str,
-        sender: &mut Sender,
-        request: Request<Body>,
-        limit: Duration,
-    ) -> Result<Response<Incoming>, ClientError> {
-        timeout(limit, self.exchange(operation, sender, request))
-            .await
-            .unwrap_or_else(|_| Err(self.unreachable(operation, io::ErrorKind::TimedOut.into())))
-    }
-
-    async fn exchange(
-        &self,
-        operation: &'static str,
-        sender: &mut Sender,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, ClientError> {
-        let answer =
-            sender.send_request(request).await.map_err(|error| self.transport_error(operation, error))?;
-        self.check(operation, answer).await
-    }
-
-    /// An answer that is an error becomes one.
-    async fn check(
-        &self,
-        operation: &'static str,
-        answer: Response<Incoming>,
-    ) -> Result<Response<Incoming>, ClientError> {
-        let code = answer.status();
-        if code.is_success() || code == StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(answer);
-        }
-        let bytes = self.collect(operation, answer.into_body()).await?;
-        let body = serde_json::from_slice(&bytes)
-            .unwrap_or_else(|_| ErrorBody { error: format!("status {code}"), hint: None });
-        Err(ClientError::Status { operation, node: self.node().clone(), code: code.as_u16(), body })
-    }
-
-    async fn collect(&self, operation: &'static str, body: Incoming) -> Result<Bytes, ClientError> {
-        match Limited::new(body, MAX_ANSWER).collect().await {
-            Ok(collected) => Ok(collected.to_bytes()),
-            Err(error) => Err(match error.downcast::<hyper::Error>() {
-                Ok(error) => self.transport_error(operation, *error),
-                Err(error) => self.protocol(operation, error),
-            }),
-        }
-    }
-
-    fn build(
-        &self,
-        operation: &'static str,
-        head: http::request::Builder,
-        body: Body,
-    ) -> Result<Request<Body>, ClientError> {
-        head.header(header::HOST, self.inner.node.as_str())
-            .body(body)
-            .map_err(|error| self.protocol(operation, error))
-    }
-
-    fn build_post(
-        &self,
-        operation: &'static str,
-        target: &str,
-        message: &impl Serialize,
-    ) -> Result<Request<Body>, ClientError> {
-        let json = serde_json::to_vec(message).map_err(|error| self.protocol(operation, error))?;
-        let head = Request::builder()
-            .method(Method::POST)
-            .uri(target)
-            .header(header::CONTENT_TYPE, "application/json");
-        self.build(operation, head, Full::from(json).map_err(|never| match never {}).boxed_unsync())
-    }
-
-    fn protocol(
-        &self,
-        operation: &'static str,
-        source: impl Into<Box<dyn StdError + Send + Sync>>,
-    ) -> ClientError {
-        ClientError::Protocol { operation, node: self.node().clone(), source: source.into() }
-    }
-
-    fn unreachable(&self, operation: &'static str, source: io::Error) -> ClientError {
-        let Inner { node, address, .. } = &*self.inner;
-        ClientError::Unreachable { operation, node: node.clone(), address: *address, source }
-    }
-
-    /// Sorts a failure below HTTP: no trust, no connection, or no sense. With TLS 1.3 the node's refusal of our
-    /// certificate arrives only after our side of the handshake, so it may come out of any read.
-    fn transport_error(
-        &self,
-        operation: &'static str,
-        error: impl StdError + Send + Sync + 'static,
-    ) -> ClientError {
-        let Inner { node, address, .. } = &*self.inner;
-        if let Some(tls) = find::<rustls::Error>(&error) {
-            return ClientError::Tls {
-                operation,
-                node: node.clone(),
-                address: *address,
-                source: Box::new(tls.clone()),
-            };
-        }
-        if let Some(io) = find::<io::Error>(&error) {
-            return self.unreachable(operation, io::Error::new(io.kind(), error));
-        }
-        match find::<hyper::Error>(&error) {
-            Some(http) if http.is_parse() || http.is_user() => self.protocol(operation, error),
-            _ => self.unreachable(operation, io::Error::new(io::ErrorKind::ConnectionReset, error)),
-        }
-    }
-}
-
-fn prepare(tcp: &TcpStream, closing: Closing) -> io::Result<()> {
-    use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl};
-    // Small requests and keystrokes must not wait for an acknowledgement.
-    tcp.set_nodelay(true)?;
-    // A node that vanished (a VM killed) says nothing: a stream from it ends after some half a minute.
-    set_socket_keepalive(tcp, true)?;
-    set_tcp_keepidle(tcp, Duration::from_secs(15))?;
-    set_tcp_keepintvl(tcp, Duration::from_secs(5))?;
-    set_tcp_keepcnt(tcp, 3)?;
-    if closing == Closing::Abort {
-        tcp.set_zero_linger()?;
-    }
-    Ok(())
-}
-
-fn empty() -> Body {
-    Full::default().map_err(|never| match never {}).boxed_unsync()
 }
