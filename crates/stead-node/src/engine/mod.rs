@@ -438,7 +438,7 @@ impl Manager {
     /// An interrupted forming has come to a good end either way: not clustered, or a member and online.
     async fn await_formed(&self, client: &Client) {
         loop {
-            if let Ok((server, _)) = self.ask_server(client).await {
+            if let Ok(server) = self.ask_server(client).await {
                 if !server.environment.server_clustered {
                     return;
                 }
@@ -548,7 +548,7 @@ impl Manager {
         let begun = Instant::now();
         loop {
             match self.ask_server(client).await {
-                Ok((server, _)) => {
+                Ok(server) => {
                     self.learn(&server);
                     return Ok(server);
                 }
@@ -564,8 +564,8 @@ impl Manager {
         }
     }
 
-    async fn ask_server(&self, client: &Client) -> Result<(Server, Option<String>), Error> {
-        client.fetch_tagged(&requests::server::get().within(WATCH_TIMEOUT)).await
+    async fn ask_server(&self, client: &Client) -> Result<Server, Error> {
+        client.fetch(&requests::server::get().within(WATCH_TIMEOUT)).await
     }
     async fn own_member(&self, client: &Client) -> Result<Member, Error> {
         client.fetch(&requests::cluster::member(self.node.as_str()).within(WATCH_TIMEOUT)).await
@@ -612,7 +612,7 @@ impl Manager {
                 self.set(EngineState::Starting, Some("the engine does not run".into()));
             }
             Err(e) => self.set(EngineState::Offline, Some(chain(&e))),
-            Ok((server, _)) => {
+            Ok(server) => {
                 self.learn(&server);
                 if server.environment.server_clustered {
                     self.look_at_member(client).await;
