@@ -174,6 +174,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The blocking client has no runtime.
+    #[error("cannot start the client's runtime")]
+    Runtime {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Nothing was asked: the request makes no sense.
     #[error("{subject} {why}")]
     Refused {

@@ -5,10 +5,13 @@
 //! where the two engines differ ([`Dialect`]). Does not own what to ask for: bootstrap is `stead-node`'s, day-2 work
 //! is the fleet's.
 
+pub mod blocking;
 pub mod client;
 pub mod dialect;
 pub mod envelope;
 pub mod error;
+pub mod events;
+pub mod exec;
 pub mod feature;
 pub mod metrics;
 pub mod request;
@@ -22,6 +25,8 @@ pub use client::{Client, Operation};
 pub use dialect::Dialect;
 pub use envelope::Envelope;
 pub use error::Error;
+pub use events::{EventFilter, Events, Told};
+pub use exec::{Exec, ExecDone};
 pub use feature::Feature;
 pub use request::{Body, ETag, Part, Request, Source, Tagged};
 pub use requests::Scope;

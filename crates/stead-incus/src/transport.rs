@@ -46,8 +46,8 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 pub(crate) type WebSocket = WebSocketStream<Box<dyn Stream>>;
 
 /// What a connection is made of.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Stream for S {}
 
 /// Bodies on their way out.
 type OutBody = BoxBody<Bytes, io::Error>;

@@ -7,6 +7,7 @@ mod cluster;
 mod files;
 mod images;
 mod instances;
+mod migration;
 mod operations;
 mod server;
 mod storage;

@@ -30,7 +30,7 @@ pub struct Operation {
 
 /// One look at an operation.
 enum Look {
-    At(OperationStatus),
+    At(Box<OperationStatus>),
     /// Not known to the server.
     Gone,
     /// The server could not be asked.
@@ -86,7 +86,7 @@ impl Client {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.look(operation, every.min(SLICE).min(left)).await? {
                 Look::At(status) => match status.outcome() {
-                    Outcome::Success => return Ok(status),
+                    Outcome::Success => return Ok(*status),
                     Outcome::Failure | Outcome::Cancelled => {
                         return Err(Error::Operation {
                             request: operation.request.clone(),
@@ -125,7 +125,7 @@ impl Client {
             Err(e) => return Err(e),
         };
         let ended_with = match (answer.status.as_u16(), envelope::parse(&answer.body)) {
-            (200, Ok(Envelope::Sync(status))) => return Ok(Look::At(shape(&wait, status)?)),
+            (200, Ok(Envelope::Sync(status))) => return Ok(Look::At(Box::new(shape(&wait, status)?))),
             (200, Ok(Envelope::Error { message, .. })) => message,
             // Cut short: the server went away while it was waiting.
             (200, Err(_)) => return Ok(Look::Silence),
@@ -136,7 +136,7 @@ impl Client {
         };
         let get = operations::get(&operation.path);
         match self.fetch::<OperationStatus>(&get).await {
-            Ok(status) => Ok(Look::At(status)),
+            Ok(status) => Ok(Look::At(Box::new(status))),
             // It has been forgotten between the two questions; the first answer says how it ended.
             Err(e) if e.is_not_found() => {
                 Err(Error::Operation { request: operation.request.clone(), code: 400, message: ended_with })
