@@ -258,7 +258,7 @@ impl Transport {
     }
 
     /// Sends; the head of the answer. A kept connection may have been closed by the server a moment ago: then the
-    /// request goes out once more on a new one, if the server cannot have acted on it.
+    /// request goes out once more on a new one, if the server cannot have acted on it or there is nothing to act on.
     async fn begin(
         &self,
         request: &Request,
@@ -272,10 +272,8 @@ impl Transport {
                 Ok(response) => return Ok((connection, response)),
                 Err(mut e) => {
                     let unsent = e.take_message().is_some();
-                    let source = e.into_error();
-                    let safe = request.method() == http::Method::GET && source.is_incomplete_message();
-                    if !unsent && !safe {
-                        return Err(broken(source));
+                    if !unsent && request.method() != http::Method::GET {
+                        return Err(broken(e.into_error()));
                     }
                     self.lost();
                 }
