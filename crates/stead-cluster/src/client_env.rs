@@ -77,7 +77,7 @@ pub async fn client_env(host: &Host, cluster: &ClusterName) -> Result<ClientEnv,
         },
     )
     .map_err(engine_error("prepare a connection to the engine"))?;
-    let (server, _) = client.server().await.map_err(engine_error("reach the engine"))?;
+    let server = client.server().await.map_err(engine_error("reach the engine"))?.value;
     if server.auth != "trusted" {
         let name = format!("stead-operator-{cluster}");
         let token = agent

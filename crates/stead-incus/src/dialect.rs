@@ -17,6 +17,13 @@ impl Dialect {
             Self::Lxd => "/var/lib/lxd",
         }
     }
+    /// Where the engine's unix socket may be, most likely first. LXD as a snap keeps it in the snap's own directory.
+    pub fn sockets(self) -> &'static [&'static str] {
+        match self {
+            Self::Incus => &["/var/lib/incus/unix.socket", "/run/incus/unix.socket"],
+            Self::Lxd => &["/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"],
+        }
+    }
     /// Field of `PUT /1.0/cluster` that carries the join token. LXD 5.0 has none of its own and takes it for the
     /// trust password.
     pub fn join_token_field(self) -> &'static str {
@@ -32,6 +39,44 @@ impl Dialect {
             Self::Lxd => "password",
         }
     }
+    /// Name of one of the engine's own headers.
+    pub(crate) fn header(self, header: Header) -> &'static str {
+        match (self, header) {
+            (Self::Incus, Header::Uid) => "X-Incus-uid",
+            (Self::Incus, Header::Gid) => "X-Incus-gid",
+            (Self::Incus, Header::Mode) => "X-Incus-mode",
+            (Self::Incus, Header::Kind) => "X-Incus-type",
+            (Self::Incus, Header::Write) => "X-Incus-write",
+            (Self::Incus, Header::FileName) => "X-Incus-filename",
+            (Self::Incus, Header::Properties) => "X-Incus-properties",
+            (Self::Lxd, Header::Uid) => "X-LXD-uid",
+            (Self::Lxd, Header::Gid) => "X-LXD-gid",
+            (Self::Lxd, Header::Mode) => "X-LXD-mode",
+            (Self::Lxd, Header::Kind) => "X-LXD-type",
+            (Self::Lxd, Header::Write) => "X-LXD-write",
+            (Self::Lxd, Header::FileName) => "X-LXD-filename",
+            (Self::Lxd, Header::Properties) => "X-LXD-properties",
+        }
+    }
+}
+
+/// For [`Dialect::header`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Header {
+    /// Owner of a file.
+    Uid,
+    /// Its group.
+    Gid,
+    /// Its permissions.
+    Mode,
+    /// `file`, `directory`, `symlink`.
+    Kind,
+    /// `overwrite`, `append`.
+    Write,
+    /// Name of an image's file.
+    FileName,
+    /// Properties of an image, as a query string.
+    Properties,
 }
 
 impl std::fmt::Display for Dialect {

@@ -1,6 +1,6 @@
 //! What can go wrong between a request and its answer.
 
-use crate::envelope::EnvelopeError;
+use crate::{Dialect, Feature, envelope::EnvelopeError};
 use std::{io, time::Duration};
 
 /// A request failed. Every variant names the request (method and path) or the operation.
@@ -99,12 +99,95 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The engine is too old for this.
-    #[error("{feature} needs the API extension {extension}, which this server has not")]
+    #[error("{feature} needs the API extension {extension}, which {endpoint} has not")]
     Extension {
         /// What was wanted.
-        feature: &'static str,
+        feature: Feature,
         /// Its name in `api_extensions`.
         extension: &'static str,
+        /// Socket path or address.
+        endpoint: String,
+    },
+    /// No version of this engine can do this.
+    #[error("{feature} is nothing {dialect} can do")]
+    Never {
+        /// What was wanted.
+        feature: Feature,
+        /// The engine.
+        dialect: Dialect,
+    },
+    /// Somebody else changed the object since its ETag was given out.
+    #[error("{request} was refused: the object has changed meanwhile")]
+    Changed {
+        /// Method and path.
+        request: String,
+    },
+    /// The answer is longer than the request allowed.
+    #[error("{request} was answered with more than {limit_bytes} bytes")]
+    TooLong {
+        /// Method and path.
+        request: String,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// An answer without the ETag that a later change needs.
+    #[error("{request} was answered without an ETag")]
+    NoETag {
+        /// Method and path.
+        request: String,
+    },
+    /// The server does not know the operation any more: it ended more than five seconds ago, or the server was
+    /// restarted in the middle of it. Whether it succeeded has to be looked up in what it worked on.
+    #[error("the outcome of {request} is not known: the server knows no operation {operation}")]
+    OutcomeUnknown {
+        /// What began it.
+        request: String,
+        /// `/1.0/operations/<uuid>`.
+        operation: String,
+        /// Whether the server could not be reached at some time since.
+        interrupted: bool,
+    },
+    /// A websocket broke or said something else than expected.
+    #[error("{request} broke off")]
+    WebSocket {
+        /// Method and path.
+        request: String,
+        /// Why.
+        #[source]
+        source: Box<tokio_tungstenite::tungstenite::Error>,
+    },
+    /// Measurements that are none.
+    #[error("{request} was answered with something else than measurements")]
+    Metrics {
+        /// Method and path.
+        request: String,
+        /// Why.
+        #[source]
+        source: crate::metrics::MetricsError,
+    },
+    /// Files of an answer cannot be written.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The blocking client has no runtime.
+    #[error("cannot start the client's runtime")]
+    Runtime {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Nothing was asked: the request makes no sense.
+    #[error("{subject} {why}")]
+    Refused {
+        /// What it is about.
+        subject: String,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// A file that was to be sent cannot be read.
     #[error("cannot read {path} to send it")]
@@ -122,12 +205,21 @@ impl Error {
     pub fn code(&self) -> Option<u16> {
         match self {
             Self::Api { code, .. } | Self::Operation { code, .. } => Some(*code),
+            Self::Changed { .. } => Some(412),
             _ => None,
         }
     }
     /// Whether the object asked about does not exist.
     pub fn is_not_found(&self) -> bool {
         self.code() == Some(404)
+    }
+    /// Whether an object of that name exists already, or the change fits no longer.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self.code(), Some(409 | 412))
+    }
+    /// Whether the server cannot do this.
+    pub fn is_missing_extension(&self) -> bool {
+        matches!(self, Self::Extension { .. } | Self::Never { .. })
     }
     /// Whether nothing answered: no connection, a broken one, or silence.
     pub fn is_silence(&self) -> bool {

@@ -5,10 +5,15 @@
 //! where the two engines differ ([`Dialect`]). Does not own what to ask for: bootstrap is `stead-node`'s, day-2 work
 //! is the fleet's.
 
+pub mod blocking;
 pub mod client;
 pub mod dialect;
 pub mod envelope;
 pub mod error;
+pub mod events;
+pub mod exec;
+pub mod feature;
+pub mod metrics;
 pub mod request;
 pub mod requests;
 pub mod tls;
@@ -20,6 +25,10 @@ pub use client::{Client, Operation};
 pub use dialect::Dialect;
 pub use envelope::Envelope;
 pub use error::Error;
-pub use request::{Body, Part, Request, Source};
+pub use events::{EventFilter, Events, Told};
+pub use exec::{Exec, ExecDone};
+pub use feature::Feature;
+pub use request::{Body, ETag, Part, Request, Source, Tagged};
+pub use requests::Scope;
 pub use token::{JoinToken, TrustToken};
 pub use transport::{Endpoint, Identity};

@@ -1,4 +1,5 @@
-//! Carries a [`Request`] to an engine and its answer back: HTTP/1.1 over a unix socket or over TLS.
+//! Carries a [`Request`] to an engine and its answer back: HTTP/1.1 over a unix socket or over TLS, and websockets over
+//! the same. Owns connections; what an answer means is the client's.
 
 use crate::{
     error::Error,
@@ -16,11 +17,18 @@ use hyper_util::rt::TokioIo;
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{self, client::IntoClientRequest, protocol::WebSocketConfig},
 };
 
 /// Idle connections kept for the next request; more than a handful of requests at once is rare.
@@ -30,6 +38,16 @@ const CHUNK: usize = 128 * 1024;
 /// Boundary of multipart bodies. Long and odd enough not to occur in an image, as browsers and Go do it; fixed, so
 /// that a request stays a value.
 const BOUNDARY: &str = "stead-8f1b6f0a7d3c4e52b9c1-4d0e9a6b3f7c2e58a1d4";
+
+/// A message of a websocket may be this long. Events and pieces of files are some KiB; migrations send pieces of 4 MiB.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// A websocket over either transport.
+pub(crate) type WebSocket = WebSocketStream<Box<dyn Stream>>;
+
+/// What a connection is made of.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Stream for S {}
 
 /// Bodies on their way out.
 type OutBody = BoxBody<Bytes, io::Error>;
@@ -79,10 +97,17 @@ impl fmt::Debug for Identity {
 pub struct Answer {
     /// Status.
     pub status: http::StatusCode,
-    /// Its ETag.
-    pub etag: Option<String>,
+    /// Headers.
+    pub headers: http::HeaderMap,
     /// Body.
     pub body: Bytes,
+}
+
+impl Answer {
+    /// A header's text.
+    pub fn header(&self, name: impl http::header::AsHeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|v| v.to_str().ok())
+    }
 }
 
 /// Sends requests to one endpoint. Connections are kept and used again.
@@ -90,6 +115,7 @@ pub struct Transport {
     endpoint: Endpoint,
     tls: Option<tokio_rustls::TlsConnector>,
     idle: Mutex<Vec<SendRequest<OutBody>>>,
+    losses: AtomicU64,
 }
 
 impl fmt::Debug for Transport {
@@ -111,85 +137,221 @@ impl Transport {
                 Some(tokio_rustls::TlsConnector::from(Arc::new(tls::pinned(fingerprint, identity)?)))
             }
         };
-        Ok(Self { endpoint, tls, idle: Mutex::new(Vec::new()) })
+        Ok(Self { endpoint, tls, idle: Mutex::new(Vec::new()), losses: AtomicU64::new(0) })
     }
 
     /// Where it sends to.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
+    /// How often a connection could not be made or broke: while this stays the same, the server is the one it was.
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Relaxed)
+    }
 
     /// Sends, and reads the whole answer.
     ///
     /// # Errors
-    /// [`Error::Timeout`] after `request.timeout`; anything of connecting and HTTP.
+    /// [`Error::Timeout`] after the request's limit of time, [`Error::TooLong`] beyond that of length; anything of
+    /// connecting and HTTP.
     pub async fn send(&self, request: &Request) -> Result<Answer, Error> {
-        match tokio::time::timeout(request.timeout, self.exchange(request)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Error::Timeout { request: request.to_string(), after: request.timeout }),
-        }
+        self.in_time(request, self.exchange(request, None)).await
     }
 
-    async fn exchange(&self, request: &Request) -> Result<Answer, Error> {
-        let mut connection = self.connection().await?;
-        let http = self.to_http(request).await?;
-        let broken = |source| Error::Http { request: request.to_string(), source };
-        let response = connection.send_request(http).await.map_err(broken)?;
-        let status = response.status();
-        let etag =
-            response.headers().get(http::header::ETAG).and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < MAX_IDLE {
-            idle.push(connection);
-        }
-        Ok(Answer { status, etag, body })
+    /// Sends, and writes the body of a successful answer to a file; the body of any other comes with the answer.
+    ///
+    /// # Errors
+    /// As [`Self::send`], and of the file.
+    pub async fn download(&self, request: &Request, to: &Path) -> Result<Answer, Error> {
+        self.in_time(request, self.exchange(request, Some(to))).await
     }
 
-    /// An idle connection that still is one, or a new one.
-    async fn connection(&self) -> Result<SendRequest<OutBody>, Error> {
-        loop {
-            let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let Some(mut connection) = kept else { break };
-            if connection.ready().await.is_ok() {
-                return Ok(connection);
+    async fn exchange(&self, request: &Request, to: Option<&Path>) -> Result<Answer, Error> {
+        let (connection, response) = self.begin(request).await?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let mut body = response.into_body();
+        let answer = match to {
+            Some(path) if status.is_success() => {
+                let failed = |source| Error::Write { path: path.display().to_string(), source };
+                let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
+                let mut left = request.limit_bytes();
+                while let Some(piece) = self.piece(request, &mut body, &mut left).await? {
+                    file.write_all(&piece).await.map_err(failed)?;
+                }
+                file.sync_all().await.map_err(failed)?;
+                Bytes::new()
             }
-        }
+            _ => {
+                let mut whole = Vec::new();
+                let mut left = request.limit_bytes();
+                while let Some(piece) = self.piece(request, &mut body, &mut left).await? {
+                    whole.extend_from_slice(&piece);
+                }
+                whole.into()
+            }
+        };
+        self.keep(connection);
+        Ok(Answer { status, headers, body: answer })
+    }
+
+    /// Opens a websocket; an answer that is none comes back as it is.
+    ///
+    /// # Errors
+    /// Anything of connecting and HTTP.
+    pub(crate) async fn websocket(&self, request: &Request) -> Result<Result<WebSocket, Answer>, Error> {
+        self.in_time(request, async {
+            let stream = self.connect().await.inspect_err(|_| self.lost())?;
+            let broke = |source| Error::WebSocket { request: request.to_string(), source: Box::new(source) };
+            // The scheme is for the handshake's own use: whether there is TLS below was settled before.
+            let http =
+                format!("ws://{}{}", self.host(), request.path()).into_client_request().map_err(broke)?;
+            let config = WebSocketConfig::default()
+                .max_message_size(Some(MAX_MESSAGE_BYTES))
+                .max_frame_size(Some(MAX_MESSAGE_BYTES));
+            match tokio_tungstenite::client_async_with_config(http, stream, Some(config)).await {
+                Ok((socket, _)) => Ok(Ok(socket)),
+                Err(tungstenite::Error::Http(response)) => {
+                    let (parts, body) = response.into_parts();
+                    Ok(Err(Answer {
+                        status: parts.status,
+                        headers: parts.headers,
+                        body: body.unwrap_or_default().into(),
+                    }))
+                }
+                Err(source) => {
+                    self.lost();
+                    Err(broke(source))
+                }
+            }
+        })
+        .await
+    }
+
+    /// A connection of its own, outside the pool.
+    async fn connect(&self) -> Result<Box<dyn Stream>, Error> {
         let failed = |source| Error::Connect { endpoint: self.endpoint.to_string(), source };
         match &self.endpoint {
-            Endpoint::Unix(path) => {
-                shake_hands(UnixStream::connect(path).await.map_err(failed)?).await.map_err(failed)
-            }
+            Endpoint::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(failed)?)),
             Endpoint::Https { address, .. } => {
                 let tcp = TcpStream::connect(address).await.map_err(failed)?;
                 let _ = tcp.set_nodelay(true);
                 let Some(tls) = &self.tls else {
                     return Err(failed(io::Error::other("no TLS was set up for it")));
                 };
-                let stream = tls.connect(tls::server_name(address), tcp).await.map_err(failed)?;
-                shake_hands(stream).await.map_err(failed)
+                Ok(Box::new(tls.connect(tls::server_name(address), tcp).await.map_err(failed)?))
             }
         }
     }
 
-    async fn to_http(&self, request: &Request) -> Result<http::Request<OutBody>, Error> {
-        let host = match &self.endpoint {
-            // The engines do not look at it, but HTTP/1.1 wants one.
+    async fn in_time<T>(
+        &self,
+        request: &Request,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(request.timeout(), work).await {
+            Ok(done) => done,
+            Err(_) => {
+                self.lost();
+                Err(Error::Timeout { request: request.to_string(), after: request.timeout() })
+            }
+        }
+    }
+
+    /// Sends; the head of the answer. A kept connection may have been closed by the server a moment ago: then the
+    /// request goes out once more on a new one, if the server cannot have acted on it or there is nothing to act on.
+    async fn begin(
+        &self,
+        request: &Request,
+    ) -> Result<(SendRequest<OutBody>, http::Response<hyper::body::Incoming>), Error> {
+        let broken = |source| {
+            self.lost();
+            Error::Http { request: request.to_string(), source }
+        };
+        while let Some(mut connection) = self.kept().await {
+            match connection.try_send_request(self.to_http(request).await?).await {
+                Ok(response) => return Ok((connection, response)),
+                Err(mut e) => {
+                    let unsent = e.take_message().is_some();
+                    if !unsent && request.method() != http::Method::GET {
+                        return Err(broken(e.into_error()));
+                    }
+                    self.lost();
+                }
+            }
+        }
+        let stream = self.connect().await.inspect_err(|_| self.lost())?;
+        let mut connection = shake_hands(stream).await.map_err(|source| {
+            self.lost();
+            Error::Connect { endpoint: self.endpoint.to_string(), source }
+        })?;
+        let http = self.to_http(request).await?;
+        let response = connection.send_request(http).await.map_err(broken)?;
+        Ok((connection, response))
+    }
+
+    /// The next piece of an answer's body, while `left` allows it.
+    async fn piece(
+        &self,
+        request: &Request,
+        body: &mut hyper::body::Incoming,
+        left: &mut u64,
+    ) -> Result<Option<Bytes>, Error> {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|source| {
+                self.lost();
+                Error::Http { request: request.to_string(), source }
+            })?;
+            let Ok(piece) = frame.into_data() else { continue };
+            *left = left.checked_sub(piece.len() as u64).ok_or_else(|| Error::TooLong {
+                request: request.to_string(),
+                limit_bytes: request.limit_bytes(),
+            })?;
+            return Ok(Some(piece));
+        }
+        Ok(None)
+    }
+
+    /// A kept connection that still is one.
+    async fn kept(&self) -> Option<SendRequest<OutBody>> {
+        loop {
+            let mut connection = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            if connection.ready().await.is_ok() {
+                return Some(connection);
+            }
+            self.lost();
+        }
+    }
+    fn keep(&self, connection: SendRequest<OutBody>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MAX_IDLE {
+            idle.push(connection);
+        }
+    }
+    fn lost(&self) {
+        self.losses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The engines do not look at it, but HTTP/1.1 wants one.
+    fn host(&self) -> &str {
+        match &self.endpoint {
             Endpoint::Unix(_) => "localhost",
             Endpoint::Https { address, .. } => address,
-        };
-        let mut builder = http::Request::builder()
-            .method(request.method.clone())
-            .uri(&request.path)
-            .header(http::header::HOST, host)
-            .header(http::header::USER_AGENT, concat!("stead/", env!("CARGO_PKG_VERSION")));
-        if let Some(etag) = &request.etag {
-            builder = builder.header(http::header::IF_MATCH, etag);
         }
-        for (name, value) in &request.headers {
+    }
+
+    async fn to_http(&self, request: &Request) -> Result<http::Request<OutBody>, Error> {
+        let mut builder = http::Request::builder()
+            .method(request.method().clone())
+            .uri(request.path())
+            .header(http::header::HOST, self.host())
+            .header(http::header::USER_AGENT, concat!("stead/", env!("CARGO_PKG_VERSION")));
+        if let Some(etag) = request.etag() {
+            builder = builder.header(http::header::IF_MATCH, etag.as_str());
+        }
+        for (name, value) in request.headers() {
             builder = builder.header(*name, value);
         }
-        let body = match &request.body {
+        let body = match request.body() {
             Body::None => full(Bytes::new()),
             Body::Json(value) => {
                 builder = builder.header(http::header::CONTENT_TYPE, "application/json");

@@ -1,6 +1,10 @@
 //! The cluster and its members.
 
-use crate::{Dialect, Request, request::encode, types::MemberConfigKey};
+use crate::{
+    Dialect, ETag, Feature, Request,
+    request::encode,
+    types::{ClusterGroupPut, MemberConfigKey, MemberPut},
+};
 use serde_json::{Map, Value, json};
 
 /// Whether clustered, and which settings a joining member gives.
@@ -9,7 +13,7 @@ pub fn get() -> Request {
 }
 /// Makes this server the first member of a new cluster.
 pub fn bootstrap(server_name: &str) -> Request {
-    Request::put("/1.0/cluster", &json!({ "server_name": server_name, "enabled": true }))
+    Request::put_untagged("/1.0/cluster", &json!({ "server_name": server_name, "enabled": true }))
 }
 
 /// What a server needs to join.
@@ -39,7 +43,7 @@ pub fn join(dialect: Dialect, join: &Join<'_>) -> Request {
     body.insert("cluster_certificate".into(), join.cluster_certificate.into());
     body.insert("server_address".into(), join.server_address.into());
     body.insert(dialect.join_token_field().into(), join.token.into());
-    Request::put("/1.0/cluster", &Value::Object(body))
+    Request::put_untagged("/1.0/cluster", &Value::Object(body))
 }
 /// Members with all their fields.
 pub fn members() -> Request {
@@ -47,7 +51,19 @@ pub fn members() -> Request {
 }
 /// One member.
 pub fn member(name: &str) -> Request {
-    Request::get(format!("/1.0/cluster/members/{}", encode(name)))
+    Request::get(member_path(name))
+}
+/// Replaces a member's settings, roles and groups; `etag` from [`member`].
+pub fn update_member(name: &str, member: &MemberPut, etag: ETag) -> Request {
+    Request::put(member_path(name), member, etag)
+}
+/// Gives a member another name.
+pub fn rename_member(name: &str, new_name: &str) -> Request {
+    Request::post(member_path(name), &json!({ "server_name": new_name }))
+}
+/// Load, memory and pools of a member.
+pub fn member_state(name: &str) -> Request {
+    Request::get(format!("{}/state", member_path(name))).needs(Feature::MemberState)
 }
 /// Asks for a token with which `name` may join.
 pub fn join_token(name: &str) -> Request {
@@ -55,30 +71,96 @@ pub fn join_token(name: &str) -> Request {
 }
 /// Moves a member's instances away (`evacuate`) or back (`restore`).
 pub fn set_member_state(name: &str, action: MemberAction) -> Request {
-    Request::post(
-        format!("/1.0/cluster/members/{}/state", encode(name)),
+    let body = match action {
         // Without a mode an instance whose NIC is on a bridge of the member's own is only stopped; it could not be
         // removed with the member then. A server that does not know the key (clustering_evacuation_mode) passes it over.
-        &match action {
-            MemberAction::Evacuate => json!({ "action": "evacuate", "mode": "migrate" }),
-            MemberAction::Restore => json!({ "action": "restore" }),
-        },
-    )
+        MemberAction::Evacuate => json!({ "action": "evacuate", "mode": "migrate" }),
+        MemberAction::EvacuateAs(Some(mode)) => json!({ "action": "evacuate", "mode": mode.as_str() }),
+        MemberAction::EvacuateAs(None) => json!({ "action": "evacuate" }),
+        MemberAction::Restore => json!({ "action": "restore" }),
+    };
+    let mode = match action {
+        MemberAction::EvacuateAs(mode) => mode,
+        MemberAction::Evacuate | MemberAction::Restore => None,
+    };
+    Request::post(format!("{}/state", member_path(name)), &body)
+        .needs_if(mode.is_some(), Feature::EvacuationMode)
+        .needs_if(mode == Some(EvacuationMode::LiveMigrate), Feature::EvacuationLive)
+        .needs_if(mode == Some(EvacuationMode::RefreshMigrate), Feature::RefreshMigration)
 }
 
 /// For [`set_member_state`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemberAction {
-    /// Instances go elsewhere: containers are stopped, moved and started.
+    /// Instances go elsewhere, whatever was configured: containers are stopped, moved and started.
     Evacuate,
+    /// In this way; none: as configured (`cluster.evacuate`).
+    EvacuateAs(Option<EvacuationMode>),
     /// They come back.
     Restore,
 }
 
+/// What happens to instances at an evacuation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EvacuationMode {
+    /// They are stopped.
+    Stop,
+    /// They are stopped, moved and started.
+    Migrate,
+    /// They are moved while they run.
+    LiveMigrate,
+    /// They are moved by copies, stopped only for the last one.
+    RefreshMigrate,
+}
+
+impl EvacuationMode {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Migrate => "migrate",
+            Self::LiveMigrate => "live-migrate",
+            Self::RefreshMigrate => "refresh-migrate",
+        }
+    }
+}
+
+/// Groups of members.
+pub fn groups() -> Request {
+    Request::get("/1.0/cluster/groups?recursion=1").needs(Feature::ClusterGroups)
+}
+/// One group.
+pub fn group(name: &str) -> Request {
+    Request::get(group_path(name)).needs(Feature::ClusterGroups)
+}
+/// Makes a group.
+pub fn create_group(name: &str, group: &ClusterGroupPut) -> Request {
+    let mut body = json!(group);
+    body["name"] = name.into();
+    Request::post("/1.0/cluster/groups", &body).needs(Feature::ClusterGroups)
+}
+/// Replaces a group's members; `etag` from [`group`].
+pub fn update_group(name: &str, group: &ClusterGroupPut, etag: ETag) -> Request {
+    Request::put(group_path(name), group, etag).needs(Feature::ClusterGroups)
+}
+/// Gives a group another name.
+pub fn rename_group(name: &str, new_name: &str) -> Request {
+    Request::post(group_path(name), &json!({ "name": new_name })).needs(Feature::ClusterGroups)
+}
+/// Deletes a group without members.
+pub fn delete_group(name: &str) -> Request {
+    Request::delete(group_path(name)).needs(Feature::ClusterGroups)
+}
+
 /// Removes a member. Forced: without its help, and with whatever was on it.
 pub fn remove_member(name: &str, force: bool) -> Request {
-    let path = format!("/1.0/cluster/members/{}", encode(name));
-    if force { Request::delete(path).query("force", "1") } else { Request::delete(path) }
+    Request::delete(member_path(name)).query_if("force", force.then_some("1"))
+}
+
+fn member_path(name: &str) -> String {
+    format!("/1.0/cluster/members/{}", encode(name))
+}
+fn group_path(name: &str) -> String {
+    format!("/1.0/cluster/groups/{}", encode(name))
 }
 
 #[cfg(test)]
@@ -93,6 +175,17 @@ mod tests {
         assert_eq!(
             shown(&set_member_state("node2", MemberAction::Evacuate)),
             r#"POST /1.0/cluster/members/node2/state {"action":"evacuate","mode":"migrate"}"#
+        );
+        let r = set_member_state("node2", MemberAction::EvacuateAs(Some(EvacuationMode::LiveMigrate)));
+        assert_eq!(
+            shown(&r),
+            r#"POST /1.0/cluster/members/node2/state {"action":"evacuate","mode":"live-migrate"}"#
+        );
+        assert_eq!(r.needed(), [Feature::EvacuationMode, Feature::EvacuationLive]);
+        let group = ClusterGroupPut { members: vec!["node1".into()], ..ClusterGroupPut::default() };
+        assert_eq!(
+            shown(&create_group("ssd", &group)),
+            r#"POST /1.0/cluster/groups {"description":"","members":["node1"],"name":"ssd"}"#
         );
         assert_eq!(shown(&remove_member("node2", true)), "DELETE /1.0/cluster/members/node2?force=1");
         assert_eq!(shown(&remove_member("a/b", false)), "DELETE /1.0/cluster/members/a%2Fb");

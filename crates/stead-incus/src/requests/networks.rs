@@ -1,15 +1,20 @@
 //! Networks the engine makes.
 
-use crate::{Request, request::encode, types::Config};
+use super::Scope;
+use crate::{
+    ETag, Feature, Request,
+    request::encode,
+    types::{Config, NetworkPut},
+};
 use serde_json::json;
 
-/// All networks of a project.
-pub fn list(project: &str) -> Request {
-    Request::get("/1.0/networks?recursion=1").query("project", project)
+/// All networks.
+pub fn list(scope: Scope<'_>) -> Request {
+    scope.of(Request::get("/1.0/networks?recursion=1"), Feature::NetworksAllProjects)
 }
 /// One network.
 pub fn get(project: &str, name: &str) -> Request {
-    Request::get(format!("/1.0/networks/{}", encode(name))).query("project", project)
+    Request::get(path(name)).query("project", project)
 }
 /// Makes a network.
 pub fn create(project: &str, name: &str, kind: &str, config: &Config, description: &str) -> Request {
@@ -20,28 +25,31 @@ pub fn create(project: &str, name: &str, kind: &str, config: &Config, descriptio
     .query("project", project)
 }
 /// Replaces a network's settings; `etag` from [`get`].
-pub fn update(
-    project: &str,
-    name: &str,
-    config: &Config,
-    description: &str,
-    etag: Option<String>,
-) -> Request {
-    Request::put(
-        format!("/1.0/networks/{}", encode(name)),
-        &json!({ "config": config, "description": description }),
-    )
-    .query("project", project)
-    .if_match(etag)
+pub fn update(project: &str, name: &str, network: &NetworkPut, etag: ETag) -> Request {
+    Request::put(path(name), network, etag).query("project", project)
+}
+/// Its addresses and traffic, on the member that answers or on `target`.
+pub fn state(project: &str, name: &str, target: Option<&str>) -> Request {
+    Request::get(format!("{}/state", path(name)))
+        .query("project", project)
+        .query_if("target", target)
+        .needs(Feature::NetworkState)
+}
+/// The addresses it has given out.
+pub fn leases(project: &str, name: &str) -> Request {
+    Request::get(format!("{}/leases", path(name))).query("project", project).needs(Feature::NetworkLeases)
 }
 /// Deletes an unused network.
 pub fn delete(project: &str, name: &str) -> Request {
-    Request::delete(format!("/1.0/networks/{}", encode(name))).query("project", project)
+    Request::delete(path(name)).query("project", project)
 }
 /// Changes the settings given, leaves the others.
 pub fn patch(project: &str, name: &str, config: &Config) -> Request {
-    Request::patch(format!("/1.0/networks/{}", encode(name)), &json!({ "config": config }))
-        .query("project", project)
+    Request::patch(path(name), &json!({ "config": config })).query("project", project)
+}
+
+fn path(name: &str) -> String {
+    format!("/1.0/networks/{}", encode(name))
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! Profiles.
 
+use super::Scope;
 use crate::{
-    Request,
+    ETag, Feature, Request,
     request::encode,
-    types::{Config, Devices},
+    types::{Config, Devices, ProfilePut},
 };
 use serde_json::json;
 
 /// One profile.
 pub fn get(project: &str, name: &str) -> Request {
-    Request::get(format!("/1.0/profiles/{}", encode(name))).query("project", project)
+    Request::get(path(name)).query("project", project)
 }
 /// Makes a profile.
 pub fn create(project: &str, name: &str, config: &Config, devices: &Devices, description: &str) -> Request {
@@ -20,32 +21,28 @@ pub fn create(project: &str, name: &str, config: &Config, devices: &Devices, des
     .query("project", project)
 }
 /// Replaces a profile; `etag` from [`get`].
-pub fn update(
-    project: &str,
-    name: &str,
-    config: &Config,
-    devices: &Devices,
-    description: &str,
-    etag: Option<String>,
-) -> Request {
-    Request::put(
-        format!("/1.0/profiles/{}", encode(name)),
-        &json!({ "config": config, "devices": devices, "description": description }),
-    )
-    .query("project", project)
-    .if_match(etag)
+pub fn update(project: &str, name: &str, profile: &ProfilePut, etag: ETag) -> Request {
+    Request::put(path(name), profile, etag).query("project", project)
 }
-/// All profiles of a project.
-pub fn list(project: &str) -> Request {
-    Request::get("/1.0/profiles?recursion=1").query("project", project)
+/// Gives a profile another name.
+pub fn rename(project: &str, name: &str, new_name: &str) -> Request {
+    Request::post(path(name), &json!({ "name": new_name })).query("project", project)
+}
+/// Deletes a profile nobody has.
+pub fn delete(project: &str, name: &str) -> Request {
+    Request::delete(path(name)).query("project", project)
+}
+/// All profiles.
+pub fn list(scope: Scope<'_>) -> Request {
+    scope.of(Request::get("/1.0/profiles?recursion=1"), Feature::ProfilesAllProjects)
 }
 /// Changes the settings and devices given, leaves the others.
 pub fn patch(project: &str, name: &str, config: &Config, devices: &Devices) -> Request {
-    Request::patch(
-        format!("/1.0/profiles/{}", encode(name)),
-        &json!({ "config": config, "devices": devices }),
-    )
-    .query("project", project)
+    Request::patch(path(name), &json!({ "config": config, "devices": devices })).query("project", project)
+}
+
+fn path(name: &str) -> String {
+    format!("/1.0/profiles/{}", encode(name))
 }
 
 #[cfg(test)]
@@ -57,8 +54,13 @@ mod tests {
     fn requests() {
         let devices = Devices::from([("root".into(), Config::from([("type".into(), "disk".into())]))]);
         assert_eq!(
-            shown(&update("default", "default", &Config::new(), &devices, "d", None)),
-            r#"PUT /1.0/profiles/default?project=default {"config":{},"devices":{"root":{"type":"disk"}},"description":"d"}"#
+            shown(&update(
+                "default",
+                "default",
+                &ProfilePut { devices, description: "d".into(), ..ProfilePut::default() },
+                ETag::new("e")
+            )),
+            r#"PUT /1.0/profiles/default?project=default {"config":{},"description":"d","devices":{"root":{"type":"disk"}}}"#
         );
     }
 }

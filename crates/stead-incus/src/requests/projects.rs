@@ -1,23 +1,31 @@
 //! Projects.
 
-use crate::{Request, request::encode, types::Config};
+use crate::{
+    ETag, Feature, Request,
+    request::encode,
+    types::{Config, ProjectPut},
+};
 use serde_json::json;
 
 /// One project.
 pub fn get(name: &str) -> Request {
-    Request::get(format!("/1.0/projects/{}", encode(name)))
+    Request::get(path(name))
 }
 /// Makes a project.
 pub fn create(name: &str, config: &Config, description: &str) -> Request {
     Request::post("/1.0/projects", &json!({ "name": name, "config": config, "description": description }))
 }
 /// Replaces a project's settings; `etag` from [`get`].
-pub fn update(name: &str, config: &Config, description: &str, etag: Option<String>) -> Request {
-    Request::put(
-        format!("/1.0/projects/{}", encode(name)),
-        &json!({ "config": config, "description": description }),
-    )
-    .if_match(etag)
+pub fn update(name: &str, project: &ProjectPut, etag: ETag) -> Request {
+    Request::put(path(name), project, etag)
+}
+/// Deletes an empty project.
+pub fn delete(name: &str) -> Request {
+    Request::delete(path(name))
+}
+/// How much of its limits is used.
+pub fn state(name: &str) -> Request {
+    Request::get(format!("{}/state", path(name))).needs(Feature::ProjectUsage)
 }
 /// All projects.
 pub fn list() -> Request {
@@ -25,7 +33,11 @@ pub fn list() -> Request {
 }
 /// Changes the settings given, leaves the others.
 pub fn patch(name: &str, config: &Config) -> Request {
-    Request::patch(format!("/1.0/projects/{}", encode(name)), &json!({ "config": config }))
+    Request::patch(path(name), &json!({ "config": config }))
+}
+
+fn path(name: &str) -> String {
+    format!("/1.0/projects/{}", encode(name))
 }
 
 #[cfg(test)]

@@ -1,6 +1,11 @@
-//! Storage pools.
+//! Storage pools and their volumes.
 
-use crate::{Request, request::encode, types::Config};
+use super::Scope;
+use crate::{
+    ETag, Feature, Request,
+    request::encode,
+    types::{Config, StoragePoolPut, VolumePut},
+};
 use serde_json::json;
 
 /// All pools.
@@ -9,7 +14,7 @@ pub fn pools() -> Request {
 }
 /// One pool.
 pub fn pool(name: &str) -> Request {
-    Request::get(format!("/1.0/storage-pools/{}", encode(name)))
+    Request::get(path(name))
 }
 /// Makes a pool.
 pub fn create_pool(name: &str, driver: &str, config: &Config, description: &str) -> Request {
@@ -19,20 +24,78 @@ pub fn create_pool(name: &str, driver: &str, config: &Config, description: &str)
     )
 }
 /// Replaces a pool's settings; `etag` from [`pool`].
-pub fn update_pool(name: &str, config: &Config, description: &str, etag: Option<String>) -> Request {
-    Request::put(
-        format!("/1.0/storage-pools/{}", encode(name)),
-        &json!({ "config": config, "description": description }),
-    )
-    .if_match(etag)
+pub fn update_pool(name: &str, pool: &StoragePoolPut, etag: ETag) -> Request {
+    Request::put(path(name), pool, etag)
+}
+/// Its space on the member that answers, or on `target`.
+pub fn pool_space(name: &str, target: Option<&str>) -> Request {
+    Request::get(format!("{}/resources", path(name))).query_if("target", target)
 }
 /// Deletes an unused pool.
 pub fn delete_pool(name: &str) -> Request {
-    Request::delete(format!("/1.0/storage-pools/{}", encode(name)))
+    Request::delete(path(name))
 }
 /// Changes the settings given, leaves the others.
 pub fn patch_pool(name: &str, config: &Config) -> Request {
-    Request::patch(format!("/1.0/storage-pools/{}", encode(name)), &json!({ "config": config }))
+    Request::patch(path(name), &json!({ "config": config }))
+}
+
+/// Volumes of a pool, of every member and kind.
+pub fn volumes(pool: &str, scope: Scope<'_>) -> Request {
+    let list = Request::get(format!("{}/volumes?recursion=1", path(pool)));
+    scope.of(list, Feature::VolumesAllProjects)
+}
+/// One volume. `kind` is `custom`, `container`, …; a volume of local storage is found by the member it is on.
+pub fn volume(pool: &str, project: &str, kind: &str, name: &str, target: Option<&str>) -> Request {
+    Request::get(volume_path(pool, kind, name)).query("project", project).query_if("target", target)
+}
+/// Makes an empty volume that belongs to no instance. `content_type`: `filesystem` or `block`.
+pub fn create_volume(
+    pool: &str,
+    project: &str,
+    name: &str,
+    content_type: &str,
+    config: &Config,
+    target: Option<&str>,
+) -> Request {
+    Request::post(
+        format!("{}/volumes/custom", path(pool)),
+        &json!({ "name": name, "content_type": content_type, "config": config, "description": "" }),
+    )
+    .query("project", project)
+    .query_if("target", target)
+}
+/// Replaces a volume's settings; `etag` from [`volume`].
+pub fn update_volume(
+    pool: &str,
+    project: &str,
+    kind: &str,
+    name: &str,
+    target: Option<&str>,
+    volume: &VolumePut,
+    etag: ETag,
+) -> Request {
+    Request::put(volume_path(pool, kind, name), volume, etag)
+        .query("project", project)
+        .query_if("target", target)
+}
+/// Space of a volume.
+pub fn volume_state(pool: &str, project: &str, kind: &str, name: &str, target: Option<&str>) -> Request {
+    Request::get(format!("{}/state", volume_path(pool, kind, name)))
+        .query("project", project)
+        .query_if("target", target)
+        .needs(Feature::VolumeState)
+}
+/// Deletes an unused volume.
+pub fn delete_volume(pool: &str, project: &str, kind: &str, name: &str, target: Option<&str>) -> Request {
+    Request::delete(volume_path(pool, kind, name)).query("project", project).query_if("target", target)
+}
+
+fn path(name: &str) -> String {
+    format!("/1.0/storage-pools/{}", encode(name))
+}
+fn volume_path(pool: &str, kind: &str, name: &str) -> String {
+    format!("{}/volumes/{}/{}", path(pool), encode(kind), encode(name))
 }
 
 #[cfg(test)]
@@ -48,5 +111,17 @@ mod tests {
             r#"POST /1.0/storage-pools {"name":"default","driver":"btrfs","config":{"source":"/dev/vdb"},"description":""}"#
         );
         assert_eq!(shown(&delete_pool("default")), "DELETE /1.0/storage-pools/default");
+        assert_eq!(
+            shown(&pool_space("default", Some("node2"))),
+            "GET /1.0/storage-pools/default/resources?target=node2"
+        );
+        assert_eq!(
+            shown(&volumes("default", Scope::Project("p"))),
+            "GET /1.0/storage-pools/default/volumes?recursion=1&project=p"
+        );
+        assert_eq!(
+            shown(&delete_volume("default", "p", "custom", "data", Some("node2"))),
+            "DELETE /1.0/storage-pools/default/volumes/custom/data?project=p&target=node2"
+        );
     }
 }

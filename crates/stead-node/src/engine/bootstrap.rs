@@ -110,7 +110,7 @@ impl Manager {
     /// An interrupted forming has come to a good end either way: not clustered, or a member and online.
     async fn await_formed(&self, client: &Client) {
         loop {
-            if let Ok((server, _)) = self.ask_server(client).await {
+            if let Ok(server) = self.ask_server(client).await {
                 if !server.environment.server_clustered {
                     return;
                 }
@@ -225,7 +225,7 @@ impl Manager {
         let begun = Instant::now();
         loop {
             match self.ask_server(client).await {
-                Ok((server, _)) => {
+                Ok(server) => {
                     self.learn(&server);
                     return Ok(server);
                 }

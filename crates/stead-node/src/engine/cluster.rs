@@ -109,9 +109,9 @@ fn quoted(text: &str) -> String {
 /// It shows the cluster's certificate, or says nothing at all while the cluster takes it for online.
 async fn answers_as_member(client: &Client, member: &Member) -> bool {
     let address = member.url.trim_start_matches("https://");
-    let Ok((server, _)) = client.server().await else { return true };
+    let Ok(server) = client.server().await else { return true };
     match tls::fetch_certificate(address, PROBE).await {
-        Ok(der) => tls::fingerprint(&der) == server.environment.certificate_fingerprint,
+        Ok(der) => tls::fingerprint(&der) == server.value.environment.certificate_fingerprint,
         Err(stead_incus::Error::Connect { source, .. })
             if source.kind() == std::io::ErrorKind::ConnectionRefused =>
         {

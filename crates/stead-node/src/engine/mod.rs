@@ -373,8 +373,8 @@ impl Manager {
     fn device(&self) -> Option<PathBuf> {
         disk::find(self.spec.storage_disk.as_deref()?, &self.dev, &self.sys)
     }
-    async fn ask_server(&self, client: &Client) -> Result<(Server, Option<String>), Error> {
-        client.fetch_tagged(&requests::server::get().within(WATCH_TIMEOUT)).await
+    async fn ask_server(&self, client: &Client) -> Result<Server, Error> {
+        client.fetch(&requests::server::get().within(WATCH_TIMEOUT)).await
     }
     async fn own_member(&self, client: &Client) -> Result<Member, Error> {
         client.fetch(&requests::cluster::member(self.node.as_str()).within(WATCH_TIMEOUT)).await
@@ -410,7 +410,7 @@ impl Manager {
                 self.set(EngineState::Starting, Some("the engine does not run".into()));
             }
             Err(e) => self.set(EngineState::Offline, Some(chain(&e))),
-            Ok((server, _)) => {
+            Ok(server) => {
                 self.learn(&server);
                 if server.environment.server_clustered {
                     self.look_at_member(client).await;

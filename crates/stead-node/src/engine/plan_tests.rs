@@ -21,13 +21,13 @@ fn spec(preseed: Value) -> EngineSpec {
 /// A server as it is when nobody has touched it: no pool, and empty profiles called default.
 fn untouched() -> Observed {
     Observed {
-        projects: vec![Project { name: "default".into(), description: String::new(), config: Config::new() }],
+        projects: vec![Project { name: "default".into(), ..Project::default() }],
         profiles: vec![("default".into(), empty_profile("default"))],
         ..Default::default()
     }
 }
 fn empty_profile(name: &str) -> Profile {
-    Profile { name: name.into(), description: String::new(), config: Config::new(), devices: Devices::new() }
+    Profile { name: name.into(), ..Profile::default() }
 }
 
 /// What a step does to a server, as the real one would.
@@ -53,7 +53,7 @@ fn apply(server: &mut Observed, step: &Step) {
                 config,
                 description,
                 status: "Created".into(),
-                used_by: Vec::new(),
+                ..StoragePool::default()
             });
         }
         Step::PatchPool { name, config } => {
@@ -62,7 +62,7 @@ fn apply(server: &mut Observed, step: &Step) {
         Step::DeletePool { name } => server.pools.retain(|p| p.name != name),
         Step::CreateNetwork { project, name, kind, config, description } => server.networks.push((
             project,
-            Network { name, kind, managed: true, config, description, status: "Created".into() },
+            Network { name, kind, managed: true, config, description, status: "Created".into(), ..Network::default() },
         )),
         Step::PatchNetwork { project, name, config } => {
             let n = server.networks.iter_mut().find(|(p, n)| *p == project && n.name == name).unwrap();
@@ -73,13 +73,13 @@ fn apply(server: &mut Observed, step: &Step) {
         }
         Step::CreateProject { name, config, description } => {
             server.profiles.push((name.clone(), empty_profile("default")));
-            server.projects.push(Project { name, description, config });
+            server.projects.push(Project { name, description, config, ..Project::default() });
         }
         Step::PatchProject { name, config } => {
             server.projects.iter_mut().find(|p| p.name == name).unwrap().config.extend(config);
         }
         Step::CreateProfile { project, name, config, devices, description } => {
-            server.profiles.push((project, Profile { name, description, config, devices }));
+            server.profiles.push((project, Profile { name, description, config, devices, ..Profile::default() }));
         }
         Step::PatchProfile { project, name, config, devices } => {
             let p = server.profiles.iter_mut().find(|(q, p)| *q == project && p.name == name).unwrap();
@@ -215,14 +215,7 @@ fn leftovers_go_unless_they_hold_files() {
 #[test]
 fn another_driver_is_an_error() {
     let mut o = untouched();
-    o.pools.push(StoragePool {
-        name: "default".into(),
-        driver: "zfs".into(),
-        config: Config::new(),
-        description: String::new(),
-        status: String::new(),
-        used_by: Vec::new(),
-    });
+    o.pools.push(StoragePool { name: "default".into(), driver: "zfs".into(), ..StoragePool::default() });
     let wanted = preseed::wanted(&spec(Value::Null), None).unwrap();
     assert!(matches!(init(&wanted, "node1", &o), Err(PlanError::PoolDriver { .. })));
 }

@@ -1,0 +1,139 @@
+//! Images and their names.
+
+use super::{Client, shape};
+use crate::{
+    Error, Scope, Tagged,
+    requests::images::{self, ImageServer},
+    types::{Config, Image, ImageAlias, OperationStatus},
+};
+use serde::Deserialize;
+use std::path::Path;
+
+/// An image where it is: for copies between servers.
+#[derive(Debug, Clone, Copy)]
+pub struct OnServer<'a> {
+    /// The server.
+    pub client: &'a Client,
+    /// The project there.
+    pub project: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Made {
+    fingerprint: String,
+}
+
+impl Client {
+    /// Images of a project.
+    pub async fn images(&self, project: &str) -> Result<Vec<Image>, Error> {
+        self.list(&images::list(Scope::Project(project), None)).await
+    }
+    /// One image, by its fingerprint or the beginning of it.
+    pub async fn image(&self, project: &str, fingerprint: &str) -> Result<Tagged<Image>, Error> {
+        self.fetch_tagged(&images::get(project, fingerprint)).await
+    }
+    /// Uploads a unified image (`rootfs` absent) or a split one; its fingerprint. An image that is there already is
+    /// found, not refused.
+    pub async fn upload_image(
+        &self,
+        project: &str,
+        file: &Path,
+        rootfs: Option<&Path>,
+    ) -> Result<String, Error> {
+        let none = Config::new();
+        let request = match rootfs {
+            Some(rootfs) => images::upload_split(self.dialect(), project, file, rootfs, &none),
+            None => images::upload_unified(self.dialect(), project, file, &none),
+        };
+        self.made(&request).await
+    }
+    /// Makes an image of a stopped instance, or of a snapshot (`name/snapshot`); its fingerprint.
+    pub async fn publish_image(
+        &self,
+        project: &str,
+        instance: &str,
+        properties: &Config,
+        aliases: &[&str],
+    ) -> Result<String, Error> {
+        self.made(&images::publish(project, instance, properties, aliases)).await
+    }
+    /// Has the server fetch an image from another server of the same engine, which must be reachable from it; `names`
+    /// are what it is called here.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when `from` is no address on the network.
+    pub async fn copy_image(
+        &self,
+        project: &str,
+        from: OnServer<'_>,
+        fingerprint: &str,
+        names: &[&str],
+    ) -> Result<(), Error> {
+        let environment = &from.client.server_info().await?.environment;
+        let Some(address) = environment.addresses.first() else {
+            return Err(Error::Refused {
+                subject: from.client.endpoint().to_string(),
+                why: "does not listen on the network",
+            });
+        };
+        let share = images::share(from.project, fingerprint);
+        let (_, operation) = from.client.begin_operation(&share).await?;
+        #[derive(Deserialize)]
+        struct Shared {
+            secret: String,
+        }
+        let server = ImageServer {
+            url: format!("https://{address}"),
+            certificate: environment.certificate.clone(),
+            secret: Some(shape::<Shared>(&share, operation.metadata)?.secret),
+            project: from.project.to_owned(),
+        };
+        let fetch = images::fetch(project, &server, fingerprint, names);
+        self.run(&fetch, fetch.timeout()).await.map(drop)
+    }
+    /// Writes an image's file to `to`: a unified image whole, of a split one the form with both parts.
+    pub async fn export_image(&self, project: &str, fingerprint: &str, to: &Path) -> Result<(), Error> {
+        let request = images::export(project, fingerprint).at_most(u64::MAX);
+        self.check(&request).await?;
+        let answer = self.transport().download(&request, to).await?;
+        if answer.status.is_success() { Ok(()) } else { Err(super::refused(&request, &answer)) }
+    }
+    /// Asks an image's source for a newer one; whether there was one.
+    pub async fn refresh_image(&self, project: &str, fingerprint: &str) -> Result<bool, Error> {
+        let request = images::refresh(project, fingerprint);
+        let done = self.run(&request, request.timeout()).await?;
+        Ok(done.is_some_and(|d| d.metadata.get("refreshed") == Some(&true.into())))
+    }
+    /// Deletes an image, and waits for it.
+    pub async fn delete_image(&self, project: &str, fingerprint: &str) -> Result<(), Error> {
+        self.run(&images::delete(project, fingerprint), super::OPERATION_TIMEOUT).await.map(drop)
+    }
+
+    /// Names of images.
+    pub async fn image_aliases(&self, project: &str) -> Result<Vec<ImageAlias>, Error> {
+        self.list(&images::aliases(project)).await
+    }
+    /// What a name stands for.
+    pub async fn image_alias(&self, project: &str, name: &str) -> Result<Tagged<ImageAlias>, Error> {
+        self.fetch_tagged(&images::alias(project, name)).await
+    }
+    /// Lets `name` stand for the image, whatever it stood for.
+    pub async fn set_image_alias(&self, project: &str, name: &str, fingerprint: &str) -> Result<(), Error> {
+        match self.image_alias(project, name).await {
+            Ok(Tagged { value, .. }) if value.target == fingerprint => Ok(()),
+            Ok(Tagged { etag, .. }) => {
+                self.send(&images::update_alias(project, name, fingerprint, etag)).await.map(drop)
+            }
+            Err(e) if e.is_not_found() => {
+                self.send(&images::create_alias(project, name, fingerprint)).await.map(drop)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn made(&self, request: &crate::Request) -> Result<String, Error> {
+        let done: Option<OperationStatus> = self.run(request, request.timeout()).await?;
+        let metadata = done.map(|d| d.metadata).unwrap_or_default();
+        Ok(shape::<Made>(request, metadata)?.fingerprint)
+    }
+}

@@ -1,0 +1,282 @@
+//! Sends requests and opens their answers.
+//!
+//! Every method fails as [`Client::send`] does, and those that wait for an operation as [`Client::wait`]; where a method
+//! adds errors of its own it says so.
+
+mod cluster;
+mod files;
+mod images;
+mod instances;
+mod migration;
+mod operations;
+mod server;
+mod storage;
+
+pub use files::{FileKind, FileStat};
+pub use images::OnServer;
+pub use instances::Moved;
+pub use operations::Operation;
+
+use crate::{
+    Dialect, ETag, Error, Feature, Request, Tagged,
+    envelope::{self, Envelope},
+    requests,
+    transport::{Answer, Endpoint, Transport},
+    types::{OperationStatus, Server},
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::Mutex;
+
+/// How long ordinary background work may take: forming a cluster, making a pool, starting an instance.
+pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(120);
+/// Work that moves data: copies, moves, evacuation.
+pub const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// A client of one server, or of a cluster by one of its members. Clones share connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    transport: Transport,
+    dialect: Dialect,
+    /// What the server said of itself, and how many connections had been lost when it did.
+    server: Mutex<Option<(u64, Arc<Server>)>>,
+}
+
+impl Client {
+    /// Connects with the first request.
+    ///
+    /// # Errors
+    /// The identity for HTTPS is unusable.
+    pub fn new(dialect: Dialect, endpoint: Endpoint) -> Result<Self, Error> {
+        let transport = Transport::new(endpoint)?;
+        Ok(Self { inner: Arc::new(Inner { transport, dialect, server: Mutex::new(None) }) })
+    }
+    /// Connects, and finds out which engine it is.
+    ///
+    /// # Errors
+    /// As [`Self::send`], and as [`Self::new`].
+    pub async fn discover(endpoint: Endpoint) -> Result<Self, Error> {
+        let asking = Self::new(Dialect::Incus, endpoint.clone())?;
+        let server = asking.server_info().await?;
+        let dialect = match server.environment.server.as_str() {
+            "lxd" => Dialect::Lxd,
+            "incus" => Dialect::Incus,
+            // Strangers are not told; this was renamed when Incus began.
+            _ if server.has("dev_incus_events") => Dialect::Incus,
+            _ => Dialect::Lxd,
+        };
+        if dialect == Dialect::Incus { Ok(asking) } else { Self::new(dialect, endpoint) }
+    }
+    /// Which engine it talks to.
+    pub fn dialect(&self) -> Dialect {
+        self.inner.dialect
+    }
+    /// Where it sends to.
+    pub fn endpoint(&self) -> &Endpoint {
+        self.inner.transport.endpoint()
+    }
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.inner.transport
+    }
+
+    /// Sends and opens the envelope.
+    ///
+    /// # Errors
+    /// Any of the transport's: no connection, a broken one, no answer in time, too long a one. [`Error::Extension`] and
+    /// [`Error::Never`] when the server cannot do what the request needs. [`Error::Api`] when the server refuses,
+    /// [`Error::Changed`] when it does because the object is no longer as its ETag says.
+    pub async fn send(&self, request: &Request) -> Result<(Envelope, Option<ETag>), Error> {
+        self.check(request).await?;
+        let answer = self.inner.transport.send(request).await?;
+        let etag = answer.header(http::header::ETAG).map(ETag::new);
+        Ok((open(request, &answer)?, etag))
+    }
+    /// Refuses what the server cannot do.
+    pub(crate) async fn check(&self, request: &Request) -> Result<(), Error> {
+        for feature in request.needed() {
+            self.require(*feature).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends and reads the answer as `T`; with its ETag.
+    ///
+    /// # Errors
+    /// As [`Self::send`]; [`Error::Shape`]; [`Error::NoETag`].
+    pub async fn fetch_tagged<T: DeserializeOwned>(&self, request: &Request) -> Result<Tagged<T>, Error> {
+        let (envelope, etag) = self.send(request).await?;
+        let etag = etag.ok_or_else(|| Error::NoETag { request: request.to_string() })?;
+        Ok(Tagged { value: shape(request, contents(envelope))?, etag })
+    }
+    /// Sends and reads the answer as `T`.
+    ///
+    /// # Errors
+    /// As [`Self::send`]; [`Error::Shape`].
+    pub async fn fetch<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Error> {
+        shape(request, contents(self.send(request).await?.0))
+    }
+    /// Sends and reads a list; Go writes an empty one as `null`.
+    ///
+    /// # Errors
+    /// As [`Self::fetch`].
+    pub async fn list<T: DeserializeOwned>(&self, request: &Request) -> Result<Vec<T>, Error> {
+        Ok(self.fetch::<Option<Vec<T>>>(request).await?.unwrap_or_default())
+    }
+    /// Sends; the operation when one began.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn begin(&self, request: &Request) -> Result<Option<Operation>, Error> {
+        Ok(match self.send(request).await?.0 {
+            Envelope::Async { operation, metadata } => {
+                Some(Operation { request: request.to_string(), path: operation, begun: metadata })
+            }
+            _ => None,
+        })
+    }
+    /// Sends what always begins an operation.
+    pub(crate) async fn begin_operation(
+        &self,
+        request: &Request,
+    ) -> Result<(Operation, OperationStatus), Error> {
+        let (operation, metadata) = match self.send(request).await?.0 {
+            Envelope::Async { operation, metadata } => (operation, metadata),
+            _ => {
+                let source = envelope::EnvelopeError::NoOperation;
+                return Err(Error::Envelope { request: request.to_string(), source });
+            }
+        };
+        let status = shape(request, metadata.clone())?;
+        Ok((Operation { request: request.to_string(), path: operation, begun: metadata }, status))
+    }
+    /// Sends, and waits for the operation if one begins.
+    ///
+    /// # Errors
+    /// As [`Self::send`] and [`Self::wait`].
+    pub async fn run(&self, request: &Request, timeout: Duration) -> Result<Option<OperationStatus>, Error> {
+        match self.begin(request).await? {
+            Some(operation) => self.wait(&operation, timeout).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Sends, and gives the bytes of an answer that is no envelope, with its headers.
+    pub(crate) async fn raw(&self, request: &Request) -> Result<Answer, Error> {
+        self.check(request).await?;
+        let answer = self.inner.transport.send(request).await?;
+        if answer.status.is_success() { Ok(answer) } else { Err(refused(request, &answer)) }
+    }
+
+    /// What the server is and can do. It is asked once, and again after a connection to it was lost: it may have been
+    /// upgraded.
+    pub async fn server_info(&self) -> Result<Arc<Server>, Error> {
+        let losses = self.inner.transport.losses();
+        let mut kept = self.inner.server.lock().await;
+        if let Some((then, server)) = &*kept
+            && *then == losses
+        {
+            return Ok(Arc::clone(server));
+        }
+        let server = Arc::new(self.fetch_unchecked(&requests::server::get()).await?);
+        *kept = Some((self.inner.transport.losses(), Arc::clone(&server)));
+        Ok(server)
+    }
+    /// What needs nothing is sent without looking whether the server can do it: looking is one of those.
+    async fn fetch_unchecked<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Error> {
+        let answer = self.inner.transport.send(request).await?;
+        shape(request, contents(open(request, &answer)?))
+    }
+    /// Whether the server can do this.
+    pub async fn has(&self, feature: Feature) -> Result<bool, Error> {
+        match feature.extension(self.inner.dialect) {
+            Some(extension) => Ok(self.server_info().await?.has(extension)),
+            None => Ok(false),
+        }
+    }
+    /// Fails unless the server can do this.
+    ///
+    /// # Errors
+    /// [`Error::Extension`], [`Error::Never`].
+    pub async fn require(&self, feature: Feature) -> Result<(), Error> {
+        let Some(extension) = feature.extension(self.inner.dialect) else {
+            return Err(Error::Never { feature, dialect: self.inner.dialect });
+        };
+        if self.server_info().await?.has(extension) {
+            Ok(())
+        } else {
+            Err(Error::Extension { feature, extension, endpoint: self.endpoint().to_string() })
+        }
+    }
+}
+
+fn contents(envelope: Envelope) -> Value {
+    match envelope {
+        Envelope::Sync(metadata) | Envelope::Async { metadata, .. } => metadata,
+        Envelope::Error { .. } => Value::Null,
+    }
+}
+
+fn open(request: &Request, answer: &Answer) -> Result<Envelope, Error> {
+    match envelope::parse(&answer.body) {
+        Ok(Envelope::Error { .. }) => Err(refused(request, answer)),
+        Ok(envelope) => Ok(envelope),
+        Err(source) if answer.status.is_success() => {
+            Err(Error::Envelope { request: request.to_string(), source })
+        }
+        Err(_) => Err(refused(request, answer)),
+    }
+}
+
+/// The error that an answer is.
+pub(crate) fn refused(request: &Request, answer: &Answer) -> Error {
+    let (code, message) = match envelope::parse(&answer.body) {
+        Ok(Envelope::Error { code, message }) if code != 0 => (code, message),
+        Ok(Envelope::Error { message, .. }) => (answer.status.as_u16(), message),
+        _ => {
+            (answer.status.as_u16(), answer.status.canonical_reason().unwrap_or("no reason given").to_owned())
+        }
+    };
+    match code {
+        412 => Error::Changed { request: request.to_string() },
+        _ => Error::Api { request: request.to_string(), code, message },
+    }
+}
+
+pub(crate) fn shape<T: DeserializeOwned>(request: &Request, value: Value) -> Result<T, Error> {
+    serde_json::from_value(value).map_err(|source| Error::Shape { request: request.to_string(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::StoragePool;
+
+    #[test]
+    fn null_is_an_empty_list() {
+        let r = Request::get("/1.0/storage-pools");
+        assert_eq!(shape::<Option<Vec<StoragePool>>>(&r, Value::Null).unwrap(), None);
+        let pool = serde_json::json!([{ "name": "p", "driver": "dir", "config": null, "used_by": null }]);
+        assert_eq!(shape::<Vec<StoragePool>>(&r, pool).unwrap()[0].used_by, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_failed_precondition_is_told_apart() {
+        let answer = |code: u16| Answer {
+            status: http::StatusCode::from_u16(code).unwrap(),
+            headers: http::HeaderMap::new(),
+            body: format!(r#"{{"type":"error","error":"E","error_code":{code}}}"#).into(),
+        };
+        let r = Request::get("/1.0/x");
+        assert!(matches!(refused(&r, &answer(412)), Error::Changed { .. }));
+        assert!(refused(&r, &answer(404)).is_not_found());
+        // Behind a proxy, or in a panic: no envelope.
+        let bare = Answer { body: "<html>".into(), ..answer(502) };
+        assert_eq!(refused(&r, &bare).to_string(), "GET /1.0/x was refused (502): Bad Gateway");
+    }
+}

@@ -1,0 +1,49 @@
+//! Storage pools and volumes.
+
+use super::Client;
+use crate::{
+    Error, Scope, Tagged,
+    requests::storage,
+    types::{StoragePool, StorageSpace, Volume, VolumeState},
+};
+
+impl Client {
+    /// Storage pools.
+    pub async fn storage_pools(&self) -> Result<Vec<StoragePool>, Error> {
+        self.list(&storage::pools()).await
+    }
+    /// One pool.
+    pub async fn storage_pool(&self, name: &str) -> Result<Tagged<StoragePool>, Error> {
+        self.fetch_tagged(&storage::pool(name)).await
+    }
+    /// A pool's space on the member that answers, or on `target`.
+    pub async fn storage_space(&self, name: &str, target: Option<&str>) -> Result<StorageSpace, Error> {
+        self.fetch(&storage::pool_space(name, target)).await
+    }
+    /// Volumes of a pool.
+    pub async fn volumes(&self, pool: &str, scope: Scope<'_>) -> Result<Vec<Volume>, Error> {
+        self.list(&storage::volumes(pool, scope)).await
+    }
+    /// One volume.
+    pub async fn volume(
+        &self,
+        pool: &str,
+        project: &str,
+        kind: &str,
+        name: &str,
+        target: Option<&str>,
+    ) -> Result<Tagged<Volume>, Error> {
+        self.fetch_tagged(&storage::volume(pool, project, kind, name, target)).await
+    }
+    /// Space of a volume.
+    pub async fn volume_state(
+        &self,
+        pool: &str,
+        project: &str,
+        kind: &str,
+        name: &str,
+        target: Option<&str>,
+    ) -> Result<VolumeState, Error> {
+        self.fetch(&storage::volume_state(pool, project, kind, name, target)).await
+    }
+}

@@ -1,0 +1,171 @@
+//! The cluster, its members and their groups.
+
+use super::{Config, StorageSpace, config, nullable};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// `GET /1.0/cluster`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Cluster {
+    /// Name of the member that answers.
+    #[serde(default)]
+    pub server_name: String,
+    /// Clustered or not.
+    pub enabled: bool,
+    /// Keys a joining member gives values for.
+    #[serde(default, deserialize_with = "nullable")]
+    pub member_config: Vec<MemberConfigKey>,
+}
+
+/// A setting that differs between members.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberConfigKey {
+    /// `storage-pool` or `network`.
+    pub entity: String,
+    /// Which.
+    pub name: String,
+    /// Its key: `source`.
+    pub key: String,
+    /// The joining member's value.
+    #[serde(default)]
+    pub value: String,
+}
+
+/// A cluster member.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+pub struct Member {
+    /// Its name.
+    pub server_name: String,
+    /// `https://address:port`.
+    #[serde(default)]
+    pub url: String,
+    /// Whether it holds the database.
+    #[serde(default)]
+    pub database: bool,
+    /// `Online`, `Offline`, `Evacuated`, `Blocked`, `Evacuating`, `Restoring`.
+    pub status: String,
+    /// Why.
+    #[serde(default)]
+    pub message: String,
+    /// `database-leader`, `database`, …
+    #[serde(default, deserialize_with = "nullable")]
+    pub roles: Vec<String>,
+    /// Settings: `scheduler.instance`, `user.*`.
+    #[serde(default, deserialize_with = "config")]
+    pub config: Config,
+    /// Architecture.
+    #[serde(default)]
+    pub architecture: String,
+    /// `default` unless told otherwise.
+    #[serde(default)]
+    pub failure_domain: String,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// Groups it is in.
+    #[serde(default, deserialize_with = "nullable")]
+    pub groups: Vec<String>,
+}
+
+impl Member {
+    /// What a `PUT` changes.
+    pub fn writable(&self) -> MemberPut {
+        MemberPut {
+            roles: self.roles.clone(),
+            failure_domain: self.failure_domain.clone(),
+            description: self.description.clone(),
+            config: self.config.clone(),
+            groups: self.groups.clone(),
+        }
+    }
+}
+
+/// What can be changed of a [`Member`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct MemberPut {
+    /// Roles. Those the engine gives out itself must stay as they are.
+    pub roles: Vec<String>,
+    /// Failure domain.
+    pub failure_domain: String,
+    /// For people.
+    pub description: String,
+    /// Settings.
+    pub config: Config,
+    /// Groups; at least one.
+    pub groups: Vec<String>,
+}
+
+/// `GET /1.0/cluster/members/NAME/state`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct MemberState {
+    /// As `sysinfo(2)`.
+    pub sysinfo: SystemInfo,
+    /// Pools, with their space on this member.
+    #[serde(default, deserialize_with = "nullable")]
+    pub storage_pools: BTreeMap<String, StorageSpace>,
+}
+
+/// Part of [`MemberState`].
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct SystemInfo {
+    /// Seconds since boot.
+    #[serde(rename = "uptime")]
+    pub uptime_s: i64,
+    /// Over 1, 5 and 15 minutes.
+    #[serde(deserialize_with = "nullable")]
+    pub load_averages: Vec<f64>,
+    /// Bytes.
+    pub total_ram: u64,
+    /// Bytes; without caches and buffers.
+    pub free_ram: u64,
+    /// Bytes.
+    pub shared_ram: u64,
+    /// Bytes.
+    pub buffered_ram: u64,
+    /// Bytes.
+    pub total_swap: u64,
+    /// Bytes.
+    pub free_swap: u64,
+    /// Number.
+    pub processes: u32,
+}
+
+/// A group of members.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+pub struct ClusterGroup {
+    /// Its name.
+    pub name: String,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// Members.
+    #[serde(default, deserialize_with = "nullable")]
+    pub members: Vec<String>,
+    /// Settings; servers without the extension `clustering_groups_config` have none.
+    #[serde(default)]
+    pub config: Option<Config>,
+}
+
+impl ClusterGroup {
+    /// What a `PUT` changes.
+    pub fn writable(&self) -> ClusterGroupPut {
+        ClusterGroupPut {
+            description: self.description.clone(),
+            members: self.members.clone(),
+            config: self.config.clone(),
+        }
+    }
+}
+
+/// What can be changed of a [`ClusterGroup`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct ClusterGroupPut {
+    /// For people.
+    pub description: String,
+    /// Members.
+    pub members: Vec<String>,
+    /// Settings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<Config>,
+}
