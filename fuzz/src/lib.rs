@@ -7,6 +7,7 @@ use stead_image::tarball::{TarError, TarPolicy, walk};
 use stead_incus::{Envelope, JoinToken, TrustToken, envelope};
 use stead_model::{ClusterSpec, NodeSpec, Recipe, agent};
 use stead_node::api::{Route, route, unpack};
+use stead_one::{disks, document, instance, lxdrc, payload, raw};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
@@ -19,6 +20,9 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("cluster_file", cluster_file),
     ("engine_envelope", engine_envelope),
     ("node_spec", node_spec),
+    ("one_document", one_document),
+    ("one_lxdrc", one_lxdrc),
+    ("one_raw", one_raw),
     ("recipe", recipe),
     ("tar_overlay", tar_overlay),
 ];
@@ -167,4 +171,48 @@ pub fn engine_envelope(data: &[u8]) {
     if let Ok(token) = TrustToken::decode(text) {
         assert!(token == TrustToken::decode(&token.encode()).expect("a written token can be read"));
     }
+}
+
+/// A document of OpenNebula is refused, or everything in it that becomes a path, a name or an argument is harmless.
+pub fn one_document(data: &[u8]) {
+    let Ok(text) = payload::decode(data.to_vec()) else { return };
+    let _ = disks::fstab::parse(&text);
+    let Ok((vm, kept)) = document::read(&text) else { return };
+    let plain = |t: &str| t.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:/".contains(&b));
+    assert!(plain(vm.name.as_str()) && !vm.name.as_str().contains('/'));
+    for disk in &vm.disks {
+        if let Some(target) = &disk.target {
+            assert!(target.is_absolute() && !target.components().any(|c| c.as_os_str() == ".."));
+        }
+        if let document::DiskKind::Rbd { image, .. } = &disk.kind {
+            assert!(plain(image) && !image.starts_with('-'));
+        }
+    }
+    for nic in &vm.nics {
+        assert!(nic.bridge.iter().chain(&nic.target).all(|n| plain(n) && !n.starts_with('-')));
+    }
+    let facts = instance::Facts { pool: "default".into(), ..Default::default() };
+    if let Ok((wanted, _)) = instance::wanted(&vm, &kept, &facts) {
+        assert_eq!(wanted.config.get(instance::STATUS_KEY).map(String::as_str), Some("0"));
+        let (again, _) = document::read(&kept).expect("what is kept of a document can be read");
+        assert_eq!(again, vm);
+    }
+}
+
+/// The driver's configuration is refused, or its values are within bounds.
+pub fn one_lxdrc(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match lxdrc::parse("lxdrc", text) {
+        Ok((rc, _)) => {
+            assert!(rc.datastore_location.is_absolute());
+            assert!((80..=4096).contains(&rc.vnc.width) && (80..=4096).contains(&rc.vnc.height));
+        }
+        Err(error) => assert!(error.to_string().starts_with("lxdrc")),
+    }
+}
+
+/// RAW is refused, or is settings.
+pub fn one_raw(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let _ = raw::parse(text);
 }

@@ -51,6 +51,9 @@ pub enum Verb {
     ///
     /// Use it as: eval "$(stead env demo)"
     Env(Env),
+    /// The OpenNebula driver: install it, check a host, run its scripts.
+    #[command(subcommand)]
+    One(OneVerb),
     /// Check what this host offers, and say how to mend what it lacks.
     Doctor(Json),
     /// Print the JSON Schema of a file format.
@@ -79,6 +82,82 @@ pub enum ImageVerb {
     Rm(ImageRm),
     /// Delete files that no image and no cluster uses.
     Gc(ImageGc),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum OneVerb {
+    /// Lay out the driver's scripts and probes in OpenNebula's remotes. Run it again at any time.
+    ///
+    /// Example: stead one install --remotes /var/lib/one/remotes --program /usr/local/bin/stead
+    Install(OneInstall),
+    /// Take them away, and put back what was there before.
+    Uninstall(OneInstall),
+    /// Check whether this host has what the driver needs.
+    Check(OneCheck),
+    /// Run one script, as OpenNebula calls it; `stead one NAME ARGUMENTS…` is the same.
+    Run(OneRun),
+    /// A script by its name.
+    #[command(external_subcommand)]
+    Named(Vec<String>),
+    /// Supervise the console of one VM (started by its deploy).
+    #[command(hide = true)]
+    Console {
+        /// Where its files are.
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct OneInstall {
+    /// OpenNebula's remotes: /var/lib/one/remotes on the frontend, /var/tmp/one on a host.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub remotes: PathBuf,
+    /// Where this program is on the hosts; where it is here when absent.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub program: Option<PathBuf>,
+    /// Probes as OpenNebula 5.8 and 5.10 lay them out.
+    #[arg(long)]
+    pub old: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct OneCheck {
+    /// Where OpenNebula's remotes are on this host.
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp/one", value_hint = ValueHint::DirPath)]
+    pub remotes: PathBuf,
+    /// Which of the two drivers.
+    #[arg(long, value_enum, default_value = "lxd")]
+    pub driver: OneDriver,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum OneDriver {
+    Lxd,
+    Incus,
+}
+
+impl OneDriver {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lxd => "lxd",
+            Self::Incus => "incus",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct OneRun {
+    /// The path it was called by: it tells the driver and where its configuration is.
+    #[arg(long, value_name = "FILE")]
+    pub script: Option<PathBuf>,
+    /// Its name: deploy, shutdown, …, or a probe's.
+    pub name: String,
+    /// Its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<String>,
 }
 
 #[derive(Debug, Args)]

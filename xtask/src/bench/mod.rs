@@ -76,6 +76,7 @@ const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "cold-build", what: "image build into an empty store", run: rows::cold_build::run },
     Benchmark { name: "qemu-boot", what: "qemu power-on to agent ready", run: rows::qemu_boot::run },
     Benchmark { name: "agent", what: "the agent's memory and size", run: rows::agent::run },
+    Benchmark { name: "monitor", what: "OpenNebula's probe of 500 instances", run: rows::monitor::run },
     Benchmark { name: "fifty", what: "50 base namespace nodes, up and down", run: rows::fifty::run },
 ];
 

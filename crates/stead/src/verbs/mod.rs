@@ -7,6 +7,7 @@ mod exec;
 mod generate;
 mod image;
 mod logs;
+pub mod one;
 mod reboot;
 mod status;
 mod supervise;
@@ -37,6 +38,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Cp(args) => wait(cp::cp(&host, args)),
         Verb::Reboot(args) => wait(reboot::reboot(&host, args)),
         Verb::Env(args) => wait(env::env(&host, args)),
+        Verb::One(verb) => one::one(verb),
         Verb::Doctor(args) => generate::doctor(&args),
         Verb::Schema(args) => generate::schema(&args),
         Verb::Completions(args) => generate::completions(&args),

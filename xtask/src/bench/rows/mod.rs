@@ -4,6 +4,7 @@ pub mod agent;
 pub mod cold_build;
 pub mod cpio;
 pub mod fifty;
+pub mod monitor;
 pub mod overlay;
 pub mod qemu_boot;
 pub mod rebuild;

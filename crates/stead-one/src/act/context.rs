@@ -1,0 +1,85 @@
+//! The context disk: taken out before OpenNebula makes it anew, put in afterwards.
+
+use super::{ActError, Job};
+use crate::{
+    disks::Mapper,
+    document::{Disk, DiskKind, DiskLimits, Role, Vm},
+    engine::{PROJECT, kept_document},
+    ids::DiskId,
+    instance,
+};
+use serde_json::json;
+use stead_incus::Request;
+
+/// What OpenNebula's context package in the instance reads its new context with.
+const RECONFIGURE: [&str; 3] = ["service", "one-context-reconfigure", "restart"];
+
+impl Job<'_, '_> {
+    /// Mounts the context disk.
+    pub(super) fn map_context(&self, vm: &Vm, id: DiskId, mapper: &mut Mapper<'_>) -> Result<(), ActError> {
+        let disk = Disk {
+            id,
+            kind: DiskKind::File,
+            role: Role::Image,
+            format: Some(crate::document::ImageFormat::Raw),
+            target: None,
+            readonly: true,
+            cache: None,
+            filesystem: None,
+            grow: false,
+            size_mib: None,
+            datastore: None,
+            limits: DiskLimits::default(),
+            attach: false,
+        };
+        mapper.map(vm, &disk, &self.place.mountpoint(&self.name, id))?;
+        Ok(())
+    }
+
+    pub(super) async fn drop_context(&mut self) -> Result<(), ActError> {
+        let instance = self.instance().await?;
+        if !instance.devices.contains_key("context") {
+            return Ok(());
+        }
+        self.engine
+            .change(&self.name, |_, devices| {
+                devices.remove("context");
+            })
+            .await?;
+        // The document of this call may have another context already: the one kept is the one that is mounted.
+        if let Some(id) = kept_document(&instance, &self.name)?.and_then(|(vm, _)| vm.context).map(|c| c.disk)
+        {
+            self.mapper()?.unmap(id)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn put_context(&mut self, vm: &Vm) -> Result<(), ActError> {
+        let Some(context) = &vm.context else { return Ok(()) };
+        let mut mapper = self.mapper()?;
+        self.map_context(vm, context.disk, &mut mapper)?;
+        let device = instance::context_device(&self.place.mountpoint(&self.name, context.disk));
+        let changed = self
+            .engine
+            .change(&self.name, |_, devices| {
+                devices.insert("context".to_owned(), device.clone());
+            })
+            .await;
+        if let Err(error) = changed {
+            mapper.unmap(context.disk)?;
+            return Err(error.into());
+        }
+        // Not waited for: an instance without the package has no such service.
+        let exec = Request::post(
+            format!("/1.0/instances/{}/exec", self.name),
+            &json!({
+                "command": RECONFIGURE, "wait-for-websocket": false, "record-output": false,
+                "interactive": false,
+            }),
+        );
+        if let Err(error) = self.engine.client.begin(&exec.query("project", PROJECT)).await {
+            self.log.info(format_args!("the instance was not told of its new context: {error}"));
+        }
+        Ok(())
+    }
+}

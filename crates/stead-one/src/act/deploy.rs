@@ -1,0 +1,233 @@
+//! deploy, and everything that brings an instance up.
+
+use super::{ActError, Job};
+use crate::{
+    console,
+    disks::{Mapper, idmap, plan},
+    document::Vm,
+    engine::{self, EngineError, root_pool},
+    ids::DiskId,
+    instance::{self, HostPci, STATUS_KEY},
+    say,
+};
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+use stead_incus::{requests::instances::StateAction, types::Instance};
+
+impl Job<'_, '_> {
+    /// Makes and starts the instance of `vm`; its name. `idmap` is what a checkpoint kept.
+    pub(super) async fn deploy(
+        &mut self,
+        vm: &Vm,
+        document: &str,
+        idmap: Option<String>,
+    ) -> Result<String, ActError> {
+        let existing = self.engine.instance(&self.name).await?.map(|t| t.value);
+        if vm.is_imported() {
+            let Some(instance) = existing else { return Err(ActError::Absent(self.name.clone())) };
+            if instance.status != "Running" {
+                self.engine.set_state(&self.name, StateAction::Start).await?;
+            }
+            self.start_console(vm)?;
+            return Ok(self.name.to_string());
+        }
+        if let Some(instance) = existing {
+            self.clear(&instance).await?;
+        }
+        let mut mapper = self.mapper()?;
+        mapper.unmap_all()?;
+        let result = self.bring_up(vm, document, idmap, &mut mapper).await;
+        self.say_notes(&mut mapper);
+        if let Err(error) = result {
+            self.unwind(&mut mapper).await;
+            return Err(error);
+        }
+        Ok(self.name.to_string())
+    }
+
+    /// Puts away what an earlier deploy left, whether it broke off or was stopped behind OpenNebula's back.
+    async fn clear(&mut self, instance: &Instance) -> Result<(), ActError> {
+        let ours = engine::kept_document(instance, &self.name).ok().flatten().is_some();
+        if !ours {
+            return Err(ActError::Foreign(self.name.clone()));
+        }
+        if instance.status != "Stopped" {
+            // One that is hidden was being deployed when its script was killed.
+            if instance.config.get(STATUS_KEY).is_none_or(|s| s != "0") {
+                return Err(ActError::Running(self.name.clone()));
+            }
+            self.log.info("an earlier deploy broke off: its instance is made anew");
+            self.engine.set_state(&self.name, StateAction::Kill).await?;
+        }
+        self.mapper()?.unmap_all()?;
+        self.engine.delete(instance, &self.name).await?;
+        Ok(())
+    }
+
+    async fn bring_up(
+        &mut self,
+        vm: &Vm,
+        document: &str,
+        idmap: Option<String>,
+        mapper: &mut Mapper<'_>,
+    ) -> Result<(), ActError> {
+        let mut facts = self.engine.facts(self.rc, vm).await?;
+        let directory = self.place.vm(vm.id, vm.datastore)?;
+        facts.idmap = match idmap {
+            Some(map) => Some(map),
+            None => idmap::load(&directory)?,
+        };
+        for pci in &vm.pci {
+            if let Some(found) = HostPci::observe(&self.surroundings.sys, &pci.address) {
+                facts.pci.insert(pci.address.clone(), found);
+            }
+        }
+        // What cannot be asked of the engine is found out before anything is touched.
+        for (disk, at) in self.others(vm) {
+            facts.mountpoints.insert(disk, at);
+        }
+        instance::wanted(vm, document, &facts)?;
+        for disk in vm.disks.iter().filter(|d| !d.is_swap() && vm.root != Some(d.id)) {
+            let mapped = mapper.map(vm, disk, &self.place.mountpoint(&self.name, disk.id))?;
+            if self.engine.shifts && plan::is_shiftable(&mapped.filesystem) {
+                facts.shiftable.insert(disk.id);
+            }
+        }
+        if let Some(context) = &vm.context {
+            self.map_context(vm, context.disk, mapper)?;
+        }
+        let (wanted, notes) = instance::wanted(vm, document, &facts)?;
+        for note in notes {
+            self.log.info(note);
+        }
+        self.engine.create(&wanted).await?;
+        self.map_root(vm, mapper, &facts.pool)?;
+        self.first_start(vm).await?;
+        self.start_console(vm)?;
+        self.engine.set_visible(&self.name, true).await?;
+        Ok(())
+    }
+
+    /// Starts an instance. LXD 5.0 says that it can shift owners and then, on newer kernels, cannot.
+    async fn first_start(&mut self, vm: &Vm) -> Result<(), ActError> {
+        match self.engine.set_state(&self.name, StateAction::Start).await {
+            Err(error) if error.is_shift_refused() => {
+                self.without_shift(vm, &error).await?;
+                Ok(self.engine.set_state(&self.name, StateAction::Start).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    async fn without_shift(&mut self, vm: &Vm, error: &EngineError) -> Result<(), ActError> {
+        self.log.debug(error);
+        let disks: Vec<DiskId> = vm.disks.iter().map(|d| d.id).filter(|id| vm.root != Some(*id)).collect();
+        self.engine
+            .change(&self.name, |_, devices| {
+                for device in devices.values_mut() {
+                    device.remove("shift");
+                }
+            })
+            .await?;
+        for disk in disks {
+            self.give(disk).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the top directory of a disk to root of the instance, when it is the host's root's: what is below it stays
+    /// nobody's, but a volatile disk can be used.
+    pub(super) async fn give(&mut self, disk: DiskId) -> Result<(), ActError> {
+        let at = self.place.mountpoint(&self.name, disk);
+        let instance = self.instance().await?;
+        let Some(root) = instance::host_root(&instance.config) else { return Ok(()) };
+        self.log.info(format_args!(
+            "the engine cannot shift the owners of disk {disk}: only its top directory is the instance's"
+        ));
+        if crate::disks::is_mounted(&at)
+            && std::fs::metadata(&at).is_ok_and(|m| m.uid() == 0)
+            && let Err(error) = std::os::unix::fs::chown(&at, Some(root), Some(root))
+        {
+            self.log.error(format_args!("disk {disk}: {error}"));
+        }
+        Ok(())
+    }
+
+    /// Where all disks but root are mounted.
+    fn others(&self, vm: &Vm) -> Vec<(DiskId, PathBuf)> {
+        let disks = vm.disks.iter().filter(|d| !d.is_swap() && vm.root != Some(d.id)).map(|d| d.id);
+        let all = disks.chain(vm.context.iter().map(|c| c.disk));
+        all.map(|id| (id, self.place.mountpoint(&self.name, id))).collect()
+    }
+
+    fn map_root(&self, vm: &Vm, mapper: &mut Mapper<'_>, pool: &str) -> Result<(), ActError> {
+        if let Some(disk) = vm.root.and_then(|id| vm.disk(id)) {
+            mapper.map(vm, disk, &self.engine.rootfs(pool, &self.name))?;
+        }
+        Ok(())
+    }
+
+    /// Maps the disks of an instance that is there but whose host was rebooted meanwhile.
+    pub(super) fn map_again(&mut self, vm: &Vm, instance: &Instance) -> Result<(), ActError> {
+        let mut mapper = self.mapper()?;
+        let mounted = |path: &Path| crate::disks::is_mounted(path);
+        let pool = root_pool(instance).unwrap_or("default").to_owned();
+        let result = (|| {
+            for disk in vm.disks.iter().filter(|d| !d.is_swap()) {
+                let at = self.mountpoint(vm, disk.id, &pool);
+                if !mounted(&at) {
+                    mapper.map(vm, disk, &at)?;
+                }
+            }
+            if let Some(context) = vm.context.as_ref().filter(|_| instance.devices.contains_key("context"))
+                && !mounted(&self.place.mountpoint(&self.name, context.disk))
+            {
+                self.map_context(vm, context.disk, &mut mapper)?;
+            }
+            Ok(())
+        })();
+        self.say_notes(&mut mapper);
+        result
+    }
+
+    /// Undoes a deploy that failed. What cannot be undone is said; the error that is told is the first one.
+    async fn unwind(&mut self, mapper: &mut Mapper<'_>) {
+        console::end(self.place, &self.name);
+        match self.engine.instance(&self.name).await {
+            Ok(Some(instance)) => {
+                let instance = instance.value;
+                if instance.status != "Stopped"
+                    && let Err(error) = self.engine.set_state(&self.name, StateAction::Kill).await
+                {
+                    self.log.error(say::chain(&error));
+                }
+                if let Err(error) = mapper.unmap_all() {
+                    self.log.error(say::chain(&error));
+                }
+                if let Err(error) = self.engine.delete(&instance, &self.name).await {
+                    self.log.error(say::chain(&error));
+                }
+            }
+            Ok(None) => {
+                if let Err(error) = mapper.unmap_all() {
+                    self.log.error(say::chain(&error));
+                }
+            }
+            Err(error) => self.log.error(say::chain(&error)),
+        }
+    }
+
+    /// Starts the console that the document asks for; its instance runs.
+    pub(super) fn start_console(&mut self, vm: &Vm) -> Result<(), ActError> {
+        if let Some(graphics) = &vm.graphics {
+            let notes =
+                console::start(self.surroundings, self.place, self.rc, self.engine, &self.name, graphics)?;
+            for note in notes {
+                self.log.info(note);
+            }
+        }
+        Ok(())
+    }
+}

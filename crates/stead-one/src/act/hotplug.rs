@@ -1,0 +1,155 @@
+//! attach and detach, of disks and network interfaces.
+
+use super::{ActError, Job};
+use crate::{
+    disks::{plan, run_tool},
+    document::{Disk, Nic, Vm},
+    engine::kept_document,
+    instance::{self, DOCUMENT_KEY, Facts},
+    say,
+};
+
+impl Job<'_, '_> {
+    fn hotplugged<'v>(&self, vm: &'v Vm, action: &'static str) -> Result<&'v Disk, ActError> {
+        if vm.is_imported() {
+            return Err(ActError::Imported { action, name: self.name.clone() });
+        }
+        vm.disks.iter().find(|d| d.attach).ok_or_else(|| ActError::NoDevice("disk with ATTACH=YES".into()))
+    }
+
+    pub(super) async fn attach_disk(&mut self, vm: &Vm, document: &str) -> Result<(), ActError> {
+        let disk = self.hotplugged(vm, "attaching a disk")?;
+        if disk.is_swap() {
+            self.log.info(format_args!("disk {} is swap, which a container cannot use: skipped", disk.id));
+            return Ok(());
+        }
+        let instance = self.instance().await?;
+        let privileged = instance.expanded_config.get("security.privileged").is_some_and(|v| v == "true");
+        let mut mapper = self.mapper()?;
+        let at = self.place.mountpoint(&self.name, disk.id);
+        let mapped = mapper.map(vm, disk, &at)?;
+        let mut facts = Facts::default();
+        facts.mountpoints.insert(disk.id, at);
+        if self.engine.shifts && plan::is_shiftable(&mapped.filesystem) {
+            facts.shiftable.insert(disk.id);
+        }
+        let device = instance::disk_device(disk, &facts, privileged).unwrap_or_default();
+        let name = instance::disk_name(disk.id);
+        // The document that is kept tells the next start which disks there are.
+        let kept = instance::encode(document);
+        let changed = self
+            .engine
+            .change(&self.name, |config, devices| {
+                devices.insert(name.clone(), device.clone());
+                config.insert(DOCUMENT_KEY.to_owned(), kept.clone());
+            })
+            .await;
+        self.say_notes(&mut mapper);
+        let changed = match changed {
+            Err(error) if error.is_shift_refused() => {
+                self.log.debug(error);
+                self.give(disk.id).await?;
+                let mut device = device;
+                device.remove("shift");
+                self.engine
+                    .change(&self.name, |config, devices| {
+                        devices.insert(name.clone(), device.clone());
+                        config.insert(DOCUMENT_KEY.to_owned(), kept.clone());
+                    })
+                    .await
+            }
+            other => other,
+        };
+        if let Err(error) = changed {
+            mapper.unmap(disk.id)?;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    pub(super) async fn detach_disk(&mut self, vm: &Vm) -> Result<(), ActError> {
+        let disk = self.hotplugged(vm, "detaching a disk")?;
+        let name = instance::disk_name(disk.id);
+        let instance = self.instance().await?;
+        let without = kept_document(&instance, &self.name)?.map(|(_, text)| forget_disk(&text, disk));
+        self.engine
+            .change(&self.name, |config, devices| {
+                devices.remove(&name);
+                if let Some(Some(text)) = &without {
+                    config.insert(DOCUMENT_KEY.to_owned(), instance::encode(text));
+                }
+            })
+            .await?;
+        self.mapper()?.unmap(disk.id)?;
+        Ok(())
+    }
+
+    pub(super) async fn attach_nic(&mut self, vm: &Vm, mac: &str) -> Result<(), ActError> {
+        let nic = nic_of(vm, mac)?;
+        let device = instance::nic_device(nic)?;
+        self.engine
+            .change(&self.name, |_, devices| {
+                devices.insert(nic.name(), device.clone());
+            })
+            .await?;
+        Ok(())
+    }
+
+    pub(super) async fn detach_nic(&mut self, vm: &Vm, mac: &str) -> Result<(), ActError> {
+        let mac = crate::document::hardware_address(mac)?;
+        self.engine
+            .change(&self.name, |_, devices| {
+                devices.retain(|_, d| {
+                    d.get("type").is_none_or(|t| t != "nic")
+                        || d.get("hwaddr").is_none_or(|m| !m.eq_ignore_ascii_case(&mac))
+                });
+            })
+            .await?;
+        if let Ok(nic) = nic_of(vm, &mac) {
+            self.drop_port(nic);
+        }
+        Ok(())
+    }
+
+    /// An Open vSwitch keeps a port whose interface is gone.
+    pub(super) fn drop_port(&mut self, nic: &Nic) {
+        let (true, Some(bridge), Some(target)) = (nic.open_vswitch, &nic.bridge, &nic.target) else { return };
+        if let Err(error) = run_tool("ovs-vsctl", &["--if-exists", "del-port", bridge, target], &[]) {
+            self.log.error(say::chain(&error));
+        }
+    }
+}
+
+fn nic_of<'v>(vm: &'v Vm, mac: &str) -> Result<&'v Nic, ActError> {
+    let found = vm.nics.iter().find(|n| n.mac.as_ref().is_some_and(|m| m.eq_ignore_ascii_case(mac)));
+    found.ok_or_else(|| ActError::NoDevice(format!("NIC with the MAC {mac:.40}")))
+}
+
+/// A document without one of its disks; `None` when it does not have it.
+fn forget_disk(document: &str, disk: &Disk) -> Option<String> {
+    let tree = roxmltree::Document::parse(document).ok()?;
+    let node = tree.descendants().find(|n| {
+        n.has_tag_name("DISK")
+            && n.children()
+                .any(|c| c.has_tag_name("DISK_ID") && c.text().map(str::trim) == Some(&disk.id.to_string()))
+    })?;
+    let range = node.range();
+    Some(format!("{}{}", &document[..range.start], &document[range.end..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_forgets_its_disk() {
+        let text = "<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID><![CDATA[0]]></DISK_ID></DISK><DISK><A>é</A><DISK_ID>1</DISK_ID></DISK></TEMPLATE></VM>";
+        let (vm, _) = crate::document::read(text).unwrap();
+        let without = forget_disk(text, &vm.disks[1]).unwrap();
+        assert_eq!(
+            without,
+            "<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID><![CDATA[0]]></DISK_ID></DISK></TEMPLATE></VM>"
+        );
+        assert_eq!(forget_disk(&without, &vm.disks[1]), None);
+    }
+}

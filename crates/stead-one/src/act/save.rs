@@ -1,0 +1,170 @@
+//! save and restore.
+//!
+//! With CRIU on the host the engine keeps the processes' state, in the instance, which then stays. Without, the instance
+//! is shut down and everything it was made from is written to the checkpoint, from which any host makes it again.
+
+use super::{ActError, Job};
+use crate::{
+    console,
+    disks::tool,
+    document::{self, Vm},
+    engine::{EngineError, PROJECT, kept_document},
+    instance::{self, DOCUMENT_KEY, IDMAP_KEY},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+use stead_incus::requests::instances::StateAction;
+
+/// A checkpoint holds a document and a map of user ids.
+const MAX_CHECKPOINT_BYTES: u64 = 16 << 20;
+
+/// What `save` writes.
+#[derive(Debug, Serialize, Deserialize)]
+struct Checkpoint {
+    /// Form of this file.
+    version: u32,
+    /// The processes' state is kept in the instance.
+    stateful: bool,
+    /// Base64 of the VM's document.
+    document: String,
+    /// The map of user ids its root was left with.
+    idmap: Option<String>,
+}
+
+impl Job<'_, '_> {
+    pub(super) async fn save(&mut self, path: &Path) -> Result<(), ActError> {
+        let path = self.in_datastores(path)?;
+        let instance = self.instance().await?;
+        let Some((vm, _)) = kept_document(&instance, &self.name)?.filter(|(vm, _)| !vm.is_imported()) else {
+            return Err(ActError::Imported { action: "saving", name: self.name.clone() });
+        };
+        self.engine.set_visible(&self.name, false).await?;
+        let stateful = match self.suspend(&instance.status).await {
+            Ok(stateful) => stateful,
+            Err(error) => {
+                self.show_again().await;
+                return Err(error);
+            }
+        };
+        console::end(self.place, &self.name);
+        let instance = self.instance().await?;
+        let checkpoint = Checkpoint {
+            version: 1,
+            stateful,
+            document: instance.config.get(DOCUMENT_KEY).cloned().unwrap_or_default(),
+            idmap: instance.config.get(IDMAP_KEY).filter(|m| !m.is_empty()).cloned(),
+        };
+        write(&path, &checkpoint)?;
+        let snapshots = self.engine.client.snapshots(PROJECT, self.name.as_str()).await;
+        let snapshots = snapshots.map_err(EngineError::from)?;
+        if stateful || !snapshots.is_empty() {
+            self.keep_idmap(&vm, &instance);
+            self.mapper()?.unmap_all()?;
+            return Ok(());
+        }
+        self.put_away(Some(&vm)).await
+    }
+
+    /// Stops with the processes' state where that works; whether it did.
+    async fn suspend(&mut self, status: &str) -> Result<bool, ActError> {
+        if status == "Stopped" {
+            return Ok(false);
+        }
+        let why = if tool::exists("criu") {
+            // Incus asks for it; it says nothing else of a container.
+            let willing = [("migration.stateful".to_owned(), "true".to_owned())].into();
+            let asked = match self.engine.patch(&self.name, &willing).await {
+                Ok(()) => self.engine.set_state(&self.name, StateAction::StopStateful).await,
+                Err(error) => Err(error),
+            };
+            match asked {
+                Ok(()) => return Ok(true),
+                Err(error) => error.to_string(),
+            }
+        } else {
+            "CRIU is not installed".to_owned()
+        };
+        self.log.info(format_args!(
+            "the processes' state cannot be kept on this host ({why}): the instance is shut down, its disks and settings are kept"
+        ));
+        self.engine.set_state(&self.name, StateAction::Stop).await?;
+        Ok(false)
+    }
+
+    pub(super) async fn restore(
+        &mut self,
+        path: &Path,
+        vm: Option<Vm>,
+        document: Option<String>,
+    ) -> Result<(), ActError> {
+        let path = self.in_datastores(path)?;
+        let checkpoint = read(&path)?;
+        let (vm, document) = match (vm, document) {
+            (Some(vm), Some(document)) => (vm, document),
+            _ => document::read(&crate::payload::decode(checkpoint.document.clone().into_bytes())?)?,
+        };
+        let existing = self.engine.instance(&self.name).await?.map(|t| t.value);
+        if let Some(instance) = existing.filter(|i| i.status == "Stopped" && self.engine.is_here(i))
+            && kept_document(&instance, &self.name)?.is_some()
+        {
+            // With state or snapshots in it.
+            self.map_again(&vm, &instance)?;
+            let document = instance::encode(&document);
+            let started = async {
+                self.engine
+                    .patch(&self.name, &[(DOCUMENT_KEY.to_owned(), document)].into_iter().collect())
+                    .await?;
+                self.engine.set_state(&self.name, StateAction::Start).await
+            };
+            if let Err(error) = started.await {
+                self.mapper()?.unmap_all()?;
+                return Err(error.into());
+            }
+            self.start_console(&vm)?;
+            self.engine.set_visible(&self.name, true).await?;
+            return Ok(());
+        }
+        if checkpoint.stateful {
+            self.log.info("the processes' state stayed on the host that saved it: the instance starts anew");
+        }
+        self.deploy(&vm, &document, checkpoint.idmap).await.map(drop)
+    }
+}
+
+fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), ActError> {
+    let beside = path.with_extension("stead-new");
+    let bytes = serde_json::to_vec(checkpoint).unwrap_or_default();
+    let written = (|| {
+        // The document holds the console's password. A link in its place is replaced, not followed.
+        let _ = fs::remove_file(&beside);
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        // oneadmin's transfer driver moves it.
+        let owner = fs::metadata(path.parent().unwrap_or(Path::new("/")))?;
+        use std::os::unix::fs::MetadataExt;
+        std::os::unix::fs::chown(&beside, Some(owner.uid()), Some(owner.gid()))?;
+        fs::rename(&beside, path)
+    })();
+    written.map_err(|source| ActError::File { action: "write", path: path.to_owned(), source })
+}
+
+fn read(path: &Path) -> Result<Checkpoint, ActError> {
+    let failed = |source| ActError::File { action: "read", path: path.to_owned(), source };
+    // In the VM's directory, which only OpenNebula writes to; a link there is not followed.
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
+    let file = File::options().read(true).custom_flags(flags as i32).open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_CHECKPOINT_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+    let checkpoint: Checkpoint =
+        serde_json::from_slice(&bytes).map_err(|_| ActError::Checkpoint(path.to_owned()))?;
+    if checkpoint.version != 1 {
+        return Err(ActError::Checkpoint(path.to_owned()));
+    }
+    Ok(checkpoint)
+}

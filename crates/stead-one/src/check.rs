@@ -1,0 +1,148 @@
+//! `stead one check`: whether a host has what the driver needs.
+//!
+//! Owns what is looked at and what mends it. Changes nothing.
+
+use crate::{
+    act::Surroundings,
+    disks::tool,
+    engine::{Engine, EngineError},
+    lxdrc::Lxdrc,
+};
+use serde::Serialize;
+use std::{fs, path::Path};
+
+/// How something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// Something cannot be done, but not everybody does it.
+    Limited,
+    /// Nothing works without it.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What.
+    pub name: &'static str,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was seen, and what mends it.
+    pub text: String,
+}
+
+fn finding(name: &'static str, good: bool, otherwise: Verdict, yes: &str, no: &str) -> Finding {
+    let verdict = if good { Verdict::Good } else { otherwise };
+    Finding { name, verdict, text: (if good { yes } else { no }).to_owned() }
+}
+
+/// Looks at the host.
+pub async fn check(surroundings: &Surroundings, rc: &Lxdrc) -> Vec<Finding> {
+    use Verdict::{Bad, Limited};
+    let has = |programs: &[&str]| programs.iter().all(|p| tool::exists(p));
+    let mut found = Vec::new();
+    match Engine::connect(surroundings.driver(), rc).await {
+        Ok(engine) => {
+            let text =
+                format!("{} answers, state in {}", engine.client.dialect(), engine.directory.display());
+            found.push(Finding { name: "engine", verdict: Verdict::Good, text });
+            found.push(match engine.client.storage_pools().await.map_err(EngineError::from) {
+                Ok(pools) => finding(
+                    "storage pool",
+                    pools.iter().any(|p| p.driver == "dir" && rc.storage_pool.as_ref().is_none_or(|n| *n == p.name)),
+                    Bad,
+                    "there is a pool of driver dir",
+                    "no pool of driver dir that could be used: make one, `incus storage create one dir` or `lxc storage create one dir`",
+                ),
+                Err(error) => Finding { name: "storage pool", verdict: Bad, text: crate::say::chain(&error) },
+            });
+            found.push(finding(
+                "shifted mounts",
+                engine.shifts,
+                Limited,
+                "the kernel shifts the owners of disks for unprivileged instances",
+                "the engine cannot shift owners: root in an unprivileged instance is nobody on its further disks",
+            ));
+        }
+        Err(error) => found.push(Finding { name: "engine", verdict: Bad, text: crate::say::chain(&error) }),
+    }
+    found.push(finding(
+        "datastores",
+        rc.datastore_location.is_dir(),
+        Bad,
+        &format!("{} is there", rc.datastore_location.display()),
+        &format!(
+            "{} is not there: mount it, or set :datastore_location: in lxdrc",
+            rc.datastore_location.display()
+        ),
+    ));
+    found.push(finding(
+        "loop devices",
+        Path::new("/dev/loop-control").exists() && has(&["losetup", "blkid", "partx"]),
+        Bad,
+        "losetup, blkid and partx with /dev/loop-control; partitions are mapped by their offsets, kpartx is not needed",
+        "needs /dev/loop-control (modprobe loop) and losetup, blkid, partx (Debian: mount, util-linux)",
+    ));
+    for (name, programs, package) in [
+        ("ext4", &["mkfs.ext4", "e2fsck", "tune2fs", "resize2fs"][..], "e2fsprogs"),
+        ("xfs", &["mkfs.xfs", "xfs_admin", "xfs_growfs"][..], "xfsprogs"),
+        ("btrfs", &["mkfs.btrfs", "btrfstune", "btrfs"][..], "btrfs-progs"),
+    ] {
+        let no = format!("disks with {name} need {} (Debian: {package})", programs.join(", "));
+        found.push(finding(name, has(programs), Limited, "its programs are there", &no));
+    }
+    let nbd = Path::new("/sys/block/nbd0").exists() && has(&["qemu-nbd"]);
+    let export = Path::new("/dev/fuse").exists() && has(&["qemu-storage-daemon"]);
+    found.push(finding(
+        "qcow2",
+        nbd || export,
+        Limited,
+        if nbd { "by qemu-nbd" } else { "by qemu-storage-daemon and FUSE" },
+        "images need qemu-nbd (Debian: qemu-utils) and the nbd module, or qemu-storage-daemon (qemu-system-common) and /dev/fuse",
+    ));
+    found.push(finding(
+        "ceph",
+        has(&["rbd-nbd"]),
+        Limited,
+        "by rbd-nbd",
+        "Ceph images need rbd-nbd (Debian: rbd-nbd)",
+    ));
+    let iso = fs::read_to_string("/proc/filesystems").is_ok_and(|t| t.contains("iso9660"));
+    let modular =
+        Path::new("/lib/modules").join(rustix::system::uname().release().to_string_lossy().as_ref());
+    found.push(finding(
+        "context disk",
+        iso || modular.join("kernel/fs/isofs").exists(),
+        Bad,
+        "the kernel reads ISO 9660",
+        "the kernel has no ISO 9660 (isofs): VMs with a CONTEXT cannot be deployed",
+    ));
+    found.push(sudo(surroundings));
+    found
+}
+
+/// Scripts come as oneadmin; mounting needs root.
+fn sudo(surroundings: &Surroundings) -> Finding {
+    let rule = sudoers(&surroundings.program);
+    if rustix::process::geteuid().is_root() && surroundings.user.is_none() {
+        let text = format!("this is root; for oneadmin put into /etc/sudoers.d/stead-one: {rule}");
+        return Finding { name: "sudo", verdict: Verdict::Good, text };
+    }
+    let allowed = surroundings.user.is_some()
+        || tool::run("sudo", &["-n".as_ref(), "-l".as_ref(), surroundings.program.as_os_str()], &[]).is_ok();
+    finding(
+        "sudo",
+        allowed,
+        Verdict::Bad,
+        "this user may run the driver as root",
+        &format!("put into /etc/sudoers.d/stead-one: {rule}"),
+    )
+}
+
+/// The rule that oneadmin needs.
+pub fn sudoers(program: &Path) -> String {
+    format!("oneadmin ALL=(root) NOPASSWD: {} one run *", program.display())
+}

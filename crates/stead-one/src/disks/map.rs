@@ -1,0 +1,586 @@
+//! Does the steps, writes the journal, undoes.
+//!
+//! Chooses nothing but which free device a program hands out; the choices are in [`super::plan`].
+
+use super::{
+    DiskError, fstab,
+    journal::Journal,
+    loops, mounts,
+    place::Place,
+    plan::{self, Offer, PlanError, Way},
+    probe::{self, Partition},
+    qcow2,
+    step::{Cache, Step, Undo},
+    tool,
+};
+use crate::{
+    document::{Disk, DiskKind, ImageFormat, Vm},
+    ids::{DiskId, InstanceName},
+};
+use std::{
+    fs,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A program that was told to go is gone within this, or is killed.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+/// Looked at this often while waiting.
+const GLANCE: Duration = Duration::from_millis(20);
+/// A device that is being connected has its size within this.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A mounted disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapped {
+    /// Where.
+    pub at: PathBuf,
+    /// Its filesystem.
+    pub filesystem: String,
+}
+
+/// Told each step before it is done.
+pub type Observer<'a> = Box<dyn FnMut(DiskId, &Step) + 'a>;
+
+/// Maps and unmaps the disks of one VM. Whoever has one holds the VM's lock.
+pub struct Mapper<'a> {
+    place: &'a Place,
+    name: InstanceName,
+    filesystem: &'a str,
+    journal: Journal,
+    observer: Observer<'a>,
+    /// What should be said of the mapping in the log.
+    pub notes: Vec<String>,
+}
+
+impl<'a> Mapper<'a> {
+    /// Opens the VM's journal. `filesystem` is what volatile disks get that say nothing of it.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn open(place: &'a Place, name: &InstanceName, filesystem: &'a str) -> Result<Self, DiskError> {
+        Ok(Self {
+            place,
+            name: name.clone(),
+            filesystem,
+            journal: Journal::open(&place.directory(name))?,
+            observer: Box::new(|_, _| {}),
+            notes: Vec::new(),
+        })
+    }
+    /// Has `observer` told each step.
+    #[must_use]
+    pub fn observed(mut self, observer: impl FnMut(DiskId, &Step) + 'a) -> Self {
+        self.observer = Box::new(observer);
+        self
+    }
+    /// Whether anything is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.journal.entries().is_empty()
+    }
+
+    /// Mounts a disk at `at`. When that fails, everything done for it is undone.
+    ///
+    /// # Errors
+    /// [`DiskError`] of what failed; that undoing failed too is a note.
+    pub fn map(&mut self, vm: &Vm, disk: &Disk, at: &Path) -> Result<Mapped, DiskError> {
+        // What a crash left of this disk would be in the way.
+        self.unmap(disk.id)?;
+        self.try_map(vm, disk, at).inspect_err(|_| {
+            if let Err(error) = self.unmap(disk.id) {
+                self.notes.push(crate::say::chain(&error));
+            }
+        })
+    }
+
+    fn try_map(&mut self, vm: &Vm, disk: &Disk, at: &Path) -> Result<Mapped, DiskError> {
+        let (mut bytes, format) = match &disk.kind {
+            DiskKind::Rbd { .. } => (PathBuf::new(), ImageFormat::Raw),
+            DiskKind::File | DiskKind::Block => {
+                let directory = self.place.vm(vm.id, vm.datastore)?;
+                let (source, allowed) = self.place.source(&directory, disk)?;
+                let format = match disk.format {
+                    Some(format) => format,
+                    None if qcow2::is_image(&probe::start(&source)?) => ImageFormat::Qcow2,
+                    None => ImageFormat::Raw,
+                };
+                if format == ImageFormat::Qcow2 {
+                    qcow2::check(&source, &allowed)?;
+                }
+                (source, format)
+            }
+        };
+        // Free devices are looked for and taken one VM at a time.
+        let lock = (format == ImageFormat::Qcow2).then(|| self.lock_devices()).transpose()?;
+        let offer = if format == ImageFormat::Qcow2 { offer() } else { Offer::default() };
+        if let Some(step) = plan::expose(self.place, &self.name, disk, &bytes, format, &offer)? {
+            let exposed = self.perform(disk.id, &step, None)?;
+            bytes = exposed.ok_or_else(|| {
+                DiskError::Unexpected(format!("disk {} did not appear as a device", disk.id))
+            })?;
+        }
+        drop(lock);
+        let kind = fs::metadata(&bytes).map_err(DiskError::file("look at", &bytes))?.file_type();
+        let layout = probe::layout(&bytes)?;
+        match plan::mount(disk, &bytes, kind.is_block_device(), &layout, self.filesystem, at)? {
+            Way::One(steps) => {
+                let device = kind.is_block_device().then(|| bytes.clone());
+                self.perform_all(disk.id, &steps, device)?;
+                Ok(Mapped { at: at.to_owned(), filesystem: kind_of(&steps) })
+            }
+            Way::Search(partitions) => self.map_partitions(disk, &bytes, &partitions, at),
+        }
+    }
+
+    /// Mounts the first partition that holds /etc/fstab, and into it what that file says.
+    fn map_partitions(
+        &mut self,
+        disk: &Disk,
+        bytes: &Path,
+        partitions: &[Partition],
+        at: &Path,
+    ) -> Result<Mapped, DiskError> {
+        for root in partitions.iter().filter(|p| p.filesystem.as_ref().is_some_and(plan::is_mountable)) {
+            let before = self.journal.entries().len();
+            // Only looked into: nothing is written to those that are not root.
+            let look = plan::partition(bytes, root, at, true);
+            let found = self
+                .perform_all(disk.id, &look, None)
+                .ok()
+                .and_then(|()| mounts::read_inside(at, Path::new("/etc/fstab"), fstab::MAX_BYTES));
+            let Some(text) = found else {
+                self.undo_from(before)?;
+                continue;
+            };
+            if !disk.readonly {
+                self.undo_from(before)?;
+                self.perform_all(disk.id, &plan::partition(bytes, root, at, false), None)?;
+            }
+            for entry in fstab::parse(&text) {
+                let inside = mounts::directory_inside(at, &entry.at);
+                let (Some(partition), Some(inside)) = (plan::named(partitions, &entry), inside) else {
+                    self.notes.push(format!(
+                        "disk {}: nothing to mount at {} as its fstab says",
+                        disk.id,
+                        entry.at.display()
+                    ));
+                    continue;
+                };
+                self.perform_all(disk.id, &plan::partition(bytes, partition, &inside, disk.readonly), None)?;
+            }
+            let filesystem = root.filesystem.as_ref().map(|f| f.kind.clone()).unwrap_or_default();
+            return Ok(Mapped { at: at.to_owned(), filesystem });
+        }
+        Err(PlanError::NoRoot(disk.id).into())
+    }
+
+    /// Undoes what was done for a disk.
+    ///
+    /// # Errors
+    /// [`DiskError::Undo`] with every error; what could not be undone stays in the journal.
+    pub fn unmap(&mut self, disk: DiskId) -> Result<(), DiskError> {
+        self.undo_where(|_, entry| entry.disk == disk)
+    }
+    /// Undoes everything.
+    ///
+    /// # Errors
+    /// As [`Self::unmap`].
+    pub fn unmap_all(&mut self) -> Result<(), DiskError> {
+        self.undo_where(|_, _| true)
+    }
+    fn undo_from(&mut self, index: usize) -> Result<(), DiskError> {
+        self.undo_where(|i, _| i >= index)
+    }
+
+    fn undo_where(
+        &mut self,
+        chosen: impl Fn(usize, &super::journal::Entry) -> bool,
+    ) -> Result<(), DiskError> {
+        let mut errors = Vec::new();
+        let mut undone = Vec::new();
+        for (index, entry) in self.journal.entries().iter().enumerate().rev() {
+            if chosen(index, entry) {
+                match undo(&entry.undo) {
+                    Ok(()) => undone.push(entry.clone()),
+                    Err(error) => errors.push(crate::say::chain(&error)),
+                }
+            }
+        }
+        if !undone.is_empty() {
+            self.journal.retain(|entry| !undone.contains(entry))?;
+        }
+        if errors.is_empty() { Ok(()) } else { Err(DiskError::Undo(errors)) }
+    }
+
+    /// What the journal says of a disk.
+    pub(super) fn undos(&self, disk: DiskId) -> impl Iterator<Item = &Undo> {
+        self.journal.entries().iter().filter(move |e| e.disk == disk).map(|e| &e.undo)
+    }
+
+    fn perform_all(
+        &mut self,
+        disk: DiskId,
+        steps: &[Step],
+        mut device: Option<PathBuf>,
+    ) -> Result<(), DiskError> {
+        for step in steps {
+            if let Some(made) = self.perform(disk, step, device.as_deref())? {
+                device = Some(made);
+            }
+        }
+        Ok(())
+    }
+
+    /// Does a step on `device`, the one that an earlier step made; gives the one that this step makes.
+    fn perform(
+        &mut self,
+        disk: DiskId,
+        step: &Step,
+        device: Option<&Path>,
+    ) -> Result<Option<PathBuf>, DiskError> {
+        (self.observer)(disk, step);
+        let need =
+            || device.ok_or_else(|| DiskError::Unexpected(format!("disk {disk} has no device to work on")));
+        match step {
+            Step::Export { image, at, pidfile, control, cache, readonly } => {
+                self.journal.add(disk, Undo::EndExport { pidfile: pidfile.clone(), at: at.clone() })?;
+                export(image, at, pidfile, control, cache.as_ref(), *readonly)?;
+                Ok(Some(at.clone()))
+            }
+            Step::Nbd { image, device, cache, readonly } => {
+                self.journal
+                    .add(disk, Undo::DisconnectNbd { device: device.clone(), image: image.clone() })?;
+                connect_nbd(image, device, cache.as_ref(), *readonly)?;
+                Ok(Some(device.clone()))
+            }
+            Step::Rbd { image, user, readonly } => {
+                self.journal.add(disk, Undo::UnmapRbd { image: image.clone() })?;
+                let said = tool::run("rbd-nbd", &rbd_arguments(image, user.as_deref(), *readonly), &[])?;
+                Ok(Some(PathBuf::from(said.trim())))
+            }
+            Step::Loop { window, readonly } => {
+                let offset_bytes = window.part.map_or(0, |(offset, _)| offset);
+                self.journal.add(disk, Undo::DetachLoop { bytes: window.bytes.clone(), offset_bytes })?;
+                loops::attach(window, *readonly).map(Some)
+            }
+            Step::Format { filesystem } => {
+                let device = need()?.as_os_str();
+                let quiet = if filesystem == "ext4" || filesystem == "ext3" { "-Fq" } else { "-q" };
+                tool::run(&format!("mkfs.{filesystem}"), &[quiet.as_ref(), device], &[])?;
+                Ok(None)
+            }
+            Step::Prepare { filesystem, grow } => {
+                let device = need()?.to_owned();
+                self.prepare(disk, filesystem, &device, *grow)?;
+                Ok(None)
+            }
+            Step::Mount { filesystem, at, readonly } => {
+                let device = need()?.to_owned();
+                if !at.exists() {
+                    self.journal.add(disk, Undo::RemoveDirectory { path: at.clone() })?;
+                    fs::create_dir_all(at).map_err(DiskError::file("make", at))?;
+                }
+                self.journal.add(disk, Undo::Unmount { at: at.clone() })?;
+                mounts::attach(&device, filesystem, at, *readonly)?;
+                if device.starts_with("/dev") && is_loop(&device) {
+                    // From here on it ends with its mount.
+                    loops::release(&device)?;
+                }
+                Ok(None)
+            }
+            Step::Grow { filesystem, at } => {
+                grow_mounted(filesystem, at)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Two clones of an image must not have one identity on a host.
+    fn prepare(
+        &mut self,
+        disk: DiskId,
+        filesystem: &str,
+        device: &Path,
+        grow: bool,
+    ) -> Result<(), DiskError> {
+        let device = device.as_os_str();
+        match filesystem {
+            "xfs" => {
+                // A log that was not written back keeps its UUID; it is mounted without regard to it.
+                if let Err(error) = tool::run("xfs_admin", &["-U".as_ref(), "generate".as_ref(), device], &[])
+                {
+                    self.notes.push(format!("disk {disk} keeps its UUID: {}", crate::say::chain(&error)));
+                }
+            }
+            "btrfs" => {
+                tool::run("btrfstune", &["-f".as_ref(), "-m".as_ref(), device], &[])?;
+            }
+            _ => {
+                // 1: errors were corrected.
+                tool::run("e2fsck", &["-f".as_ref(), "-p".as_ref(), device], &[1])?;
+                tool::run("tune2fs", &["-U".as_ref(), "random".as_ref(), device], &[])?;
+                if grow {
+                    tool::run("resize2fs", &[device], &[])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn lock_devices(&self) -> Result<fs::File, DiskError> {
+        let path = self.place.run.join("devices.lock");
+        let file = fs::File::create(&path).map_err(DiskError::file("open", &path))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|e| DiskError::file("lock", &path)(e.into()))?;
+        Ok(file)
+    }
+}
+
+fn kind_of(steps: &[Step]) -> String {
+    let mounted = steps.iter().find_map(|s| match s {
+        Step::Mount { filesystem, .. } => Some(filesystem.clone()),
+        _ => None,
+    });
+    mounted.unwrap_or_default()
+}
+
+fn is_loop(device: &Path) -> bool {
+    device.file_name().is_some_and(|n| n.to_string_lossy().starts_with("loop"))
+}
+
+/// Whether something was done that way is not known when it is undone: each of these finds that out.
+fn undo(undo: &Undo) -> Result<(), DiskError> {
+    match undo {
+        Undo::EndExport { pidfile, at } => end_export(pidfile, at),
+        Undo::DisconnectNbd { device, image } => disconnect_nbd(device, image),
+        Undo::UnmapRbd { image } => unmap_rbd(image),
+        Undo::DetachLoop { bytes, offset_bytes } => loops::detach(bytes, *offset_bytes),
+        Undo::Unmount { at } => mounts::detach(at),
+        Undo::RemoveDirectory { path } => match fs::remove_dir(path) {
+            // Not empty: someone else has it now.
+            Err(e) if !matches!(e.raw_os_error(), Some(2 | 39)) => Err(DiskError::file("remove", path)(e)),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn offer() -> Offer {
+    let nbd = tool::exists("qemu-nbd").then(free_nbd).flatten();
+    let export = tool::exists("qemu-storage-daemon") && Path::new("/dev/fuse").exists();
+    Offer { nbd, export }
+}
+
+/// A network block device that nothing is connected to.
+fn free_nbd() -> Option<PathBuf> {
+    // The kernel makes 16 when the module is loaded, and as many as asked for.
+    (0..256)
+        .map(|n| (PathBuf::from(format!("/dev/nbd{n}")), PathBuf::from(format!("/sys/block/nbd{n}"))))
+        .find(|(device, sys)| {
+            device.exists()
+                && sys.exists()
+                && !sys.join("pid").exists()
+                && fs::read_to_string(sys.join("size")).is_ok_and(|s| s.trim() == "0")
+        })
+        .map(|(device, _)| device)
+}
+
+/// QEMU's options for OpenNebula's CACHE.
+fn cache_options(cache: Option<&Cache>) -> serde_json::Value {
+    let cache = cache.map_or("", |c| c.0.as_str());
+    serde_json::json!({
+        "direct": matches!(cache, "none" | "directsync"),
+        "no-flush": cache == "unsafe",
+    })
+}
+
+fn export(
+    image: &Path,
+    at: &Path,
+    pidfile: &Path,
+    control: &Path,
+    cache: Option<&Cache>,
+    readonly: bool,
+) -> Result<(), DiskError> {
+    fs::write(at, "").map_err(DiskError::file("make", at))?;
+    let file = serde_json::json!({
+        "driver": "file", "node-name": "file", "filename": image, "read-only": readonly,
+        "auto-read-only": false, "cache": cache_options(cache), "discard": "unmap",
+    });
+    let format = serde_json::json!({
+        "driver": "qcow2", "node-name": "disk", "file": "file", "read-only": readonly, "discard": "unmap",
+        "cache": cache_options(cache),
+    });
+    let export = serde_json::json!({
+        "type": "fuse", "id": "export", "node-name": "disk", "mountpoint": at, "writable": !readonly,
+        "growable": false,
+    });
+    let control = control.display().to_string();
+    if control.contains(',') {
+        return Err(DiskError::Unexpected(format!("{control} cannot be a control socket: it has a comma")));
+    }
+    let pidfile = pidfile.display().to_string();
+    let arguments = [
+        "--daemonize".to_owned(),
+        "--pidfile".to_owned(),
+        pidfile,
+        "--chardev".to_owned(),
+        format!("socket,id=control,path={control},server=on,wait=off"),
+        "--monitor".to_owned(),
+        "chardev=control".to_owned(),
+        "--blockdev".to_owned(),
+        file.to_string(),
+        "--blockdev".to_owned(),
+        format.to_string(),
+        "--export".to_owned(),
+        export.to_string(),
+    ];
+    tool::run("qemu-storage-daemon", &arguments, &[])?;
+    Ok(())
+}
+
+fn end_export(pidfile: &Path, at: &Path) -> Result<(), DiskError> {
+    let pid = fs::read_to_string(pidfile).ok().and_then(|t| t.trim().parse::<i32>().ok());
+    // The number may be another process' by now: its arguments tell.
+    let ours = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&*at.to_string_lossy())
+    };
+    if let Some(pid) = pid.filter(|pid| ours(*pid))
+        && let Some(process) = rustix::process::Pid::from_raw(pid)
+    {
+        let deadline = Instant::now() + END_PATIENCE;
+        let _ = rustix::process::kill_process(process, rustix::process::Signal::TERM);
+        while ours(pid) {
+            if Instant::now() > deadline {
+                let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+            }
+            thread::sleep(GLANCE);
+        }
+    }
+    mounts::detach(at)?;
+    for path in [at.to_owned(), pidfile.to_owned(), control(pidfile)] {
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(DiskError::file("remove", path)(e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The control socket beside a daemon's process id.
+pub(super) fn control(pidfile: &Path) -> PathBuf {
+    pidfile.with_extension("control")
+}
+
+fn nbd_arguments(image: &Path, device: &Path, cache: Option<&Cache>, readonly: bool) -> Vec<String> {
+    let mut arguments =
+        vec![format!("--connect={}", device.display()), "--format=qcow2".into(), "--discard=unmap".into()];
+    if let Some(cache) = cache {
+        arguments.push(format!("--cache={}", cache.0));
+    }
+    if readonly {
+        arguments.push("--read-only".into());
+    }
+    arguments.push(image.display().to_string());
+    arguments
+}
+
+fn connect_nbd(image: &Path, device: &Path, cache: Option<&Cache>, readonly: bool) -> Result<(), DiskError> {
+    tool::run("qemu-nbd", &nbd_arguments(image, device, cache, readonly), &[])?;
+    let size = Path::new("/sys/block").join(device.file_name().unwrap_or_default()).join("size");
+    let deadline = Instant::now() + CONNECT_PATIENCE;
+    while fs::read_to_string(&size).map_or(true, |s| s.trim() == "0") {
+        if Instant::now() > deadline {
+            return Err(DiskError::Unexpected(format!("{} did not get a size", device.display())));
+        }
+        thread::sleep(GLANCE);
+    }
+    Ok(())
+}
+
+fn disconnect_nbd(device: &Path, image: &Path) -> Result<(), DiskError> {
+    let sys = Path::new("/sys/block").join(device.file_name().unwrap_or_default());
+    let Ok(pid) = fs::read_to_string(sys.join("pid")) else { return Ok(()) };
+    let line = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
+    if String::from_utf8_lossy(&line).contains(&*image.to_string_lossy()) {
+        tool::run("qemu-nbd", &["--disconnect".as_ref(), device.as_os_str()], &[])?;
+    }
+    Ok(())
+}
+
+fn rbd_arguments(image: &str, user: Option<&str>, readonly: bool) -> Vec<String> {
+    let mut arguments = vec!["map".to_owned()];
+    if let Some(user) = user {
+        arguments.extend(["--id".to_owned(), user.to_owned()]);
+    }
+    if readonly {
+        arguments.push("--read-only".to_owned());
+    }
+    arguments.push(image.to_owned());
+    arguments
+}
+
+fn unmap_rbd(image: &str) -> Result<(), DiskError> {
+    let said = tool::run("rbd-nbd", &["list-mapped", "--format", "json"], &[])?;
+    for device in rbd_devices(&said, image) {
+        tool::run("rbd-nbd", &["unmap", &device], &[])?;
+    }
+    Ok(())
+}
+
+/// Devices of an image in what `rbd-nbd list-mapped` says.
+fn rbd_devices(said: &str, image: &str) -> Vec<String> {
+    let list: Vec<serde_json::Map<String, serde_json::Value>> =
+        serde_json::from_str(said).unwrap_or_default();
+    let text = |m: &serde_json::Map<String, serde_json::Value>, key: &str| {
+        m.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned()
+    };
+    list.iter()
+        .filter(|m| {
+            let parts = [text(m, "pool"), text(m, "namespace"), text(m, "image")];
+            parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/") == image
+        })
+        .map(|m| text(m, "device"))
+        .collect()
+}
+
+/// Lets a mounted filesystem fill its device.
+pub(super) fn grow_mounted(filesystem: &str, at: &Path) -> Result<(), DiskError> {
+    match filesystem {
+        "xfs" => tool::run("xfs_growfs", &["-d".as_ref(), at.as_os_str()], &[])?,
+        "btrfs" => tool::run(
+            "btrfs",
+            &["filesystem".as_ref(), "resize".as_ref(), "max".as_ref(), at.as_os_str()],
+            &[],
+        )?,
+        _ => {
+            let device = mounts::device(at)?
+                .ok_or_else(|| DiskError::Unexpected(format!("{} is not mounted", at.display())))?;
+            tool::run("resize2fs", &[device.0], &[])?
+        }
+    };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_arguments() {
+        let cache = Cache("none".into());
+        insta::assert_snapshot!(
+            nbd_arguments(Path::new("/ds/0/7/disk.0"), Path::new("/dev/nbd3"), Some(&cache), true).join(" "),
+            @"--connect=/dev/nbd3 --format=qcow2 --discard=unmap --cache=none --read-only /ds/0/7/disk.0"
+        );
+        insta::assert_snapshot!(rbd_arguments("one/one-7-54-0", Some("libvirt"), false).join(" "), @"map --id libvirt one/one-7-54-0");
+        let said = r#"[{"id":"1","pool":"one","namespace":"","image":"one-7-54-0","snap":"-","device":"/dev/nbd0"},
+                      {"id":"2","pool":"one","namespace":"","image":"one-7-54-01","snap":"-","device":"/dev/nbd1"}]"#;
+        assert_eq!(rbd_devices(said, "one/one-7-54-0"), ["/dev/nbd0"]);
+        assert_eq!(rbd_devices("", "one/x"), Vec::<String>::new());
+    }
+}

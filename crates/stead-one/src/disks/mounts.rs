@@ -1,0 +1,168 @@
+//! Mounting and unmounting.
+
+use super::DiskError;
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+};
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::fd::{AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// An instance that was stopped lets go of its mounts within this.
+const BUSY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Mounts; what is on the disk is not the host's, so no device node on it works.
+pub(super) fn attach(device: &Path, filesystem: &str, at: &Path, readonly: bool) -> Result<(), DiskError> {
+    let mut flags = MountFlags::NODEV;
+    if readonly {
+        flags |= MountFlags::RDONLY;
+    }
+    // Two clones of one image on a host have the same UUID, which XFS refuses otherwise.
+    let data = if filesystem == "xfs" { Some(c"nouuid") } else { None };
+    mount(device, at, filesystem, flags, data).map_err(|e| DiskError::Mount {
+        device: device.to_owned(),
+        filesystem: filesystem.to_owned(),
+        at: at.to_owned(),
+        source: e.into(),
+    })
+}
+
+/// Unmounts everything that is mounted on `at`, however often; nothing is no error. What is busy is given some time, then
+/// detached: a disk in use by nobody but a stray process of the host is no reason to keep a VM.
+pub(super) fn detach(at: &Path) -> Result<(), DiskError> {
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    while is_mountpoint(at)? {
+        match unmount(at, UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::BUSY) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(100));
+            }
+            Err(rustix::io::Errno::BUSY) => {
+                unmount(at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+                    .map_err(|e| DiskError::Unmount { at: at.to_owned(), source: e.into() })?;
+            }
+            Err(e) => return Err(DiskError::Unmount { at: at.to_owned(), source: e.into() }),
+        }
+    }
+    Ok(())
+}
+
+/// Whether something is mounted exactly there.
+pub(super) fn is_mountpoint(at: &Path) -> Result<bool, DiskError> {
+    Ok(table()?.iter().any(|m| m.at == at))
+}
+
+/// What device is mounted there, the uppermost, and its filesystem.
+pub(super) fn device(at: &Path) -> Result<Option<(PathBuf, String)>, DiskError> {
+    Ok(table()?.into_iter().rev().find(|m| m.at == at).map(|m| (m.device, m.filesystem)))
+}
+
+/// A line of the kernel's table.
+struct Mounted {
+    at: PathBuf,
+    device: PathBuf,
+    filesystem: String,
+}
+
+fn table() -> Result<Vec<Mounted>, DiskError> {
+    let path = "/proc/self/mountinfo";
+    let text = fs::read_to_string(path).map_err(DiskError::file("read", path))?;
+    let line = |line: &str| {
+        let (left, right) = line.split_once(" - ")?;
+        let at = unescape(left.split(' ').nth(4)?);
+        let mut right = right.split(' ');
+        let filesystem = right.next()?.to_owned();
+        Some(Mounted { at, device: unescape(right.next()?), filesystem })
+    };
+    Ok(text.lines().filter_map(line).collect())
+}
+
+/// The kernel writes blanks and backslashes as `\040`.
+fn unescape(text: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = (bytes[at] == b'\\').then(|| bytes.get(at + 1..at + 4)).flatten();
+        let value =
+            octal.and_then(|o| std::str::from_utf8(o).ok()).and_then(|o| u8::from_str_radix(o, 8).ok());
+        match value {
+            Some(byte) => {
+                out.push(byte);
+                at += 4;
+            }
+            None => {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(out))
+}
+
+/// Opens a path as it would be with `root` as root: links of the image cannot lead out of it.
+fn open_inside(root: &Path, inside: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let directory = rustix::fs::openat(
+        CWD,
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+    )?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    Ok(openat2(&directory, inside, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+}
+
+/// The first `limit` bytes of a regular file of an image; `None`: there is none.
+pub(super) fn read_inside(root: &Path, inside: &Path, limit: usize) -> Option<String> {
+    // A FIFO would keep whoever opens it waiting.
+    let fd = open_inside(root, inside, OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
+    let file = File::from(fd);
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(limit as u64).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The real path of a directory of an image, without following links out of it; `None`: there is none.
+pub(super) fn directory_inside(root: &Path, inside: &Path) -> Option<PathBuf> {
+    let fd = open_inside(root, inside, OFlags::PATH | OFlags::DIRECTORY).ok()?;
+    let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    path.starts_with(root).then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_of_an_image_stay_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap().join("root");
+        fs::create_dir_all(root.join("etc")).unwrap();
+        fs::write(root.join("etc/real"), "inside").unwrap();
+        symlink("/etc/real", root.join("etc/fstab")).unwrap();
+        symlink("/etc", root.join("boot")).unwrap();
+        symlink("../../../../../../etc", root.join("up")).unwrap();
+        assert_eq!(read_inside(&root, Path::new("/etc/fstab"), 100).as_deref(), Some("inside"));
+        for link in ["/boot", "/up", "/../../etc"] {
+            assert_eq!(directory_inside(&root, Path::new(link)), Some(root.join("etc")), "{link}");
+        }
+        assert_eq!(read_inside(&root, Path::new("/etc"), 100), None);
+    }
+
+    #[test]
+    fn the_kernels_escapes() {
+        assert_eq!(unescape("/a\\040b\\134c"), Path::new("/a b\\c"));
+        assert_eq!(unescape("/a\\04"), Path::new("/a\\04"));
+    }
+}

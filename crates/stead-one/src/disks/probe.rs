@@ -1,0 +1,189 @@
+//! What is on a disk: filesystems and partitions, as util-linux' blkid and partx see them. Both look at the bytes, not
+//! at what the kernel made of them, and take plain files.
+
+use super::{DiskError, tool};
+use serde::Serialize;
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+/// A tenth of it would hold every signature that blkid knows; what is zero so far is taken for blank.
+const BLANK_BYTES: u64 = 1 << 20;
+/// blkid's code for "nothing found".
+const NOTHING_FOUND: i32 = 2;
+
+/// A filesystem.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Filesystem {
+    /// `ext4`, `xfs`, …
+    pub kind: String,
+    /// LABEL.
+    pub label: Option<String>,
+    /// UUID.
+    pub uuid: Option<String>,
+}
+
+/// A partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Partition {
+    /// Its number.
+    pub number: u32,
+    /// Where it begins.
+    pub offset_bytes: u64,
+    /// How long it is.
+    pub length_bytes: u64,
+    /// PARTUUID.
+    pub uuid: Option<String>,
+    /// What is in it.
+    pub filesystem: Option<Filesystem>,
+}
+
+/// What is on a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// Nothing: no signature, and zeros at its beginning.
+    Blank,
+    /// A filesystem from its first to its last byte.
+    Filesystem(Filesystem),
+    /// A partition table.
+    Partitions(Vec<Partition>),
+    /// Something else, by blkid's name for it or as "data".
+    Other(String),
+}
+
+/// Looks at a file or device.
+///
+/// # Errors
+/// blkid or partx failed.
+pub fn layout(bytes: &Path) -> Result<Layout, DiskError> {
+    let mut found = blkid(bytes, None)?;
+    if found.table && found.filesystem.is_none() {
+        let mut partitions = partitions(bytes)?;
+        for partition in &mut partitions {
+            partition.filesystem =
+                blkid(bytes, Some((partition.offset_bytes, partition.length_bytes)))?.filesystem;
+        }
+        return Ok(Layout::Partitions(partitions));
+    }
+    match found.filesystem.take() {
+        Some(filesystem) if found.is_filesystem => Ok(Layout::Filesystem(filesystem)),
+        Some(other) => Ok(Layout::Other(other.kind)),
+        None if is_zero(bytes)? => Ok(Layout::Blank),
+        None => Ok(Layout::Other("data".to_owned())),
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    filesystem: Option<Filesystem>,
+    is_filesystem: bool,
+    table: bool,
+}
+
+fn blkid(bytes: &Path, window: Option<(u64, u64)>) -> Result<Found, DiskError> {
+    let mut arguments: Vec<String> = ["--probe", "--output", "export"].map(str::to_owned).to_vec();
+    if let Some((offset, length)) = window {
+        arguments.extend([format!("--offset={offset}"), format!("--size={length}")]);
+    }
+    arguments.push(bytes.display().to_string());
+    Ok(parse_blkid(&tool::run("blkid", &arguments, &[NOTHING_FOUND])?))
+}
+
+/// Lines `KEY=value`; blkid puts a backslash before odd characters.
+fn parse_blkid(text: &str) -> Found {
+    let mut found = Found::default();
+    let (mut label, mut uuid, mut kind) = (None, None, None);
+    for (key, value) in text.lines().filter_map(|l| l.split_once('=')) {
+        let value = value.replace('\\', "");
+        match key {
+            "TYPE" => kind = Some(value),
+            "LABEL" => label = Some(value),
+            "UUID" => uuid = Some(value),
+            "USAGE" => found.is_filesystem = value == "filesystem",
+            "PTTYPE" => found.table = true,
+            _ => {}
+        }
+    }
+    found.filesystem = kind.map(|kind| Filesystem { kind, label, uuid });
+    found
+}
+
+fn partitions(bytes: &Path) -> Result<Vec<Partition>, DiskError> {
+    let path = bytes.display().to_string();
+    let arguments = ["--show", "--raw", "--noheadings", "--output", "NR,START,SECTORS,UUID", path.as_str()];
+    Ok(parse_partx(&tool::run("partx", &arguments, &[])?))
+}
+
+/// Lines `1 2048 20480 0d9c…-01`, in sectors of 512 bytes. The extended partition of a DOS table is a shell around
+/// others and holds no filesystem, so it needs no care.
+fn parse_partx(text: &str) -> Vec<Partition> {
+    let line = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let mut number = || fields.next()?.parse::<u64>().ok();
+        let (nr, start, sectors) = (number()?, number()?, number()?);
+        Some(Partition {
+            number: u32::try_from(nr).ok()?,
+            offset_bytes: start.checked_mul(512)?,
+            length_bytes: sectors.checked_mul(512)?,
+            uuid: fields.next().map(str::to_owned),
+            filesystem: None,
+        })
+    };
+    text.lines().filter_map(line).collect()
+}
+
+fn is_zero(bytes: &Path) -> Result<bool, DiskError> {
+    let failed = |e| DiskError::file("read", bytes)(e);
+    let mut start = Vec::new();
+    File::open(bytes).map_err(failed)?.take(BLANK_BYTES).read_to_end(&mut start).map_err(failed)?;
+    Ok(start.iter().all(|b| *b == 0))
+}
+
+/// The first bytes of a file.
+pub(super) fn start(bytes: &Path) -> Result<Vec<u8>, DiskError> {
+    let mut start = Vec::new();
+    let file = File::open(bytes).map_err(DiskError::file("open", bytes))?;
+    file.take(512).read_to_end(&mut start).map_err(DiskError::file("read", bytes))?;
+    Ok(start)
+}
+
+/// Path of a partition's window in messages.
+impl std::fmt::Display for Partition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "partition {}", self.number)
+    }
+}
+
+/// Where something of a disk is: all of a file or device, or a window of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Window {
+    /// File or device.
+    pub bytes: PathBuf,
+    /// Offset and length; `None`: all of it.
+    pub part: Option<(u64, u64)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_tools_say() {
+        let found = parse_blkid(
+            "DEVNAME=x\nLABEL=my\\ disk\nUUID=aa\nVERSION=1.0\nTYPE=ext4\nUSAGE=filesystem\nBLOCK_SIZE=1024\n",
+        );
+        assert!(found.is_filesystem && !found.table);
+        assert_eq!(
+            found.filesystem,
+            Some(Filesystem { kind: "ext4".into(), label: Some("my disk".into()), uuid: Some("aa".into()) })
+        );
+        assert!(parse_blkid("PTUUID=0d9c\nPTTYPE=dos\n").table);
+        let parts = parse_partx("1 2048 20480 0d9c31f2-01\n2 22528 1000 \nbroken\n");
+        assert_eq!(parts.len(), 2);
+        assert_eq!((parts[0].offset_bytes, parts[0].length_bytes), (1 << 20, 20480 * 512));
+        assert_eq!(parts[0].uuid.as_deref(), Some("0d9c31f2-01"));
+    }
+}

@@ -1,0 +1,336 @@
+//! The engine on this host: where it is, what it offers, and the few requests that several scripts make.
+//!
+//! Everything here is about one local daemon. In a cluster it is asked for the instances of its own member only, for
+//! OpenNebula sees every host by itself.
+
+use crate::{
+    document::{self, DocumentError, Vm},
+    ids::InstanceName,
+    instance::{DOCUMENT_KEY, Facts, STATUS_KEY, Wanted},
+    lxdrc::Lxdrc,
+};
+use base64::Engine as _;
+use serde_json::Value;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use stead_incus::{
+    Client, Dialect, Endpoint, Error, Tagged,
+    requests::{
+        self,
+        instances::{InstanceSource, NewInstance, StateAction},
+    },
+    types::{Config, Devices, Instance},
+};
+
+/// OpenNebula knows nothing of projects.
+pub const PROJECT: &str = "default";
+/// As long as OpenNebula's own driver waited for an instance to shut down.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(120);
+/// An instance that somebody else changes at the same moment is looked at again, so often.
+const CHANGE_TRIES: usize = 5;
+
+/// Which of OpenNebula's driver directories was called; it says which engine is looked for first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// `vmm/lxd`.
+    Lxd,
+    /// `vmm/incus`.
+    Incus,
+}
+
+impl Driver {
+    /// Its directory's name, and HYPERVISOR.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lxd => "lxd",
+            Self::Incus => "incus",
+        }
+    }
+    /// Sockets, most likely first: its own engine's, then the other's.
+    pub fn sockets(self) -> impl Iterator<Item = &'static str> {
+        let dialects = match self {
+            Self::Lxd => [Dialect::Lxd, Dialect::Incus],
+            Self::Incus => [Dialect::Incus, Dialect::Lxd],
+        };
+        dialects.into_iter().flat_map(Dialect::sockets).copied()
+    }
+}
+
+/// The engine cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A request failed.
+    #[error(transparent)]
+    Request(#[from] Error),
+    /// No daemon.
+    #[error("no Incus or LXD answers on this host; looked for {}", .0.join(", "))]
+    NoSocket(Vec<String>),
+    /// No pool that instances can be made in.
+    #[error(
+        "no storage pool of driver dir on this server; instances need one for their root to be mounted into"
+    )]
+    NoPool,
+    /// The pool of the configuration.
+    #[error("storage pool {name:?} of lxdrc is of driver {driver}, not dir")]
+    PoolDriver {
+        /// Which.
+        name: String,
+        /// Its driver.
+        driver: String,
+    },
+    /// The pool of the configuration.
+    #[error("the server has no storage pool {0:?}, which lxdrc names")]
+    UnknownPool(String),
+    /// The document kept with an instance.
+    #[error("the document kept with instance {name} is unusable")]
+    Kept {
+        /// Which.
+        name: InstanceName,
+        /// Why.
+        #[source]
+        source: DocumentError,
+    },
+    /// Deleting it would delete what is mounted into it.
+    #[error("instance {0} is not deleted: its root filesystem is still mounted")]
+    StillMounted(InstanceName),
+}
+
+impl EngineError {
+    /// Whether the engine does not shift the owners of a disk. It has no code for it.
+    pub fn is_shift_refused(&self) -> bool {
+        matches!(self, Self::Request(Error::Operation { .. } | Error::Api { .. }))
+            && self.to_string().contains("idmapping abilities")
+    }
+}
+
+/// A daemon.
+#[derive(Debug)]
+pub struct Engine {
+    /// Its client.
+    pub client: Client,
+    /// Its member's name; absent: not clustered.
+    pub member: Option<String>,
+    /// Where it keeps its state.
+    pub directory: PathBuf,
+    /// Whether it can shift the owners of a mounted filesystem.
+    pub shifts: bool,
+}
+
+impl Engine {
+    /// Finds and asks the daemon.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSocket`]; a request's.
+    pub async fn connect(driver: Driver, rc: &Lxdrc) -> Result<Self, EngineError> {
+        let candidates: Vec<PathBuf> = match &rc.socket {
+            Some(socket) => vec![socket.clone()],
+            None => driver.sockets().map(PathBuf::from).collect(),
+        };
+        let Some(socket) = candidates.iter().find(|s| s.exists()) else {
+            return Err(EngineError::NoSocket(candidates.iter().map(|c| c.display().to_string()).collect()));
+        };
+        let client = Client::discover(Endpoint::Unix(socket.clone())).await?;
+        let server: Value = client.fetch(&requests::server::get()).await?;
+        let text = |pointer: &str| server.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let clustered = server.pointer("/environment/server_clustered").and_then(Value::as_bool);
+        let directory = match socket.parent() {
+            // Incus puts a second socket there.
+            Some(parent) if !parent.starts_with("/run") => parent.to_owned(),
+            _ => PathBuf::from(client.dialect().directory()),
+        };
+        Ok(Self {
+            member: (clustered == Some(true)).then(|| text("/environment/server_name").to_owned()),
+            shifts: text("/environment/kernel_features/idmapped_mounts") == "true",
+            directory,
+            client,
+        })
+    }
+
+    /// Where the root filesystem of an instance is.
+    pub fn rootfs(&self, pool: &str, name: &InstanceName) -> PathBuf {
+        self.directory.join("storage-pools").join(pool).join("containers").join(name.as_str()).join("rootfs")
+    }
+    /// Whether an instance is on this host's member.
+    pub fn is_here(&self, instance: &Instance) -> bool {
+        self.member.as_ref().is_none_or(|m| *m == instance.location)
+    }
+
+    /// An instance; `None`: there is none.
+    ///
+    /// # Errors
+    /// A request's.
+    pub async fn instance(&self, name: &InstanceName) -> Result<Option<Tagged<Instance>>, EngineError> {
+        match self.client.instance(PROJECT, name.as_str()).await {
+            Ok(instance) => Ok(Some(instance)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+    /// The facts for a mapping that are the server's.
+    ///
+    /// # Errors
+    /// A request's; no usable pool.
+    pub async fn facts(&self, rc: &Lxdrc, vm: &Vm) -> Result<Facts, EngineError> {
+        let profiles = self.client.profiles(PROJECT).await?;
+        let pools = self.client.storage_pools().await?;
+        let wanted = vm.profile.as_deref().unwrap_or("default");
+        let pool = match &rc.storage_pool {
+            Some(name) => {
+                let pool = pools.iter().find(|p| p.name == *name);
+                let pool = pool.ok_or_else(|| EngineError::UnknownPool(name.clone()))?;
+                if pool.driver != "dir" {
+                    let (name, driver) = (name.clone(), pool.driver.clone());
+                    return Err(EngineError::PoolDriver { name, driver });
+                }
+                name.clone()
+            }
+            None => {
+                let is_dir = |name: &&String| pools.iter().any(|p| p.name == **name && p.driver == "dir");
+                let of_profile = profiles
+                    .iter()
+                    .filter(|p| p.name == wanted)
+                    .flat_map(|p| p.devices.values())
+                    .filter(|d| d.get("path").is_some_and(|p| p == "/"))
+                    .filter_map(|d| d.get("pool"))
+                    .find(is_dir);
+                let any = || pools.iter().find(|p| p.driver == "dir").map(|p| &p.name);
+                of_profile.or_else(any).cloned().ok_or(EngineError::NoPool)?
+            }
+        };
+        Ok(Facts {
+            profiles: profiles.into_iter().map(|p| p.name).collect(),
+            pool,
+            member: self.member.clone(),
+            ..Facts::default()
+        })
+    }
+
+    /// Makes an instance, empty and stopped, on this host's member.
+    ///
+    /// # Errors
+    /// A request's.
+    pub async fn create(&self, wanted: &Wanted) -> Result<(), EngineError> {
+        let new = NewInstance {
+            name: wanted.name.clone(),
+            source: InstanceSource::Empty,
+            config: wanted.config.clone(),
+            devices: wanted.devices.clone(),
+            profiles: wanted.profiles.clone(),
+            ..NewInstance::default()
+        };
+        self.client.create_instance(PROJECT, self.member.as_deref(), &new).await?;
+        Ok(())
+    }
+    /// Starts, stops, …
+    ///
+    /// # Errors
+    /// A request's.
+    pub async fn set_state(&self, name: &InstanceName, action: StateAction) -> Result<(), EngineError> {
+        self.client.set_instance_state(PROJECT, name.as_str(), action, SHUTDOWN_TIMEOUT).await?;
+        Ok(())
+    }
+    /// Whether monitoring is to see it.
+    ///
+    /// # Errors
+    /// A request's.
+    pub async fn set_visible(&self, name: &InstanceName, visible: bool) -> Result<(), EngineError> {
+        let value = if visible { "1" } else { "0" };
+        self.patch(name, &Config::from([(STATUS_KEY.to_owned(), value.to_owned())])).await
+    }
+    /// Changes settings.
+    ///
+    /// # Errors
+    /// A request's.
+    pub async fn patch(&self, name: &InstanceName, config: &Config) -> Result<(), EngineError> {
+        let request = requests::instances::patch(PROJECT, name.as_str(), config, &Devices::new());
+        self.client.run(&request, SHUTDOWN_TIMEOUT).await?;
+        Ok(())
+    }
+    /// Changes settings and devices together; somebody else's change in between is kept.
+    ///
+    /// # Errors
+    /// A request's.
+    pub async fn change(
+        &self,
+        name: &InstanceName,
+        change: impl Fn(&mut Config, &mut Devices),
+    ) -> Result<(), EngineError> {
+        let mut tries = 0;
+        loop {
+            let Tagged { value, etag } = self.client.instance(PROJECT, name.as_str()).await?;
+            let mut put = value.writable();
+            change(&mut put.config, &mut put.devices);
+            tries += 1;
+            match self.client.update_instance(PROJECT, name.as_str(), &put, etag).await {
+                Err(Error::Changed { .. }) if tries < CHANGE_TRIES => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+    /// Deletes a stopped instance, unless something is mounted into it.
+    ///
+    /// # Errors
+    /// A request's; [`EngineError::StillMounted`].
+    pub async fn delete(&self, instance: &Instance, name: &InstanceName) -> Result<(), EngineError> {
+        if root_pool(instance).is_some_and(|pool| crate::disks::is_mounted(&self.rootfs(pool, name))) {
+            return Err(EngineError::StillMounted(name.clone()));
+        }
+        match self.client.delete_instance(PROJECT, name.as_str()).await {
+            Err(e) if !e.is_not_found() => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The pool of an instance's root.
+pub fn root_pool(instance: &Instance) -> Option<&str> {
+    let devices = instance.expanded_devices.values().chain(instance.devices.values());
+    devices
+        .filter(|d| d.get("path").is_some_and(|p| p == "/"))
+        .find_map(|d| d.get("pool"))
+        .map(String::as_str)
+}
+
+/// The document kept with an instance; `None`: it has none, so OpenNebula did not make it.
+///
+/// # Errors
+/// It is unusable.
+pub fn kept_document(instance: &Instance, name: &InstanceName) -> Result<Option<(Vm, String)>, EngineError> {
+    let Some(packed) = instance.config.get(DOCUMENT_KEY).filter(|v| !v.is_empty()) else { return Ok(None) };
+    let text = base64::engine::general_purpose::STANDARD.decode(packed).ok();
+    let text = text.and_then(|t| String::from_utf8(t).ok()).unwrap_or_default();
+    let read = document::read(&text).map_err(|source| EngineError::Kept { name: name.clone(), source })?;
+    Ok(Some(read))
+}
+
+/// What a script's path tells: the remotes it is in, and for which driver it was called. Scripts are
+/// `<remotes>/vmm/<driver>/<script>`, probes below `<remotes>/im/<driver>-probes.d`.
+pub fn remotes(script: &Path) -> Option<(PathBuf, Driver)> {
+    let parts: Vec<&std::ffi::OsStr> = script.iter().collect();
+    let at = parts.iter().rposition(|p| *p == "vmm" || *p == "im").filter(|at| at + 1 < parts.len())?;
+    let name = parts[at + 1].to_str()?;
+    let driver = match name.strip_suffix("-probes.d").unwrap_or(name) {
+        "incus" => Driver::Incus,
+        _ => Driver::Lxd,
+    };
+    Some((parts[..at].iter().collect(), driver))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scripts_path_tells_its_driver() {
+        let found = |path: &str| remotes(Path::new(path)).map(|(r, d)| (r.display().to_string(), d.name()));
+        assert_eq!(found("/var/tmp/one/vmm/lxd/deploy"), Some(("/var/tmp/one".into(), "lxd")));
+        assert_eq!(found("/var/tmp/one/vmm/incus/deploy"), Some(("/var/tmp/one".into(), "incus")));
+        assert_eq!(
+            found("/var/tmp/one/im/incus-probes.d/vm/status/x.sh"),
+            Some(("/var/tmp/one".into(), "incus"))
+        );
+        assert_eq!(found("deploy"), None);
+    }
+}

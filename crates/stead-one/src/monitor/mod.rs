@@ -1,0 +1,143 @@
+//! What OpenNebula is told of instances and hosts: `poll` for 5.8 and 5.10, probes for 5.12 and later.
+//!
+//! Owns the texts and the numbers in them. All instances come from one request with their states, whatever their
+//! number; the engine has their values from its own cgroups, so v1 and v2 make no difference here. CPU is a rate: the
+//! last reading is kept in a file, and only when there is none is the engine asked twice.
+
+mod host;
+mod rate;
+mod text;
+
+pub use host::{host_system, host_usage};
+pub use text::{Seen, State, import_template, poll_line, status_lines};
+
+use crate::{
+    act::{ActError, Surroundings},
+    engine::{Engine, EngineError, PROJECT},
+    ids::InstanceName,
+    lxdrc::Lxdrc,
+};
+use rate::Readings;
+use std::{path::PathBuf, time::Duration};
+use stead_incus::{
+    Scope,
+    requests::instances::{Detail, list},
+    types::Instance,
+};
+
+/// When there is no earlier reading, a second one is made after this.
+const FIRST_INTERVAL: Duration = Duration::from_millis(300);
+
+/// The probes, as they are installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probe {
+    /// What the host is, and instances that OpenNebula does not know.
+    System,
+    /// How much of the host is in use.
+    Usage,
+    /// In which states instances are.
+    Status,
+    /// What instances use.
+    Monitor,
+}
+
+impl Probe {
+    /// All of them with their directories below `im/<driver>-probes.d` and their names in `stead one`.
+    pub const ALL: [(Self, &'static str, &'static str); 4] = [
+        (Self::System, "host/system", "host-system"),
+        (Self::Usage, "host/monitor", "host-usage"),
+        (Self::Status, "vm/status", "vm-status"),
+        (Self::Monitor, "vm/monitor", "vm-monitor"),
+    ];
+}
+
+/// What a probe prints.
+///
+/// # Errors
+/// The engine cannot be asked. A probe that fails makes OpenNebula discard its whole group.
+pub async fn probe(probe: Probe, surroundings: &Surroundings, rc: &Lxdrc) -> Result<String, ActError> {
+    if probe == Probe::Usage {
+        return Ok(host_usage(surroundings.driver()));
+    }
+    let engine = Engine::connect(surroundings.driver(), rc).await?;
+    match probe {
+        Probe::Usage => Ok(String::new()),
+        Probe::System => {
+            let mut out = host_system(surroundings.driver(), rc);
+            let profiles = engine.client.profiles(PROJECT).await.map_err(EngineError::from)?;
+            let names: Vec<&str> =
+                profiles.iter().map(|p| p.name.as_str()).filter(|n| *n != "default").collect();
+            out.push_str(&format!("LXD_PROFILES=\"{}\"\n", text::quoted(&names.join(" "))));
+            let seen = look(&engine, &list_here(&engine).await?, None);
+            out.push_str(&text::wild_lines(&seen, surroundings.driver()));
+            Ok(out)
+        }
+        Probe::Status => Ok(status_lines(&look(&engine, &list_here(&engine).await?, None))),
+        Probe::Monitor => Ok(text::monitor_lines(&usage(&engine, surroundings).await?)),
+    }
+}
+
+/// `poll <id>`: one line.
+pub(crate) async fn poll_one(
+    surroundings: &Surroundings,
+    rc: &Lxdrc,
+    name: &InstanceName,
+) -> Result<String, ActError> {
+    let engine = Engine::connect(surroundings.driver(), rc).await?;
+    let seen = usage(&engine, surroundings).await?;
+    Ok(match seen.iter().find(|s| s.name == name.as_str()) {
+        Some(seen) => poll_line(seen),
+        None => "STATE=-".to_owned(),
+    })
+}
+
+/// `poll -t` and `poll`: all instances.
+pub(crate) async fn poll_all(
+    surroundings: &Surroundings,
+    rc: &Lxdrc,
+    templates: bool,
+) -> Result<String, ActError> {
+    let engine = Engine::connect(surroundings.driver(), rc).await?;
+    let seen = usage(&engine, surroundings).await?;
+    Ok(text::poll_all(&seen, surroundings.driver(), templates))
+}
+
+/// All instances of the host with what they use.
+async fn usage(engine: &Engine, surroundings: &Surroundings) -> Result<Vec<Seen>, ActError> {
+    let file: PathBuf = surroundings.run.join("readings.json");
+    let before = Readings::load(&file);
+    let instances = list_here(engine).await?;
+    let now = Readings::of(&instances);
+    let (earlier, instances, now) = match before.filter(|b| b.serves(&now)) {
+        Some(before) => (before, instances, now),
+        None => {
+            tokio::time::sleep(FIRST_INTERVAL).await;
+            let instances = list_here(engine).await?;
+            let again = Readings::of(&instances);
+            (now, instances, again)
+        }
+    };
+    let seen = look(engine, &instances, Some((&earlier, &now)));
+    // Without it the next call takes a moment longer.
+    let _ = now.save(&file);
+    Ok(seen)
+}
+
+async fn list_here(engine: &Engine) -> Result<Vec<Instance>, ActError> {
+    let request = list(Scope::Project(PROJECT), Detail::State, None);
+    let mut all: Vec<Instance> = engine.client.list(&request).await.map_err(EngineError::from)?;
+    all.retain(|i| engine.is_here(i) && i.kind == "container");
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
+fn look(_: &Engine, instances: &[Instance], readings: Option<(&Readings, &Readings)>) -> Vec<Seen> {
+    instances
+        .iter()
+        .map(|instance| {
+            let mut seen = Seen::of(instance);
+            seen.cpu_percent = readings.and_then(|(before, now)| rate::percent(before, now, &instance.name));
+            seen
+        })
+        .collect()
+}

@@ -1,0 +1,83 @@
+//! Monitoring of many instances: how often the engine is asked, and what is told.
+
+use base64::Engine as _;
+use stead_incus::{Dialect, Endpoint, requests::instances::NewInstance};
+use stead_one::{
+    act::Surroundings,
+    lxdrc::Lxdrc,
+    monitor::{Probe, probe},
+};
+use stead_testkit::fake::{Fake, Usage};
+
+fn surroundings(run: &std::path::Path) -> Surroundings {
+    Surroundings {
+        script_path: Some("/var/tmp/one/im/incus-probes.d/vm/status/stead-vm-status.sh".into()),
+        program: "/usr/bin/stead".into(),
+        run: run.to_owned(),
+        sys: "/sys".into(),
+        user: None,
+    }
+}
+
+fn socket(fake: &Fake) -> std::path::PathBuf {
+    match fake.endpoint() {
+        Endpoint::Unix(socket) => socket,
+        Endpoint::Https { .. } => unreachable!("the fake listens on a unix socket"),
+    }
+}
+
+#[tokio::test]
+async fn five_hundred_instances_are_one_request() {
+    for dialect in [Dialect::Incus, Dialect::Lxd] {
+        let fake = Fake::server(dialect).start();
+        for id in 0..500 {
+            let new = NewInstance { name: format!("one-{id}"), ..NewInstance::default() };
+            let usage = Usage { memory_mib: id, disk_mib: 1, cpu_ns: 1_000_000_000 };
+            fake.put_instance("default", "none", &new, true, usage);
+        }
+        let run = tempfile::tempdir().unwrap();
+        let surroundings = surroundings(run.path());
+        let rc = Lxdrc { socket: Some(socket(&fake)), ..Lxdrc::default() };
+        // The first call has no earlier reading of CPU time and looks twice.
+        probe(Probe::Monitor, &surroundings, &rc).await.unwrap();
+        fake.set_usage("default", "one-7", Usage { memory_mib: 7, disk_mib: 1, cpu_ns: 1_200_000_000 });
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let before = fake.requests().len();
+        let began = std::time::Instant::now();
+        let told = probe(Probe::Monitor, &surroundings, &rc).await.unwrap();
+        let took = began.elapsed();
+        println!("{dialect}: 500 instances in {} ms", took.as_millis());
+        let asked = fake.requests()[before..].to_vec();
+        let lists = asked.iter().filter(|r| r.contains("/instances")).count();
+        assert_eq!(lists, 1, "{asked:?}");
+        assert!(asked.len() <= 4, "{asked:?}");
+        assert_eq!(told.lines().count(), 500);
+        assert!(took.as_secs_f64() < 1.0, "{took:?}");
+        let line = told.lines().find(|l| l.contains("DEPLOY_ID=one-7,")).unwrap();
+        let packed = line.split('"').nth(1).unwrap();
+        let values = base64::engine::general_purpose::STANDARD.decode(packed).unwrap();
+        let values = String::from_utf8(values).unwrap();
+        assert!(values.starts_with("MEMORY=\"7168\"\n"), "{values}");
+        let cpu: f64 = values.split("CPU=\"").nth(1).unwrap().trim_end_matches("\"\n").parse().unwrap();
+        // 200 ms of CPU in at least 200 ms.
+        assert!((1.0..=101.0).contains(&cpu), "{cpu}");
+        let before = fake.requests().len();
+        assert_eq!(probe(Probe::Status, &surroundings, &rc).await.unwrap().lines().count(), 502);
+        assert_eq!(fake.requests()[before..].iter().filter(|r| r.contains("/instances")).count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_host_tells_of_its_own_member_only() {
+    let fake = Fake::cluster(Dialect::Incus, 2).start();
+    for (name, member) in [("one-1", "node1"), ("one-2", "node2"), ("web", "node1")] {
+        let new = NewInstance { name: name.into(), ..NewInstance::default() };
+        fake.put_instance("default", member, &new, true, Usage::default());
+    }
+    let run = tempfile::tempdir().unwrap();
+    let rc = Lxdrc { socket: Some(socket(&fake)), ..Lxdrc::default() };
+    let told = probe(Probe::Status, &surroundings(run.path()), &rc).await.unwrap();
+    assert!(told.contains("one-1") && !told.contains("one-2"), "{told}");
+    let told = probe(Probe::System, &surroundings(run.path()), &rc).await.unwrap();
+    assert!(told.contains("DEPLOY_ID=web, VM_NAME=web") && told.contains("HYPERVISOR=incus"), "{told}");
+}

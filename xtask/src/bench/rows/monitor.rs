@@ -1,0 +1,52 @@
+//! The OpenNebula driver's monitoring of 500 instances, against the in-memory engine: what the driver itself costs.
+
+use crate::bench::{
+    Bench,
+    measure::{repeated, seconds},
+    row::Row,
+};
+use anyhow::{Context, Result, ensure};
+use stead_incus::{Dialect, Endpoint, requests::instances::NewInstance};
+use stead_one::{
+    act::Surroundings,
+    lxdrc::Lxdrc,
+    monitor::{Probe, probe},
+};
+use stead_testkit::fake::{Fake, Usage};
+
+/// oned asks its hosts every few seconds.
+const GOAL_S: f64 = 1.0;
+const INSTANCES: usize = 500;
+
+pub fn run(bench: &Bench) -> Result<Vec<Row>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _inside = runtime.enter();
+    let fake = Fake::server(Dialect::Incus).start();
+    for id in 0..INSTANCES {
+        let new = NewInstance { name: format!("one-{id}"), ..NewInstance::default() };
+        fake.put_instance("default", "none", &new, true, Usage::default());
+    }
+    let Endpoint::Unix(socket) = fake.endpoint() else { return Ok(Vec::new()) };
+    let run = tempfile::tempdir().context("a directory for the readings")?;
+    let surroundings = Surroundings {
+        script_path: Some("/var/tmp/one/im/incus-probes.d/vm/monitor/x".into()),
+        program: "stead".into(),
+        run: run.path().to_owned(),
+        sys: "/sys".into(),
+        user: None,
+    };
+    let rc = Lxdrc { socket: Some(socket), ..Lxdrc::default() };
+    let ask = || {
+        let told = runtime.block_on(probe(Probe::Monitor, &surroundings, &rc))?;
+        ensure!(told.lines().count() == INSTANCES, "the probe told of {} instances", told.lines().count());
+        Ok(())
+    };
+    // The first call has no earlier reading of CPU time and looks twice.
+    ask()?;
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let measured = repeated(bench.runs, || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        seconds(ask)
+    })?;
+    Ok(vec![Row::limited("OpenNebula probe of 500 instances", "s", measured, GOAL_S)])
+}
