@@ -1,0 +1,234 @@
+//! What should not be, in a placement; whether that is so for certain, and why, in numbers.
+//!
+//! Owns the list of what is amiss and the proofs that need no search. Does not own the search for a way.
+
+use crate::{
+    mend::is_misplaced,
+    plan::{Refusal, Verdict, Violation},
+    policy::GroupMode,
+    problem::{self, UNCOUNTED},
+    settings::Wishes,
+    state::State,
+    why,
+};
+
+/// Something that should not be, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Amiss {
+    /// An instance where it must not stay.
+    Misplaced(u32),
+    /// A member with too much of a resource promised.
+    Overload(u32, u32),
+    /// A strict group that is not as it must be.
+    Group(u32),
+}
+
+/// All that is amiss, in order.
+pub fn amiss(state: &State<'_>) -> Vec<Amiss> {
+    let p = state.p;
+    let misplaced = (0..p.instances.len()).filter(|i| is_misplaced(state, *i)).map(|i| Amiss::Misplaced(i as u32));
+    let width = p.width();
+    let overloads = (0..state.used.len())
+        .filter(|at| state.used[*at] > p.usable[*at])
+        .map(|at| Amiss::Overload((at / width) as u32, (at % width) as u32));
+    let groups = (0..p.groups.len())
+        .filter(|g| p.groups[*g].strength == crate::policy::GroupStrength::Strict && state.pairs_amiss(*g as u32) > 0)
+        .map(|g| Amiss::Group(g as u32));
+    misplaced.chain(overloads).chain(groups).collect()
+}
+
+impl Amiss {
+    /// How much is amiss, to compare placements by.
+    pub fn amount(self, state: &State<'_>) -> u64 {
+        match self {
+            Self::Misplaced(_) => 1,
+            Self::Overload(m, r) => {
+                let at = m as usize * state.p.width() + r as usize;
+                state.used[at].saturating_sub(state.p.usable[at])
+            }
+            Self::Group(g) => state.pairs_amiss(g),
+        }
+    }
+
+    /// It, in words of the snapshot.
+    pub fn violation(self, state: &State<'_>) -> Violation {
+        let p = state.p;
+        match self {
+            Self::Misplaced(i) => {
+                let workload = &p.instances[i as usize].workload;
+                let member = p.members[state.at[i as usize] as usize];
+                Violation::Misplaced {
+                    instance: workload.id.clone(),
+                    member: member.name.clone(),
+                    why: problem::hindrances(p.policy, member, workload, &Wishes::of(workload).roles),
+                }
+            }
+            Self::Overload(m, r) => {
+                let at = m as usize * p.width() + r as usize;
+                Violation::Overload {
+                    member: p.members[m as usize].name.clone(),
+                    resource: p.resources[r as usize].clone(),
+                    promised: state.used[at],
+                    usable: p.usable[at],
+                }
+            }
+            Self::Group(g) => {
+                let group = &p.groups[g as usize];
+                Violation::Group { group: group.id.clone(), mode: group.mode, pairs: state.pairs_amiss(g) }
+            }
+        }
+    }
+
+    /// Why it stays: by `proof` when the whole of a small case was looked at, else by what can be seen at once.
+    pub fn refusal(self, state: &State<'_>, proof: Option<Verdict>) -> Refusal {
+        let (verdict, why) = match self.impossible(state) {
+            Some(why) => (Verdict::Impossible, why),
+            None => (proof.unwrap_or(Verdict::NotFound), self.hint(state)),
+        };
+        Refusal { violation: self.violation(state), verdict, why }
+    }
+
+    /// Why nothing could ever mend it, if that can be seen without a search.
+    fn impossible(self, state: &State<'_>) -> Option<String> {
+        let p = state.p;
+        match self {
+            Self::Misplaced(i) => {
+                if let Some(fixed) = &p.fixed[i as usize] {
+                    return Some(match fixed {
+                        crate::plan::Fixed::NowhereElse => why::nowhere(p, i as usize),
+                        fixed => fixed.to_string(),
+                    });
+                }
+                let enter = &p.classes[p.class[i as usize] as usize].enter;
+                enter
+                    .iter()
+                    .all(|m| !fits(state, m, p.demand_of(i as usize)))
+                    .then(|| format!("{}, even when all that can be moved is moved away", why::no_room(state, i as usize, true)))
+            }
+            Self::Overload(m, r) => {
+                let at = m as usize * p.width() + r as usize;
+                let (resource, certain) = (&p.resources[r as usize], state.levels.certain[at]);
+                if certain > p.usable[at] {
+                    return Some(format!("{} of it cannot be moved away", resource.show(certain)));
+                }
+                let excess = state.used[at] - p.usable[at];
+                let free: u128 = (0..p.members.len())
+                    .filter(|other| *other != m as usize)
+                    .map(|other| other * p.width() + r as usize)
+                    .map(|at| match p.usable[at] {
+                        UNCOUNTED => u128::from(u64::MAX),
+                        usable => usable.saturating_sub(state.used[at]).into(),
+                    })
+                    .sum();
+                (u128::from(excess) > free).then(|| {
+                    let free = u64::try_from(free).unwrap_or(u64::MAX);
+                    format!(
+                        "{} have to go, and all other members together have {} free",
+                        resource.show(excess),
+                        resource.show(free)
+                    )
+                })
+            }
+            Self::Group(g) => group_impossible(state, g),
+        }
+    }
+
+    /// What stands in the way as things are.
+    fn hint(self, state: &State<'_>) -> String {
+        match self {
+            Self::Misplaced(i) => why::no_room(state, i as usize, false),
+            Self::Overload(m, r) => {
+                let p = state.p;
+                let at = m as usize * p.width() + r as usize;
+                let resource = &p.resources[r as usize];
+                let most = (0..p.members.len())
+                    .filter(|other| *other != m as usize && p.receives[*other])
+                    .map(|other| (why::free(state, other, r as usize), other))
+                    .max_by_key(|(free, other)| (*free, std::cmp::Reverse(*other)));
+                let excess = resource.show(state.used[at] - p.usable[at]);
+                match most {
+                    None => format!("{excess} have to go, and no other member takes any"),
+                    Some((free, other)) => format!(
+                        "{excess} have to go; the most that is free elsewhere is {}, on {}",
+                        resource.show(free),
+                        p.members[other].name
+                    ),
+                }
+            }
+            Self::Group(g) => {
+                let group = &state.p.groups[g as usize];
+                let alone = group
+                    .instances
+                    .iter()
+                    .find(|i| group.mode == GroupMode::Compact || state.mates(g, state.at[**i as usize]) > 1);
+                match (group.mode, alone) {
+                    (GroupMode::Spread, Some(i)) => why::no_room(state, *i as usize, false),
+                    _ => "no member has room for all of them".to_owned(),
+                }
+            }
+        }
+    }
+}
+
+/// Whether a member could hold `demand` when all that can be moved is away.
+fn fits(state: &State<'_>, m: usize, demand: &[u64]) -> bool {
+    let base = m * state.p.width();
+    demand.iter().enumerate().all(|(r, d)| {
+        *d == 0 || state.levels.certain[base + r].saturating_add(*d) <= state.p.usable[base + r]
+    })
+}
+
+fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {
+    let p = state.p;
+    let group = &p.groups[g as usize];
+    let fixed = || group.instances.iter().filter(|i| p.fixed[**i as usize].is_some());
+    let places = |i: u32| {
+        let at = state.at[i as usize] as usize;
+        let class = &p.classes[p.class[i as usize] as usize];
+        let movable = p.fixed[i as usize].is_none();
+        (0..p.members.len()).filter(move |m| *m == at || (movable && class.enter.has(*m)))
+    };
+    match group.mode {
+        GroupMode::Spread => {
+            let mut held: Vec<u32> = fixed().map(|i| state.at[*i as usize]).collect();
+            held.sort_unstable();
+            if let Some(twice) = held.windows(2).find(|w| w[0] == w[1]) {
+                return Some(format!(
+                    "two of them are on {} and cannot be moved",
+                    p.members[twice[0] as usize].name
+                ));
+            }
+            let mut anywhere: Vec<usize> = group.instances.iter().flat_map(|i| places(*i)).collect();
+            anywhere.sort_unstable();
+            anywhere.dedup();
+            (anywhere.len() < group.instances.len()).then(|| {
+                format!("{} instances, and {} members that may take them", group.instances.len(), anywhere.len())
+            })
+        }
+        GroupMode::Compact => {
+            let mut demand = vec![0u64; p.width()];
+            for i in group.instances.iter().filter(|i| p.fixed[**i as usize].is_none()) {
+                demand.iter_mut().zip(p.demand_of(*i as usize)).for_each(|(sum, d)| *sum += d);
+            }
+            let shared: Vec<usize> = (0..p.members.len())
+                .filter(|m| group.instances.iter().all(|i| places(*i).any(|at| at == *m)))
+                .collect();
+            if shared.is_empty() {
+                return Some("no member may take all of them".to_owned());
+            }
+            // Those that are there already need no room: they may be there with too much promised.
+            let holds = |m: &usize| {
+                let mut needed = demand.clone();
+                for i in group.instances.iter().filter(|i| state.at[**i as usize] as usize == *m) {
+                    if p.fixed[*i as usize].is_none() {
+                        needed.iter_mut().zip(p.demand_of(*i as usize)).for_each(|(sum, d)| *sum -= d);
+                    }
+                }
+                fits(state, *m, &needed)
+            };
+            (!shared.iter().any(holds)).then(|| {
+                format!("no member holds all of them, who ask {}", why::amounts(p, &demand))
+            })
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Makes members more even: moves and exchanges between the fullest and the emptiest; then takes back what was not
+//! needed.
+//!
+//! Owns which moves and exchanges are tried, and when it is even enough. Does not own what even is (`levels`).
+//! Every step lowers the larger of the two members' overhangs, so the list of overhangs, largest first, falls in the
+//! order of the alphabet: there is an end.
+
+use crate::{
+    item::{Item, Items, Parts},
+    state::State,
+};
+use std::{cmp::Ordering, collections::BTreeSet};
+
+/// How many items of a member are looked at when it has more; the others come when these are gone.
+const WINDOW: usize = 64;
+/// Among how many of the emptiest members a place for a move is looked for first.
+const MOVES: usize = 12;
+/// Among how many of the emptiest members an exchange is looked for first.
+const EXCHANGES: usize = 6;
+/// A gain that counts when the policy asks for none: rounding is far below it.
+const LEAST_GAIN: f64 = 1e-6;
+/// How many exchanges may be looked at in one round, so that a large cluster that cannot be made even ends in time: a
+/// few nanoseconds each.
+const LOOKS: u64 = 150_000_000;
+
+/// What could be done.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    item: Item,
+    to: u32,
+    /// What comes back.
+    other: Option<Item>,
+    /// The larger overhang of the two members afterwards.
+    over: f64,
+    cost: u64,
+}
+
+/// One round of balancing.
+#[derive(Debug)]
+pub struct Balance {
+    goal: f64,
+    least_gain: f64,
+    max_displaced: usize,
+    items: Items,
+    looks: u64,
+}
+
+impl Balance {
+    /// As the policy says.
+    pub fn new(state: &State<'_>) -> Self {
+        let policy = state.p.policy;
+        Self {
+            goal: f64::from(policy.tolerance_percent) / 100.0,
+            least_gain: (f64::from(policy.least_gain_percent) / 100.0).max(LEAST_GAIN),
+            max_displaced: policy.max_moves.unwrap_or(usize::MAX),
+            items: Items::new(state),
+            looks: LOOKS,
+        }
+    }
+
+    /// Moves and exchanges until every member is within the tolerance or nothing helps it.
+    pub fn run(&mut self, state: &mut State<'_>) {
+        for d in 0..state.by_over.len() {
+            if state.levels.domains[d].scale_ppm == 0 || state.by_over[d].len() < 2 {
+                continue;
+            }
+            let mut stuck = BTreeSet::new();
+            let mut progress = false;
+            loop {
+                let hottest = state.by_over[d]
+                    .iter()
+                    .rev()
+                    .map(|(_, m)| *m)
+                    .take_while(|m| state.over[*m as usize] > self.goal)
+                    .find(|m| !stuck.contains(m));
+                let Some(m) = hottest else {
+                    if !std::mem::take(&mut progress) {
+                        break;
+                    }
+                    stuck.clear();
+                    continue;
+                };
+                match self.relieve(state, d, m) {
+                    Some(step) => {
+                        self.carry_out(state, step);
+                        progress = true;
+                    }
+                    None => drop(stuck.insert(m)),
+                }
+            }
+        }
+    }
+
+    /// What helps a member most.
+    fn relieve(&mut self, state: &State<'_>, d: usize, m: u32) -> Option<Candidate> {
+        let mine = self.items.on(state, m, WINDOW);
+        let coldest = |n| state.by_over[d].iter().map(|(_, b)| *b).filter(|b| *b != m).take(n);
+        let mut moved: Option<Candidate> = None;
+        for to in coldest(MOVES) {
+            self.moves(state, m, to, &mine, &mut moved);
+        }
+        let excess = state.over[m as usize] - self.goal;
+        // A good part of the way in one move is better than all of it in two.
+        if let Some(best) = moved.filter(|c| state.over[m as usize] - c.over >= excess / 2.0) {
+            return Some(best);
+        }
+        let mut exchanged: Option<Candidate> = None;
+        for to in coldest(EXCHANGES) {
+            self.exchanges(state, m, to, &mine, &mut exchanged);
+        }
+        match (moved, exchanged) {
+            (Some(a), Some(b)) => {
+                let gain = |c: &Candidate| state.over[m as usize] - c.over;
+                let better = b.over <= self.goal || gain(&b) > 2.0 * gain(&a);
+                return Some(if better { b } else { a });
+            }
+            (Some(only), None) | (None, Some(only)) => return Some(only),
+            (None, None) => {}
+        }
+        let all = self.items.on(state, m, usize::MAX);
+        let mut found = None;
+        for to in coldest(usize::MAX) {
+            self.moves(state, m, to, &all, &mut found);
+            if found.is_some() {
+                return found;
+            }
+        }
+        for to in coldest(usize::MAX) {
+            self.exchanges(state, m, to, &all, &mut found);
+            if found.is_some() || self.looks == 0 {
+                return found;
+            }
+        }
+        found
+    }
+
+    /// Moves from `m` to `to`.
+    fn moves(&self, state: &State<'_>, m: u32, to: u32, mine: &[Item], best: &mut Option<Candidate>) {
+        let p = state.p;
+        for item in mine {
+            let demand = self.items.demand(p, *item);
+            let over = state
+                .over_with(m as usize, Some(demand), None)
+                .max(state.over_with(to as usize, None, Some(demand)));
+            if !self.helps(state, m, over) || !self.items.can_go(state, *item, to) {
+                continue;
+            }
+            if self.items.pairs_change(state, *item, to) > 0 || !self.affordable(state, &[(*item, to)]) {
+                continue;
+            }
+            let found =
+                Candidate { item: *item, to, other: None, over, cost: self.items.cost(p, *item) };
+            self.keep_better(best, found);
+        }
+    }
+
+    /// Exchanges between `m` and `to`.
+    fn exchanges(&mut self, state: &State<'_>, m: u32, to: u32, mine: &[Item], best: &mut Option<Candidate>) {
+        let p = state.p;
+        let theirs = self.items.on(state, to, WINDOW);
+        self.looks = self.looks.saturating_sub((mine.len() * theirs.len()) as u64);
+        for item in mine {
+            let out = self.items.demand(p, *item);
+            // What comes back only adds: without it, it must help already.
+            if !self.helps(state, m, state.over_with(m as usize, Some(out), None))
+                || !self.items.may_go(state, *item, to)
+            {
+                continue;
+            }
+            for other in &theirs {
+                let back = self.items.demand(p, *other);
+                let over_to = state.over_with(to as usize, Some(back), Some(out));
+                if !self.helps(state, m, over_to) {
+                    continue;
+                }
+                let over = over_to.max(state.over_with(m as usize, Some(out), Some(back)));
+                if !self.helps(state, m, over) {
+                    continue;
+                }
+                let cost = self.items.cost(p, *item) + self.items.cost(p, *other);
+                let found = Candidate { item: *item, to, other: Some(*other), over, cost };
+                if best.as_ref().is_some_and(|b| self.order(&found, b) != Ordering::Less)
+                    || !self.possible(state, m, *item, to, *other)
+                {
+                    continue;
+                }
+                *best = Some(found);
+            }
+        }
+    }
+
+    /// Whether an exchange keeps to the rules and can be begun from one of its ends.
+    fn possible(&self, state: &State<'_>, m: u32, item: Item, to: u32, other: Item) -> bool {
+        let p = state.p;
+        let (out, back) = (self.items.demand(p, item), self.items.demand(p, other));
+        let group = |item| match self.items.parts(p, item) {
+            Parts::One(i) => p.group[i as usize],
+            Parts::Group(_) => None,
+        };
+        let same_group = group(item).is_some() && group(item) == group(other);
+        !same_group
+            && self.items.may_go(state, other, m)
+            && !self.items.tears(state, item, to)
+            && !self.items.tears(state, other, m)
+            && state.has_room(to as usize, Some(back), out)
+            && state.has_room(m as usize, Some(out), back)
+            && (state.has_room(to as usize, None, out) || state.has_room(m as usize, None, back))
+            && self.items.pairs_change(state, item, to) + self.items.pairs_change(state, other, m) <= 0
+            && self.affordable(state, &[(item, to), (other, m)])
+    }
+
+    fn carry_out(&self, state: &mut State<'_>, step: Candidate) {
+        let from = self.items.at(state, step.item);
+        match step.other {
+            Some(other) if !self.items.can_go(state, step.item, step.to) => {
+                self.items.go(state, other, from);
+                self.items.go(state, step.item, step.to);
+            }
+            other => {
+                self.items.go(state, step.item, step.to);
+                other.into_iter().for_each(|o| self.items.go(state, o, from));
+            }
+        }
+    }
+
+    /// Whether the larger overhang is enough below the member's own.
+    fn helps(&self, state: &State<'_>, m: u32, over: f64) -> bool {
+        let gain = state.over[m as usize] - over;
+        gain >= self.least_gain || (over <= self.goal && gain > LEAST_GAIN)
+    }
+
+    /// Whether the plan may still have so many moves.
+    fn affordable(&self, state: &State<'_>, moves: &[(Item, u32)]) -> bool {
+        if self.max_displaced == usize::MAX {
+            return true;
+        }
+        let p = state.p;
+        let mut displaced = state.displaced;
+        for (item, to) in moves {
+            let mut count = |i: u32| {
+                displaced += usize::from(state.at[i as usize] == p.start[i as usize]);
+                displaced -= usize::from(*to == p.start[i as usize]);
+            };
+            match self.items.parts(p, *item) {
+                Parts::One(i) => count(i),
+                Parts::Group(instances) => instances.iter().for_each(|i| count(*i)),
+            }
+        }
+        displaced <= self.max_displaced
+    }
+
+    fn keep_better(&self, best: &mut Option<Candidate>, found: Candidate) {
+        if best.as_ref().is_none_or(|b| self.order(&found, b) == Ordering::Less) {
+            *best = Some(found);
+        }
+    }
+
+    /// Within the goal the cheaper is better, beyond it the more even; the rest is only for the sake of order.
+    fn order(&self, a: &Candidate, b: &Candidate) -> Ordering {
+        let within = |c: &Candidate| c.over <= self.goal;
+        let tie = (a.item, a.to, a.other).cmp(&(b.item, b.to, b.other));
+        match (within(a), within(b)) {
+            (true, true) => a.cost.cmp(&b.cost).then(a.over.total_cmp(&b.over)).then(tie),
+            (true, false) => Ordering::Less,
+            (false, true) => Ordering::Greater,
+            (false, false) => a.over.total_cmp(&b.over).then(a.cost.cmp(&b.cost)).then(tie),
+        }
+    }
+
+    /// Sends instances back to where they were, and joins moves into and out of a member, where that leaves both
+    /// members within the tolerance or no fuller than they are.
+    pub fn prune(&self, state: &mut State<'_>) {
+        let p = state.p;
+        let mut displaced: Vec<u32> =
+            (0..p.instances.len() as u32).filter(|i| state.at[*i as usize] != p.start[*i as usize]).collect();
+        displaced.sort_by_key(|i| (std::cmp::Reverse(crate::item::cost(p, *i)), *i));
+        for i in &displaced {
+            let (at, home) = (state.at[*i as usize], p.start[*i as usize]);
+            if at != home && state.can_go(*i, home) && state.pairs_change(*i, home) <= 0 {
+                let demand = p.demand_of(*i as usize);
+                let after = (
+                    state.over_with(at as usize, Some(demand), None),
+                    state.over_with(home as usize, None, Some(demand)),
+                );
+                if self.no_worse(state, (at, home), after) {
+                    state.go(*i, home);
+                }
+            }
+        }
+        let mut came: Vec<Vec<u32>> = vec![Vec::new(); p.members.len()];
+        for i in &displaced {
+            came[state.at[*i as usize] as usize].push(*i);
+        }
+        for j in displaced {
+            let (at, home) = (state.at[j as usize], p.start[j as usize]);
+            if at == home || p.fixed[j as usize].is_some() || !p.may_enter(j as usize, home as usize) {
+                continue;
+            }
+            // `j` left `home` for `at`; an `i` that came to `home` may go to `at` in its stead.
+            let stead = came[home as usize].iter().copied().take(WINDOW).find(|i| {
+                state.at[*i as usize] == home && self.can_stand_in(state, *i, j)
+            });
+            if let Some(i) = stead {
+                let first = if state.can_go(i, at) { (i, at, j, home) } else { (j, home, i, at) };
+                state.go(first.0, first.1);
+                state.go(first.2, first.3);
+            }
+        }
+    }
+
+    /// Whether `i` may go where `j` is, and `j` home to where `i` is.
+    fn can_stand_in(&self, state: &State<'_>, i: u32, j: u32) -> bool {
+        let p = state.p;
+        let (home, at) = (state.at[i as usize], state.at[j as usize]);
+        let (out, back) = (p.demand_of(i as usize), p.demand_of(j as usize));
+        if p.start[i as usize] == at || !state.may_go(i, at) || !self.possible(state, home, i, at, j) {
+            return false;
+        }
+        let after = (
+            state.over_with(home as usize, Some(out), Some(back)),
+            state.over_with(at as usize, Some(back), Some(out)),
+        );
+        self.no_worse(state, (home, at), after)
+    }
+
+    /// Whether two members with these overhangs are within the tolerance, or the fuller of them less full than now.
+    fn no_worse(&self, state: &State<'_>, members: (u32, u32), after: (f64, f64)) -> bool {
+        let clip = |over: f64| over.max(self.goal);
+        let now = clip(state.over[members.0 as usize]).max(clip(state.over[members.1 as usize]));
+        let then = clip(after.0).max(clip(after.1));
+        then <= self.goal || then < now
+    }
+}

@@ -1,0 +1,196 @@
+//! What is moved as one: an instance, or a compact group that is together.
+//!
+//! Owns which groups are moved whole, and the choice of a place for one item. Does not own why it is moved.
+
+use crate::{
+    policy::GroupMode,
+    problem::Problem,
+    state::{State, key},
+};
+
+/// How many of the emptiest members are looked at before all of them.
+const NEAREST: usize = 12;
+
+/// An instance (its number) or a whole group (the number of instances, plus the group's).
+pub type Item = u32;
+
+/// Which groups are moved whole, and what they are committed to.
+#[derive(Debug)]
+pub struct Items {
+    instances: u32,
+    whole: Vec<bool>,
+    demand: Vec<u64>,
+    width: usize,
+}
+
+impl Items {
+    /// The compact groups that are on one member, as far as all of their instances can be moved.
+    pub fn new(state: &State<'_>) -> Self {
+        let p = state.p;
+        let width = p.width();
+        let mut demand = vec![0; p.groups.len() * width];
+        let whole = p
+            .groups
+            .iter()
+            .enumerate()
+            .map(|(g, group)| {
+                let whole = group.mode == GroupMode::Compact
+                    && group.instances.len() > 1
+                    && state.spread_of(g as u32).len() == 1
+                    && group.instances.iter().all(|i| p.fixed[*i as usize].is_none());
+                if whole {
+                    for i in &group.instances {
+                        for (r, d) in p.demand_of(*i as usize).iter().enumerate() {
+                            demand[g * width + r] += d;
+                        }
+                    }
+                }
+                whole
+            })
+            .collect();
+        Self { instances: p.instances.len() as u32, whole, demand, width }
+    }
+
+    /// What an item is committed to.
+    pub fn demand<'a>(&'a self, p: &'a Problem<'_>, item: Item) -> &'a [u64] {
+        match item.checked_sub(self.instances) {
+            None => p.demand_of(item as usize),
+            Some(g) => &self.demand[g as usize * self.width..][..self.width],
+        }
+    }
+
+    /// The instances of an item.
+    pub fn parts<'a>(&self, p: &'a Problem<'_>, item: Item) -> Parts<'a> {
+        match item.checked_sub(self.instances) {
+            None => Parts::One(item),
+            Some(g) => Parts::Group(&p.groups[g as usize].instances),
+        }
+    }
+
+    /// What it costs to move it: MiB to copy, and what downtime is worth in MiB.
+    pub fn cost(&self, p: &Problem<'_>, item: Item) -> u64 {
+        match self.parts(p, item) {
+            Parts::One(i) => cost(p, i),
+            Parts::Group(instances) => instances.iter().map(|i| cost(p, *i)).sum(),
+        }
+    }
+
+    /// The items on a member that can be moved, at most `limit`, the latest comers first.
+    pub fn on(&self, state: &State<'_>, m: u32, limit: usize) -> Vec<Item> {
+        let p = state.p;
+        state.on[m as usize]
+            .iter()
+            .rev()
+            .filter(|i| p.fixed[**i as usize].is_none())
+            .filter_map(|i| match p.group[*i as usize].filter(|g| self.whole[*g as usize]) {
+                None => Some(*i),
+                Some(g) => (p.groups[g as usize].instances[0] == *i).then_some(self.instances + g),
+            })
+            .take(limit)
+            .collect()
+    }
+
+    /// Whether an item may go to a member, room aside.
+    pub fn may_go(&self, state: &State<'_>, item: Item, to: u32) -> bool {
+        match self.parts(state.p, item) {
+            Parts::One(i) => state.may_go(i, to),
+            Parts::Group(instances) => instances.iter().all(|i| state.may_go(*i, to)),
+        }
+    }
+
+    /// Whether an item can go to a member now.
+    pub fn can_go(&self, state: &State<'_>, item: Item, to: u32) -> bool {
+        self.may_go(state, item, to) && state.has_room(to as usize, None, self.demand(state.p, item))
+    }
+
+    /// By how many pairs groups get worse; a group that moves whole stays as it is.
+    pub fn pairs_change(&self, state: &State<'_>, item: Item, to: u32) -> i64 {
+        match self.parts(state.p, item) {
+            Parts::One(i) => state.pairs_change(i, to),
+            Parts::Group(_) => 0,
+        }
+    }
+
+    /// Moves it.
+    pub fn go(&self, state: &mut State<'_>, item: Item, to: u32) {
+        match self.parts(state.p, item) {
+            Parts::One(i) => state.go(i, to),
+            Parts::Group(instances) => instances.iter().for_each(|i| state.go(*i, to)),
+        }
+    }
+
+    /// Where the item is.
+    pub fn at(&self, state: &State<'_>, item: Item) -> u32 {
+        match self.parts(state.p, item) {
+            Parts::One(i) => state.at[i as usize],
+            Parts::Group(instances) => state.at[instances[0] as usize],
+        }
+    }
+
+    /// The best member for an item that has to go: the one that does its group most good, then the least full. No
+    /// strictly compact group is torn.
+    pub fn best_target(&self, state: &State<'_>, item: Item, not: Option<u32>) -> Option<u32> {
+        let p = state.p;
+        let Some(first) = self.parts(p, item).first() else { return None };
+        let enter = &p.classes[p.class[first as usize] as usize].enter;
+        let score = |m: u32| {
+            (Some(m) != not && self.can_go(state, item, m) && !self.tears(state, item, m)).then(|| {
+                let over = state.over_with(m as usize, None, Some(self.demand(p, item)));
+                (self.pairs_change(state, item, m), key(over), m)
+            })
+        };
+        let domain = enter.iter().find_map(|m| state.levels.domain[m]);
+        let grouped = p.group[first as usize].is_some();
+        if let (Some(d), false) = (domain, grouped) {
+            let near = state.by_over[d as usize].iter().take(NEAREST).filter_map(|(_, m)| score(*m)).min();
+            if let Some((_, _, m)) = near {
+                return Some(m);
+            }
+        }
+        enter.iter().filter_map(|m| score(m as u32)).min().map(|(_, _, m)| m)
+    }
+
+    /// Whether moving an item there takes an instance away from the rest of its strictly compact group.
+    pub fn tears(&self, state: &State<'_>, item: Item, to: u32) -> bool {
+        match self.parts(state.p, item) {
+            Parts::One(i) => {
+                state.group_of(i).is_some_and(|(_, g)| g.strictly_compact()) && state.pairs_change(i, to) > 0
+            }
+            Parts::Group(_) => false,
+        }
+    }
+}
+
+/// The instances of an item.
+#[derive(Debug, Clone, Copy)]
+pub enum Parts<'a> {
+    /// A single instance.
+    One(u32),
+    /// All of a group.
+    Group(&'a [u32]),
+}
+
+impl Parts<'_> {
+    fn first(&self) -> Option<u32> {
+        match self {
+            Self::One(i) => Some(*i),
+            Self::Group(instances) => instances.first().copied(),
+        }
+    }
+}
+
+/// What a second without the instance is worth is not known; a stop is made as dear as copying 64 GiB, so that of two
+/// moves that gain the same, the one that interrupts nobody is made.
+const STOP_MIB: u64 = 64 << 10;
+/// A short interruption.
+const PAUSE_MIB: u64 = 1 << 10;
+
+/// What moving an instance costs.
+pub fn cost(p: &Problem<'_>, i: u32) -> u64 {
+    let downtime = match p.downtime(i as usize) {
+        crate::policy::Downtime::None => 0,
+        crate::policy::Downtime::Short => PAUSE_MIB,
+        crate::policy::Downtime::Full => STOP_MIB,
+    };
+    p.instances[i as usize].size_mib + downtime
+}

@@ -1,0 +1,473 @@
+//! Snapshot and policy, put into numbered tables in an order that does not depend on theirs.
+//!
+//! Owns what an instance is committed to, where it may be, whether it may be moved, and which groups there are. Does
+//! not own a single choice: that is the planner's.
+
+use crate::{
+    plan::{Finding, Fixed, Hindrance},
+    policy::{Downtime, GroupMode, GroupStrength, Policy},
+    settings::{self, GroupId, Wishes},
+    snapshot::{
+        Instance, InstanceKind, Member, MemberState, Migration, PoolName, Schedulable, Snapshot, Workload,
+    },
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+};
+
+/// Space that is not counted: of a shared pool, or of one that is not there (which is a hindrance, not a lack of room).
+pub const UNCOUNTED: u64 = u64::MAX;
+
+/// A resource that members have so much of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resource {
+    /// Memory, in MiB.
+    Memory,
+    /// Processor threads, in thousandths.
+    Cpu,
+    /// A storage pool, in MiB.
+    Disk(PoolName),
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::Cpu => f.write_str("CPU"),
+            Self::Disk(pool) => write!(f, "space in pool {pool}"),
+        }
+    }
+}
+
+impl Resource {
+    /// An amount of it for people: `1.5 GiB`, `0.5 CPUs`.
+    pub fn show(&self, amount: u64) -> String {
+        match self {
+            Self::Cpu => format!("{} CPUs", amount as f64 / 1000.0),
+            _ if amount >= 1 << 20 => format!("{} TiB", round(amount, 1 << 20)),
+            _ if amount >= 1 << 10 => format!("{} GiB", round(amount, 1 << 10)),
+            _ => format!("{amount} MiB"),
+        }
+    }
+}
+
+fn round(amount: u64, unit: u64) -> f64 {
+    (amount as f64 / unit as f64 * 100.0).round() / 100.0
+}
+
+/// A set of members.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Bits(Vec<u64>);
+
+impl Bits {
+    fn none(members: usize) -> Self {
+        Self(vec![0; members.div_ceil(64)])
+    }
+    fn insert(&mut self, m: usize) {
+        self.0[m / 64] |= 1 << (m % 64);
+    }
+    /// Whether `m` is in it.
+    pub fn has(&self, m: usize) -> bool {
+        self.0[m / 64] >> (m % 64) & 1 == 1
+    }
+    /// How many are.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|w| w.count_ones() as usize).sum()
+    }
+    /// Those that are, in order.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().enumerate().flat_map(|(n, &word)| {
+            std::iter::successors((word != 0).then_some(word), |w| {
+                let rest = w & (w - 1);
+                (rest != 0).then_some(rest)
+            })
+            .map(move |w| n * 64 + w.trailing_zeros() as usize)
+        })
+    }
+    /// The members in both.
+    pub fn and(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(a, b)| a & b).collect())
+    }
+    /// Whether every member of this is in `other`.
+    pub fn within(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).all(|(a, b)| a & !b == 0)
+    }
+}
+
+/// Where instances that ask the same kind of place may be.
+#[derive(Debug)]
+pub struct Class {
+    /// Members that may take them.
+    pub enter: Bits,
+    /// Members where they may stay when they are there already.
+    pub stay: Bits,
+}
+
+/// A group, with what its instances together say.
+#[derive(Debug)]
+pub struct Group {
+    /// Its project and name.
+    pub id: GroupId,
+    /// Spread or compact.
+    pub mode: GroupMode,
+    /// Strict or preferred.
+    pub strength: GroupStrength,
+    /// Its instances, in order.
+    pub instances: Vec<u32>,
+}
+
+impl Group {
+    /// Strict, and spread.
+    pub fn strictly_spread(&self) -> bool {
+        self.strength == GroupStrength::Strict && self.mode == GroupMode::Spread
+    }
+    /// Strict, and compact.
+    pub fn strictly_compact(&self) -> bool {
+        self.strength == GroupStrength::Strict && self.mode == GroupMode::Compact
+    }
+    /// How many pairs of it are not as it wants, when so many are on each of its members.
+    pub fn pairs_amiss(&self, counts: impl Iterator<Item = u64>) -> u64 {
+        let pairs = |n: u64| n * n.saturating_sub(1) / 2;
+        let together: u64 = counts.map(pairs).sum();
+        match self.mode {
+            GroupMode::Spread => together,
+            GroupMode::Compact => pairs(self.instances.len() as u64) - together,
+        }
+    }
+}
+
+/// The tables. Members and instances are numbered in the order of their names.
+#[derive(Debug)]
+pub struct Problem<'a> {
+    /// What the operator wants.
+    pub policy: &'a Policy,
+    /// By name.
+    pub members: Vec<&'a Member>,
+    /// By project and name.
+    pub instances: Vec<&'a Instance>,
+    /// Memory, processor, and each pool that some member has for itself.
+    pub resources: Vec<Resource>,
+    /// What members can promise of each resource, with overcommitment; [`UNCOUNTED`] where it is not counted.
+    pub usable: Vec<u64>,
+    /// What instances are committed to, of each resource.
+    pub demand: Vec<u64>,
+    /// Each instance's class.
+    pub class: Vec<u32>,
+    /// The classes.
+    pub classes: Vec<Class>,
+    /// Whether a member takes part: it is online, scheduled by the engine and not being emptied.
+    pub receives: Vec<bool>,
+    /// Why an instance cannot be moved; None: it can.
+    pub fixed: Vec<Option<Fixed>>,
+    /// Whether an instance must not stay where it is at the beginning.
+    pub must_leave: Vec<bool>,
+    /// Each instance's group.
+    pub group: Vec<Option<u32>>,
+    /// The groups, by project and name.
+    pub groups: Vec<Group>,
+    /// Where instances are at the beginning.
+    pub start: Vec<u32>,
+    /// What is odd about settings.
+    pub findings: Vec<Finding>,
+}
+
+impl<'a> Problem<'a> {
+    /// The tables of a checked snapshot.
+    pub fn new(snapshot: &'a Snapshot, policy: &'a Policy) -> Self {
+        let mut members: Vec<&Member> = snapshot.members.iter().collect();
+        members.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let mut instances: Vec<&Instance> = snapshot.instances.iter().collect();
+        instances.sort_unstable_by(|a, b| a.workload.id.cmp(&b.workload.id));
+        let number: HashMap<&str, u32> =
+            members.iter().enumerate().map(|(n, m)| (m.name.0.as_str(), n as u32)).collect();
+        let start: Vec<u32> = instances.iter().map(|i| number[i.member.0.as_str()]).collect();
+
+        let resources = resources(&members);
+        let usable = members.iter().flat_map(|m| resources.iter().map(|r| usable(policy, m, r))).collect();
+        let mut demand = Vec::with_capacity(instances.len() * resources.len());
+        for i in &instances {
+            let committed = policy.committed(i);
+            demand.extend(resources.iter().map(|r| match r {
+                Resource::Memory => committed.memory_mib,
+                Resource::Cpu => committed.cpu_milli,
+                Resource::Disk(pool) => i.workload.disk_mib.get(pool).copied().unwrap_or(0),
+            }));
+        }
+        let wishes: Vec<Wishes> = instances.iter().map(|i| Wishes::of(&i.workload)).collect();
+        let (classes, class) =
+            classes(policy, &members, instances.iter().map(|i| &i.workload).zip(wishes.iter()));
+        let receives: Vec<bool> = members.iter().map(|m| receives(policy, m)).collect();
+
+        let mut problem = Self {
+            policy,
+            resources,
+            usable,
+            demand,
+            receives,
+            fixed: Vec::with_capacity(instances.len()),
+            must_leave: Vec::with_capacity(instances.len()),
+            group: vec![None; instances.len()],
+            groups: Vec::new(),
+            findings: Vec::new(),
+            members,
+            instances,
+            class,
+            classes,
+            start,
+        };
+        for (i, wish) in wishes.iter().enumerate() {
+            let must_leave = problem.must_leave_now(i);
+            let fixed = problem.why_fixed(i, wish, must_leave);
+            problem.must_leave.push(must_leave);
+            problem.fixed.push(fixed);
+            problem.findings.extend(wish.bad.iter().map(|(key, value)| Finding::BadSetting {
+                instance: problem.instances[i].workload.id.clone(),
+                key: (*key).to_owned(),
+                value: value.clone(),
+            }));
+        }
+        problem.gather_groups(&wishes);
+        problem
+    }
+
+    /// How many resources there are.
+    pub fn width(&self) -> usize {
+        self.resources.len()
+    }
+
+    /// What an instance is committed to.
+    pub fn demand_of(&self, i: usize) -> &[u64] {
+        &self.demand[i * self.width()..][..self.width()]
+    }
+
+    /// What a member can promise.
+    pub fn usable_of(&self, m: usize) -> &[u64] {
+        &self.usable[m * self.width()..][..self.width()]
+    }
+
+    /// Whether a member's use of a resource is not counted although instances may be using it there.
+    pub fn is_shared(&self, m: usize, r: usize) -> bool {
+        matches!(&self.resources[r], Resource::Disk(pool) if self.members[m].pools_mib.get(pool) == Some(&None))
+    }
+
+    /// Whether a member may take an instance, room aside.
+    pub fn may_enter(&self, i: usize, m: usize) -> bool {
+        self.classes[self.class[i] as usize].enter.has(m)
+    }
+
+    /// How long an instance is away when it is moved.
+    pub fn downtime(&self, i: usize) -> Downtime {
+        downtime(self.instances[i])
+    }
+
+    fn must_leave_now(&self, i: usize) -> bool {
+        let m = self.start[i] as usize;
+        let member = self.members[m];
+        self.policy.drain.contains(&member.name)
+            || (member.state == MemberState::Online
+                && member.schedulable != Schedulable::Manual
+                && !self.classes[self.class[i] as usize].stay.has(m))
+    }
+
+    fn why_fixed(&self, i: usize, wish: &Wishes, must_leave: bool) -> Option<Fixed> {
+        let (instance, m) = (self.instances[i], self.start[i] as usize);
+        let member = self.members[m];
+        let drained = self.policy.drain.contains(&member.name);
+        let enter = &self.classes[self.class[i] as usize].enter;
+        match (instance.pinned, wish.pinned, instance.migration) {
+            (true, _, _) => return Some(Fixed::Pinned),
+            (_, true, _) => return Some(Fixed::PinnedBySetting),
+            (_, _, Migration::Never) => return Some(Fixed::CannotMigrate),
+            _ => {}
+        }
+        match member.state {
+            MemberState::Online => {}
+            MemberState::Evacuated if drained => {}
+            state => return Some(Fixed::MemberIs(state)),
+        }
+        if member.schedulable == Schedulable::Manual && !drained {
+            return Some(Fixed::ManualMember);
+        }
+        let downtime = downtime(instance);
+        if downtime > self.policy.downtime {
+            return Some(Fixed::Downtime(downtime));
+        }
+        // Somebody put it where the engine's scheduler would not.
+        if !must_leave && !enter.has(m) {
+            return Some(Fixed::ByHand);
+        }
+        let elsewhere = enter.len() - usize::from(enter.has(m));
+        (elsewhere == 0).then_some(Fixed::NowhereElse)
+    }
+
+    fn gather_groups(&mut self, wishes: &[Wishes]) {
+        let mut groups: BTreeMap<&GroupId, Vec<u32>> = BTreeMap::new();
+        for (i, wish) in wishes.iter().enumerate() {
+            if let Some(group) = &wish.group {
+                groups.entry(group).or_default().push(i as u32);
+            }
+        }
+        for (id, instances) in groups {
+            let number = self.groups.len() as u32;
+            instances.iter().for_each(|i| self.group[*i as usize] = Some(number));
+            let mode = agreed(wishes, &instances, |w| w.mode);
+            let strength = agreed(wishes, &instances, |w| w.strength);
+            for (key, said) in [
+                (settings::GROUP_MODE, mode.map(|(_, a, b)| (a, b))),
+                (settings::GROUP_STRENGTH, strength.map(|(_, a, b)| (a, b))),
+            ] {
+                if let Some((one, other)) = said.filter(|(a, b)| a != b) {
+                    self.findings.push(Finding::GroupDisagrees {
+                        group: id.clone(),
+                        key: key.to_owned(),
+                        one: self.instances[one as usize].workload.id.clone(),
+                        other: self.instances[other as usize].workload.id.clone(),
+                    });
+                }
+            }
+            self.groups.push(Group {
+                id: id.clone(),
+                mode: mode.map_or(self.policy.group.mode, |(v, ..)| v),
+                strength: strength.map_or(self.policy.group.strength, |(v, ..)| v),
+                instances,
+            });
+        }
+    }
+}
+
+/// The least value that a group's instances say (spread before compact, strict before preferred), who says it and who
+/// says the greatest; the same instance twice when they agree. None when nobody says anything.
+fn agreed<T: Ord + Copy>(
+    wishes: &[Wishes],
+    instances: &[u32],
+    of: impl Fn(&Wishes) -> Option<T>,
+) -> Option<(T, u32, u32)> {
+    let said = || instances.iter().filter_map(|i| of(&wishes[*i as usize]).map(|v| (v, *i)));
+    let (least, one) = said().min()?;
+    let other = said().find(|(v, _)| *v != least).map_or(one, |(_, i)| i);
+    Some((least, one, other))
+}
+
+/// How long an instance is away when it is moved.
+fn downtime(instance: &Instance) -> Downtime {
+    match instance.migration {
+        _ if !instance.running => Downtime::None,
+        Migration::Live => Downtime::None,
+        Migration::Refresh => Downtime::Short,
+        Migration::Stopped | Migration::Never => Downtime::Full,
+    }
+}
+
+/// Whether a member takes part in placement.
+pub fn receives(policy: &Policy, m: &Member) -> bool {
+    m.state == MemberState::Online
+        && m.schedulable != Schedulable::Manual
+        && !policy.drain.contains(&m.name)
+        && m.roles.is_disjoint(&policy.avoid_roles)
+}
+
+/// Memory, processor, and the pools that members have for themselves.
+pub fn resources(members: &[&Member]) -> Vec<Resource> {
+    let pools: BTreeSet<&PoolName> =
+        members.iter().flat_map(|m| m.pools_mib.iter().filter(|(_, s)| s.is_some()).map(|(p, _)| p)).collect();
+    [Resource::Memory, Resource::Cpu]
+        .into_iter()
+        .chain(pools.into_iter().map(|p| Resource::Disk(p.clone())))
+        .collect()
+}
+
+/// What a member can promise of a resource.
+pub fn usable(policy: &Policy, m: &Member, resource: &Resource) -> u64 {
+    let ratio = policy.overcommit_percent;
+    let (has, percent) = match resource {
+        Resource::Memory => (m.memory_mib, ratio.memory),
+        Resource::Cpu => (m.cpu_milli, ratio.cpu),
+        Resource::Disk(pool) => match m.pools_mib.get(pool) {
+            Some(Some(size)) => (*size, ratio.disk),
+            Some(None) | None => return UNCOUNTED,
+        },
+    };
+    has.saturating_mul(u64::from(percent)) / 100
+}
+
+/// Why a workload should not be on a member, room and the member's state aside.
+pub fn hindrances(policy: &Policy, m: &Member, w: &Workload, roles: &BTreeSet<String>) -> Vec<Hindrance> {
+    let mut why = Vec::new();
+    if !m.architectures.contains(&w.architecture) {
+        why.push(Hindrance::Architecture(w.architecture.clone()));
+    }
+    if w.kind == InstanceKind::VirtualMachine && !m.virtual_machines {
+        why.push(Hindrance::VirtualMachines);
+    }
+    why.extend(w.cluster_group.iter().filter(|g| !m.cluster_groups.contains(*g)).cloned().map(Hindrance::ClusterGroup));
+    why.extend(roles.difference(&m.roles).cloned().map(Hindrance::RoleMissing));
+    why.extend(m.roles.intersection(&policy.avoid_roles).cloned().map(Hindrance::RoleAvoided));
+    why.extend(w.disk_mib.keys().filter(|p| !m.pools_mib.contains_key(*p)).cloned().map(Hindrance::Pool));
+    why.extend(w.networks.difference(&m.networks).cloned().map(Hindrance::Network));
+    if policy.drain.contains(&m.name) {
+        why.push(Hindrance::Drained);
+    }
+    why
+}
+
+/// Why a member takes nothing, or not this workload, by its state and what its scheduler allows.
+pub fn closed(m: &Member, w: &Workload) -> Option<Hindrance> {
+    match (m.state, m.schedulable) {
+        (MemberState::Online, Schedulable::All) => None,
+        (MemberState::Online, Schedulable::Group) => match &w.cluster_group {
+            Some(group) if m.cluster_groups.contains(group) => None,
+            _ => Some(Hindrance::GroupOnly),
+        },
+        (MemberState::Online, Schedulable::Manual) => Some(Hindrance::Manual),
+        (state, _) => Some(Hindrance::MemberIs(state)),
+    }
+}
+
+/// What decides where a workload may be.
+type ClassKey<'a> = (
+    InstanceKind,
+    &'a str,
+    Option<&'a str>,
+    &'a BTreeSet<String>,
+    Vec<&'a PoolName>,
+    &'a BTreeSet<String>,
+);
+
+/// The classes of workloads, and each workload's.
+pub fn classes<'a>(
+    policy: &Policy,
+    members: &[&Member],
+    workloads: impl Iterator<Item = (&'a Workload, &'a Wishes)>,
+) -> (Vec<Class>, Vec<u32>) {
+    let mut known: HashMap<ClassKey<'_>, u32> = HashMap::new();
+    let (mut classes, mut of) = (Vec::new(), Vec::new());
+    for (w, wish) in workloads {
+        let key: ClassKey<'_> = (
+            w.kind,
+            &w.architecture,
+            w.cluster_group.as_deref(),
+            &wish.roles,
+            w.disk_mib.keys().collect(),
+            &w.networks,
+        );
+        let next = classes.len() as u32;
+        let number = *known.entry(key).or_insert(next);
+        if number == next {
+            let (mut enter, mut stay) = (Bits::none(members.len()), Bits::none(members.len()));
+            for (n, m) in members.iter().enumerate() {
+                if hindrances(policy, m, w, &wish.roles).is_empty() {
+                    stay.insert(n);
+                    if closed(m, w).is_none() {
+                        enter.insert(n);
+                    }
+                }
+            }
+            classes.push(Class { enter, stay });
+        }
+        of.push(number);
+    }
+    (classes, of)
+}

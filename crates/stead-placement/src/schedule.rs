@@ -1,0 +1,94 @@
+//! From where instances are to where they shall be, in moves of which each is possible when those before are done.
+//!
+//! Owns the order, and detours where an exchange needs a third member's room. Does not own where instances go.
+
+use crate::{
+    mend::is_misplaced,
+    state::{State, Step},
+};
+use std::collections::BinaryHeap;
+
+/// What is urgent comes first: what must leave, then what relieves the fullest. Then the lowest number.
+type Urgency = (bool, bool, i64, std::cmp::Reverse<u32>);
+
+/// The moves that bring `state` (at the beginning) to `goal`; None when no order was found.
+pub fn schedule(state: &mut State<'_>, goal: &[u32]) -> Option<Vec<Step>> {
+    let p = state.p;
+    let pending: Vec<u32> = (0..goal.len() as u32).filter(|i| state.at[*i as usize] != goal[*i as usize]).collect();
+    let mut left = pending.len();
+    let urgency = |state: &State<'_>, i: u32| -> Urgency {
+        let from = state.at[i as usize] as usize;
+        let base = from * p.width();
+        let overloaded = (0..p.width()).any(|r| state.used[base + r] > p.usable[base + r]);
+        let fullness = crate::state::key(state.over[from].max(-1.0));
+        (is_misplaced(state, i as usize), overloaded, fullness, std::cmp::Reverse(i))
+    };
+    let mut ready: BinaryHeap<(Urgency, u32)> = pending.iter().map(|i| (urgency(state, *i), *i)).collect();
+    // What waits for somebody to leave its target.
+    let mut waiting: Vec<Vec<u32>> = vec![Vec::new(); p.members.len()];
+    let mut detours = pending.len();
+    while left > 0 {
+        let mover = match ready.pop() {
+            Some((_, i)) if state.can_go(i, goal[i as usize]) => Some((i, goal[i as usize])),
+            Some((_, i)) => {
+                waiting[goal[i as usize] as usize].push(i);
+                None
+            }
+            None if detours == 0 => return None,
+            None => {
+                detours -= 1;
+                Some(detour(state, goal, waiting.iter().flatten().copied())?)
+            }
+        };
+        if let Some((i, to)) = mover {
+            let from = state.at[i as usize];
+            state.go(i, to);
+            left -= usize::from(to == goal[i as usize]);
+            for w in std::mem::take(&mut waiting[from as usize]) {
+                ready.push((urgency(state, w), w));
+            }
+        }
+    }
+    Some(std::mem::take(&mut state.journal))
+}
+
+/// The cheapest of those that wait, and a third member that has room for it, with somebody waiting for its place.
+fn detour(state: &State<'_>, goal: &[u32], waiting: impl Iterator<Item = u32>) -> Option<(u32, u32)> {
+    let p = state.p;
+    let mut cheapest: Vec<u32> = waiting.collect();
+    cheapest.sort_by_key(|i| (crate::item::cost(p, *i), *i));
+    let wanted: std::collections::BTreeSet<u32> = cheapest.iter().map(|i| goal[*i as usize]).collect();
+    cheapest.into_iter().filter(|i| wanted.contains(&state.at[*i as usize])).find_map(|i| {
+        let class = &p.classes[p.class[i as usize] as usize];
+        let third = class
+            .enter
+            .iter()
+            .map(|m| m as u32)
+            // A place that nobody else waits for, if there is one.
+            .filter(|m| *m != goal[i as usize] && state.can_go(i, *m))
+            .min_by_key(|m| (wanted.contains(m), crate::state::key(state.over[*m as usize]), *m))?;
+        Some((i, third))
+    })
+}
+
+/// For each move the earlier ones that must have ended: those out of the member it goes to, which give the room it
+/// needs, and the last of the same instance.
+pub fn dependencies(steps: &[Step]) -> Vec<Vec<usize>> {
+    let mut out_of: std::collections::HashMap<u32, Vec<usize>> = std::collections::HashMap::new();
+    let mut last: std::collections::HashMap<u32, usize> = std::collections::HashMap::new();
+    steps
+        .iter()
+        .enumerate()
+        .map(|(n, (i, from, to))| {
+            let mut after = out_of.get(to).cloned().unwrap_or_default();
+            if let Some(before) = last.insert(*i, n)
+                && !after.contains(&before)
+            {
+                after.push(before);
+                after.sort_unstable();
+            }
+            out_of.entry(*from).or_default().push(n);
+            after
+        })
+        .collect()
+}

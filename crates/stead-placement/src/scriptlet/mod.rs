@@ -1,0 +1,115 @@
+//! The rules of [`crate::place`] as a Starlark scriptlet for a server's `instances.placement.scriptlet`, so that what
+//! anybody creates goes where `stead fleet place` would put it.
+//!
+//! Owns the text. Does not own setting it on a server, nor when that has to be done anew: the policy and, when one is
+//! given, the members' sizes are in the text.
+//!
+//! What servers offer (functions that a scriptlet may call; one that names another is refused when it is set):
+//!
+//! | server | API extension | instances are visible |
+//! |---|---|---|
+//! | Incus 6.0.3 and later of 6.0, 6.3 and later | `instances_placement_scriptlet`, `instances_scriptlet_get_instances` | yes |
+//! | Incus 6.0.0 to 6.0.2 | `instances_placement_scriptlet` | no |
+//! | LXD 5.21 | `instances_placement_scriptlet` | no |
+//! | LXD 5.0, LXD 6.6 and later | none | |
+
+use crate::{
+    policy::{Commitment, GroupMode, GroupStrength, PerResource, Policy, Stopped},
+    snapshot::{Member, Snapshot},
+};
+use serde_json::to_string;
+use std::{collections::BTreeSet, fmt::Write};
+
+/// The API extension without which a server takes no scriptlet.
+pub const EXTENSION: &str = "instances_placement_scriptlet";
+/// The API extension that lets a scriptlet see instances.
+pub const INSTANCES_EXTENSION: &str = "instances_scriptlet_get_instances";
+
+/// What the server's scriptlets can see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// Instances and where they are.
+    Instances,
+    /// Only how much of each member is used. Groups cannot be heeded: instances of strict ones are refused.
+    MeasuredOnly,
+}
+
+/// The scriptlet of a policy. With a snapshot, the sizes of its members are written down, and members are asked for
+/// theirs only when they are not in it; asking takes a request to each member for each instance that is created.
+pub fn generate(policy: &Policy, snapshot: Option<&Snapshot>, view: View) -> String {
+    let mut members: Vec<&Member> = snapshot.iter().flat_map(|s| &s.members).collect();
+    members.sort_by(|a, b| a.name.cmp(&b.name));
+    let shared: BTreeSet<&str> = members
+        .iter()
+        .flat_map(|m| m.pools_mib.iter().filter(|(_, size)| size.is_none()).map(|(pool, _)| pool.0.as_str()))
+        .collect();
+    let mut text = String::from(
+        "# Written by stead from a policy: changes made here are lost when it is written anew.\n\
+         # It places instances as `stead fleet place` does; docs/placement.md has the rules.\n\n",
+    );
+    let pair = |c: Commitment| format!("({}, {})", c.memory_mib, c.cpu_milli);
+    let mode = match policy.group.mode {
+        GroupMode::Spread => "spread",
+        GroupMode::Compact => "compact",
+    };
+    let strength = match policy.group.strength {
+        GroupStrength::Strict => "strict",
+        GroupStrength::Preferred => "preferred",
+    };
+    let stopped = match policy.stopped {
+        Stopped::Count => "True",
+        Stopped::Ignore => "False",
+    };
+    for (name, value) in [
+        ("OVERCOMMIT", per_resource(policy.overcommit_percent)),
+        ("WEIGHT", per_resource(policy.weight_percent)),
+        ("CONTAINER", pair(policy.container)),
+        ("VIRTUAL_MACHINE", pair(policy.virtual_machine)),
+        ("STOPPED_COUNT", stopped.to_owned()),
+        ("GROUP_MODE", quoted(mode)),
+        ("GROUP_STRENGTH", quoted(strength)),
+        ("AVOID_ROLES", list(policy.avoid_roles.iter().map(String::as_str))),
+        ("DRAIN", list(policy.drain.iter().map(|m| m.0.as_str()))),
+        ("SHARED_POOLS", list(shared.into_iter())),
+    ] {
+        let _ = writeln!(text, "{name} = {value}");
+    }
+    text.push_str("# Name: (memory in MiB, thousandths of a thread, pools in MiB).\nMEMBERS = {\n");
+    for m in members {
+        let pools: Vec<String> = m
+            .pools_mib
+            .iter()
+            .map(|(pool, size)| {
+                format!("{}: {}", quoted(&pool.0), size.map_or("None".to_owned(), |s| s.to_string()))
+            })
+            .collect();
+        let _ = writeln!(
+            text,
+            "    {}: ({}, {}, {{{}}}),",
+            quoted(&m.name.0),
+            m.memory_mib,
+            m.cpu_milli,
+            pools.join(", ")
+        );
+    }
+    text.push_str("}\n");
+    text.push_str(include_str!("body.star"));
+    text.push_str(match view {
+        View::Instances => include_str!("instances.star"),
+        View::MeasuredOnly => include_str!("measured.star"),
+    });
+    text
+}
+
+fn per_resource(p: PerResource) -> String {
+    format!(r#"{{"memory": {}, "cpu": {}, "disk": {}}}"#, p.memory, p.cpu, p.disk)
+}
+
+fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    format!("[{}]", names.map(quoted).collect::<Vec<_>>().join(", "))
+}
+
+/// Text as Starlark writes it: as JSON does, as far as names go.
+fn quoted(text: &str) -> String {
+    to_string(text).unwrap_or_default()
+}
