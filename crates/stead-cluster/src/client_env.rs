@@ -19,11 +19,27 @@ pub struct ClientEnv {
     pub url: String,
 }
 
-/// Writes the stock client's configuration and has the engine trust its certificate, unless it does already.
+/// A connection to a cluster's engine, as the operator.
+struct Connection {
+    client: Client,
+    engine: EngineKind,
+    variable: &'static str,
+    operator: stead_agent::Identity,
+    /// The engine's, PEM.
+    certificate: String,
+    /// `127.0.0.1:PORT`.
+    address: String,
+}
+
+/// A client of a cluster's engine, which is had to trust the operator's certificate unless it does already.
 ///
 /// # Errors
 /// The cluster has no engine, is not up, or its engine does not answer.
-pub async fn client_env(host: &Host, cluster: &ClusterName) -> Result<ClientEnv, ClusterError> {
+pub async fn engine_client(host: &Host, cluster: &ClusterName) -> Result<Client, ClusterError> {
+    Ok(connect(host, cluster).await?.client)
+}
+
+async fn connect(host: &Host, cluster: &ClusterName) -> Result<Connection, ClusterError> {
     let layout = host.layout(cluster);
     let record = Record::require(&layout)?;
     let (variable, dialect) = match record.engine {
@@ -89,8 +105,17 @@ pub async fn client_env(host: &Host, cluster: &ClusterName) -> Result<ClientEnv,
             .await
             .map_err(engine_error("add the client certificate"))?;
     }
+    let address = address.to_string();
+    Ok(Connection { client, engine: record.engine, variable, operator, certificate, address })
+}
 
-    let dir = layout.client();
+/// Writes the stock client's configuration and has the engine trust its certificate, unless it does already.
+///
+/// # Errors
+/// The cluster has no engine, is not up, or its engine does not answer.
+pub async fn client_env(host: &Host, cluster: &ClusterName) -> Result<ClientEnv, ClusterError> {
+    let Connection { engine, variable, operator, certificate, address, .. } = connect(host, cluster).await?;
+    let dir = host.layout(cluster).client();
     let url = format!("https://{address}");
     files::private_dir(&dir.join("servercerts"))?;
     files::write(&dir.join("client.crt"), operator.certificate_pem.as_bytes())?;
@@ -99,7 +124,7 @@ pub async fn client_env(host: &Host, cluster: &ClusterName) -> Result<ClientEnv,
     let config = serde_json::json!({
         "default-remote": cluster,
         "remotes": { cluster.as_str(): {
-            "addr": url, "auth_type": "tls", "project": "default", "protocol": record.engine, "public": false
+            "addr": url, "auth_type": "tls", "project": "default", "protocol": engine, "public": false
         } },
         "aliases": {},
     });

@@ -45,6 +45,7 @@ fn every_verb_has_help() {
         "reboot",
         "scale",
         "env",
+        "fleet",
         "doctor",
         "schema",
         "completions",

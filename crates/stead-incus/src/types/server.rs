@@ -37,6 +37,9 @@ pub struct Environment {
     /// Architectures it runs, the native one first.
     #[serde(default, deserialize_with = "nullable")]
     pub architectures: Vec<String>,
+    /// What it runs instances with: `lxc`, `qemu`, or `lxc | qemu`.
+    #[serde(default)]
+    pub driver: String,
     /// PEM.
     #[serde(default)]
     pub certificate: String,

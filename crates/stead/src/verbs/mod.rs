@@ -4,6 +4,7 @@ mod cp;
 mod down;
 mod env;
 mod exec;
+mod fleet;
 mod generate;
 mod image;
 mod logs;
@@ -39,6 +40,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Reboot(args) => wait(reboot::reboot(&host, args)),
         Verb::Env(args) => wait(env::env(&host, args)),
         Verb::One(verb) => one::one(verb),
+        Verb::Fleet(verb) => wait(fleet::fleet(&host, verb)),
         Verb::Doctor(args) => generate::doctor(&args),
         Verb::Schema(args) => generate::schema(&args),
         Verb::Completions(args) => generate::completions(&args),

@@ -1,0 +1,23 @@
+//! Day-2 work on any Incus or LXD cluster, made by Stead or not: look, plan, move.
+//!
+//! Owns how a cluster becomes a snapshot ([`facts`], [`snapshot`]), what engines write as amounts ([`amounts`]), and how a
+//! plan is carried out so that nothing is lost when the tool or a server dies in the middle ([`rebalance`], [`journal`]).
+//! Does not own where instances should be: that is `stead-placement`, which plans from the snapshot.
+
+pub mod amounts;
+pub mod facts;
+pub mod journal;
+pub mod rebalance;
+pub mod snapshot;
+
+/// An error with all its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
