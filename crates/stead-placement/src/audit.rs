@@ -26,13 +26,16 @@ pub enum Amiss {
 /// All that is amiss, in order.
 pub fn amiss(state: &State<'_>) -> Vec<Amiss> {
     let p = state.p;
-    let misplaced = (0..p.instances.len()).filter(|i| is_misplaced(state, *i)).map(|i| Amiss::Misplaced(i as u32));
+    let misplaced =
+        (0..p.instances.len()).filter(|i| is_misplaced(state, *i)).map(|i| Amiss::Misplaced(i as u32));
     let width = p.width();
     let overloads = (0..state.used.len())
         .filter(|at| state.used[*at] > p.usable[*at])
         .map(|at| Amiss::Overload((at / width) as u32, (at % width) as u32));
     let groups = (0..p.groups.len())
-        .filter(|g| p.groups[*g].strength == crate::policy::GroupStrength::Strict && state.pairs_amiss(*g as u32) > 0)
+        .filter(|g| {
+            p.groups[*g].strength == crate::policy::GroupStrength::Strict && state.pairs_amiss(*g as u32) > 0
+        })
         .map(|g| Amiss::Group(g as u32));
     misplaced.chain(overloads).chain(groups).collect()
 }
@@ -100,10 +103,12 @@ impl Amiss {
                     });
                 }
                 let enter = &p.classes[p.class[i as usize] as usize].enter;
-                enter
-                    .iter()
-                    .all(|m| !fits(state, m, p.demand_of(i as usize)))
-                    .then(|| format!("{}, even when all that can be moved is moved away", why::no_room(state, i as usize, true)))
+                enter.iter().all(|m| !fits(state, m, p.demand_of(i as usize))).then(|| {
+                    format!(
+                        "{}, even when all that can be moved is moved away",
+                        why::no_room(state, i as usize, true)
+                    )
+                })
             }
             Self::Overload(m, r) => {
                 let at = m as usize * p.width() + r as usize;
@@ -202,7 +207,11 @@ fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {
             anywhere.sort_unstable();
             anywhere.dedup();
             (anywhere.len() < group.instances.len()).then(|| {
-                format!("{} instances, and {} members that may take them", group.instances.len(), anywhere.len())
+                format!(
+                    "{} instances, and {} members that may take them",
+                    group.instances.len(),
+                    anywhere.len()
+                )
             })
         }
         GroupMode::Compact => {
@@ -226,9 +235,8 @@ fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {
                 }
                 fits(state, *m, &needed)
             };
-            (!shared.iter().any(holds)).then(|| {
-                format!("no member holds all of them, who ask {}", why::amounts(p, &demand))
-            })
+            (!shared.iter().any(holds))
+                .then(|| format!("no member holds all of them, who ask {}", why::amounts(p, &demand)))
         }
     }
 }

@@ -139,17 +139,18 @@ impl Balance {
         let p = state.p;
         for item in mine {
             let demand = self.items.demand(p, *item);
-            let over = state
-                .over_with(m as usize, Some(demand), None)
-                .max(state.over_with(to as usize, None, Some(demand)));
+            let over = state.over_with(m as usize, Some(demand), None).max(state.over_with(
+                to as usize,
+                None,
+                Some(demand),
+            ));
             if !self.helps(state, m, over) || !self.items.can_go(state, *item, to) {
                 continue;
             }
             if self.items.pairs_change(state, *item, to) > 0 || !self.affordable(state, &[(*item, to)]) {
                 continue;
             }
-            let found =
-                Candidate { item: *item, to, other: None, over, cost: self.items.cost(p, *item) };
+            let found = Candidate { item: *item, to, other: None, over, cost: self.items.cost(p, *item) };
             self.keep_better(best, found);
         }
     }
@@ -297,9 +298,11 @@ impl Balance {
                 continue;
             }
             // `j` left `home` for `at`; an `i` that came to `home` may go to `at` in its stead.
-            let stead = came[home as usize].iter().copied().take(WINDOW).find(|i| {
-                state.at[*i as usize] == home && self.can_stand_in(state, *i, j)
-            });
+            let stead = came[home as usize]
+                .iter()
+                .copied()
+                .take(WINDOW)
+                .find(|i| state.at[*i as usize] == home && self.can_stand_in(state, *i, j));
             if let Some(i) = stead {
                 let first = if state.can_go(i, at) { (i, at, j, home) } else { (j, home, i, at) };
                 state.go(first.0, first.1);

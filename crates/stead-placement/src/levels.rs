@@ -73,7 +73,8 @@ impl Levels {
         let (mut fixed, mut certain) = (vec![0u64; n * width], vec![0u64; n * width]);
         let mut total = vec![0u128; domains.len() * width];
         for (i, home) in home.iter().enumerate() {
-            let at = home.map_or_else(|| p.classes[p.class[i] as usize].enter.iter().next(), |m| Some(m as usize));
+            let at =
+                home.map_or_else(|| p.classes[p.class[i] as usize].enter.iter().next(), |m| Some(m as usize));
             let Some(at) = at else { continue };
             for (r, d) in p.demand_of(i).iter().enumerate() {
                 if home.is_some() {
@@ -138,7 +139,9 @@ impl Levels {
         let width = p.width();
         (0..width)
             .filter(|r| counts(p.usable[m * width + r]))
-            .map(|r| self.over(r, utilisation_ppm(used[r], p.usable[m * width + r]), self.even_ppm[m * width + r]))
+            .map(|r| {
+                self.over(r, utilisation_ppm(used[r], p.usable[m * width + r]), self.even_ppm[m * width + r])
+            })
             .max()
             .unwrap_or(0)
     }
@@ -170,7 +173,9 @@ impl Levels {
     /// A bound on the imbalance of every placement that can be reached.
     pub fn bound_ppm(&self, p: &Problem<'_>) -> u64 {
         let movable: Vec<usize> = (0..p.instances.len())
-            .filter(|i| self.home[*i].is_none() && self.domain[p.start[*i] as usize].is_some() && !p.must_leave[*i])
+            .filter(|i| {
+                self.home[*i].is_none() && self.domain[p.start[*i] as usize].is_some() && !p.must_leave[*i]
+            })
             .collect();
         (0..self.domains.len())
             .map(|d| {
@@ -179,7 +184,8 @@ impl Levels {
                     .copied()
                     .filter(|i| self.domain[p.start[*i] as usize] == Some(d as u32))
                     .collect();
-                let over = self.large(p, &inside).max(self.pigeons(p, d, &inside)).max(self.classes(p, &inside));
+                let over =
+                    self.large(p, &inside).max(self.pigeons(p, d, &inside)).max(self.classes(p, &inside));
                 self.in_scale(d, over)
             })
             .max()
@@ -196,14 +202,17 @@ impl Levels {
             if keep == 0 {
                 continue;
             }
-            by_size.select_nth_unstable_by_key(keep - 1, |i| std::cmp::Reverse((p.demand_of(*i)[r], usize::MAX - i)));
+            by_size.select_nth_unstable_by_key(keep - 1, |i| {
+                std::cmp::Reverse((p.demand_of(*i)[r], usize::MAX - i))
+            });
             for i in &by_size[..keep] {
                 let least = p.classes[p.class[*i] as usize]
                     .enter
                     .iter()
                     .chain([p.start[*i] as usize])
                     .map(|m| {
-                        let used: Vec<u64> = (0..width).map(|r| self.certain[m * width + r] + p.demand_of(*i)[r]).collect();
+                        let used: Vec<u64> =
+                            (0..width).map(|r| self.certain[m * width + r] + p.demand_of(*i)[r]).collect();
                         self.overhang_ppm(p, m, &used)
                     })
                     .min();
@@ -308,7 +317,10 @@ fn home(p: &Problem<'_>, i: usize) -> Option<u32> {
 /// The least level in millionths at which (usable, fixed) hold `total`, when none is below its fixed load.
 fn water_level_ppm(members: &[(u64, u64)], total: u128) -> u64 {
     let holds = |level: u64| {
-        members.iter().map(|(u, f)| (u128::from(level) * u128::from(*u)).max(u128::from(*f) * PPM)).sum::<u128>()
+        members
+            .iter()
+            .map(|(u, f)| (u128::from(level) * u128::from(*u)).max(u128::from(*f) * PPM))
+            .sum::<u128>()
             >= total * PPM
     };
     // Twice the load over the least room holds it; the search has some forty steps.

@@ -111,9 +111,11 @@ fn could_go(state: &State<'_>, items: &Items, item: Item, to: u32) -> bool {
     let base = to as usize * p.width();
     enters
         && !items.tears(state, item, to)
-        && items.demand(p, item).iter().enumerate().all(|(r, d)| {
-            *d == 0 || state.levels.certain[base + r].saturating_add(*d) <= p.usable[base + r]
-        })
+        && items
+            .demand(p, item)
+            .iter()
+            .enumerate()
+            .all(|(r, d)| *d == 0 || state.levels.certain[base + r].saturating_add(*d) <= p.usable[base + r])
 }
 
 /// By how much a member has too little room, in millionths.
@@ -289,7 +291,12 @@ fn gather(state: &mut State<'_>, g: u32) -> bool {
             for i in coming() {
                 demand.iter_mut().zip(p.demand_of(*i as usize)).for_each(|(sum, d)| *sum += d);
             }
-            (lack(state, m, &demand), coming().map(|i| cost(p, *i)).sum(), crate::state::key(state.over[m as usize]), m)
+            (
+                lack(state, m, &demand),
+                coming().map(|i| cost(p, *i)).sum(),
+                crate::state::key(state.over[m as usize]),
+                m,
+            )
         })
         .collect();
     places.sort_unstable();
@@ -329,7 +336,9 @@ pub fn prefer(state: &mut State<'_>) {
             cheapest.sort_by_key(|i| (cost(p, *i), *i));
             let items = Items::new(state);
             for i in cheapest {
-                if let Some(to) = items.best_target(state, i, None).filter(|to| state.pairs_change(i, *to) < 0) {
+                if let Some(to) =
+                    items.best_target(state, i, None).filter(|to| state.pairs_change(i, *to) < 0)
+                {
                     state.go(i, to);
                 }
             }

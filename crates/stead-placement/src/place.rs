@@ -188,7 +188,8 @@ impl<'p> Batch<'p> {
                 .collect();
             let enter = &classes[class[n] as usize].enter;
             let strict = |g: &usize| {
-                (self.groups[*g].mode, self.groups[*g].strength) == (GroupMode::Compact, GroupStrength::Strict)
+                (self.groups[*g].mode, self.groups[*g].strength)
+                    == (GroupMode::Compact, GroupStrength::Strict)
             };
             if let Some(g) = group_of[n].filter(strict) {
                 if let Some(lot) = whole.get(&g) {
@@ -261,7 +262,8 @@ impl<'p> Batch<'p> {
             if usable == UNCOUNTED {
                 continue;
             }
-            let level = u64::from(weight) * utilisation_ppm(self.used[base + r] + lot.demand[r], usable) / 100;
+            let level =
+                u64::from(weight) * utilisation_ppm(self.used[base + r] + lot.demand[r], usable) / 100;
             levels = (levels.0.max(level), levels.1 + level);
         }
         levels
@@ -286,8 +288,7 @@ impl<'p> Batch<'p> {
     fn run(mut self) -> Placement {
         let members = self.p.members.len();
         // On the cluster as it is, one at a time.
-        let alone: Vec<bool> =
-            self.lots.iter().map(|lot| (0..members).any(|m| self.takes(lot, m))).collect();
+        let alone: Vec<bool> = self.lots.iter().map(|lot| (0..members).any(|m| self.takes(lot, m))).collect();
         let hopeful: Vec<usize> = (0..self.lots.len()).filter(|n| alone[*n]).collect();
         let mut at: Vec<Option<usize>> = vec![None; self.lots.len()];
         for n in &hopeful {
@@ -331,10 +332,8 @@ impl<'p> Batch<'p> {
     fn all(&mut self, lots: &[usize], at: &mut [Option<usize>], choices: &mut u32) -> bool {
         let Some((first, rest)) = lots.split_first() else { return true };
         let lot = &self.lots[*first];
-        let mut places: Vec<_> = (0..self.p.members.len())
-            .filter(|m| self.takes(lot, *m))
-            .map(|m| self.score(lot, m))
-            .collect();
+        let mut places: Vec<_> =
+            (0..self.p.members.len()).filter(|m| self.takes(lot, *m)).map(|m| self.score(lot, m)).collect();
         places.sort_unstable();
         for (_, _, _, m) in places {
             if *choices == 0 {
@@ -359,7 +358,17 @@ impl<'p> Batch<'p> {
         for (n, lot) in self.lots.iter().enumerate() {
             if let Some(m) = at[n] {
                 // The lot is counted on its member already.
-                let level_ppm = self.level(&Lot { demand: vec![0; lot.demand.len()], of: lot.of.clone(), group: None, enter: Bits::default() }, m).0;
+                let level_ppm = self
+                    .level(
+                        &Lot {
+                            demand: vec![0; lot.demand.len()],
+                            of: lot.of.clone(),
+                            group: None,
+                            enter: Bits::default(),
+                        },
+                        m,
+                    )
+                    .0;
                 placed.extend(lot.of.iter().map(|i| Placed {
                     instance: self.new[*i].id.clone(),
                     member: self.p.members[m].name.clone(),
@@ -411,7 +420,9 @@ impl<'p> Batch<'p> {
             (None, Some(Mates { mode: GroupMode::Spread, .. })) => {
                 "every member with room has an instance of its strictly spread group".to_owned()
             }
-            (None, Some(Mates { on, .. })) if on.len() > 1 => "its strictly compact group is apart".to_owned(),
+            (None, Some(Mates { on, .. })) if on.len() > 1 => {
+                "its strictly compact group is apart".to_owned()
+            }
             (None, Some(_)) => "where its strictly compact group is, there is no room".to_owned(),
             (None, None) => "the others of the batch stand in the way".to_owned(),
         };

@@ -198,7 +198,8 @@ impl<'p> Planner<'p> {
             false => Verdict::Impossible,
         });
         let mut refusal = amiss.refusal(state, proof);
-        if refusal.verdict != Verdict::Impossible && self.p.policy.max_moves.is_some_and(|most| moves >= most) {
+        if refusal.verdict != Verdict::Impossible && self.p.policy.max_moves.is_some_and(|most| moves >= most)
+        {
             refusal.verdict = Verdict::NotFound;
             refusal.why = format!("the plan may have no more moves; {}", refusal.why);
         }
@@ -225,7 +226,8 @@ impl<'p> Planner<'p> {
         let imbalance = |m: u32, used: &[u64]| self.levels.imbalance_ppm(p, m as usize, used);
         let less: Vec<u64> = state.used_of(from as usize).iter().zip(demand).map(|(u, d)| u - d).collect();
         let more: Vec<u64> = state.used_of(to as usize).iter().zip(demand).map(|(u, d)| u + d).collect();
-        let now = imbalance(from, state.used_of(from as usize)).max(imbalance(to, state.used_of(to as usize)));
+        let now =
+            imbalance(from, state.used_of(from as usize)).max(imbalance(to, state.used_of(to as usize)));
         if imbalance(from, &less).max(imbalance(to, &more)) < now {
             reasons.push(Reason::Balance);
         }

@@ -181,7 +181,10 @@ impl Policy {
         }
         for (key, percent) in [("memory", w.memory), ("cpu", w.cpu), ("disk", w.disk)] {
             if percent > MAX_PERCENT {
-                return Err(("weight_percent", format!("{key}: {percent} is more than {MAX_PERCENT} per cent")));
+                return Err((
+                    "weight_percent",
+                    format!("{key}: {percent} is more than {MAX_PERCENT} per cent"),
+                ));
             }
         }
         if (w.memory, w.cpu, w.disk) == (0, 0, 0) {

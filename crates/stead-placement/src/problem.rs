@@ -371,8 +371,10 @@ pub fn receives(policy: &Policy, m: &Member) -> bool {
 
 /// Memory, processor, and the pools that members have for themselves.
 pub fn resources(members: &[&Member]) -> Vec<Resource> {
-    let pools: BTreeSet<&PoolName> =
-        members.iter().flat_map(|m| m.pools_mib.iter().filter(|(_, s)| s.is_some()).map(|(p, _)| p)).collect();
+    let pools: BTreeSet<&PoolName> = members
+        .iter()
+        .flat_map(|m| m.pools_mib.iter().filter(|(_, s)| s.is_some()).map(|(p, _)| p))
+        .collect();
     [Resource::Memory, Resource::Cpu]
         .into_iter()
         .chain(pools.into_iter().map(|p| Resource::Disk(p.clone())))
@@ -402,7 +404,13 @@ pub fn hindrances(policy: &Policy, m: &Member, w: &Workload, roles: &BTreeSet<St
     if w.kind == InstanceKind::VirtualMachine && !m.virtual_machines {
         why.push(Hindrance::VirtualMachines);
     }
-    why.extend(w.cluster_group.iter().filter(|g| !m.cluster_groups.contains(*g)).cloned().map(Hindrance::ClusterGroup));
+    why.extend(
+        w.cluster_group
+            .iter()
+            .filter(|g| !m.cluster_groups.contains(*g))
+            .cloned()
+            .map(Hindrance::ClusterGroup),
+    );
     why.extend(roles.difference(&m.roles).cloned().map(Hindrance::RoleMissing));
     why.extend(m.roles.intersection(&policy.avoid_roles).cloned().map(Hindrance::RoleAvoided));
     why.extend(w.disk_mib.keys().filter(|p| !m.pools_mib.contains_key(*p)).cloned().map(Hindrance::Pool));
@@ -427,14 +435,8 @@ pub fn closed(m: &Member, w: &Workload) -> Option<Hindrance> {
 }
 
 /// What decides where a workload may be.
-type ClassKey<'a> = (
-    InstanceKind,
-    &'a str,
-    Option<&'a str>,
-    &'a BTreeSet<String>,
-    Vec<&'a PoolName>,
-    &'a BTreeSet<String>,
-);
+type ClassKey<'a> =
+    (InstanceKind, &'a str, Option<&'a str>, &'a BTreeSet<String>, Vec<&'a PoolName>, &'a BTreeSet<String>);
 
 /// The classes of workloads, and each workload's.
 pub fn classes<'a>(

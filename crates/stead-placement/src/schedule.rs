@@ -14,7 +14,8 @@ type Urgency = (bool, bool, i64, std::cmp::Reverse<u32>);
 /// The moves that bring `state` (at the beginning) to `goal`; None when no order was found.
 pub fn schedule(state: &mut State<'_>, goal: &[u32]) -> Option<Vec<Step>> {
     let p = state.p;
-    let pending: Vec<u32> = (0..goal.len() as u32).filter(|i| state.at[*i as usize] != goal[*i as usize]).collect();
+    let pending: Vec<u32> =
+        (0..goal.len() as u32).filter(|i| state.at[*i as usize] != goal[*i as usize]).collect();
     let mut left = pending.len();
     let urgency = |state: &State<'_>, i: u32| -> Urgency {
         let from = state.at[i as usize] as usize;

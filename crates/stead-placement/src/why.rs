@@ -50,7 +50,9 @@ pub fn no_room(state: &State<'_>, i: usize, certain: bool) -> String {
         false => free(state, m, r),
     };
     lacking(p, &enter.into_iter().filter(|m| *m != at).collect::<Vec<_>>(), p.demand_of(i), &free)
-        .unwrap_or_else(|| "others of its group, or what would have to move first, stand in the way".to_owned())
+        .unwrap_or_else(|| {
+            "others of its group, or what would have to move first, stand in the way".to_owned()
+        })
         + &elsewhere(p, i)
 }
 
@@ -61,8 +63,11 @@ pub fn lacking(
     demand: &[u64],
     free: &dyn Fn(usize, usize) -> u64,
 ) -> Option<String> {
-    let without: Vec<usize> =
-        members.iter().copied().filter(|m| demand.iter().enumerate().any(|(r, d)| *d > 0 && free(*m, r) < *d)).collect();
+    let without: Vec<usize> = members
+        .iter()
+        .copied()
+        .filter(|m| demand.iter().enumerate().any(|(r, d)| *d > 0 && free(*m, r) < *d))
+        .collect();
     if without.len() < members.len() || members.is_empty() {
         return None;
     }
@@ -70,7 +75,8 @@ pub fn lacking(
     let (r, _) = (0..p.width())
         .map(|r| (r, without.iter().filter(|m| demand[r] > 0 && free(**m, r) < demand[r]).count()))
         .max_by_key(|(r, n)| (*n, std::cmp::Reverse(*r)))?;
-    let (most, m) = members.iter().map(|m| (free(*m, r), *m)).max_by_key(|(f, m)| (*f, std::cmp::Reverse(*m)))?;
+    let (most, m) =
+        members.iter().map(|m| (free(*m, r), *m)).max_by_key(|(f, m)| (*f, std::cmp::Reverse(*m)))?;
     let resource = &p.resources[r];
     let of = if *resource == problem::Resource::Cpu { String::new() } else { format!(" of {resource}") };
     Some(match most >= demand[r] {

@@ -4,11 +4,11 @@ mod common;
 
 use common::{Oracle, Wrong, policy, snapshot};
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 use stead_placement::{
     Plan, Policy, Snapshot, check, plan,
     plan::{Verdict, Violation},
 };
-use std::collections::BTreeSet;
 
 fn planned(s: &Snapshot, p: &Policy) -> Plan {
     let made = plan(s, p).expect("a snapshot without contradictions");
@@ -153,9 +153,15 @@ fn large_clusters_tell_what_is_impossible() {
     };
     s.instances[0].workload.limits.memory_mib = Some(17);
     s.instances[1].pinned = true;
-    let p = Policy { drain: [s.members[0].name.clone(), s.members[1].name.clone()].into(), ..Policy::default() };
+    let p =
+        Policy { drain: [s.members[0].name.clone(), s.members[1].name.clone()].into(), ..Policy::default() };
     let made = planned(&s, &p);
     let told: Vec<String> = made.report.refusals.iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(told.join("\n"), @"");
-    assert!(made.report.refusals.iter().all(|r| matches!(r.violation, Violation::Misplaced { .. } | Violation::Overload { .. })));
+    assert!(
+        made.report
+            .refusals
+            .iter()
+            .all(|r| matches!(r.violation, Violation::Misplaced { .. } | Violation::Overload { .. }))
+    );
 }

@@ -31,14 +31,22 @@ impl Even {
         let receiving: Vec<&str> = world.members.keys().copied().filter(receives).collect();
         // Where each instance can be: alone, and it is held there; else its members are of one domain.
         let mut domain: BTreeMap<&str, usize> = receiving.iter().enumerate().map(|(n, m)| (*m, n)).collect();
-        let (mut held, mut free): (Vec<(&InstanceId, &str)>, Vec<(&InstanceId, &str)>) = (Vec::new(), Vec::new());
+        let (mut held, mut free): (Vec<(&InstanceId, &str)>, Vec<(&InstanceId, &str)>) =
+            (Vec::new(), Vec::new());
         let mut known: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for (id, start) in &world.start {
             // Whatever decides where an instance may be decides it for all that are alike.
             let w = &world.instances[*id].workload;
             let alike = format!(
                 "{:?}",
-                (w.kind, &w.architecture, &w.cluster_group, world.roles(id), w.disk_mib.keys().collect::<Vec<_>>(), &w.networks)
+                (
+                    w.kind,
+                    &w.architecture,
+                    &w.cluster_group,
+                    world.roles(id),
+                    w.disk_mib.keys().collect::<Vec<_>>(),
+                    &w.networks
+                )
             );
             let places = known
                 .entry(alike)
@@ -80,7 +88,8 @@ impl Even {
         };
         let overhang = world.resources.iter().zip(row).filter_map(|(r, share)| {
             let share = (*share)?;
-            let level = u128::from(world.promised(member, r)) * MILLION / u128::from(world.usable(member, r)?);
+            let level =
+                u128::from(world.promised(member, r)) * MILLION / u128::from(world.usable(member, r)?);
             Some(u128::from(weight(world, r)) * level.saturating_sub(share) / 100)
         });
         let most = overhang.max().unwrap_or(0);
@@ -130,7 +139,8 @@ fn column(
     }
     let rows: Vec<(u128, u128)> = counted.iter().flatten().copied().collect();
     let level = water(&rows, total);
-    let share = counted.into_iter().map(|c| c.map(|(usable, fixed)| level.max(fixed * MILLION / usable))).collect();
+    let share =
+        counted.into_iter().map(|c| c.map(|(usable, fixed)| level.max(fixed * MILLION / usable))).collect();
     (u128::from(weight(world, resource)) * (total * MILLION / room) / 100, share)
 }
 

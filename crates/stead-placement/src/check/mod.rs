@@ -98,7 +98,9 @@ pub fn check(snapshot: &Snapshot, policy: &Policy, plan: &Plan) -> Result<(), Ve
             wrong("the levels it tells are not so".to_owned());
         }
     }
-    world.report(plan, &begin, &pairs_begin, (begin_ppm, now), &mut |what| faults.push(Fault { at: None, what }));
+    world.report(plan, &begin, &pairs_begin, (begin_ppm, now), &mut |what| {
+        faults.push(Fault { at: None, what })
+    });
     if faults.is_empty() { Ok(()) } else { Err(faults) }
 }
 
@@ -123,10 +125,13 @@ impl<'a> World<'a> {
         let mut groups: BTreeMap<GroupId, Rule<'_>> = BTreeMap::new();
         for (id, i) in &instances {
             let said = |key: &str| i.workload.settings.get(key).map(String::as_str);
-            let Some(name) = said(settings::GROUP).filter(|name| (1..=63).contains(&name.len())) else { continue };
-            let group = groups
-                .entry(GroupId { project: id.project.clone(), name: name.to_owned() })
-                .or_insert_with(|| Rule { mode: policy.group.mode, strength: policy.group.strength, instances: vec![] });
+            let Some(name) = said(settings::GROUP).filter(|name| (1..=63).contains(&name.len())) else {
+                continue;
+            };
+            let group =
+                groups.entry(GroupId { project: id.project.clone(), name: name.to_owned() }).or_insert_with(
+                    || Rule { mode: policy.group.mode, strength: policy.group.strength, instances: vec![] },
+                );
             group.instances.push(id);
         }
         for rule in groups.values_mut() {
@@ -410,7 +415,8 @@ impl<'a> World<'a> {
             reasons.push(Reason::Misplaced);
         }
         for resource in &self.resources {
-            let over = self.usable(from, resource).is_some_and(|usable| self.promised(from, resource) > usable);
+            let over =
+                self.usable(from, resource).is_some_and(|usable| self.promised(from, resource) > usable);
             if over && self.demand(id, resource) > 0 {
                 reasons.push(Reason::Overload(resource.clone()));
             }
@@ -502,9 +508,10 @@ fn no_worse(begin: &Violation, end: &Violation) -> bool {
             Violation::Overload { member: a, resource: r, promised: before, .. },
             Violation::Overload { member: b, resource: s, promised: after, .. },
         ) => (a, r) == (b, s) && after <= before,
-        (Violation::Group { group: a, pairs: before, .. }, Violation::Group { group: b, pairs: after, .. }) => {
-            a == b && after <= before
-        }
+        (
+            Violation::Group { group: a, pairs: before, .. },
+            Violation::Group { group: b, pairs: after, .. },
+        ) => a == b && after <= before,
         (a, b) => a == b,
     }
 }

@@ -2,19 +2,24 @@
 #![allow(dead_code)] // Each test program uses a part of it.
 
 use proptest::{collection::vec, option, prelude::*, sample::select};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use stead_placement::{
     Policy, Snapshot,
-    policy::{Commitment, Downtime, GroupDefaults, GroupMode, GroupStrength, PerResource, Stopped, Unlimited},
+    policy::{
+        Commitment, Downtime, GroupDefaults, GroupMode, GroupStrength, PerResource, Stopped, Unlimited,
+    },
     settings,
     snapshot::{
         Amounts, Instance, InstanceId, InstanceKind, Member, MemberName, MemberState, Migration, PoolName,
         Schedulable, Workload,
     },
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 pub fn id(n: usize) -> InstanceId {
-    InstanceId { project: if n % 5 == 4 { "other".to_owned() } else { "default".to_owned() }, name: format!("i{n}") }
+    InstanceId {
+        project: if n % 5 == 4 { "other".to_owned() } else { "default".to_owned() },
+        name: format!("i{n}"),
+    }
 }
 
 pub fn member(n: usize, memory_mib: u64, cpu_milli: u64) -> Member {
@@ -163,32 +168,34 @@ pub fn snapshot(
     let more = (0usize..64, rarely(false, true), rarely(false, true), rarely(true, false), 0u8..8);
     (members(n), workloads(instances, 0)).prop_flat_map(move |(members, workloads)| {
         let count = workloads.len();
-        (Just(members), Just(workloads), vec(more.clone(), count..=count)).prop_map(|(members, workloads, more)| {
-            let instances = workloads
-                .into_iter()
-                .zip(more)
-                .map(|(mut workload, (at, pinned, pin, running, migration))| {
-                    if pin {
-                        workload.settings.insert(settings::PIN.to_owned(), "true".to_owned());
-                    }
-                    Instance {
-                        member: members[at % members.len()].name.clone(),
-                        running,
-                        pinned,
-                        migration: match migration {
-                            0 => Migration::Live,
-                            1 => Migration::Refresh,
-                            2 => Migration::Never,
-                            _ => Migration::Stopped,
-                        },
-                        size_mib: 10 + at as u64,
-                        measured: Amounts { memory_mib: Some(1), cpu_milli: None },
-                        workload,
-                    }
-                })
-                .collect();
-            Snapshot { members, instances }
-        })
+        (Just(members), Just(workloads), vec(more.clone(), count..=count)).prop_map(
+            |(members, workloads, more)| {
+                let instances = workloads
+                    .into_iter()
+                    .zip(more)
+                    .map(|(mut workload, (at, pinned, pin, running, migration))| {
+                        if pin {
+                            workload.settings.insert(settings::PIN.to_owned(), "true".to_owned());
+                        }
+                        Instance {
+                            member: members[at % members.len()].name.clone(),
+                            running,
+                            pinned,
+                            migration: match migration {
+                                0 => Migration::Live,
+                                1 => Migration::Refresh,
+                                2 => Migration::Never,
+                                _ => Migration::Stopped,
+                            },
+                            size_mib: 10 + at as u64,
+                            measured: Amounts { memory_mib: Some(1), cpu_milli: None },
+                            workload,
+                        }
+                    })
+                    .collect();
+                Snapshot { members, instances }
+            },
+        )
     })
 }
 
@@ -204,23 +211,25 @@ pub fn policy() -> impl Strategy<Value = Policy> {
         rarely(false, true),
         any::<(bool, bool)>(),
     )
-        .prop_map(|(tolerance, gain, over, drain, downtime, stopped, disk, avoid, (compact, strict))| Policy {
-            overcommit_percent: PerResource { memory: over, cpu: 100, disk: 100 },
-            weight_percent: PerResource { memory: 100, cpu: 100, disk },
-            unlimited: Unlimited::Default,
-            container: Commitment { memory_mib: 2, cpu_milli: 1 },
-            virtual_machine: Commitment { memory_mib: 4, cpu_milli: 2 },
-            stopped,
-            group: GroupDefaults {
-                mode: if compact { GroupMode::Compact } else { GroupMode::Spread },
-                strength: if strict { GroupStrength::Strict } else { GroupStrength::Preferred },
-            },
-            tolerance_percent: tolerance,
-            least_gain_percent: gain,
-            max_moves: None,
-            downtime,
-            drain: drain.into_iter().map(|n| MemberName(format!("n{n}"))).collect(),
-            avoid_roles: avoid.then(|| "special".to_owned()).into_iter().collect(),
+        .prop_map(|(tolerance, gain, over, drain, downtime, stopped, disk, avoid, (compact, strict))| {
+            Policy {
+                overcommit_percent: PerResource { memory: over, cpu: 100, disk: 100 },
+                weight_percent: PerResource { memory: 100, cpu: 100, disk },
+                unlimited: Unlimited::Default,
+                container: Commitment { memory_mib: 2, cpu_milli: 1 },
+                virtual_machine: Commitment { memory_mib: 4, cpu_milli: 2 },
+                stopped,
+                group: GroupDefaults {
+                    mode: if compact { GroupMode::Compact } else { GroupMode::Spread },
+                    strength: if strict { GroupStrength::Strict } else { GroupStrength::Preferred },
+                },
+                tolerance_percent: tolerance,
+                least_gain_percent: gain,
+                max_moves: None,
+                downtime,
+                drain: drain.into_iter().map(|n| MemberName(format!("n{n}"))).collect(),
+                avoid_roles: avoid.then(|| "special".to_owned()).into_iter().collect(),
+            }
         })
 }
 
@@ -237,7 +246,9 @@ impl Wrong {
         use stead_placement::plan::Violation;
         match violation {
             Violation::Misplaced { instance, .. } => Self::Misplaced(instance.clone()),
-            Violation::Overload { member, resource, .. } => Self::Overload(member.clone(), resource.to_string()),
+            Violation::Overload { member, resource, .. } => {
+                Self::Overload(member.clone(), resource.to_string())
+            }
             Violation::Group { group, .. } => Self::Group(group.to_string()),
         }
     }
@@ -355,7 +366,11 @@ impl<'a> Oracle<'a> {
             None | Some(None) => u64::MAX / 1000,
             Some(Some(size)) => *size,
         };
-        [m.memory_mib * u64::from(o.memory) / 100, m.cpu_milli * u64::from(o.cpu) / 100, disk * u64::from(o.disk) / 100]
+        [
+            m.memory_mib * u64::from(o.memory) / 100,
+            m.cpu_milli * u64::from(o.cpu) / 100,
+            disk * u64::from(o.disk) / 100,
+        ]
     }
 
     fn used(&self, at: &[usize], m: usize) -> [u64; 3] {

@@ -67,8 +67,10 @@ async fn planned(client: &Client, policy: &Policy) -> Result<(String, Plan)> {
     let facts = facts::gather(client).await?;
     let snapshot = snapshot(&facts);
     let plan = plan(&snapshot, policy).context("the cluster says something contradictory")?;
-    check(&snapshot, policy, &plan)
-        .map_err(|wrong| anyhow::anyhow!("the plan breaks its own rules, please report this: {wrong:?}"))?;
+    if let Err(faults) = check(&snapshot, policy, &plan) {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        anyhow::bail!("the plan breaks its own rules, which is a mistake of stead's: {}", faults.join("; "));
+    }
     Ok((facts.fingerprint, plan))
 }
 

@@ -33,7 +33,9 @@ pub fn one(verb: cli::OneVerb) -> Result<ExitCode> {
             let mut words = words.into_iter();
             let name = words.next().unwrap_or_default();
             if !act::is_known(&name) {
-                return Err(output::BadInput(format!("there is no script {name:?}; see `stead one --help`")).into());
+                return Err(
+                    output::BadInput(format!("there is no script {name:?}; see `stead one --help`")).into()
+                );
             }
             run_script(cli::OneRun { script: None, name, arguments: words.collect() })
         }

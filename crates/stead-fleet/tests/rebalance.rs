@@ -1,0 +1,160 @@
+//! Rebalancing a fake cluster, with what can go wrong on the way.
+
+use std::{cell::RefCell, path::Path, time::Duration};
+use stead_fleet::{
+    facts,
+    journal::Journal,
+    rebalance::{Event, Limits, Outcome, Rebalance, Summary},
+    snapshot::snapshot,
+};
+use stead_incus::{Client, Dialect, requests::instances::NewInstance, types::Config};
+use stead_placement::{Plan, Policy, check, plan};
+use stead_testkit::fake::{Fake, Fault, Usage};
+use tokio::sync::watch;
+
+const CLUSTER: &str = "f00";
+/// Running ones, and one more that is stopped.
+const RUNNING: usize = 9;
+
+/// Three members, and every instance on the first.
+fn piled() -> Fake {
+    let fake = Fake::cluster(Dialect::Incus, 3).start();
+    for n in 0..=RUNNING {
+        let new = NewInstance {
+            name: format!("c{n}"),
+            config: Config::from([("limits.memory".into(), "1GiB".into())]),
+            ..NewInstance::default()
+        };
+        fake.put_instance("default", "node1", &new, n < RUNNING, Usage::default());
+    }
+    fake
+}
+
+async fn planned(client: &Client) -> Plan {
+    let snapshot = snapshot(&facts::gather(client).await.unwrap());
+    let plan = plan(&snapshot, &Policy::default()).unwrap();
+    check(&snapshot, &Policy::default(), &plan).unwrap();
+    plan
+}
+
+/// As the command does it: an earlier run's moves are brought to an end, then the plan of the day is carried out.
+async fn rebalance(client: &Client, dir: &Path, limits: Limits, tell: impl Fn(Event)) -> [Summary; 2] {
+    let (journal, unfinished) = Journal::open(dir, CLUSTER).unwrap();
+    let (_keep, stop) = watch::channel(false);
+    let run = Rebalance::new(client, journal, limits, stop, tell);
+    let resumed = run.resume(unfinished).await.unwrap();
+    [resumed, run.run(CLUSTER, &planned(client).await).await.unwrap()]
+}
+
+fn assert_whole(fake: &Fake) {
+    for n in 0..=RUNNING {
+        let (_, status) = fake.whereabouts("default", &format!("c{n}")).expect("no instance is lost");
+        assert_eq!(status, if n < RUNNING { "Running" } else { "Stopped" }, "c{n}");
+    }
+}
+
+#[tokio::test]
+async fn members_become_even_and_a_second_plan_is_empty() {
+    let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
+    let client = fake.client();
+    let [_, summary] = rebalance(&client, dir.path(), Limits::default(), |_| {}).await;
+    assert!(summary.moves.len() >= 6, "{summary:?}");
+    assert!(summary.moves.iter().all(|(_, o)| matches!(o, Outcome::Moved { .. })), "{summary:?}");
+    assert_whole(&fake);
+    assert_eq!(planned(&client).await.moves, []);
+}
+
+#[tokio::test]
+async fn several_at_once_come_to_the_same() {
+    let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
+    let client = fake.client();
+    let limits = Limits { at_once: 4, ..Limits::default() };
+    let most = RefCell::new((0, 0));
+    rebalance(&client, dir.path(), limits, |event| {
+        let mut m = most.borrow_mut();
+        match event {
+            Event::Begins { .. } => m.0 += 1,
+            Event::Ended { .. } => m.0 -= 1,
+            Event::ServerAway(_) => {}
+        }
+        m.1 = m.1.max(m.0);
+    })
+    .await;
+    assert!((2..=4).contains(&most.borrow().1), "{most:?}");
+    assert_whole(&fake);
+    assert_eq!(planned(&client).await.moves, []);
+}
+
+#[tokio::test]
+async fn a_move_that_fails_leaves_its_instance_running_and_the_others_go_on() {
+    let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
+    let client = fake.client();
+    let first = planned(&client).await.moves[0].clone();
+    fake.inject(Fault::Fail { operation: "Migrating".into(), message: "no space left".into() }, 1);
+    let [_, summary] = rebalance(&client, dir.path(), Limits::default(), |_| {}).await;
+    assert!(
+        matches!(&summary.moves[0], (m, Outcome::Failed(why)) if *m == first && why.contains("no space left")),
+        "{summary:?}"
+    );
+    assert!(summary.count(|o| matches!(o, Outcome::Moved { .. })) > 0);
+    assert_whole(&fake);
+}
+
+#[tokio::test]
+async fn killed_at_fifty_moments_it_is_finished_by_the_next_run() {
+    for moment in 0..50u64 {
+        let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
+        let client = fake.client();
+        // Long enough for a kill to hit the middle of things.
+        fake.inject(Fault::Delay { operation: "instance".into(), by: Duration::from_millis(4) }, 1000);
+        let limits = Limits { at_once: 1 + (moment % 3) as usize, ..Limits::default() };
+        let run = rebalance(&client, dir.path(), limits, |_| {});
+        // A future that is dropped does no more than a process that is killed; the server goes on with what it began.
+        let _ = tokio::time::timeout(Duration::from_millis(moment * 3), run).await;
+        rebalance(&client, dir.path(), Limits::default(), |_| {}).await;
+        assert_whole(&fake);
+        assert_eq!(planned(&client).await.moves, [], "killed after {} ms", moment * 3);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_restarts_in_the_middle_is_waited_for() {
+    let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
+    let client = fake.client();
+    fake.inject(Fault::Delay { operation: "Migrating".into(), by: Duration::from_millis(150) }, 2);
+    let away = RefCell::new(0);
+    let restart = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fake.halt();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        fake.resume();
+    };
+    let tell = |event| {
+        if let Event::ServerAway(_) = event {
+            *away.borrow_mut() += 1;
+        }
+    };
+    let (summaries, ()) = tokio::join!(rebalance(&client, dir.path(), Limits::default(), tell), restart);
+    assert!(*away.borrow() > 0, "the server was never away");
+    assert!(summaries[1].moves.iter().all(|(_, o)| matches!(o, Outcome::Moved { .. })), "{summaries:?}");
+    assert_whole(&fake);
+    assert_eq!(planned(&client).await.moves, []);
+}
+
+#[tokio::test]
+async fn asked_to_stop_it_ends_the_move_that_runs_and_begins_no_other() {
+    let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
+    let client = fake.client();
+    let plan = planned(&client).await;
+    let (journal, _) = Journal::open(dir.path(), CLUSTER).unwrap();
+    let (ask, stop) = watch::channel(false);
+    let run = Rebalance::new(&client, journal, Limits::default(), stop, |event| {
+        if let Event::Begins { .. } = event {
+            let _ = ask.send(true);
+        }
+    });
+    let summary = run.run(CLUSTER, &plan).await.unwrap();
+    assert_eq!(summary.count(|o| matches!(o, Outcome::Moved { .. })), 1);
+    assert_eq!(summary.count(|o| *o == Outcome::Left), plan.moves.len() - 1);
+    assert_whole(&fake);
+}
