@@ -1,13 +1,28 @@
 //! The fuzz targets' functions: each takes any bytes, must return, and asserts what must hold of what it read.
 
 use bytes::BytesMut;
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{self, Read, Write},
+    path::Path,
+};
 use stead_agent::frame::{self, Frame};
 use stead_image::tarball::{TarError, TarPolicy, walk};
-use stead_incus::{Envelope, JoinToken, TrustToken, envelope};
+use stead_incus::{
+    Envelope, JoinToken, TrustToken, envelope, events, metrics,
+    types::{
+        Certificate, Cluster, ClusterGroup, EventKind, Image, ImageAlias, Instance, InstanceState, Member,
+        MemberState, Network, NetworkLease, NetworkState, OperationStatus, Profile, Project, ProjectState,
+        Resources, Server, Snapshot, StoragePool, StorageSpace, Volume, VolumeState, Warning,
+    },
+};
 use stead_model::{ClusterSpec, NodeSpec, Recipe, agent};
 use stead_node::api::{Route, route, unpack};
 use stead_one::{disks, document, instance, lxdrc, payload, raw};
+use tokio_tungstenite::tungstenite::{
+    Message, WebSocket,
+    protocol::{Role, WebSocketConfig},
+};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
@@ -19,6 +34,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("agent_requests", agent_requests),
     ("cluster_file", cluster_file),
     ("engine_envelope", engine_envelope),
+    ("engine_events", engine_events),
+    ("engine_metrics", engine_metrics),
+    ("engine_objects", engine_objects),
+    ("engine_operations", engine_operations),
     ("node_spec", node_spec),
     ("one_document", one_document),
     ("one_lxdrc", one_lxdrc),
@@ -215,4 +234,112 @@ pub fn one_lxdrc(data: &[u8]) {
 pub fn one_raw(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let _ = raw::parse(text);
+/// An object of an engine: the line with its kind, then its JSON. It is refused, or what a `PUT` would send of it can be
+/// written.
+pub fn engine_objects(data: &[u8]) {
+    let mut parts = data.splitn(2, |b| *b == b'\n');
+    let kind = parts.next().unwrap_or_default();
+    let json = parts.next().unwrap_or_default();
+    fn read<T: serde::de::DeserializeOwned>(json: &[u8]) -> Option<T> {
+        serde_json::from_slice(json).ok()
+    }
+    fn written(put: Option<impl serde::Serialize>) {
+        if let Some(put) = put {
+            serde_json::to_string(&put).expect("what can be changed can be written");
+        }
+    }
+    match kind {
+        b"certificate" => drop(read::<Certificate>(json)),
+        b"cluster" => drop(read::<Cluster>(json)),
+        b"group" => written(read::<ClusterGroup>(json).map(|g| g.writable())),
+        b"image" => written(read::<Image>(json).map(|i| i.writable())),
+        b"alias" => drop(read::<ImageAlias>(json)),
+        b"instance" => {
+            let instance = read::<Instance>(json);
+            written(instance.as_ref().map(Instance::writable));
+            let addresses = instance.map(|i| i.global_addresses()).unwrap_or_default();
+            assert!(addresses.len() <= json.len(), "addresses came from nowhere");
+        }
+        b"state" => drop(read::<InstanceState>(json)),
+        b"member" => written(read::<Member>(json).map(|m| m.writable())),
+        b"member-state" => drop(read::<MemberState>(json)),
+        b"network" => written(read::<Network>(json).map(|n| n.writable())),
+        b"network-state" => drop(read::<NetworkState>(json)),
+        b"lease" => drop(read::<NetworkLease>(json)),
+        b"profile" => written(read::<Profile>(json).map(|p| p.writable())),
+        b"project" => written(read::<Project>(json).map(|p| p.writable())),
+        b"project-state" => drop(read::<ProjectState>(json)),
+        b"resources" => drop(read::<Resources>(json)),
+        b"server" => drop(read::<Server>(json).map(|s| s.has("etag"))),
+        b"snapshot" => drop(read::<Snapshot>(json)),
+        b"pool" => written(read::<StoragePool>(json).map(|p| p.writable())),
+        b"space" => drop(read::<StorageSpace>(json)),
+        b"volume" => written(read::<Volume>(json).map(|v| v.writable())),
+        b"volume-state" => drop(read::<VolumeState>(json)),
+        b"warning" => drop(read::<Warning>(json)),
+        _ => {}
+    }
+}
+
+/// An operation of an engine is refused, or its progress and secrets can be told.
+pub fn engine_operations(data: &[u8]) {
+    let Ok(operation) = serde_json::from_slice::<OperationStatus>(data) else { return };
+    let _ = operation.outcome();
+    if let Some(progress) = operation.progress() {
+        assert!(progress.percent.is_none_or(|p| p <= 100), "{progress:?}");
+    }
+    for (name, secret) in operation.secrets() {
+        assert!(data.len() >= name.len().max(secret.len()), "a secret came from nowhere");
+    }
+}
+
+/// A websocket's bytes from the server on, with events in its messages. Each event is refused or of one kind only.
+pub fn engine_events(data: &[u8]) {
+    let config = WebSocketConfig::default().max_message_size(Some(1 << 16)).max_frame_size(Some(1 << 16));
+    let mut socket = WebSocket::from_raw_socket(OneWay(data), Role::Client, Some(config));
+    while let Ok(message) = socket.read() {
+        match message {
+            Message::Text(text) => event(text.as_bytes()),
+            Message::Binary(bytes) => event(&bytes),
+            Message::Close(_) => break,
+            _ => {}
+        }
+    }
+    event(data);
+}
+
+fn event(json: &[u8]) {
+    let Ok(event) = events::parse(json) else { return };
+    assert!(event.operation().is_none() || event.kind == EventKind::Operation);
+    assert!(event.lifecycle().is_none() || event.kind == EventKind::Lifecycle);
+}
+
+/// What is read comes from the bytes, what is written goes nowhere.
+struct OneWay<'d>(&'d [u8]);
+
+impl Read for OneWay<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+impl Write for OneWay<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A text of measurements is refused, with the line that is wrong, or every line of it is a measurement or a comment.
+pub fn engine_metrics(data: &[u8]) {
+    let lines = data.split(|b| *b == b'\n').count();
+    match metrics::parse(data) {
+        Ok(samples) => {
+            assert!(samples.len() <= lines);
+            assert!(samples.iter().all(|s| !s.name.is_empty()));
+        }
+        Err(metrics::MetricsError::Line { line, .. }) => assert!((1..=lines).contains(&line)),
+        Err(metrics::MetricsError::Text) => assert!(std::str::from_utf8(data).is_err()),
+    }
 }

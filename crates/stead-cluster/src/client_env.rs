@@ -93,7 +93,7 @@ async fn connect(host: &Host, cluster: &ClusterName) -> Result<Connection, Clust
         },
     )
     .map_err(engine_error("prepare a connection to the engine"))?;
-    let server = client.server().await.map_err(engine_error("reach the engine"))?.value;
+    let server = client.server_info().await.map_err(engine_error("reach the engine"))?;
     if server.auth != "trusted" {
         let name = format!("stead-operator-{cluster}");
         let token = agent

@@ -15,6 +15,7 @@ use futures_util::{
 };
 use serde_json::json;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::sync::Mutex;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 /// Standard input is sent in pieces of this size.
@@ -39,14 +40,17 @@ pub struct Exec {
 /// Writes to a command.
 #[derive(Debug)]
 pub struct ExecInput {
-    sink: SplitSink<WebSocket, Message>,
+    sink: Arc<Mutex<SplitSink<WebSocket, Message>>>,
     request: Arc<str>,
 }
 
-/// Reads from a command.
+/// Reads from a command. What a command in a terminal says last may be lost by LXD 5.0, which stops reading the terminal
+/// when the command ends; pipes are read to their end.
 #[derive(Debug)]
 pub struct ExecOutput {
     stream: SplitStream<WebSocket>,
+    /// Of a terminal: the server waits for the connection's other direction to end too.
+    hang_up: Option<Arc<Mutex<SplitSink<WebSocket, Message>>>>,
     ended: bool,
     request: Arc<str>,
 }
@@ -87,11 +91,13 @@ impl Client {
             socket: self.stream(&operation, &secrets, "control").await?,
             request: Arc::clone(&request),
         };
-        let output = |stream| ExecOutput { stream, ended: false, request: Arc::clone(&request) };
+        let output =
+            |stream| ExecOutput { stream, hang_up: None, ended: false, request: Arc::clone(&request) };
         let (sink, stream) = self.stream(&operation, &secrets, "0").await?.split();
-        let stdin = ExecInput { sink, request: Arc::clone(&request) };
+        let sink = Arc::new(Mutex::new(sink));
+        let stdin = ExecInput { sink: Arc::clone(&sink), request: Arc::clone(&request) };
         let (stdout, stderr) = if command.terminal.is_some() {
-            (output(stream), None)
+            (ExecOutput { hang_up: Some(sink), ..output(stream) }, None)
         } else {
             (
                 output(self.stream(&operation, &secrets, "1").await?.split().1),
@@ -168,7 +174,7 @@ impl ExecInput {
     /// # Errors
     /// [`Error::WebSocket`]: the command has ended, or the connection broke.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), Error> {
-        self.sink.send(Message::Binary(bytes)).await.map_err(broke(&self.request))
+        self.sink.lock().await.send(Message::Binary(bytes)).await.map_err(broke(&self.request))
     }
     /// Ends the input; with a terminal, that hangs it up.
     ///
@@ -176,7 +182,7 @@ impl ExecInput {
     /// As [`Self::write`].
     pub async fn close(&mut self) -> Result<(), Error> {
         // A text is how both engines mark the end of a stream.
-        self.sink.send(Message::text("")).await.map_err(broke(&self.request))
+        self.sink.lock().await.send(Message::text("")).await.map_err(broke(&self.request))
     }
 }
 
@@ -201,6 +207,11 @@ impl ExecOutput {
                 ))) => self.ended = true,
                 Some(Err(source)) => return Err(broke(&self.request)(source)),
             }
+        }
+        if let Some(sink) = &self.hang_up {
+            // The server may have closed it already.
+            let _ = sink.lock().await.close().await;
+            self.hang_up = None;
         }
         Ok(None)
     }

@@ -129,6 +129,12 @@ impl Request {
     pub fn delete(path: impl Into<String>) -> Self {
         Self::new(Method::DELETE, path, Body::None)
     }
+    /// Only if the object still is as it was when this ETag was given out.
+    #[must_use]
+    pub(crate) fn if_match(mut self, etag: Option<ETag>) -> Self {
+        self.etag = etag;
+        self
+    }
     /// With another limit of time: the whole answer must be there within it.
     #[must_use]
     pub fn within(mut self, timeout: Duration) -> Self {

@@ -42,6 +42,9 @@ const BOUNDARY: &str = "stead-8f1b6f0a7d3c4e52b9c1-4d0e9a6b3f7c2e58a1d4";
 /// A message of a websocket may be this long. Events and pieces of files are some KiB; migrations send pieces of 4 MiB.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
+/// A refusal is a sentence or two in an envelope.
+const MAX_REFUSAL_BYTES: u64 = 64 << 10;
+
 /// A websocket over either transport.
 pub(crate) type WebSocket = WebSocketStream<Box<dyn Stream>>;
 
@@ -183,7 +186,11 @@ impl Transport {
             }
             _ => {
                 let mut whole = Vec::new();
-                let mut left = request.limit_bytes();
+                // A refusal is read even where little was wanted.
+                let mut left = match status.is_success() {
+                    true => request.limit_bytes(),
+                    false => request.limit_bytes().max(MAX_REFUSAL_BYTES),
+                };
                 while let Some(piece) = self.piece(request, &mut body, &mut left).await? {
                     whole.extend_from_slice(&piece);
                 }

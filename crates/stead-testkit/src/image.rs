@@ -18,7 +18,8 @@ pub struct TinyImage {
 const BUSYBOX: &str = "/bin/busybox";
 
 /// Ends on SIGPWR, by which the engines ask a container to shut down.
-const INIT: &str = "#!/bin/sh\ntrap 'exit 0' PWR TERM\nwhile true; do sleep 1 & wait $!; done\n";
+const INIT: &str =
+    "#!/bin/sh\ntrap 'exit 0' PWR TERM\necho tiny > /dev/console\nwhile true; do sleep 1 & wait $!; done\n";
 
 /// What commands there are: all that tests run.
 const APPLETS: &[&str] = &[

@@ -78,7 +78,10 @@ impl Client {
     }
     /// Adds the certificate this client connects with (HTTPS) by a token.
     pub async fn add_own_certificate(&self, name: &str, token: &str) -> Result<(), Error> {
-        self.send(&requests::certificates::add_own(self.dialect(), name, token)).await.map(drop)
+        self.send(&requests::certificates::add_own(self.dialect(), name, token)).await?;
+        // A stranger is told less.
+        self.forget_server_info().await;
+        Ok(())
     }
     /// Trusted certificates.
     pub async fn certificates(&self) -> Result<Vec<Certificate>, Error> {

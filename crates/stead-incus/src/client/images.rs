@@ -7,7 +7,9 @@ use crate::{
     types::{Config, Image, ImageAlias, OperationStatus},
 };
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use std::path::Path;
+use tokio::io::AsyncReadExt;
 
 /// An image where it is: for copies between servers.
 #[derive(Debug, Clone, Copy)]
@@ -32,14 +34,23 @@ impl Client {
     pub async fn image(&self, project: &str, fingerprint: &str) -> Result<Tagged<Image>, Error> {
         self.fetch_tagged(&images::get(project, fingerprint)).await
     }
-    /// Uploads a unified image (`rootfs` absent) or a split one; its fingerprint. An image that is there already is
-    /// found, not refused.
+    /// Uploads a unified image (`rootfs` absent) or a split one; its fingerprint. An image that is there already is not
+    /// sent: its files are read here first to know its fingerprint.
+    ///
+    /// # Errors
+    /// [`Error::File`] when a file cannot be read.
     pub async fn upload_image(
         &self,
         project: &str,
         file: &Path,
         rootfs: Option<&Path>,
     ) -> Result<String, Error> {
+        let fingerprint = fingerprint(std::iter::once(file).chain(rootfs)).await?;
+        match self.image(project, &fingerprint).await {
+            Ok(_) => return Ok(fingerprint),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e),
+        }
         let none = Config::new();
         let request = match rootfs {
             Some(rootfs) => images::upload_split(self.dialect(), project, file, rootfs, &none),
@@ -136,4 +147,21 @@ impl Client {
         let metadata = done.map(|d| d.metadata).unwrap_or_default();
         Ok(shape::<Made>(request, metadata)?.fingerprint)
     }
+}
+
+/// As the servers make it: the digest of the image's file, or of both files of a split image, metadata first.
+async fn fingerprint(files: impl Iterator<Item = &Path>) -> Result<String, Error> {
+    let mut digest = Sha256::new();
+    for path in files {
+        let failed = |source| Error::File { path: path.display().to_string(), source };
+        let mut file = tokio::fs::File::open(path).await.map_err(failed)?;
+        let mut piece = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut piece).await.map_err(failed)? {
+                0 => break,
+                n => digest.update(&piece[..n]),
+            }
+        }
+    }
+    Ok(digest.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }

@@ -5,9 +5,12 @@ use super::{Client, OPERATION_TIMEOUT, TRANSFER_TIMEOUT};
 use crate::{
     ETag, Error, Scope, Tagged,
     requests::instances::{self, Detail, InstanceSource, Move, NewInstance, StateAction},
-    types::{Instance, InstancePut, InstanceState, Snapshot},
+    types::{Config, Devices, Instance, InstancePut, InstanceState, Snapshot},
 };
 use std::time::Duration;
+
+/// Another change comes between reading an instance and patching it now and then; over and over it does not.
+const PATCH_TRIES: u32 = 5;
 
 /// What became of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +68,27 @@ impl Client {
         etag: ETag,
     ) -> Result<(), Error> {
         self.run(&instances::update(project, name, instance, etag), OPERATION_TIMEOUT).await.map(drop)
+    }
+    /// Changes the settings and devices given of an instance, leaves everything else.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] when somebody else kept changing it meanwhile.
+    pub async fn patch_instance(
+        &self,
+        project: &str,
+        name: &str,
+        config: &Config,
+        devices: &Devices,
+    ) -> Result<(), Error> {
+        let mut tries = 1;
+        loop {
+            let Tagged { value, etag } = self.instance(project, name).await?;
+            let patch = instances::patch(project, name, &value.description, config, devices, Some(etag));
+            match self.run(&patch, OPERATION_TIMEOUT).await {
+                Err(Error::Changed { .. }) if tries < PATCH_TRIES => tries += 1,
+                done => return done.map(drop),
+            }
+        }
     }
     /// Starts or stops an instance, and waits for it; `timeout` is how long it may take to shut down.
     pub async fn set_instance_state(

@@ -187,6 +187,9 @@ impl Client {
         *kept = Some((self.inner.transport.losses(), Arc::clone(&server)));
         Ok(server)
     }
+    pub(crate) async fn forget_server_info(&self) {
+        *self.inner.server.lock().await = None;
+    }
     /// What needs nothing is sent without looking whether the server can do it: looking is one of those.
     async fn fetch_unchecked<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Error> {
         let answer = self.inner.transport.send(request).await?;

@@ -11,7 +11,8 @@ use crate::{
 };
 
 impl Client {
-    /// What the server is and can do, asked now; with the ETag of its settings. See also [`Self::server_info`].
+    /// What the server is and can do, asked now; with the ETag of its settings, which strangers are
+    /// not told: see [`Self::server_info`].
     pub async fn server(&self) -> Result<Tagged<Server>, Error> {
         self.fetch_tagged(&requests::server::get()).await
     }

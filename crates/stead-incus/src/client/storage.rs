@@ -1,8 +1,8 @@
 //! Storage pools and volumes.
 
-use super::Client;
+use super::{Client, contents, shape};
 use crate::{
-    Error, Scope, Tagged,
+    ETag, Error, Scope, Tagged,
     requests::storage,
     types::{StoragePool, StorageSpace, Volume, VolumeState},
 };
@@ -12,9 +12,11 @@ impl Client {
     pub async fn storage_pools(&self) -> Result<Vec<StoragePool>, Error> {
         self.list(&storage::pools()).await
     }
-    /// One pool.
-    pub async fn storage_pool(&self, name: &str) -> Result<Tagged<StoragePool>, Error> {
-        self.fetch_tagged(&storage::pool(name)).await
+    /// One pool; LXD 5.0 gives no ETag with it.
+    pub async fn storage_pool(&self, name: &str) -> Result<(StoragePool, Option<ETag>), Error> {
+        let request = storage::pool(name);
+        let (envelope, etag) = self.send(&request).await?;
+        Ok((shape(&request, contents(envelope))?, etag))
     }
     /// A pool's space on the member that answers, or on `target`.
     pub async fn storage_space(&self, name: &str, target: Option<&str>) -> Result<StorageSpace, Error> {

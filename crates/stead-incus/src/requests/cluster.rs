@@ -138,7 +138,8 @@ pub fn create_group(name: &str, group: &ClusterGroupPut) -> Request {
     body["name"] = name.into();
     Request::post("/1.0/cluster/groups", &body).needs(Feature::ClusterGroups)
 }
-/// Replaces a group's members; `etag` from [`group`].
+/// Replaces a group's members; `etag` from [`group`], which today's servers give out and do not look at. A member stays in
+/// the last group it has.
 pub fn update_group(name: &str, group: &ClusterGroupPut, etag: ETag) -> Request {
     Request::put(group_path(name), group, etag).needs(Feature::ClusterGroups)
 }

@@ -47,9 +47,18 @@ pub fn get_full(project: &str, name: &str) -> Request {
 pub fn update(project: &str, name: &str, instance: &InstancePut, etag: ETag) -> Request {
     Request::put(path(name, ""), instance, etag).query("project", project)
 }
-/// Changes the settings and devices given, leaves the others. An empty value removes a setting.
-pub fn patch(project: &str, name: &str, config: &Config, devices: &Devices) -> Request {
-    Request::patch(path(name, ""), &json!({ "config": config, "devices": devices })).query("project", project)
+/// Changes the settings and devices given, leaves the others. The servers take a description that is left out for an
+/// empty one, so it is always sent: [`Client::patch_instance`](crate::Client::patch_instance) sends the one there is.
+pub fn patch(
+    project: &str,
+    name: &str,
+    description: &str,
+    config: &Config,
+    devices: &Devices,
+    etag: Option<ETag>,
+) -> Request {
+    let body = json!({ "description": description, "config": config, "devices": devices });
+    Request::patch(path(name, ""), &body).if_match(etag).query("project", project)
 }
 
 /// What an instance is made of.
@@ -273,7 +282,8 @@ impl Move {
     }
 }
 
-/// Moves an instance. Unless `live` or `refresh` is set it must be stopped.
+/// Moves an instance. When it runs and neither `live` nor `refresh` is set, Incus refuses; LXD 5.0 shuts it down (30 s),
+/// moves it and starts it.
 pub fn relocate(project: &str, name: &str, to: &Move) -> Request {
     let mut body = json!(to);
     body["migration"] = true.into();

@@ -11,7 +11,7 @@ pub fn get() -> Request {
 pub fn get_of(member: &str) -> Request {
     get().query("target", member)
 }
-/// Changes the settings given, leaves the others.
+/// Changes the settings given, leaves the others. An empty text removes one.
 pub fn patch_config(config: &Config) -> Request {
     Request::patch("/1.0", &json!({ "config": config }))
 }
@@ -19,7 +19,7 @@ pub fn patch_config(config: &Config) -> Request {
 pub fn patch_config_of(member: &str, config: &Config) -> Request {
     patch_config(config).query("target", member)
 }
-/// Replaces all settings; `etag` from [`get`].
+/// Replaces all settings; `etag` from [`get`]. Those of `user.*` stay unless they are given as an empty text.
 pub fn put_config(config: &Config, etag: ETag) -> Request {
     Request::put("/1.0", &json!({ "config": config }), etag)
 }

@@ -23,9 +23,12 @@ pub fn create_pool(name: &str, driver: &str, config: &Config, description: &str)
         &json!({ "name": name, "driver": driver, "config": config, "description": description }),
     )
 }
-/// Replaces a pool's settings; `etag` from [`pool`].
-pub fn update_pool(name: &str, pool: &StoragePoolPut, etag: ETag) -> Request {
-    Request::put(path(name), pool, etag)
+/// Replaces a pool's settings; `etag` from [`pool`]. None only from LXD 5.0, which fails to make one for pools.
+pub fn update_pool(name: &str, pool: &StoragePoolPut, etag: Option<ETag>) -> Request {
+    match etag {
+        Some(etag) => Request::put(path(name), pool, etag),
+        None => Request::put_untagged(path(name), pool),
+    }
 }
 /// Its space on the member that answers, or on `target`.
 pub fn pool_space(name: &str, target: Option<&str>) -> Request {

@@ -38,7 +38,10 @@ pub(super) fn answer(shared: &Arc<Shared>, asked: &Asked, segments: &[&str]) -> 
             )
         }
         ("POST", []) => {
-            let contents = asked.raw.clone();
+            let contents = match &asked.boundary {
+                Some(boundary) => joined_parts(&asked.raw, boundary).into(),
+                None => asked.raw.clone(),
+            };
             let properties = asked.properties.as_deref().map(parse_properties).unwrap_or_default();
             drop(inner);
             begin(
@@ -49,7 +52,7 @@ pub(super) fn answer(shared: &Arc<Shared>, asked: &Asked, segments: &[&str]) -> 
                     resources: BTreeMap::new(),
                     claims: Vec::new(),
                     may_cancel: false,
-                    effect: Box::new(move |world| Ok(add(world, &home, contents, properties))),
+                    effect: Box::new(move |world| add(world, &home, contents, properties)),
                     tells: Vec::new(),
                 },
             )
@@ -177,10 +180,14 @@ fn alias(shared: &Shared, world: &mut World, asked: &Asked, home: &str, rest: &[
     }
 }
 
-fn add(world: &mut World, home: &str, contents: bytes::Bytes, properties: Config) -> Value {
+fn add(world: &mut World, home: &str, contents: bytes::Bytes, properties: Config) -> Result<Value, String> {
     let fingerprint: String = Sha256::digest(&contents).iter().map(|b| format!("{b:02x}")).collect();
     let size = contents.len() as u64;
     let uploaded_at = world.now();
+    let images = &mut world.projects.entry(home.to_owned()).or_default().images;
+    if images.contains_key(&fingerprint) {
+        return Err("Image with same fingerprint already exists".into());
+    }
     let image = Image {
         properties,
         public: false,
@@ -191,8 +198,23 @@ fn add(world: &mut World, home: &str, contents: bytes::Bytes, properties: Config
         uploaded_at,
         contents,
     };
-    world.projects.entry(home.to_owned()).or_default().images.entry(fingerprint.clone()).or_insert(image);
-    json!({ "fingerprint": fingerprint, "size": size.to_string() })
+    images.insert(fingerprint.clone(), image);
+    Ok(json!({ "fingerprint": fingerprint, "size": size.to_string() }))
+}
+
+/// The contents of a form's parts, one after the other: what a split image's fingerprint is made of.
+fn joined_parts(body: &[u8], boundary: &str) -> Vec<u8> {
+    let delimiter = format!("--{boundary}");
+    let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|w| w == what);
+    let (mut joined, mut rest) = (Vec::new(), body);
+    while let Some(at) = find(rest, delimiter.as_bytes()) {
+        let part = &rest[..at];
+        if let Some(head) = find(part, b"\r\n\r\n") {
+            joined.extend_from_slice(part[head + 4..].strip_suffix(b"\r\n").unwrap_or_default());
+        }
+        rest = &rest[at + delimiter.len()..];
+    }
+    joined
 }
 
 /// The image this is the fingerprint of, or the beginning of the fingerprint of.

@@ -237,6 +237,8 @@ fn one(shared: &Arc<Shared>, asked: &Asked, project: &str, name: &str, rest: &[&
             if asked.method == "PATCH" {
                 let mut inner = shared.lock();
                 let patched = change(project, name, move |i| {
+                    // As with the servers, one that is left out is an empty one.
+                    i.description = body["description"].as_str().unwrap_or_default().to_owned();
                     i.config.extend(config_of(&body));
                     i.devices.extend(devices_of(&body));
                     Ok(())

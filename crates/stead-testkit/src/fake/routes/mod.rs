@@ -26,6 +26,8 @@ pub(super) struct Asked {
     pub raw: Bytes,
     if_match: Option<String>,
     pub properties: Option<String>,
+    /// Of a multipart body.
+    pub boundary: Option<String>,
 }
 
 /// An answer, not yet written.
@@ -52,6 +54,8 @@ impl Asked {
                 .map(|(k, v)| (k.to_owned(), decode(v)))
                 .collect(),
             body: serde_json::from_slice(&raw).unwrap_or_default(),
+            boundary: header("content-type")
+                .and_then(|t| Some(t.strip_prefix("multipart/form-data; boundary=")?.to_owned())),
             raw,
             if_match: header("if-match"),
             properties: header("x-incus-properties").or_else(|| header("x-lxd-properties")),
@@ -143,10 +147,10 @@ pub(super) fn answer(shared: &Arc<Shared>, asked: &Asked) -> Reply {
             }
             let config = config_of(&asked.body);
             if asked.method == "PUT" {
-                inner.world.config = config;
-            } else {
-                inner.world.config.extend(config);
+                inner.world.config.retain(|key, _| key.starts_with("user."));
             }
+            inner.world.config.extend(config);
+            inner.world.config.retain(|_, value| !value.is_empty());
             done()
         }
         (method, ["operations", rest @ ..]) => operation(shared, method, rest, asked),

@@ -74,9 +74,6 @@ pub(super) fn relocate(shared: &Arc<Shared>, asked: &Asked, project: &str, name:
                     CRIU isn't installed on the source server. To migrate the container, stop the container before \
                     migration or install CRIU on the source server".into());
             }
-            if running && !refresh {
-                return Err("Failed setting up instance migration on source: Instance must be stopped".into());
-            }
             let instances = &world.projects.entry(project.clone()).or_default().instances;
             let location = instances.get(&name).map(|i| i.location.clone());
             if target.is_some() && target == location {

@@ -1,0 +1,69 @@
+//! Copies between servers. Both ends are the same cluster, which the engines do not notice: each side is told of the
+//! other by address, certificate and secrets only.
+
+use super::real::{remove, start};
+use std::time::Duration;
+use stead_incus::{
+    Source,
+    client::{FileKind, OnServer},
+    requests::{
+        files::{Attributes, NewFile},
+        instances::{NewInstance, StateAction},
+        migration::{CopyOptions, Mode},
+        projects,
+    },
+    types::Config,
+};
+use stead_testkit::body::Env;
+
+const SOON: Duration = Duration::from_secs(60);
+
+pub async fn all(env: &Env) {
+    let c = &env.client;
+    let [first, second] = &env.members;
+    let shared = Config::from([("features.profiles".to_owned(), "false".to_owned())]);
+    c.send(&projects::create("stead-z", &shared, "")).await.unwrap();
+    start(c, first, "stead-s1").await;
+    let write = async |text: &'static str| {
+        let file = NewFile::File(Source::Bytes(text.into()));
+        c.write_file("default", "stead-s1", "/root/mark", &file, Attributes::default()).await.unwrap();
+    };
+    write("one").await;
+    c.create_snapshot("default", "stead-s1", "snap", false).await.unwrap();
+    c.set_instance_state("default", "stead-s1", StateAction::Kill, SOON).await.unwrap();
+    let original = c.instance("default", "stead-s1").await.unwrap().value;
+    let from = OnServer { client: c, project: "default" };
+    let mark = async |name: &str| c.read_file("stead-z", name, "/root/mark", 100).await.map(|f| f.kind);
+    for (mode, name) in [(Mode::Pull, "pulled"), (Mode::Push, "pushed"), (Mode::Relay, "relayed")] {
+        let new = NewInstance { name: name.into(), ..NewInstance::like(&original) };
+        let copy = async |options| {
+            c.copy_instance("stead-z", Some(second), &new, from, "stead-s1", mode, options).await
+        };
+        copy(CopyOptions::default()).await.unwrap_or_else(|e| panic!("{mode:?}: {e:?}"));
+        let there = c.instance("stead-z", name).await.unwrap().value;
+        assert_eq!(&there.location, second, "{mode:?}");
+        assert_eq!(c.snapshots("stead-z", name).await.unwrap().len(), 1, "{mode:?}");
+        assert_eq!(mark(name).await.unwrap(), FileKind::File("one".into()), "{mode:?}");
+        // It runs: its files belong to whom they should.
+        c.set_instance_state("stead-z", name, StateAction::Start, SOON).await.unwrap();
+        c.set_instance_state("stead-z", name, StateAction::Kill, SOON).await.unwrap();
+
+        write("two").await;
+        let refresh = CopyOptions { refresh: true, ..CopyOptions::default() };
+        copy(refresh).await.unwrap_or_else(|e| panic!("refresh, {mode:?}: {e:?}"));
+        assert_eq!(mark(name).await.unwrap(), FileKind::File("two".into()), "{mode:?}");
+        write("one").await;
+        c.delete_instance("stead-z", name).await.unwrap();
+    }
+    // What is not there cannot be copied, and nothing is left of the attempt.
+    let new = NewInstance { name: "nothing".into(), ..NewInstance::like(&original) };
+    let missing =
+        c.copy_instance("stead-z", None, &new, from, "stead-never", Mode::Pull, CopyOptions::default()).await;
+    assert!(missing.unwrap_err().is_not_found());
+    assert!(c.instance("stead-z", "nothing").await.unwrap_err().is_not_found());
+    remove(c, "stead-s1").await;
+    for image in c.images("stead-z").await.unwrap() {
+        c.delete_image("stead-z", &image.fingerprint).await.unwrap();
+    }
+    c.send(&projects::delete("stead-z")).await.unwrap();
+}

@@ -1,0 +1,37 @@
+//! Clients of the engines of test clusters, and what is checked of them.
+
+pub mod copies;
+pub mod real;
+
+use crate::common::World;
+use serde_json::Value;
+use std::fs;
+use stead_incus::{Client, Dialect, Endpoint, Identity, tls};
+
+/// Over HTTPS, with the certificate and address that `stead env` gives the stock client.
+pub fn client(w: &World, cluster: &str) -> Client {
+    w.ok(&["env", cluster]);
+    let dir = w.state.join("clusters").join(cluster).join("client");
+    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+    let config: Value = serde_json::from_str(&read("config.yml")).unwrap();
+    let remote = &config["remotes"][cluster];
+    let dialect = match remote["protocol"].as_str().unwrap() {
+        "lxd" => Dialect::Lxd,
+        _ => Dialect::Incus,
+    };
+    let certificate = tls::certificate_from_pem(&read(&format!("servercerts/{cluster}.crt"))).unwrap();
+    let endpoint = Endpoint::Https {
+        address: remote["addr"].as_str().unwrap().trim_start_matches("https://").to_owned(),
+        fingerprint: tls::fingerprint(&certificate),
+        identity: Some(Identity { certificate_pem: read("client.crt"), key_pem: read("client.key") }),
+    };
+    Client::new(dialect, endpoint).unwrap()
+}
+
+/// Over the unix socket, reached through the root of the node's first process.
+pub fn unix_client(w: &World, cluster: &str, node: &str, dialect: Dialect) -> Client {
+    let file = w.state.join("clusters").join(cluster).join("nodes").join(node).join("state.json");
+    let state: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let socket = format!("/proc/{}/root{}/unix.socket", state["machine_pid"], dialect.directory());
+    Client::new(dialect, Endpoint::Unix(socket.into())).unwrap()
+}
