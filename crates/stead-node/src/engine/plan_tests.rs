@@ -62,7 +62,15 @@ fn apply(server: &mut Observed, step: &Step) {
         Step::DeletePool { name } => server.pools.retain(|p| p.name != name),
         Step::CreateNetwork { project, name, kind, config, description } => server.networks.push((
             project,
-            Network { name, kind, managed: true, config, description, status: "Created".into(), ..Network::default() },
+            Network {
+                name,
+                kind,
+                managed: true,
+                config,
+                description,
+                status: "Created".into(),
+                ..Network::default()
+            },
         )),
         Step::PatchNetwork { project, name, config } => {
             let n = server.networks.iter_mut().find(|(p, n)| *p == project && n.name == name).unwrap();
@@ -79,7 +87,9 @@ fn apply(server: &mut Observed, step: &Step) {
             server.projects.iter_mut().find(|p| p.name == name).unwrap().config.extend(config);
         }
         Step::CreateProfile { project, name, config, devices, description } => {
-            server.profiles.push((project, Profile { name, description, config, devices, ..Profile::default() }));
+            server
+                .profiles
+                .push((project, Profile { name, description, config, devices, ..Profile::default() }));
         }
         Step::PatchProfile { project, name, config, devices } => {
             let p = server.profiles.iter_mut().find(|(q, p)| *q == project && p.name == name).unwrap();
