@@ -34,6 +34,18 @@ impl Manager {
         Ok(preseed::wanted(&self.spec, source.as_deref())?)
     }
 
+    /// Notes a first start that is yet to come; what one that was cut short left is taken away, since the daemon may wait
+    /// for ever on what it had half made. To be called while it does not run.
+    pub(super) fn begin_anew_if_cut_short(&self) -> Result<(), EngineError> {
+        let journal = |source| EngineError::Journal { directory: self.directory.clone(), source };
+        self.journal.note_first_start().map_err(journal)?;
+        if self.journal.read() == Phase::Starting && self.directory.join("database").exists() {
+            self.handle.note("engine: its first start was cut short: it begins anew");
+            reset::discard(&self.directory)?;
+        }
+        Ok(())
+    }
+
     /// Until the engine is settled: a member, or waiting for a token.
     pub(super) async fn bootstrap(&self, client: &Client) {
         let (mut pause, mut patience) = (RETRY.0, HALF_FORMED_PATIENCE);

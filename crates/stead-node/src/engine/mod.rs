@@ -216,8 +216,8 @@ impl Manager {
             forming: AsyncMutex::new(()),
             removing: AsyncMutex::new(()),
         };
-        if let Err(e) = manager.journal.note_first_start() {
-            manager.handle.warn(format!("engine: cannot write its journal: {e}"));
+        if let Err(e) = manager.begin_anew_if_cut_short() {
+            manager.handle.warn(format!("engine: cannot begin its first start: {}", chain(&e)));
         }
         if let Some(device) = manager.device()
             && let Some(uuid) = disk::btrfs_uuid(&device)

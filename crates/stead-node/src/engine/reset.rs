@@ -106,8 +106,11 @@ fn daemon(socket: &Path) -> Result<Option<Pid>, ResetError> {
 }
 
 /// Moves the database aside in one step, then deletes it: a crash in between leaves either the old state, from which
-/// this is done again, or a fresh one.
-fn discard(directory: &Path) -> Result<(), ResetError> {
+/// this is done again, or a fresh one. The daemon must be stopped.
+///
+/// # Errors
+/// Of moving and deleting.
+pub fn discard(directory: &Path) -> Result<(), ResetError> {
     for name in ["cluster.crt", "cluster.key", "cluster.ca"] {
         let path = directory.join(name);
         match fs::remove_file(&path) {
