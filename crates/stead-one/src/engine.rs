@@ -13,7 +13,7 @@ use base64::Engine as _;
 use serde_json::Value;
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use stead_incus::{
     Client, Dialect, Endpoint, Error, Tagged,
@@ -28,6 +28,12 @@ use stead_incus::{
 pub const PROJECT: &str = "default";
 /// As long as OpenNebula's own driver waited for an instance to shut down.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(120);
+/// An engine that puts an instance away after a start that failed has done so within this.
+const BUSY_PATIENCE: Duration = Duration::from_secs(30);
+/// The log of one start.
+const MAX_LOG_BYTES: u64 = 1 << 20;
+/// The first few tell the cause.
+const MAX_LOG_ERRORS: usize = 5;
 /// An instance that somebody else changes at the same moment is looked at again, so often.
 const CHANGE_TRIES: usize = 5;
 
@@ -277,10 +283,25 @@ impl Engine {
         if root_pool(instance).is_some_and(|pool| crate::disks::is_mounted(&self.rootfs(pool, name))) {
             return Err(EngineError::StillMounted(name.clone()));
         }
-        match self.client.delete_instance(PROJECT, name.as_str()).await {
-            Err(e) if !e.is_not_found() => Err(e.into()),
-            _ => Ok(()),
+        let deadline = Instant::now() + BUSY_PATIENCE;
+        loop {
+            match self.client.delete_instance(PROJECT, name.as_str()).await {
+                // What a start that failed left running has no operation to wait for.
+                Err(e) if e.to_string().contains("is busy running") && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                Err(e) if !e.is_not_found() => return Err(e.into()),
+                _ => return Ok(()),
+            }
         }
+    }
+    /// The errors in the log of an instance that did not start; as many as fit in a log line or two.
+    pub async fn start_errors(&self, name: &InstanceName) -> Vec<String> {
+        let log = self.client.instance_log(PROJECT, name.as_str(), "lxc.log", MAX_LOG_BYTES).await;
+        let Ok(log) = log else { return Vec::new() };
+        let text = String::from_utf8_lossy(&log).into_owned();
+        let errors = text.lines().filter(|l| l.contains(" ERROR ")).map(str::to_owned);
+        errors.take(MAX_LOG_ERRORS).collect()
     }
 }
 

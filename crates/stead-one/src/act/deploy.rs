@@ -115,15 +115,35 @@ impl Job<'_, '_> {
         match self.engine.set_state(&self.name, StateAction::Start).await {
             Err(error) if error.is_shift_refused() => {
                 self.without_shift(vm, &error).await?;
-                Ok(self.engine.set_state(&self.name, StateAction::Start).await?)
+                self.start().await
             }
-            other => Ok(other?),
+            Err(error) => {
+                self.tell_start_errors().await;
+                Err(error.into())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Starts an instance; when that fails, its log tells why.
+    pub(super) async fn start(&mut self) -> Result<(), ActError> {
+        let started = self.engine.set_state(&self.name, StateAction::Start).await;
+        if started.is_err() {
+            self.tell_start_errors().await;
+        }
+        Ok(started?)
+    }
+
+    async fn tell_start_errors(&mut self) {
+        for line in self.engine.start_errors(&self.name).await {
+            self.log.info(line);
         }
     }
 
     async fn without_shift(&mut self, vm: &Vm, error: &EngineError) -> Result<(), ActError> {
         self.log.debug(error);
-        let disks: Vec<DiskId> = vm.disks.iter().map(|d| d.id).filter(|id| vm.root != Some(*id)).collect();
+        let others = vm.disks.iter().filter(|d| !d.is_swap() && vm.root != Some(d.id));
+        let disks: Vec<DiskId> = others.map(|d| d.id).collect();
         self.engine
             .change(&self.name, |_, devices| {
                 for device in devices.values_mut() {
@@ -217,6 +237,7 @@ impl Job<'_, '_> {
             }
             Err(error) => self.log.error(say::chain(&error)),
         }
+        self.remove_directory();
     }
 
     /// Starts the console that the document asks for; its instance runs.

@@ -95,7 +95,7 @@ impl Job<'_, '_> {
         }
     }
 
-    fn remove_directory(&self) {
+    pub(super) fn remove_directory(&self) {
         // Not empty while something could not be undone; the journal is in it then.
         let _ = std::fs::remove_dir(self.place.directory(&self.name));
     }

@@ -28,6 +28,8 @@ pub const STATUS_KEY: &str = "user.one_status";
 pub const DOCUMENT_KEY: &str = "user.xml";
 /// The map of user ids that the root filesystem was left with.
 pub const IDMAP_KEY: &str = "volatile.last_state.idmap";
+/// The map of files that carry no shifted owners.
+const UNSHIFTED: &str = "[]";
 /// The profile that everything falls back to; both engines always have it.
 const DEFAULT_PROFILE: &str = "default";
 
@@ -93,9 +95,8 @@ pub fn wanted(vm: &Vm, document: &str, facts: &Facts) -> Result<(Wanted, Vec<Str
     limits(vm, &mut config);
     config.insert("security.privileged".into(), vm.privileged.unwrap_or(false).to_string());
     config.insert("security.nesting".into(), vm.nesting.unwrap_or(false).to_string());
-    if let Some(idmap) = &facts.idmap {
-        config.insert(IDMAP_KEY.into(), idmap.clone());
-    }
+    // Without it LXD takes what is mounted into an empty instance for shifted already.
+    config.insert(IDMAP_KEY.into(), facts.idmap.clone().unwrap_or_else(|| UNSHIFTED.to_owned()));
     if let Some(raw) = &vm.raw {
         config.extend(raw::parse(raw)?);
     }
