@@ -234,6 +234,8 @@ pub fn one_lxdrc(data: &[u8]) {
 pub fn one_raw(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let _ = raw::parse(text);
+}
+
 /// An object of an engine: the line with its kind, then its JSON. It is refused, or what a `PUT` would send of it can be
 /// written.
 pub fn engine_objects(data: &[u8]) {
