@@ -173,7 +173,7 @@ pub fn tar_overlay(data: &[u8]) {
             assert!(!path.split('/').any(|part| part == ".." || part == "."), "{path:?} climbs");
             assert!(path.is_empty() || !path.split('/').any(str::is_empty), "{path:?} has an empty part");
             assert!(entry.mode & !0o7777 == 0, "{path:?} has a mode of {:o}", entry.mode);
-            std::io::copy(contents, &mut std::io::sink()).map(drop).map_err(TarError::Read)
+            io::copy(contents, &mut io::sink()).map(drop).map_err(TarError::Read)
         });
     }
 }

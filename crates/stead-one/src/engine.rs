@@ -250,9 +250,7 @@ impl Engine {
     /// # Errors
     /// A request's.
     pub async fn patch(&self, name: &InstanceName, config: &Config) -> Result<(), EngineError> {
-        let request = requests::instances::patch(PROJECT, name.as_str(), config, &Devices::new());
-        self.client.run(&request, SHUTDOWN_TIMEOUT).await?;
-        Ok(())
+        Ok(self.client.patch_instance(PROJECT, name.as_str(), config, &Devices::new()).await?)
     }
     /// Changes settings and devices together; somebody else's change in between is kept.
     ///
