@@ -5,6 +5,7 @@ pub mod cold_build;
 pub mod cpio;
 pub mod fifty;
 pub mod overlay;
+pub mod placement;
 pub mod qemu_boot;
 pub mod rebuild;
 pub mod warm_up;
