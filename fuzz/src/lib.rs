@@ -19,6 +19,7 @@ use stead_incus::{
 use stead_model::{ClusterSpec, NodeSpec, Recipe, agent};
 use stead_node::api::{Route, route, unpack};
 use stead_one::{disks, document, instance, lxdrc, payload, raw};
+use stead_placement::{Policy, Snapshot, check, place, plan};
 use tokio_tungstenite::tungstenite::{
     Message, WebSocket,
     protocol::{Role, WebSocketConfig},
@@ -42,9 +43,41 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("one_document", one_document),
     ("one_lxdrc", one_lxdrc),
     ("one_raw", one_raw),
+    ("placement", placement),
     ("recipe", recipe),
     ("tar_overlay", tar_overlay),
 ];
+
+/// A policy, a line `---` and a snapshot are refused; or, when the cluster is small, its plan passes the checker, a plan
+/// after the plan is empty, and new instances like those that are there find a place or a reason.
+pub fn placement(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Some((policy, snapshot)) = text.split_once("\n---\n") else { return };
+    let policy = match Policy::from_yaml("policy.yaml", policy) {
+        Ok(policy) => policy,
+        Err(error) => return assert!(error.to_string().starts_with("policy.yaml")),
+    };
+    let snapshot = match Snapshot::from_json("snapshot.json", snapshot) {
+        Ok(snapshot) => snapshot,
+        Err(error) => return assert!(error.to_string().starts_with("snapshot.json")),
+    };
+    if snapshot.members.len() > 6 || snapshot.instances.len() > 12 {
+        return;
+    }
+    let made = plan(&snapshot, &policy).expect("a snapshot that was read is sound");
+    if let Err(faults) = check(&snapshot, &policy, &made) {
+        panic!("{faults:?}");
+    }
+    let after = snapshot.with_moves(made.moves.iter().map(|m| (&m.instance, &m.to)));
+    let again = plan(&after, &policy).expect("a snapshot after a plan is sound");
+    assert!(again.moves.is_empty() || policy.max_moves.is_some(), "there is more to do after a plan");
+    let mut batch: Vec<_> = snapshot.instances.into_iter().map(|i| i.workload).collect();
+    batch.iter_mut().for_each(|w| w.id.name.insert_str(0, "new-"));
+    if let Ok(placed) = place(&after, &policy, &batch) {
+        assert_eq!(placed.placed.len() + placed.refused.len(), batch.len());
+        assert!(placed.refused.iter().all(|r| !r.why.is_empty()));
+    }
+}
 
 /// A recipe is refused, or reads the same again from what it is written as.
 pub fn recipe(data: &[u8]) {

@@ -131,7 +131,7 @@ impl Items {
     /// strictly compact group is torn.
     pub fn best_target(&self, state: &State<'_>, item: Item, not: Option<u32>) -> Option<u32> {
         let p = state.p;
-        let Some(first) = self.parts(p, item).first() else { return None };
+        let first = self.parts(p, item).first()?;
         let enter = &p.classes[p.class[first as usize] as usize].enter;
         let score = |m: u32| {
             (Some(m) != not && self.can_go(state, item, m) && !self.tears(state, item, m)).then(|| {

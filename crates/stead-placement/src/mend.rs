@@ -130,7 +130,7 @@ fn lack(state: &State<'_>, m: u32, demand: &[u64]) -> u64 {
             let used = state.used[m as usize * p.width() + r] + d;
             crate::levels::utilisation_ppm(used.saturating_sub(usable[r]), usable[r])
         })
-        .sum()
+        .fold(0, u64::saturating_add)
 }
 
 /// Moves others away from `to` until the item can go there.
@@ -170,7 +170,7 @@ fn make_room(state: &mut State<'_>, items: &Items, item: Item, to: u32, depth: u
                         let used = state.used[at].saturating_sub(away[r]) + d;
                         crate::levels::utilisation_ppm(used.saturating_sub(p.usable[at]), p.usable[at])
                     })
-                    .sum::<u64>();
+                    .fold(0, u64::saturating_add);
                 (helps && (rest < now || mate.is_some())).then(|| (rest, items.cost(p, o), o))
             })
             .collect();

@@ -250,7 +250,7 @@ impl<'p> Batch<'p> {
     fn level(&self, lot: &Lot, m: usize) -> (u64, u64) {
         let (p, base) = (self.p, m * self.p.width());
         let w = p.policy.weight_percent;
-        let mut levels = (0, 0);
+        let mut levels = (0, 0u64);
         for (r, resource) in p.resources.iter().enumerate() {
             let weight = match resource {
                 Resource::Memory => w.memory,
@@ -262,9 +262,9 @@ impl<'p> Batch<'p> {
             if usable == UNCOUNTED {
                 continue;
             }
-            let level =
-                u64::from(weight) * utilisation_ppm(self.used[base + r] + lot.demand[r], usable) / 100;
-            levels = (levels.0.max(level), levels.1 + level);
+            let ppm = utilisation_ppm(self.used[base + r] + lot.demand[r], usable);
+            let level = u64::try_from(u128::from(weight) * u128::from(ppm) / 100).unwrap_or(u64::MAX);
+            levels = (levels.0.max(level), levels.1.saturating_add(level));
         }
         levels
     }

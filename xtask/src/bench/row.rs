@@ -21,7 +21,7 @@ pub struct Row {
     pub name: String,
     /// The median.
     pub measured: f64,
-    /// `s` or `MiB`.
+    /// `s` or `MiB`; empty for a plain number.
     pub unit: &'static str,
     /// The floor's median, from the same run.
     pub floor: Option<f64>,
@@ -84,7 +84,7 @@ pub fn table(rows: &[Row]) -> String {
     let head = ["what", "measured", "floor", "ratio", "goal", "holds"].map(str::to_owned);
     let mut cells = vec![head];
     for r in rows {
-        let in_unit = |x: f64| format!("{x:.2} {}", r.unit);
+        let in_unit = |x: f64| format!("{x:.2} {}", r.unit).trim_end().to_owned();
         let goal = match (r.goal, r.floor) {
             (Some(goal), Some(_)) => format!("{goal:.2} x"),
             (Some(goal), None) => in_unit(goal),

@@ -31,8 +31,8 @@ impl Even {
         let receiving: Vec<&str> = world.members.keys().copied().filter(receives).collect();
         // Where each instance can be: alone, and it is held there; else its members are of one domain.
         let mut domain: BTreeMap<&str, usize> = receiving.iter().enumerate().map(|(n, m)| (*m, n)).collect();
-        let (mut held, mut free): (Vec<(&InstanceId, &str)>, Vec<(&InstanceId, &str)>) =
-            (Vec::new(), Vec::new());
+        let mut held: Vec<(&InstanceId, &str)> = Vec::new();
+        let mut free: Vec<(&InstanceId, &str)> = Vec::new();
         let mut known: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for (id, start) in &world.start {
             // Whatever decides where an instance may be decides it for all that are alike.

@@ -257,7 +257,7 @@ impl Wrong {
 /// A cluster, in the plainest words: no classes, no sums kept.
 pub struct Oracle<'a> {
     policy: &'a Policy,
-    members: Vec<&'a Member>,
+    pub members: Vec<&'a Member>,
     instances: Vec<&'a Instance>,
     start: Vec<usize>,
     pub groups: Vec<(String, GroupMode, GroupStrength, Vec<usize>)>,
@@ -315,7 +315,7 @@ impl<'a> Oracle<'a> {
             && !self.policy.drain.contains(&m.name)
     }
 
-    fn enters(&self, i: usize, m: usize) -> bool {
+    pub fn enters(&self, i: usize, m: usize) -> bool {
         let member = self.members[m];
         self.stays(i, m)
             && member.state == MemberState::Online
@@ -353,14 +353,14 @@ impl<'a> Oracle<'a> {
     }
 
     /// Memory, processor, the pool "local".
-    fn demand(&self, i: usize) -> [u64; 3] {
+    pub fn demand(&self, i: usize) -> [u64; 3] {
         let w = &self.instances[i].workload;
         let counts = u64::from(self.instances[i].running || self.policy.stopped == Stopped::Count);
         let disk = w.disk_mib.get(&PoolName::from("local")).copied().unwrap_or(0);
         [w.limits.memory_mib.unwrap() * counts, w.limits.cpu_milli.unwrap() * counts, disk]
     }
 
-    fn usable(&self, m: usize) -> [u64; 3] {
+    pub fn usable(&self, m: usize) -> [u64; 3] {
         let (m, o) = (self.members[m], self.policy.overcommit_percent);
         let disk = match m.pools_mib.get(&PoolName::from("local")) {
             None | Some(None) => u64::MAX / 1000,
@@ -373,7 +373,7 @@ impl<'a> Oracle<'a> {
         ]
     }
 
-    fn used(&self, at: &[usize], m: usize) -> [u64; 3] {
+    pub fn used(&self, at: &[usize], m: usize) -> [u64; 3] {
         let mut sum = [0; 3];
         for i in (0..at.len()).filter(|i| at[*i] == m) {
             let d = self.demand(i);
@@ -382,35 +382,33 @@ impl<'a> Oracle<'a> {
         sum
     }
 
-    fn pairs_amiss(&self, at: &[usize], g: usize) -> bool {
+    fn pairs_amiss(&self, at: &[usize], g: usize) -> u64 {
         let (_, mode, _, of) = &self.groups[g];
-        let mut places: Vec<usize> = of.iter().map(|i| at[*i]).collect();
-        places.sort_unstable();
-        places.dedup();
-        match mode {
-            GroupMode::Spread => places.len() < of.len(),
-            GroupMode::Compact => places.len() > 1,
-        }
+        let amiss = |a: usize, b: usize| (at[a] == at[b]) == (*mode == GroupMode::Spread);
+        of.iter().map(|a| of.iter().filter(|b| *b > a && amiss(*a, **b)).count() as u64).sum()
     }
 
-    pub fn wrong(&self, at: &[usize]) -> BTreeSet<Wrong> {
-        let mut all = BTreeSet::new();
+    /// What is wrong in a placement, and how much of it.
+    pub fn wrong(&self, at: &[usize]) -> BTreeMap<Wrong, u64> {
+        let mut all = BTreeMap::new();
         for i in 0..at.len() {
             if at[i] == self.start[i] && self.must_leave(i) {
-                all.insert(Wrong::Misplaced(self.instances[i].workload.id.clone()));
+                all.insert(Wrong::Misplaced(self.instances[i].workload.id.clone()), 1);
             }
         }
         for m in 0..self.members.len() {
             let (used, usable) = (self.used(at, m), self.usable(m));
             for (r, name) in ["memory", "CPU", "space in pool local"].into_iter().enumerate() {
                 if used[r] > usable[r] {
-                    all.insert(Wrong::Overload(self.members[m].name.clone(), name.to_owned()));
+                    let which = Wrong::Overload(self.members[m].name.clone(), name.to_owned());
+                    all.insert(which, used[r] - usable[r]);
                 }
             }
         }
         for (g, (name, _, strength, _)) in self.groups.iter().enumerate() {
-            if *strength == GroupStrength::Strict && self.pairs_amiss(at, g) {
-                all.insert(Wrong::Group(name.clone()));
+            let pairs = self.pairs_amiss(at, g);
+            if *strength == GroupStrength::Strict && pairs > 0 {
+                all.insert(Wrong::Group(name.clone()), pairs);
             }
         }
         all
@@ -430,7 +428,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// Every placement that can be reached, each with what is wrong there.
-    pub fn reachable(&self) -> HashMap<Vec<usize>, BTreeSet<Wrong>> {
+    pub fn reachable(&self) -> HashMap<Vec<usize>, BTreeMap<Wrong, u64>> {
         let mut seen = HashMap::from([(self.start.clone(), self.wrong(&self.start))]);
         let mut queue = VecDeque::from([self.start.clone()]);
         while let Some(at) = queue.pop_front() {

@@ -6,6 +6,7 @@ pub mod cpio;
 pub mod fifty;
 pub mod monitor;
 pub mod overlay;
+pub mod placement;
 pub mod qemu_boot;
 pub mod rebuild;
 pub mod warm_up;

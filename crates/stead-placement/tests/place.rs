@@ -1,0 +1,139 @@
+//! Batches of new instances, compared with trying every way to place them.
+
+mod common;
+
+use common::{Oracle, policy, snapshot, workloads};
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use stead_placement::{
+    Policy, Snapshot,
+    place::{Placement, place},
+    plan::Verdict,
+    policy::{GroupMode, GroupStrength},
+    snapshot::{Amounts, Instance, Migration, Workload},
+};
+
+/// The cluster with the batch in it, on the first member: the oracle says where its instances may be.
+fn with(s: &Snapshot, batch: &[Workload]) -> Snapshot {
+    let mut all = s.clone();
+    all.instances.extend(batch.iter().map(|w| Instance {
+        workload: w.clone(),
+        member: s.members[0].name.clone(),
+        running: true,
+        pinned: false,
+        migration: Migration::Stopped,
+        size_mib: 0,
+        measured: Amounts::default(),
+    }));
+    all
+}
+
+/// Whether the chosen of the batch can be where `at` has them. `at` is of the whole cluster; what is not chosen and not
+/// there yet is nowhere.
+fn allowed(oracle: &Oracle<'_>, at: &[usize], old: usize, chosen: &[usize]) -> bool {
+    let there = |i: usize| i < old || chosen.contains(&i);
+    let used = |m: usize| {
+        let mut sum = [0; 3];
+        for i in (0..at.len()).filter(|i| at[*i] == m && there(*i)) {
+            let d = oracle.demand(i);
+            (0..3).for_each(|r| sum[r] += d[r]);
+        }
+        sum
+    };
+    chosen.iter().all(|i| {
+        let (m, d) = (at[*i], oracle.demand(*i));
+        let (used, usable) = (used(m), oracle.usable(m));
+        oracle.enters(*i, m)
+            && (0..3).all(|r| d[r] == 0 || used[r] <= usable[r])
+            && oracle.groups.iter().filter(|(.., of)| of.contains(i)).all(|(_, mode, strength, of)| {
+                let mates = || of.iter().filter(|mate| there(**mate) && *mate != i);
+                match (strength, mode) {
+                    (GroupStrength::Preferred, _) => true,
+                    (_, GroupMode::Spread) => mates().all(|mate| at[*mate] != m),
+                    (_, GroupMode::Compact) => mates().all(|mate| at[*mate] == m),
+                }
+            })
+    })
+}
+
+/// Whether there is a way to place all of the chosen.
+fn any_way(oracle: &Oracle<'_>, old: usize, chosen: &[usize]) -> bool {
+    let members = oracle.members.len();
+    (0..members.pow(chosen.len() as u32)).any(|way| {
+        let mut at = oracle.start().to_vec();
+        let mut rest = way;
+        for i in chosen {
+            at[*i] = rest % members;
+            rest /= members;
+        }
+        allowed(oracle, &at, old, chosen)
+    })
+}
+
+fn placed(s: &Snapshot, p: &Policy, batch: &[Workload]) -> Placement {
+    place(s, p, batch).expect("a snapshot without contradictions")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn agrees_with_trying_everything(s in snapshot(1..=4, 0..=6), batch in workloads(1..=5, 100), p in policy()) {
+        let made = placed(&s, &p, &batch);
+        prop_assert_eq!(made.placed.len() + made.refused.len(), batch.len());
+        let (all, old) = (with(&s, &batch), s.instances.len());
+        let oracle = Oracle::new(&all, &p);
+        let number = |id| old + batch.iter().position(|w| w.id == id).unwrap();
+        // What is placed can be where it is placed.
+        let mut at = oracle.start().to_vec();
+        let chosen: Vec<usize> = made.placed.iter().map(|x| number(x.instance.clone())).collect();
+        for (x, i) in made.placed.iter().zip(&chosen) {
+            at[*i] = all.members.iter().position(|m| m.name == x.member).unwrap();
+        }
+        prop_assert!(allowed(&oracle, &at, old, &chosen), "{made:#?}");
+        // Strictly compact groups go whole: a lot of them is one.
+        let lot = |i: usize| -> Vec<usize> {
+            let strict = oracle.groups.iter().find(|(_, mode, strength, of)| {
+                of.contains(&i) && (*mode, *strength) == (GroupMode::Compact, GroupStrength::Strict)
+            });
+            strict.map_or(vec![i], |(.., of)| of.iter().copied().filter(|i| *i >= old).collect())
+        };
+        let everything: Vec<usize> = (old..all.instances.len()).collect();
+        let hopeful: Vec<usize> =
+            everything.iter().copied().filter(|i| any_way(&oracle, old, &lot(*i))).collect();
+        let told: BTreeSet<usize> = made
+            .refused
+            .iter()
+            .filter(|r| r.verdict == Verdict::Impossible)
+            .map(|r| number(r.instance.clone()))
+            .collect();
+        let hopeless: BTreeSet<usize> = everything.iter().copied().filter(|i| !hopeful.contains(i)).collect();
+        prop_assert_eq!(told, hopeless, "{:#?}", made);
+        // If the rest can be placed together it is, and if not that is said.
+        let together = any_way(&oracle, old, &hopeful);
+        let left: Vec<_> = made.refused.iter().filter(|r| r.verdict != Verdict::Impossible).collect();
+        prop_assert_eq!(left.is_empty(), together, "{:#?}", made);
+        prop_assert!(left.iter().all(|r| r.verdict == Verdict::AtOdds));
+    }
+
+    #[test]
+    fn the_order_of_a_batch_changes_nothing(
+        s in snapshot(1..=6, 0..=12),
+        (batch, mixed) in workloads(0..=12, 100).prop_flat_map(|b| (Just(b.clone()), Just(b).prop_shuffle())),
+        p in policy(),
+    ) {
+        prop_assert_eq!(placed(&s, &p, &batch), placed(&s, &p, &mixed));
+    }
+}
+
+#[test]
+fn a_refusal_says_why_with_numbers() {
+    let mut s = Snapshot {
+        members: (0..4).map(|n| common::member(n, 16 << 10, 8000)).collect(),
+        instances: (0..3).map(|n| common::instance(n, n, (10 + n as u64) << 10, 1000)).collect(),
+    };
+    s.members[3].networks.clear();
+    let batch = [common::workload(50, 12 << 10, 1000), common::workload(51, 4 << 10, 1000)];
+    let made = placed(&s, &Policy::default(), &batch);
+    insta::assert_json_snapshot!(made, @"");
+}

@@ -1,0 +1,52 @@
+//! The planner: how long it takes for a large cluster, how even it leaves it, and what other rules make of ten made
+//! clusters and the recorded ones.
+
+use crate::{
+    bench::{Bench, measure::median, measure::output, row::Row},
+    placement::Measured,
+};
+use anyhow::{Context, Result};
+use std::process::Command;
+
+/// A plan is asked for by somebody who waits.
+const SECONDS_GOAL: f64 = 1.0;
+/// Of the bound.
+const IMBALANCE_GOAL: f64 = 1.02;
+
+pub fn run(bench: &Bench) -> Result<Vec<Row>> {
+    // In release, as it is shipped; one thread, as the planner has no more.
+    let said = output(
+        Command::new("cargo")
+            .args(["run", "--quiet", "--release", "--package", "xtask", "--", "placement", "--runs"])
+            .arg(bench.runs.to_string())
+            .current_dir(&bench.root),
+    )?;
+    let measured: Measured = serde_json::from_str(&said).context("xtask placement said no JSON")?;
+    print!("{}", table(&measured));
+    Ok(vec![
+        Row::limited("plan, 1000 members, 20000 instances", "s", median(measured.seconds), SECONDS_GOAL),
+        Row::against("imbalance after it", "", measured.imbalance, measured.bound, IMBALANCE_GOAL),
+    ])
+}
+
+/// Imbalance over the bound, things amiss and moves, by cluster and rule.
+fn table(measured: &Measured) -> String {
+    let rules: Vec<&str> = measured
+        .comparisons
+        .first()
+        .map_or(Vec::new(), |c| c.outcomes.iter().map(|o| o.rule.as_str()).collect());
+    let mut out = format!("{:<24}", "imbalance/amiss/moves");
+    rules.iter().for_each(|rule| out += &format!("{rule:>20}"));
+    out.push('\n');
+    for c in &measured.comparisons {
+        out += &format!("{:<24}", c.cluster);
+        for o in &c.outcomes {
+            out += &format!(
+                "{:>20}",
+                format!("{:.2} / {} / {}", o.over_bound, o.violations as u64 + o.pairs, o.moves)
+            );
+        }
+        out.push('\n');
+    }
+    out
+}
