@@ -19,7 +19,7 @@ use stead_incus::{
 use stead_model::{ClusterSpec, NodeSpec, Recipe, agent};
 use stead_node::api::{Route, route, unpack};
 use stead_one::{disks, document, instance, lxdrc, payload, raw};
-use stead_placement::{Policy, Snapshot, check, place, plan};
+use stead_placement::{Policy, check, place, plan};
 use tokio_tungstenite::tungstenite::{
     Message, WebSocket,
     protocol::{Role, WebSocketConfig},
@@ -57,7 +57,7 @@ pub fn placement(data: &[u8]) {
         Ok(policy) => policy,
         Err(error) => return assert!(error.to_string().starts_with("policy.yaml")),
     };
-    let snapshot = match Snapshot::from_json("snapshot.json", snapshot) {
+    let snapshot = match stead_placement::Snapshot::from_json("snapshot.json", snapshot) {
         Ok(snapshot) => snapshot,
         Err(error) => return assert!(error.to_string().starts_with("snapshot.json")),
     };

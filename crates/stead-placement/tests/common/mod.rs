@@ -391,8 +391,8 @@ impl<'a> Oracle<'a> {
     /// What is wrong in a placement, and how much of it.
     pub fn wrong(&self, at: &[usize]) -> BTreeMap<Wrong, u64> {
         let mut all = BTreeMap::new();
-        for i in 0..at.len() {
-            if at[i] == self.start[i] && self.must_leave(i) {
+        for (i, member) in at.iter().enumerate() {
+            if *member == self.start[i] && self.must_leave(i) {
                 all.insert(Wrong::Misplaced(self.instances[i].workload.id.clone()), 1);
             }
         }
