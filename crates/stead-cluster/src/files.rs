@@ -46,12 +46,17 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ClusterE
     })
 }
 
-/// Takes an exclusive lock on a file, made when missing; `None` when somebody else holds it. Held until dropped.
+/// A command that was killed while it started a process leaves its lock to that one until it has become its program. That
+/// takes a millisecond, and on a host with far too much to do this long.
+const INHERITED_LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Takes an exclusive lock on a file, made when missing; `None` when somebody else holds it and goes on to. Held until
+/// dropped.
 ///
 /// # Errors
 /// The file cannot be opened.
 pub fn try_lock(path: &Path) -> Result<Option<Lock>, ClusterError> {
-    Lock::take(path, Duration::ZERO).map_err(ClusterError::file("lock", path))
+    Lock::take(path, INHERITED_LOCK_PATIENCE).map_err(ClusterError::file("lock", path))
 }
 
 /// Waits for an exclusive lock on a file, made when missing. Held until dropped.
