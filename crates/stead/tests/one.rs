@@ -117,9 +117,11 @@ impl Host<'_> {
     fn leftovers(&self) -> String {
         // Loop devices are the kernel's: those of a node with the same datastores are seen here too.
         let loops = if self.cluster == "one-move" { "" } else { "/var/lib/one/datastores" };
-        let script = &format!( "cat /proc/self/mountinfo | cut -d' ' -f5 | grep -E '^/run/stead-one|/rootfs' ; \
+        let script = &format!(
+            "cat /proc/self/mountinfo | cut -d' ' -f5 | grep -E '^/run/stead-one|/rootfs' ; \
                       for f in /sys/block/loop*/loop/backing_file; do [ -n '{loops}' ] && grep -H '{loops}' $f; done 2>/dev/null; \
-                      for d in /run/stead-one/one-*; do [ -e \"$d\" ] && find $d; done; true");
+                      for d in /run/stead-one/one-*; do [ -e \"$d\" ] && find $d; done; true"
+        );
         self.ok(&["sh", "-c", script])
     }
     #[track_caller]
@@ -144,9 +146,17 @@ impl Host<'_> {
         self.ok(&["cp", "/var/lib/one/image", &format!("{directory}/disk.0")]);
     }
     fn install(&self, image: &Path, version: &str) {
-        self.ok(&["sh", "-c", "mkdir -p /var/lib/one/datastores/0 /var/lib/one/datastores/1 /var/tmp/one /usr/local/bin"]);
+        self.ok(&[
+            "sh",
+            "-c",
+            "mkdir -p /var/lib/one/datastores/0 /var/lib/one/datastores/1 /var/tmp/one /usr/local/bin",
+        ]);
         // Nodes in namespaces have no devtmpfs.
-        self.ok(&["sh", "-c", "for i in $(seq 0 255); do [ -e /dev/loop$i ] || mknod /dev/loop$i b 7 $i; done"]);
+        self.ok(&[
+            "sh",
+            "-c",
+            "for i in $(seq 0 255); do [ -e /dev/loop$i ] || mknod /dev/loop$i b 7 $i; done",
+        ]);
         let program = self.world.state.join("stead");
         if !program.exists() {
             fs::copy(env!("CARGO_BIN_EXE_stead"), &program).unwrap();
@@ -220,13 +230,21 @@ const NIC: &str = "<NIC><NIC_ID>0</NIC_ID><BRIDGE>onebr0</BRIDGE><MAC>02:00:c0:a
 const CONTEXT: &str = "<CONTEXT><DISK_ID>1</DISK_ID><TARGET>hda</TARGET></CONTEXT>";
 
 /// A cluster of one node with the driver on it.
-fn with_host(test: &str, cluster: &'static str, driver: &'static str, version: &str, work: impl Fn(&Host<'_>)) {
+fn with_host(
+    test: &str,
+    cluster: &'static str,
+    driver: &'static str,
+    version: &str,
+    work: impl Fn(&Host<'_>),
+) {
     let base = format!("{driver}-node");
     let Some(w) = World::new(test, &[&base]) else { return };
     let Some(image) = image(&w) else { return };
     let file = w.file(
         cluster,
-        &format!("name: {cluster}\nimage: {base}\nnodes: 1\nengine: {driver}\nmachine: {{backend: namespace}}\n"),
+        &format!(
+            "name: {cluster}\nimage: {base}\nnodes: 1\nengine: {driver}\nmachine: {{backend: namespace}}\n"
+        ),
     );
     w.ok(&["up", &file]);
     let host = Host { world: &w, cluster, node: "node1", driver };
@@ -251,7 +269,9 @@ fn lifecycle(host: &Host<'_>) {
     host.prepare(7);
     context_disk(host, 7, "ETH0_IP=10.0.0.7\n");
     host.ok(&["truncate", "-s", "24M", "/var/lib/one/datastores/0/7/disk.2"]);
-    let more = format!("{VOLATILE}{SWAP}{NIC}{CONTEXT}<RAW><TYPE>lxd</TYPE><DATA><![CDATA[\"user.mine\": \"kept\"]]></DATA></RAW>");
+    let more = format!(
+        "{VOLATILE}{SWAP}{NIC}{CONTEXT}<RAW><TYPE>lxd</TYPE><DATA><![CDATA[\"user.mine\": \"kept\"]]></DATA></RAW>"
+    );
     let new = vm(7, "", &more, "");
     let running = action("one-7", &vm(7, "one-7", &more, ""));
     let deploy = ["/var/lib/one//datastores/0/7/deployment.0", "host", "7", "host"];
@@ -272,7 +292,11 @@ fn lifecycle(host: &Host<'_>) {
     let again = host.call("deploy", &deploy, Some(&new));
     assert_eq!(again.code, 1, "{}", again.stderr);
     assert!(again.stderr.contains("ERROR: deploy: instance one-7 runs already"), "{}", again.stderr);
-    assert!(again.stderr.contains("ERROR MESSAGE --8<------\ninstance one-7 runs already\nERROR MESSAGE ------>8--"));
+    assert!(
+        again
+            .stderr
+            .contains("ERROR MESSAGE --8<------\ninstance one-7 runs already\nERROR MESSAGE ------>8--")
+    );
     assert_eq!(host.status("one-7"), "RUNNING");
 
     monitoring(host);
@@ -294,7 +318,13 @@ fn lifecycle(host: &Host<'_>) {
     host.inside("one-7", "echo x >/media/4/file");
     host.ok(&["truncate", "-s", "420M", "/var/lib/one/datastores/0/7/disk.4"]);
     host.done("resize_disk", &["one-7", "4", "420", "PFZNLz4=", "host", "7", "host"], Some(&with_disk));
-    let size: u64 = host.inside("one-7", "df -k /media/4 | grep media").split_whitespace().nth(1).unwrap().parse().unwrap();
+    let size: u64 = host
+        .inside("one-7", "df -k /media/4 | grep media")
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(size > 330 << 10, "the disk has not grown: {size} KiB");
     host.done("detach_disk", &["one-7", path, "vdd", "3", "7", "host"], Some(&with_disk));
     assert!(!host.inside("one-7", "cat /proc/mounts").contains("/media/4"));
@@ -307,7 +337,8 @@ fn lifecycle(host: &Host<'_>) {
     assert_eq!(host.inside("one-7", "cat /context/context.sh"), "ETH0_IP=10.0.0.77\n");
 
     // CPU and memory.
-    let larger = running.replace("<MEMORY><![CDATA[64]]>", "<MEMORY><![CDATA[96]]>").replace("[0.5]", "[0.75]");
+    let larger =
+        running.replace("<MEMORY><![CDATA[64]]>", "<MEMORY><![CDATA[96]]>").replace("[0.5]", "[0.75]");
     host.done("resize", &["one-7", "7", "host"], Some(&larger));
     assert_eq!(host.setting("one-7", "limits.memory"), "96MiB");
     assert_eq!(host.setting("one-7", "limits.cpu.allowance"), "75%");
@@ -357,7 +388,8 @@ fn lifecycle(host: &Host<'_>) {
 
 /// Twice, as 5.10 to 6.8 do for drivers of the name lxd; once otherwise.
 fn restart(host: &Host<'_>, script: &str) {
-    let count = |host: &Host<'_>| host.inside("one-7", "cat /var/boots | wc -l").trim().parse::<u32>().unwrap();
+    let count =
+        |host: &Host<'_>| host.inside("one-7", "cat /var/boots | wc -l").trim().parse::<u32>().unwrap();
     let before = count(host);
     let of_one7 = ["one-7", "host", "7", "host"];
     host.done(script, &of_one7, None);
@@ -381,7 +413,8 @@ fn monitoring(host: &Host<'_>) {
     };
     let status = probe("vm/status/stead-vm-status.sh");
     assert!(
-        status.contains("SYNC_STATE=yes") && status.contains("VM = [ ID=\"7\", DEPLOY_ID=\"one-7\", STATE=\"RUNNING\" ]"),
+        status.contains("SYNC_STATE=yes")
+            && status.contains("VM = [ ID=\"7\", DEPLOY_ID=\"one-7\", STATE=\"RUNNING\" ]"),
         "{status}"
     );
     assert!(probe("vm/monitor/stead-vm-monitor.sh").contains("VM = [ ID=7, DEPLOY_ID=one-7, MONITOR=\""));
@@ -392,7 +425,14 @@ fn monitoring(host: &Host<'_>) {
     assert!(!system.contains("ID=-1"), "{system}");
     assert!(probe("host/monitor/stead-host-usage.sh").contains("FREECPU="));
     // A busy loop uses a core; as much as there is to have.
-    host.ok(&["sh", "-c", &format!("{} exec one-7 -- /bin/sh -c 'while :; do :; done' >/dev/null 2>&1 & sleep 1", host.client())]);
+    host.ok(&[
+        "sh",
+        "-c",
+        &format!(
+            "{} exec one-7 -- /bin/sh -c 'while :; do :; done' >/dev/null 2>&1 & sleep 1",
+            host.client()
+        ),
+    ]);
     host.done("poll", &["one-7", "host", "7", "host"], None);
     thread::sleep(Duration::from_secs(2));
     let line = host.done("poll", &["one-7", "host", "7", "host"], None);
@@ -472,12 +512,25 @@ fn twenty_vms_at_once_and_broken_ones_among_them() {
 fn instances_of_others_are_imported_and_never_deleted() {
     with_host("instances_of_others_are_imported_and_never_deleted", "one-wild", "incus", "6.6.0", |host| {
         // An instance somebody made, with a name that looks like ours.
-        host.ok(&["incus", "init", "--empty", "one-9-copy", "-c", "limits.memory=128MiB", "-c", "limits.cpu=1"]);
+        host.ok(&[
+            "incus",
+            "init",
+            "--empty",
+            "one-9-copy",
+            "-c",
+            "limits.memory=128MiB",
+            "-c",
+            "limits.cpu=1",
+        ]);
         let root = "/var/lib/incus/storage-pools/default/containers/one-9-copy/rootfs";
         host.ok(&["sh", "-c", &format!("mkdir -p {root} /mnt && mount -o loop /var/lib/one/image /mnt && cp -a /mnt/. {root}/ && umount /mnt")]);
         host.ok(&["incus", "start", "one-9-copy"]);
-        let system = host.ok(&["sh", "-c", "/var/tmp/one/im/incus-probes.d/host/system/stead-host-system.sh"]);
-        assert!(system.contains("VM = [ ID=-1, DEPLOY_ID=one-9-copy, VM_NAME=one-9-copy, IMPORT_TEMPLATE=\""), "{system}");
+        let system =
+            host.ok(&["sh", "-c", "/var/tmp/one/im/incus-probes.d/host/system/stead-host-system.sh"]);
+        assert!(
+            system.contains("VM = [ ID=-1, DEPLOY_ID=one-9-copy, VM_NAME=one-9-copy, IMPORT_TEMPLATE=\""),
+            "{system}"
+        );
         // Imported as VM 42: stopped, started, given an interface, stopped for good.
         let imported = vm(42, "one-9-copy", NIC, "");
         let document = action("one-9-copy", &imported);
@@ -536,7 +589,17 @@ fn screenshot(cluster: &str, port: u16, password: &str, keys: &str, wait_s: u32)
             print "$bits\n";
         } }"#;
     let output = Command::new("ip")
-        .args(["netns", "exec", &format!("stead-{cluster}"), "timeout", "60", "perl", "-MNet::VNC", "-e", script])
+        .args([
+            "netns",
+            "exec",
+            &format!("stead-{cluster}"),
+            "timeout",
+            "60",
+            "perl",
+            "-MNet::VNC",
+            "-e",
+            script,
+        ])
         .args([&port.to_string(), password, keys, &wait_s.to_string()])
         .output()
         .unwrap();
@@ -658,7 +721,9 @@ fn a_console_for_a_stock_vnc_client() {
 /// test run the script on the other node.
 #[test]
 fn vms_move_between_hosts_with_the_same_datastores() {
-    let Some(w) = World::new("vms_move_between_hosts_with_the_same_datastores", &["incus-node"]) else { return };
+    let Some(w) = World::new("vms_move_between_hosts_with_the_same_datastores", &["incus-node"]) else {
+        return;
+    };
     let Some(image) = image(&w) else { return };
     let file = w.file(
         "one-move",
@@ -742,7 +807,10 @@ fn moves(hosts: &[Host<'_>; 2]) {
     one.ok(&["ip", "link", "del", "onebr0"]);
     let answer = two.call("migrate", &["one-7", "node1", "node2", "7", "node2"], Some(&document));
     assert!(answer.code == 1 && answer.stderr.contains("could not take the VM over"), "{}", answer.stderr);
-    assert_eq!(two.ok(&["incus", "list", "one-7", "--format", "csv", "-c", "nsL"]).trim(), "one-7,RUNNING,node2");
+    assert_eq!(
+        two.ok(&["incus", "list", "one-7", "--format", "csv", "-c", "nsL"]).trim(),
+        "one-7,RUNNING,node2"
+    );
     assert_eq!(two.inside("one-7", "cat /state"), "moved\n");
     one.clean();
     one.ok(&["ip", "link", "add", "onebr0", "type", "bridge"]);
