@@ -98,6 +98,9 @@ pub enum EngineError {
         #[source]
         source: DocumentError,
     },
+    /// Its root filesystem could not be readied.
+    #[error(transparent)]
+    Disk(#[from] crate::disks::DiskError),
     /// Deleting it would delete what is mounted into it.
     #[error("instance {0} is not deleted: its root filesystem is still mounted")]
     StillMounted(InstanceName),
@@ -234,7 +237,23 @@ impl Engine {
     /// # Errors
     /// A request's.
     pub async fn set_state(&self, name: &InstanceName, action: StateAction) -> Result<(), EngineError> {
+        if action == StateAction::Start {
+            self.brace(name).await?;
+        }
         self.client.set_instance_state(PROJECT, name.as_str(), action, SHUTDOWN_TIMEOUT).await?;
+        Ok(())
+    }
+    /// Before anything that makes LXD start an instance: see [`crate::disks::brace`].
+    ///
+    /// # Errors
+    /// A request's; it cannot be mounted.
+    pub async fn brace(&self, name: &InstanceName) -> Result<(), EngineError> {
+        if self.client.dialect() == Dialect::Lxd {
+            let instance = self.client.instance(PROJECT, name.as_str()).await?.value;
+            if let Some(pool) = root_pool(&instance) {
+                crate::disks::brace(&self.rootfs(pool, name))?;
+            }
+        }
         Ok(())
     }
     /// Whether monitoring is to see it.

@@ -25,6 +25,8 @@ impl Job<'_, '_> {
         let instance = self.instance().await?;
         let vm = kept_document(&instance, &self.name)?.map(|(vm, _)| vm);
         self.engine.set_visible(&self.name, false).await?;
+        // A running instance is stopped and started by the engine.
+        self.engine.brace(&self.name).await?;
         let client = &self.engine.client;
         let restored = client.restore_snapshot(PROJECT, self.name.as_str(), snapshot.as_str(), false).await;
         // The settings are those of the snapshot now, this one with them.

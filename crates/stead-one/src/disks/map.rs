@@ -200,6 +200,13 @@ impl<'a> Mapper<'a> {
     ) -> Result<(), DiskError> {
         let mut errors = Vec::new();
         let mut undone = Vec::new();
+        for (index, entry) in self.journal.entries().iter().enumerate() {
+            if let (true, Undo::Unmount { at }) = (chosen(index, entry), &entry.undo)
+                && let Err(error) = mounts::unbrace(at)
+            {
+                errors.push(crate::say::chain(&error));
+            }
+        }
         for (index, entry) in self.journal.entries().iter().enumerate().rev() {
             if chosen(index, entry) {
                 match undo(&entry.undo) {

@@ -32,6 +32,15 @@ pub fn is_mounted(at: &std::path::Path) -> bool {
     mounts::is_mountpoint(at).unwrap_or(true)
 }
 
+/// Readies a mounted root filesystem for a start by LXD 5.0, which unmounts what is mounted on an instance's root once when
+/// it starts: below it the same is mounted again. Undoing the mount undoes both.
+///
+/// # Errors
+/// It cannot be mounted twice.
+pub fn brace(at: &std::path::Path) -> Result<(), DiskError> {
+    mounts::brace(at)
+}
+
 /// A disk cannot be mapped or unmapped.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {

@@ -33,6 +33,28 @@ pub(super) fn attach(device: &Path, filesystem: &str, at: &Path, readonly: bool)
     })
 }
 
+/// Mounts what is mounted on `at` there once more, unless it is there twice already.
+pub(super) fn brace(at: &Path) -> Result<(), DiskError> {
+    if table()?.iter().filter(|m| m.at == at).count() != 1 {
+        return Ok(());
+    }
+    rustix::mount::mount_bind(at, at).map_err(|e| DiskError::Mount {
+        device: at.to_owned(),
+        filesystem: "bind".to_owned(),
+        at: at.to_owned(),
+        source: e.into(),
+    })
+}
+
+/// Takes away what [`brace`] put there: below it may be more mounts, which it hides.
+pub(super) fn unbrace(at: &Path) -> Result<(), DiskError> {
+    while table()?.iter().filter(|m| m.at == at).count() > 1 {
+        unmount(at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+            .map_err(|e| DiskError::Unmount { at: at.to_owned(), source: e.into() })?;
+    }
+    Ok(())
+}
+
 /// Unmounts everything that is mounted on `at`, however often; nothing is no error. What is busy is given some time, then
 /// detached: a disk in use by nobody but a stray process of the host is no reason to keep a VM.
 pub(super) fn detach(at: &Path) -> Result<(), DiskError> {
