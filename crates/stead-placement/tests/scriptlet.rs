@@ -28,7 +28,8 @@ fn server(s: &Snapshot, new: &Workload, candidates: &[&Member], view: View) -> S
         }
         // Half of the amounts in other units: they mean the same.
         let memory = w.limits.memory_mib.unwrap();
-        let memory = if memory.is_multiple_of(2) { format!("{memory}MiB") } else { (memory << 20).to_string() };
+        let memory =
+            if memory.is_multiple_of(2) { format!("{memory}MiB") } else { (memory << 20).to_string() };
         let _ = write!(config, "\"limits.memory\": {}, ", text(&memory));
         let cpu = w.limits.cpu_milli.unwrap() / 1000;
         let cpu = if cpu == 3 { "1-2,5".to_owned() } else { cpu.to_string() };
