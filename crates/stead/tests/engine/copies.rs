@@ -57,6 +57,16 @@ pub async fn all(env: &Env) {
         write("one").await;
         c.delete_instance("stead-z", name).await.unwrap();
     }
+    // An image by the server itself, with a secret: it is one that strangers cannot see.
+    let own = Config::new();
+    c.send(&projects::create("stead-w", &own, "")).await.unwrap();
+    let fingerprint = c.image_alias("default", "stead-tiny").await.unwrap().value.target;
+    c.copy_image("stead-w", from, &fingerprint, &["stead/copied"]).await.unwrap();
+    let copied = c.image("stead-w", &fingerprint).await.unwrap().value;
+    assert!(!copied.public && copied.aliases.iter().any(|a| a.name == "stead/copied"));
+    c.delete_image("stead-w", &fingerprint).await.unwrap();
+    c.send(&projects::delete("stead-w")).await.unwrap();
+
     // What is not there cannot be copied, and nothing is left of the attempt.
     let new = NewInstance { name: "nothing".into(), ..NewInstance::like(&original) };
     let missing =
