@@ -87,12 +87,8 @@ features! {
     OperationsAllProjects: "operations of all projects", Some("operations_get_query_all_projects"), Some("operations_get_query_all_projects");
     /// Filters of lists of instances and images.
     Filter: "filtering", Some("api_filtering"), Some("api_filtering");
-    /// Filters of every list.
-    FilterAnything: "filtering this list", Some("api_filtering_extended"), None;
     /// User, group and directory of a command.
     ExecUser: "user, group and directory of a command", Some("container_exec_user_group_cwd"), Some("container_exec_user_group_cwd");
-    /// Signals to a command.
-    ExecSignals: "signals to a command", Some("container_exec_signal_handling"), Some("container_exec_signal_handling");
     /// Directories in instances.
     Directories: "directories in an instance", Some("directory_manipulation"), Some("directory_manipulation");
     /// Appending to files in instances.

@@ -161,12 +161,28 @@ impl Transport {
         self.in_time(request, self.exchange(request, None)).await
     }
 
-    /// Sends, and writes the body of a successful answer to a file; the body of any other comes with the answer.
+    /// Sends, and writes the body of a successful answer to a file, which is there whole or not at all; the body of any
+    /// other comes with the answer.
     ///
     /// # Errors
     /// As [`Self::send`], and of the file.
     pub async fn download(&self, request: &Request, to: &Path) -> Result<Answer, Error> {
-        self.in_time(request, self.exchange(request, Some(to))).await
+        let mut beside = to.as_os_str().to_owned();
+        beside.push(".part");
+        let beside = PathBuf::from(beside);
+        let failed = |source| Error::Write { path: to.display().to_string(), source };
+        let answer = self.in_time(request, self.exchange(request, Some(&beside))).await;
+        match answer {
+            Ok(answer) if answer.status.is_success() => {
+                tokio::fs::rename(&beside, to).await.map_err(failed)?;
+                Ok(answer)
+            }
+            other => {
+                // It may not have been begun.
+                let _ = tokio::fs::remove_file(&beside).await;
+                other
+            }
+        }
     }
 
     async fn exchange(&self, request: &Request, to: Option<&Path>) -> Result<Answer, Error> {

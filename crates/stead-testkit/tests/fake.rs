@@ -22,6 +22,7 @@ fn env(fake: &Fake, directory: &tempfile::TempDir) -> Env {
         client: fake.client(),
         members: ["node1".into(), "node2".into()],
         image: image::tiny(directory.path(), "fake").unwrap(),
+        starts: true,
     }
 }
 

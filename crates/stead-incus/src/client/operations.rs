@@ -8,7 +8,7 @@ use crate::{
     types::{OperationStatus, Outcome},
 };
 use serde_json::Value;
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 use tokio::time::Instant;
 
 /// The server is asked anew this often while it says nothing: a connection whose other end has vanished (a member lost
@@ -18,7 +18,7 @@ const SLICE: Duration = Duration::from_secs(20);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
 
 /// Work the server has begun.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Operation {
     /// What began it, for errors.
     pub request: String,
@@ -28,13 +28,23 @@ pub struct Operation {
     pub begun: Value,
 }
 
+/// How it began may hold secrets: it stays out of logs.
+impl fmt::Debug for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operation")
+            .field("request", &self.request)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
 /// One look at an operation.
 enum Look {
     At(Box<OperationStatus>),
     /// Not known to the server.
     Gone,
     /// The server could not be asked.
-    Silence,
+    Silence(Error),
 }
 
 impl Operation {
@@ -63,8 +73,8 @@ impl Client {
     /// Waits until an operation has succeeded. A lost connection or a restart of the server does not end the waiting.
     ///
     /// # Errors
-    /// [`Error::Operation`] when it failed or was cancelled; [`Error::Timeout`] when it still runs or the server has
-    /// not answered; [`Error::OutcomeUnknown`] when the server does not know it (any more): look at what it worked on.
+    /// [`Error::Operation`] when it failed or was cancelled; [`Error::Timeout`] when it still runs; what kept the server
+    /// from being asked, when that was so at the end; [`Error::OutcomeUnknown`] when the server does not know it (any more): look at what it worked on.
     pub async fn wait(&self, operation: &Operation, timeout: Duration) -> Result<OperationStatus, Error> {
         self.watch(operation, timeout, SLICE, |_| ()).await
     }
@@ -82,6 +92,7 @@ impl Client {
     ) -> Result<OperationStatus, Error> {
         let deadline = Instant::now() + timeout;
         let mut interrupted = false;
+        let mut last = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.look(operation, every.min(SLICE).min(left)).await? {
@@ -94,7 +105,10 @@ impl Client {
                             message: status.err,
                         });
                     }
-                    Outcome::Running => tell(&status),
+                    Outcome::Running => {
+                        last = None;
+                        tell(&status);
+                    }
                 },
                 Look::Gone => {
                     return Err(Error::OutcomeUnknown {
@@ -103,13 +117,15 @@ impl Client {
                         interrupted,
                     });
                 }
-                Look::Silence => {
+                Look::Silence(why) => {
                     interrupted = true;
+                    last = Some(why);
                     tokio::time::sleep(RECONNECT_PAUSE).await;
                 }
             }
             if Instant::now() >= deadline {
-                return Err(Error::Timeout { request: operation.request.clone(), after: timeout });
+                let after = timeout;
+                return Err(last.unwrap_or_else(|| Error::Timeout { request: operation.request.clone(), after }));
             }
         }
     }
@@ -121,17 +137,19 @@ impl Client {
         let wait = operations::wait(&operation.path, slice);
         let answer = match self.transport().send(&wait).await {
             Ok(answer) => answer,
-            Err(e) if e.is_silence() => return Ok(Look::Silence),
+            Err(e) if e.is_silence() => return Ok(Look::Silence(e)),
             Err(e) => return Err(e),
         };
         let ended_with = match (answer.status.as_u16(), envelope::parse(&answer.body)) {
             (200, Ok(Envelope::Sync(status))) => return Ok(Look::At(Box::new(shape(&wait, status)?))),
             (200, Ok(Envelope::Error { message, .. })) => message,
             // Cut short: the server went away while it was waiting.
-            (200, Err(_)) => return Ok(Look::Silence),
+            (200, Err(source)) => {
+                return Ok(Look::Silence(Error::Envelope { request: wait.to_string(), source }));
+            }
             (404, _) => return Ok(Look::Gone),
             // Starting or stopping, or the member it runs on cannot be reached from here.
-            (500..=599, _) => return Ok(Look::Silence),
+            (500..=599, _) => return Ok(Look::Silence(refused(&wait, &answer))),
             _ => return Err(refused(&wait, &answer)),
         };
         let get = operations::get(&operation.path);
@@ -141,7 +159,7 @@ impl Client {
             Err(e) if e.is_not_found() => {
                 Err(Error::Operation { request: operation.request.clone(), code: 400, message: ended_with })
             }
-            Err(e) if e.is_silence() => Ok(Look::Silence),
+            Err(e) if e.is_silence() => Ok(Look::Silence(e)),
             Err(e) => Err(e),
         }
     }

@@ -67,7 +67,7 @@ fn with_properties(dialect: Dialect, request: Request, properties: &Config) -> R
 }
 
 /// Another server of the same engine, to fetch an image from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ImageServer {
     /// `https://address:port`.
     pub url: String,

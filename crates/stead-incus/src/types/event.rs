@@ -3,9 +3,10 @@
 use super::OperationStatus;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::fmt;
 
 /// One event.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize)]
 pub struct Event {
     /// What kind.
     #[serde(rename = "type")]
@@ -22,6 +23,18 @@ pub struct Event {
     /// Project it belongs to.
     #[serde(default)]
     pub project: String,
+}
+
+/// An operation's metadata may hold secrets: they stay out of logs.
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("kind", &self.kind)
+            .field("timestamp", &self.timestamp)
+            .field("location", &self.location)
+            .field("project", &self.project)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Kinds of events.

@@ -3,10 +3,10 @@
 use super::nullable;
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 /// An operation.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Clone, PartialEq, Deserialize)]
 pub struct OperationStatus {
     /// UUID.
     pub id: String,
@@ -39,6 +39,18 @@ pub struct OperationStatus {
     /// When it was told of last.
     #[serde(default)]
     pub updated_at: String,
+}
+
+/// Metadata may hold secrets, of websockets or tokens: they stay out of logs.
+impl fmt::Debug for OperationStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OperationStatus")
+            .field("id", &self.id)
+            .field("description", &self.description)
+            .field("status_code", &self.status_code)
+            .field("err", &self.err)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How an operation stands.
@@ -153,5 +165,6 @@ mod tests {
         );
         let migration = operation(json!({ "control": "c", "fs": "d" }));
         assert_eq!(migration.secrets().len(), 2);
+        assert!(!format!("{:?}", operation(json!({ "control": "SECRET" }))).contains("SECRET"));
     }
 }
