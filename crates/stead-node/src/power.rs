@@ -24,13 +24,12 @@ pub const DEADLINE: Duration = Duration::from_secs(25);
 /// Processes of no service get this long after TERM.
 const STRAGGLERS: Duration = Duration::from_millis(500);
 
-/// Turns signals (TERM and PWR: power off; INT, which the kernel sends for ctrl-alt-del: boot again) and the power
-/// button into the wish to stop.
+/// Turns signals (TERM and PWR: power off; INT, which the kernel sends for ctrl-alt-del: boot again) into the wish to
+/// stop.
 pub fn listen(handle: &Handle, mode: Mode) {
     if mode == Mode::Vm {
         // Else ctrl-alt-del resets the machine at once.
         let _ = reboot(RebootCommand::CadOff);
-        power_buttons(handle);
     }
     let wishes = [
         (SignalKind::terminate(), Stop::Shutdown(DEADLINE)),
@@ -65,8 +64,9 @@ fn is_power_button(event: &[u8; EVENT_BYTES]) -> bool {
     (kind, code, value) == KEY_POWER
 }
 
-/// Watches every input device; those that are no buttons never send the event.
-fn power_buttons(handle: &Handle) {
+/// Turns the power button into the wish to stop, from when the kernel has its driver. Every input device is watched;
+/// those that are no buttons never send the event.
+pub fn watch_buttons(handle: &Handle) {
     for entry in fs::read_dir("/dev/input").into_iter().flatten().flatten() {
         if !entry.file_name().to_string_lossy().starts_with("event") {
             continue;

@@ -122,7 +122,7 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
         engine::Manager::new(e, spec.name.clone(), handle.clone(), socket)
     });
     let listening = serve_agent(&spec, handle, manager.clone());
-    let later = tokio::spawn(later.load_after(listening, handle.clone()));
+    let later = tokio::spawn(later.load_after(listening, handle.clone(), state.mode));
     if in_rescue {
         return Booted { supervisor: None, failed };
     }
@@ -217,7 +217,7 @@ impl LaterModules {
     }
 
     /// On a thread of its own that gives way to others, when the agent listens or never will.
-    async fn load_after(self, listening: oneshot::Receiver<()>, handle: Handle) {
+    async fn load_after(self, listening: oneshot::Receiver<()>, handle: Handle, mode: Mode) {
         let _ = listening.await;
         let (done, loaded) = oneshot::channel();
         std::thread::spawn(move || {
@@ -226,6 +226,10 @@ impl LaterModules {
             let _ = done.send(modules::load(&self.0));
         });
         loaded.await.unwrap_or_default().into_iter().for_each(|error| handle.warn(error));
+        if mode == Mode::Vm {
+            // Their driver is among the modules.
+            power::watch_buttons(&handle);
+        }
     }
 }
 

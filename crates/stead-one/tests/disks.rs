@@ -279,7 +279,7 @@ fn partitioned(w: &World, path: &Path, table: &str) {
     std::io::Write::write_all(child.stdin.as_mut().unwrap(), script.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success());
     let text = path.to_str().unwrap();
-    let rows = run("partx", &["--show", "--raw", "--noheadings", "--output", "START,SECTORS,UUID", text]);
+    let rows = run("partx", &["--raw", "--noheadings", "--output", "START,SECTORS,UUID", text]);
     let parts: Vec<(u64, u64, String)> = rows
         .lines()
         .map(|l| {

@@ -199,6 +199,13 @@ impl Running {
             Self::Qemu(vm) => vm.ask_to_end(),
         }
     }
+    /// A guest's kernel forgets a press of the button when nothing listens to it yet. A signal is not lost.
+    fn ask_again(&self) {
+        match self {
+            Self::Init(_) => {}
+            Self::Qemu(vm) => vm.ask_to_end(),
+        }
+    }
     fn kill(&self) {
         match self {
             Self::Init(init) => init.signal(Signal::KILL),
@@ -365,14 +372,19 @@ async fn live(spec: &Arc<MachineSpec>, ledger: &mut Ledger, wishes: &mut Wishes)
     }
 }
 
+/// How long a guest has before its power button is pressed again.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
 /// Ends a running machine: politely within its time unless killing is wished, now or while it stops.
 async fn end(spec: &MachineSpec, running: &mut Running, wish: Wish, wishes: &mut Wishes) {
     if wish == Wish::End {
         running.ask_to_end();
         let deadline = tokio::time::sleep(Duration::from_secs(u64::from(spec.stop_timeout_s)));
         tokio::pin!(deadline);
+        let mut again = tokio::time::interval_at(tokio::time::Instant::now() + ASK_AGAIN, ASK_AGAIN);
         loop {
             tokio::select! {
+                _ = again.tick() => running.ask_again(),
                 _ = running.exit() => return,
                 () = &mut deadline => break,
                 wish = wishes.next() => if wish == Wish::Kill { break },

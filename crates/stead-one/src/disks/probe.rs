@@ -113,7 +113,7 @@ fn parse_blkid(text: &str) -> Found {
 
 fn partitions(bytes: &Path) -> Result<Vec<Partition>, DiskError> {
     let path = bytes.display().to_string();
-    let arguments = ["--show", "--raw", "--noheadings", "--output", "NR,START,SECTORS,UUID", path.as_str()];
+    let arguments = ["--raw", "--noheadings", "--output", "NR,START,SECTORS,UUID", path.as_str()];
     Ok(parse_partx(&tool::run("partx", &arguments, &[])?))
 }
 
