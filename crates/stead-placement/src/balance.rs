@@ -19,9 +19,8 @@ const MOVES: usize = 12;
 const EXCHANGES: usize = 6;
 /// A gain that counts when the policy asks for none: rounding is far below it.
 const LEAST_GAIN: f64 = 1e-6;
-/// How many exchanges may be looked at in one round, so that a large cluster that cannot be made even ends in time: a
-/// few nanoseconds each.
-const LOOKS: u64 = 150_000_000;
+/// How many items of another member are looked at for an exchange.
+const CROWD: usize = 256;
 
 /// What could be done.
 #[derive(Debug, Clone, Copy)]
@@ -35,14 +34,19 @@ struct Candidate {
     cost: u64,
 }
 
-/// One round of balancing.
+/// Balancing, over all rounds of a plan: what was found to help nobody is not looked at again until it has changed.
 #[derive(Debug)]
 pub struct Balance {
     goal: f64,
     least_gain: f64,
     max_displaced: usize,
     items: Items,
-    looks: u64,
+    /// Moments are counted in changes of members.
+    now: u64,
+    /// When each member last changed.
+    changed: Vec<u64>,
+    /// When everything was tried for a member, in vain.
+    tried: Vec<u64>,
 }
 
 impl Balance {
@@ -54,7 +58,27 @@ impl Balance {
             least_gain: (f64::from(policy.least_gain_percent) / 100.0).max(LEAST_GAIN),
             max_displaced: policy.max_moves.unwrap_or(usize::MAX),
             items: Items::new(state),
-            looks: LOOKS,
+            now: 1,
+            changed: vec![1; state.p.members.len()],
+            tried: vec![0; state.p.members.len()],
+        }
+    }
+
+    /// Goes on with a placement that others may have changed by the moves noted in its journal.
+    pub fn resume(&mut self, state: &State<'_>) {
+        self.items = Items::new(state);
+        self.touch_since(state, 0);
+    }
+
+    /// Notes that an instance was moved.
+    fn touch(&mut self, state: &State<'_>, i: u32, from: u32, to: u32) {
+        self.changed[from as usize] = self.now;
+        self.changed[to as usize] = self.now;
+        // What an instance of a group may do depends on where all of it is.
+        if let Some((_, group)) = state.group_of(i) {
+            for mate in &group.instances {
+                self.changed[state.at[*mate as usize] as usize] = self.now;
+            }
         }
     }
 
@@ -117,26 +141,39 @@ impl Balance {
             (Some(only), None) | (None, Some(only)) => return Some(only),
             (None, None) => {}
         }
+        self.anywhere(state, d, m)
+    }
+
+    /// Looks at all members, from the emptiest on, and takes the first that helps.
+    fn anywhere(&mut self, state: &State<'_>, d: usize, m: u32) -> Option<Candidate> {
+        let tried = self.tried[m as usize];
+        let again = self.changed[m as usize] <= tried;
         let all = self.items.on(state, m, usize::MAX);
+        let fresh = || {
+            let members = state.by_over[d].iter().map(|(_, b)| *b).filter(|b| *b != m);
+            members.filter(|b| !again || self.changed[*b as usize] > tried)
+        };
         let mut found = None;
-        for to in coldest(usize::MAX) {
+        for to in fresh() {
             self.moves(state, m, to, &all, &mut found);
             if found.is_some() {
                 return found;
             }
         }
-        for to in coldest(usize::MAX) {
+        for to in fresh() {
             self.exchanges(state, m, to, &all, &mut found);
-            if found.is_some() || self.looks == 0 {
+            if found.is_some() {
                 return found;
             }
         }
-        found
+        self.tried[m as usize] = self.now;
+        None
     }
 
     /// Moves from `m` to `to`.
     fn moves(&self, state: &State<'_>, m: u32, to: u32, mine: &[Item], best: &mut Option<Candidate>) {
         let p = state.p;
+        let enough = self.enough(state, m);
         for item in mine {
             let demand = self.items.demand(p, *item);
             let over = state.over_with(m as usize, Some(demand), None).max(state.over_with(
@@ -144,7 +181,7 @@ impl Balance {
                 None,
                 Some(demand),
             ));
-            if !self.helps(state, m, over) || !self.items.can_go(state, *item, to) {
+            if over > enough || !self.items.can_go(state, *item, to) {
                 continue;
             }
             if self.items.pairs_change(state, *item, to) > 0 || !self.affordable(state, &[(*item, to)]) {
@@ -155,37 +192,39 @@ impl Balance {
         }
     }
 
-    /// Exchanges between `m` and `to`.
-    fn exchanges(&mut self, state: &State<'_>, m: u32, to: u32, mine: &[Item], best: &mut Option<Candidate>) {
+    /// Exchanges between `m` and `to`: where most of the time goes, so sums are kept at hand.
+    fn exchanges(&self, state: &State<'_>, m: u32, to: u32, mine: &[Item], best: &mut Option<Candidate>) {
         let p = state.p;
-        let theirs = self.items.on(state, to, WINDOW);
-        self.looks = self.looks.saturating_sub((mine.len() * theirs.len()) as u64);
+        let enough = self.enough(state, m);
+        let (here, there) = (state.slopes(m as usize), state.slopes(to as usize));
+        let theirs = self.items.on(state, to, CROWD);
+        let demands: Vec<f64> =
+            theirs.iter().flat_map(|o| self.items.demand(p, *o).iter().map(|d| *d as f64)).collect();
+        let mut out = vec![0.0; p.width()];
         for item in mine {
-            let out = self.items.demand(p, *item);
+            out.iter_mut().zip(self.items.demand(p, *item)).for_each(|(out, d)| *out = *d as f64);
             // What comes back only adds: without it, it must help already.
-            if !self.helps(state, m, state.over_with(m as usize, Some(out), None))
+            if here.iter().zip(&out).any(|((slope, over), out)| over - out * slope > enough)
                 || !self.items.may_go(state, *item, to)
             {
                 continue;
             }
-            for other in &theirs {
-                let back = self.items.demand(p, *other);
-                let over_to = state.over_with(to as usize, Some(back), Some(out));
-                if !self.helps(state, m, over_to) {
-                    continue;
+            for (other, back) in theirs.iter().zip(demands.chunks_exact(out.len())) {
+                let mut over = f64::NEG_INFINITY;
+                for (((a, b), out), back) in here.iter().zip(&there).zip(&out).zip(back) {
+                    let moved = out - back;
+                    over = over.max(a.1 - moved * a.0).max(b.1 + moved * b.0);
                 }
-                let over = over_to.max(state.over_with(m as usize, Some(out), Some(back)));
-                if !self.helps(state, m, over) {
+                if over > enough {
                     continue;
                 }
                 let cost = self.items.cost(p, *item) + self.items.cost(p, *other);
                 let found = Candidate { item: *item, to, other: Some(*other), over, cost };
-                if best.as_ref().is_some_and(|b| self.order(&found, b) != Ordering::Less)
-                    || !self.possible(state, m, *item, to, *other)
+                if best.as_ref().is_none_or(|b| self.order(&found, b) == Ordering::Less)
+                    && self.possible(state, m, *item, to, *other)
                 {
-                    continue;
+                    *best = Some(found);
                 }
-                *best = Some(found);
             }
         }
     }
@@ -210,8 +249,8 @@ impl Balance {
             && self.affordable(state, &[(item, to), (other, m)])
     }
 
-    fn carry_out(&self, state: &mut State<'_>, step: Candidate) {
-        let from = self.items.at(state, step.item);
+    fn carry_out(&mut self, state: &mut State<'_>, step: Candidate) {
+        let (from, mark) = (self.items.at(state, step.item), state.journal.len());
         match step.other {
             Some(other) if !self.items.can_go(state, step.item, step.to) => {
                 self.items.go(state, other, from);
@@ -222,12 +261,22 @@ impl Balance {
                 other.into_iter().for_each(|o| self.items.go(state, o, from));
             }
         }
+        self.touch_since(state, mark);
     }
 
-    /// Whether the larger overhang is enough below the member's own.
-    fn helps(&self, state: &State<'_>, m: u32, over: f64) -> bool {
-        let gain = state.over[m as usize] - over;
-        gain >= self.least_gain || (over <= self.goal && gain > LEAST_GAIN)
+    /// Notes the moves made since the journal was of this length.
+    fn touch_since(&mut self, state: &State<'_>, mark: usize) {
+        self.now += 1;
+        for (i, from, to) in &state.journal[mark..] {
+            self.touch(state, *i, *from, *to);
+        }
+    }
+
+    /// The largest overhang of the two members that is worth a step: below the member's own by what the policy asks, or
+    /// within the tolerance.
+    fn enough(&self, state: &State<'_>, m: u32) -> f64 {
+        let now = state.over[m as usize];
+        (now - self.least_gain).max(self.goal.min(now - LEAST_GAIN))
     }
 
     /// Whether the plan may still have so many moves.
@@ -270,7 +319,13 @@ impl Balance {
 
     /// Sends instances back to where they were, and joins moves into and out of a member, where that leaves both
     /// members within the tolerance or no fuller than they are.
-    pub fn prune(&self, state: &mut State<'_>) {
+    pub fn prune(&mut self, state: &mut State<'_>) {
+        let mark = state.journal.len();
+        self.send_home(state);
+        self.touch_since(state, mark);
+    }
+
+    fn send_home(&self, state: &mut State<'_>) {
         let p = state.p;
         let mut displaced: Vec<u32> =
             (0..p.instances.len() as u32).filter(|i| state.at[*i as usize] != p.start[*i as usize]).collect();

@@ -190,8 +190,8 @@ fn overloads(state: &mut State<'_>) {
     for m in 0..p.members.len() as u32 {
         let mut hopeless = vec![false; p.width()];
         let mut leaving: (Option<usize>, Vec<Item>) = (None, Vec::new());
+        let mut items = Items::new(state);
         while let Some(r) = overloaded(state, m).into_iter().find(|r| !hopeless[*r]) {
-            let items = Items::new(state);
             let wanted = |o: &Item| items.demand(p, *o)[r];
             if leaving.0 != Some(r) {
                 let mut all = items.on(state, m, usize::MAX);
@@ -205,24 +205,22 @@ fn overloads(state: &mut State<'_>) {
             let enough = leaving.1.partition_point(|o| wanted(o) < excess);
             let order: Vec<usize> =
                 (enough..leaving.1.len()).take(WIDTH).chain((0..enough).rev().take(2 * WIDTH)).collect();
-            let gone = order
-                .iter()
-                .copied()
-                .find(|n| {
-                    let item = leaving.1[*n];
-                    let to = items.best_target(state, item, Some(m));
-                    to.inspect(|to| items.go(state, item, *to)).is_some()
-                })
-                .or_else(|| order.into_iter().find(|n| settle(state, &items, leaving.1[*n], Some(m), DEPTH)));
-            match gone {
-                // Others may have moved with it, to make room: they are looked up again.
-                Some(n) if items.at(state, leaving.1[n]) != m => drop(leaving.1.remove(n)),
-                Some(_) => leaving.0 = None,
-                // A group that would rather stay together is torn when that is the only way.
-                None => match torn(state, &items, m, r) {
-                    true => leaving.0 = None,
-                    false => hopeless[r] = true,
-                },
+            let direct = order.iter().copied().find(|n| {
+                let to = items.best_target(state, leaving.1[*n], Some(m));
+                to.inspect(|to| items.go(state, leaving.1[*n], *to)).is_some()
+            });
+            if let Some(n) = direct {
+                leaving.1.remove(n);
+                continue;
+            }
+            // With others moved out of the way; and a group that would rather stay together is torn when that is the only
+            // way.
+            let moved = order.into_iter().any(|n| settle(state, &items, leaving.1[n], Some(m), DEPTH))
+                || torn(state, &items, m, r);
+            hopeless[r] = !moved;
+            if moved {
+                items = Items::new(state);
+                leaving.0 = None;
             }
         }
     }

@@ -52,10 +52,11 @@ impl<'p> Planner<'p> {
         let state = State::new(p, self.levels, &p.start);
         self.begin = amiss(&state);
         let mut at = p.start.clone();
+        let mut balance = Balance::new(&state);
         let mut journal: Vec<Step> = Vec::new();
         for round in 0..ROUNDS {
             let mut state = State::new(p, self.levels, &at);
-            self.round(&mut state, round == 0);
+            self.round(&mut state, &mut balance, round == 0);
             let settled = state.at == at;
             at.clone_from(&state.at);
             journal.append(&mut state.journal);
@@ -72,7 +73,7 @@ impl<'p> Planner<'p> {
         self.report(&steps)
     }
 
-    fn round(&mut self, state: &mut State<'p>, first: bool) {
+    fn round(&mut self, state: &mut State<'p>, balance: &mut Balance, first: bool) {
         let begin = state.at.clone();
         if !amiss(state).is_empty() {
             mend::mend(state);
@@ -93,7 +94,7 @@ impl<'p> Planner<'p> {
             }
         }
         mend::prefer(state);
-        let mut balance = Balance::new(state);
+        balance.resume(state);
         balance.run(state);
         balance.prune(state);
     }

@@ -21,10 +21,8 @@ pub struct State<'p> {
     pub levels: &'p Levels,
     /// Each instance's member.
     pub at: Vec<u32>,
-    /// Each member's instances.
+    /// Each member's instances, in order: what is chosen among them depends on the placement, not on how it came about.
     pub on: Vec<Vec<u32>>,
-    /// Each instance's place in its member's list.
-    slot: Vec<u32>,
     /// What is promised on each member, of each resource.
     pub used: Vec<u64>,
     /// How many of each group are on which members.
@@ -70,7 +68,6 @@ impl<'p> State<'p> {
             levels,
             at: at.to_vec(),
             on: vec![Vec::new(); n],
-            slot: vec![0; at.len()],
             used: vec![0; n * width],
             mates: vec![Vec::new(); p.groups.len()],
             over: vec![f64::NEG_INFINITY; n],
@@ -83,7 +80,6 @@ impl<'p> State<'p> {
         };
         for (i, m) in at.iter().enumerate() {
             let m = *m as usize;
-            state.slot[i] = state.on[m].len() as u32;
             state.on[m].push(i as u32);
             for (r, d) in p.demand_of(i).iter().enumerate() {
                 state.used[m * width + r] += d;
@@ -122,6 +118,14 @@ impl<'p> State<'p> {
             most = most.max(used as f64 * self.slope[base + r] - self.share[base + r]);
         }
         most
+    }
+
+    /// For each resource, how a member's overhang rises with what is promised, and what it is now.
+    pub fn slopes(&self, m: usize) -> Vec<(f64, f64)> {
+        let base = m * self.p.width();
+        (base..base + self.p.width())
+            .map(|at| (self.slope[at], self.used[at] as f64 * self.slope[at] - self.share[at]))
+            .collect()
     }
 
     /// Whether a member has room for `more` when `less` has left. What it does not ask of cannot be lacking.
@@ -201,13 +205,12 @@ impl<'p> State<'p> {
         let start = self.p.start[i];
         self.displaced = self.displaced + usize::from(from == start) - usize::from(to == start);
         self.at[i] = to;
-        let slot = self.slot[i] as usize;
-        self.on[a].swap_remove(slot);
-        if let Some(moved) = self.on[a].get(slot) {
-            self.slot[*moved as usize] = slot as u32;
+        if let Ok(slot) = self.on[a].binary_search(&(i as u32)) {
+            self.on[a].remove(slot);
         }
-        self.slot[i] = self.on[b].len() as u32;
-        self.on[b].push(i as u32);
+        if let Err(slot) = self.on[b].binary_search(&(i as u32)) {
+            self.on[b].insert(slot, i as u32);
+        }
         for r in 0..width {
             let d = self.p.demand[i * width + r];
             self.used[a * width + r] -= d;

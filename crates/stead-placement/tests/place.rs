@@ -135,5 +135,29 @@ fn a_refusal_says_why_with_numbers() {
     s.members[3].networks.clear();
     let batch = [common::workload(50, 12 << 10, 1000), common::workload(51, 4 << 10, 1000)];
     let made = placed(&s, &Policy::default(), &batch);
-    insta::assert_json_snapshot!(made, @"");
+    insta::assert_json_snapshot!(made, @r#"
+    {
+      "placed": [
+        {
+          "instance": {
+            "project": "default",
+            "name": "i51"
+          },
+          "member": "n0",
+          "level_ppm": 875000
+        }
+      ],
+      "refused": [
+        {
+          "instance": {
+            "project": "default",
+            "name": "i50"
+          },
+          "verdict": "impossible",
+          "why": "no member has 12 GiB of memory free: the most is 6 GiB, on n0; n3: has no network br0"
+        }
+      ],
+      "findings": []
+    }
+    "#);
 }

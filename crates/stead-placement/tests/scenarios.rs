@@ -1,0 +1,140 @@
+//! Plans of clusters that can be understood at a glance, in full.
+
+mod common;
+
+use common::{instance, member};
+use stead_placement::{Plan, Policy, Snapshot, check, plan, policy::Downtime, settings, snapshot::Instance};
+
+fn planned(s: &Snapshot, p: &Policy) -> Plan {
+    let made = plan(s, p).expect("a snapshot without contradictions");
+    check(s, p, &made).expect("the checker agrees");
+    made
+}
+
+/// A plan in lines: what moves where and why, then what is refused, then how even it is.
+fn lines(made: &Plan) -> String {
+    let mut out = String::new();
+    for m in &made.moves {
+        let why: Vec<String> = m.reasons.iter().map(ToString::to_string).collect();
+        let after = if m.after.is_empty() { String::new() } else { format!(" after {:?}", m.after) };
+        out += &format!("{}: {} -> {} ({}){after}\n", m.instance, m.from, m.to, why.join(", "));
+    }
+    for refusal in &made.report.refusals {
+        out += &format!("refused: {refusal}\n");
+    }
+    for finding in &made.report.findings {
+        out += &format!("note: {finding}\n");
+    }
+    let i = made.report.imbalance;
+    let percent = |ppm: u64| ppm as f64 / 1e6;
+    out + &format!(
+        "imbalance {:.2} -> {:.2}, bound {:.2}\n",
+        percent(i.before_ppm),
+        percent(i.after_ppm),
+        percent(i.bound_ppm)
+    )
+}
+
+/// Memory in GiB on members of so many GiB; disks and processors do not matter.
+fn cluster(members: &[u64], instances: &[(usize, u64)]) -> Snapshot {
+    Snapshot {
+        members: members.iter().enumerate().map(|(n, gib)| member(n, gib << 10, 64_000)).collect(),
+        instances: instances
+            .iter()
+            .enumerate()
+            .map(|(n, (on, gib))| instance(n, *on, gib << 10, 0))
+            .collect(),
+    }
+}
+
+fn group(i: &mut Instance, name: &str, mode: &str, strength: &str) {
+    for (key, value) in
+        [(settings::GROUP, name), (settings::GROUP_MODE, mode), (settings::GROUP_STRENGTH, strength)]
+    {
+        i.workload.settings.insert(key.to_owned(), value.to_owned());
+    }
+}
+
+#[test]
+fn ten_instances_piled_on_one_member() {
+    let s = cluster(&[16, 16, 16], &[(0, 1); 10]);
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
+    i0: n0 -> n2 (balance)
+    i1: n0 -> n2 (balance)
+    i2: n0 -> n1 (balance)
+    i3: n0 -> n1 (balance)
+    i5: n0 -> n2 (balance)
+    other/i4: n0 -> n1 (balance)
+    imbalance 3.00 -> 1.20, bound 1.20
+    ");
+    let quiet = Policy { downtime: Downtime::None, ..Policy::default() };
+    insta::assert_snapshot!(lines(&planned(&s, &quiet)), @"imbalance 1.00 -> 1.00, bound 1.00");
+}
+
+/// Two members are full and each has what belongs on the other: the third lends its room.
+#[test]
+fn an_exchange_goes_by_a_third_member() {
+    let mut s = cluster(&[8, 8, 8], &[(0, 8), (1, 8), (2, 1)]);
+    s.members[0].roles.insert("red".to_owned());
+    s.members[1].roles.insert("blue".to_owned());
+    s.members[2].roles.extend(["red".to_owned(), "blue".to_owned()]);
+    s.instances[2].pinned = true;
+    for (n, role) in ["blue", "red"].into_iter().enumerate() {
+        s.instances[n].workload.settings.insert(settings::ROLES.to_owned(), role.to_owned());
+    }
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
+    refused: i0 should not be on n0, which has not the role blue: impossible: no member has 8 GiB of memory free: the most is 7 GiB, on n2
+    refused: i1 should not be on n1, which has not the role red: impossible: no member has 8 GiB of memory free: the most is 7 GiB, on n2
+    imbalance 1.41 -> 1.41, bound 1.00
+    ");
+    s.members[2].memory_mib = 9 << 10;
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
+    i0: n0 -> n2 (must not stay there)
+    i1: n1 -> n0 (must not stay there) after [0]
+    imbalance 1.47 -> 1.47, bound 1.00
+    ");
+}
+
+#[test]
+fn a_member_is_emptied_as_far_as_there_is_room() {
+    let mut s = cluster(&[16, 16, 8], &[(0, 12), (0, 2), (1, 6), (2, 2)]);
+    s.instances[1].pinned = true;
+    let p = Policy { drain: [s.members[0].name.clone()].into(), ..Policy::default() };
+    insta::assert_snapshot!(lines(&planned(&s, &p)), @r"
+    i2: n1 -> n2 (makes room)
+    i0: n0 -> n1 (must not stay there) after [0]
+    i3: n2 -> n1 (balance) after [0]
+    refused: i1 should not be on n0, which is being emptied: impossible: it is tied to its member
+    imbalance 1.00 -> 1.05, bound 1.00
+    ");
+}
+
+#[test]
+fn groups_are_mended_before_balance() {
+    let mut s = cluster(&[16, 16, 16], &[(0, 2), (0, 2), (1, 2), (2, 2), (1, 1), (2, 1)]);
+    group(&mut s.instances[0], "web", "spread", "strict");
+    group(&mut s.instances[1], "web", "spread", "strict");
+    group(&mut s.instances[4], "db", "compact", "preferred");
+    group(&mut s.instances[5], "db", "compact", "preferred");
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
+    i0: n0 -> n1 (group web)
+    i2: n1 -> n0 (balance) after [0]
+    imbalance 1.20 -> 1.20, bound 1.20
+    ");
+    for n in 2..4 {
+        group(&mut s.instances[n], "web", "compact", "preferred");
+    }
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
+    refused: instances of the strictly spread group web are together on a member: impossible: 4 instances, and 3 members that may take them
+    note: group web: i0 and i2 have different user.stead.group.mode; that of i0 holds
+    note: group web: i0 and i2 have different user.stead.group.strength; that of i0 holds
+    imbalance 1.20 -> 1.20, bound 1.20
+    ");
+}
+
+#[test]
+fn what_cannot_be_moved_counts_against_nobody() {
+    let mut s = cluster(&[16, 16, 16], &[(0, 12), (1, 3), (1, 3), (2, 3), (2, 3)]);
+    s.instances[0].workload.settings.insert(settings::PIN.to_owned(), "true".to_owned());
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @"imbalance 1.01 -> 1.01, bound 1.01");
+}
