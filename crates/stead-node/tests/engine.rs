@@ -139,12 +139,6 @@ fn a_disk_with_data_is_left_alone() {
 /// member.
 #[test]
 fn power_cuts_while_initialising() {
-    if std::env::var_os("STEAD_TEST_UNSETTLED").is_none() {
-        println!(
-            "SKIP power_cuts_while_initialising: not yet seen to pass since it was merged; STEAD_TEST_UNSETTLED=1 runs it"
-        );
-        return;
-    }
     need!("power_cuts_while_initialising", Kind::Incus);
     let lan = Lan::new();
     let cuts = often(6, 24);
@@ -170,12 +164,6 @@ fn often(few: u64, many: u64) -> u64 {
 /// or by a new token, and nothing of the failed try stays in the cluster.
 #[test]
 fn a_joiner_dies_at_any_moment() {
-    if std::env::var_os("STEAD_TEST_UNSETTLED").is_none() {
-        println!(
-            "SKIP a_joiner_dies_at_any_moment: not yet seen to pass since it was merged; STEAD_TEST_UNSETTLED=1 runs it"
-        );
-        return;
-    }
     need!("a_joiner_dies_at_any_moment", Kind::Incus);
     let lan = Lan::new();
     let (disk1, disk) = (lan.disk(1), lan.disk(2));

@@ -125,12 +125,6 @@ fn base_cluster_survives_kills() {
 
 #[test]
 fn incus_cluster_survives_kills() {
-    if std::env::var_os("STEAD_TEST_UNSETTLED").is_none() {
-        println!(
-            "SKIP incus_cluster_survives_kills: not yet seen to pass since it was merged; STEAD_TEST_UNSETTLED=1 runs it"
-        );
-        return;
-    }
     let Some(w) = World::new("incus_cluster_survives_kills", &["incus-node"]) else { return };
     let file =
         w.file("t-killi", "name: t-killi\nimage: incus-node\nnodes: 2\nmachine: {backend: namespace}\n");
@@ -141,12 +135,6 @@ fn incus_cluster_survives_kills() {
 /// stage: not begun, evacuating, leaving the database, resetting itself, gone.
 #[test]
 fn a_removal_cut_short_at_any_moment_is_taken_back() {
-    if std::env::var_os("STEAD_TEST_UNSETTLED").is_none() {
-        println!(
-            "SKIP a_removal_cut_short_at_any_moment_is_taken_back: not yet seen to pass since it was merged; STEAD_TEST_UNSETTLED=1 runs it"
-        );
-        return;
-    }
     let Some(w) = World::new("a_removal_cut_short_at_any_moment_is_taken_back", &["incus-node"]) else {
         return;
     };
