@@ -92,10 +92,9 @@ impl Client {
     ) -> Result<OperationStatus, Error> {
         let deadline = Instant::now() + timeout;
         let mut interrupted = false;
-        let mut last = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.look(operation, every.min(SLICE).min(left)).await? {
+            let silence = match self.look(operation, every.min(SLICE).min(left)).await? {
                 Look::At(status) => match status.outcome() {
                     Outcome::Success => return Ok(*status),
                     Outcome::Failure | Outcome::Cancelled => {
@@ -106,8 +105,8 @@ impl Client {
                         });
                     }
                     Outcome::Running => {
-                        last = None;
                         tell(&status);
+                        None
                     }
                 },
                 Look::Gone => {
@@ -119,13 +118,13 @@ impl Client {
                 }
                 Look::Silence(why) => {
                     interrupted = true;
-                    last = Some(why);
                     tokio::time::sleep(RECONNECT_PAUSE).await;
+                    Some(why)
                 }
-            }
+            };
             if Instant::now() >= deadline {
                 let after = timeout;
-                return Err(last.unwrap_or_else(|| Error::Timeout { request: operation.request.clone(), after }));
+                return Err(silence.unwrap_or_else(|| Error::Timeout { request: operation.request.clone(), after }));
             }
         }
     }
