@@ -30,6 +30,9 @@ use stead_model::{
     recipe::{Base, RecipeKind},
 };
 
+/// The nice value of what is made beside the base.
+const GIVING_WAY: i32 = 10;
+
 /// What a build tells while it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -366,7 +369,12 @@ impl Run<'_> {
         let stead_node = self.stead_node(node_digest)?;
         let (base, kernel, overlays) = thread::scope(|scope| {
             let base = scope.spawn(|| self.base());
-            let kernel = scope.spawn(|| self.kernel());
+            let kernel = scope.spawn(|| {
+                // The base takes longest and is waited for: what else is made gives way, with the programs it runs. To
+                // Linux a thread is a process here.
+                let _ = rustix::process::setpriority_process(None, GIVING_WAY);
+                self.kernel()
+            });
             let overlays = self.overlays();
             let join = "a thread of this build panicked";
             (base.join().expect(join), kernel.join().expect(join), overlays)

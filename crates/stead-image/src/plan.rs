@@ -288,7 +288,7 @@ fn json(value: &impl Serialize) -> String {
 }
 
 fn base_key(recipe: &Recipe, dir: &Path, inputs: &mut Inputs) -> Result<Digest> {
-    let mut key = Key::new("base-1");
+    let mut key = Key::new("base-2");
     // Nodes and instances keep their base in different forms.
     key.text(&json(&recipe.kind)).text(architecture());
     match &recipe.base {
