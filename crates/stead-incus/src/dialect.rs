@@ -24,6 +24,13 @@ impl Dialect {
             Self::Lxd => &["/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"],
         }
     }
+    /// What a server of this kind is called by another that fetches an image from it.
+    pub fn image_protocol(self) -> &'static str {
+        match self {
+            Self::Incus => "incus",
+            Self::Lxd => "lxd",
+        }
+    }
     /// Field of `PUT /1.0/cluster` that carries the join token. LXD 5.0 has none of its own and takes it for the
     /// trust password.
     pub fn join_token_field(self) -> &'static str {

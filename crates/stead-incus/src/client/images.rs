@@ -99,7 +99,7 @@ impl Client {
             secret: Some(shape::<Shared>(&share, operation.metadata)?.secret),
             project: from.project.to_owned(),
         };
-        let fetch = images::fetch(project, &server, fingerprint, names);
+        let fetch = images::fetch(from.client.dialect(), project, &server, fingerprint, names);
         self.run(&fetch, fetch.timeout()).await.map(drop)
     }
     /// Writes an image's file to `to`: a unified image whole, of a split one the form with both parts.

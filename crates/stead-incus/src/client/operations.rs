@@ -124,7 +124,9 @@ impl Client {
             };
             if Instant::now() >= deadline {
                 let after = timeout;
-                return Err(silence.unwrap_or_else(|| Error::Timeout { request: operation.request.clone(), after }));
+                return Err(
+                    silence.unwrap_or_else(|| Error::Timeout { request: operation.request.clone(), after })
+                );
             }
         }
     }

@@ -80,7 +80,13 @@ pub struct ImageServer {
 }
 
 /// Fetches an image from another server and gives it these names.
-pub fn fetch(project: &str, from: &ImageServer, fingerprint: &str, aliases: &[&str]) -> Request {
+pub fn fetch(
+    dialect: Dialect,
+    project: &str,
+    from: &ImageServer,
+    fingerprint: &str,
+    aliases: &[&str],
+) -> Request {
     let aliases: Vec<Value> = aliases.iter().map(|a| json!({ "name": a, "description": "" })).collect();
     Request::post(
         "/1.0/images",
@@ -88,7 +94,7 @@ pub fn fetch(project: &str, from: &ImageServer, fingerprint: &str, aliases: &[&s
             "source": {
                 "type": "image",
                 "mode": "pull",
-                "protocol": "",
+                "protocol": dialect.image_protocol(),
                 "server": from.url,
                 "certificate": from.certificate,
                 "fingerprint": fingerprint,
