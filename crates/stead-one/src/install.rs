@@ -1,8 +1,9 @@
 //! Lays the driver's scripts and probes out in OpenNebula's remotes, and takes them away again.
 //!
 //! OpenNebula copies the remotes to its hosts, following links, so a script is three lines that call this program, which
-//! is installed on the hosts itself. What was there before is kept and put back by [`uninstall`]; a file somebody
-//! changed after the installation is left alone.
+//! is installed on the hosts itself. What was there before is kept in a directory of its own, for OpenNebula runs every
+//! executable of a directory of probes whatever its name, and put back by [`uninstall`]; a file somebody changed after
+//! the installation is left alone. Source of the layouts: the remotes of OpenNebula 5.8 to 7.4.
 
 use crate::{engine::Driver, monitor::Probe, script::Script};
 use serde::Serialize;
@@ -14,7 +15,7 @@ use std::{
 
 /// In every file of ours; a file without it is somebody else's.
 const MARK: &str = "Installed by stead one install";
-/// What was there before has this at the end of its name.
+/// What was there before is kept in this directory of the remotes, under the path it had.
 const KEPT: &str = "before-stead";
 
 /// Something to be there.
@@ -35,6 +36,12 @@ pub enum Step {
         /// Where it leads, below the remotes.
         to: PathBuf,
     },
+    /// A probe of OpenNebula's own whose work ours does: with both, every value would be told twice, and one that asks an
+    /// engine which is not there would fail its whole group.
+    Aside {
+        /// Below the remotes.
+        path: PathBuf,
+    },
     /// A configuration; one that is there is left as it is.
     Configuration {
         /// Below the remotes.
@@ -47,7 +54,10 @@ pub enum Step {
 impl Step {
     fn path(&self) -> &Path {
         match self {
-            Self::Script { path, .. } | Self::Link { path, .. } | Self::Configuration { path, .. } => path,
+            Self::Script { path, .. }
+            | Self::Link { path, .. }
+            | Self::Aside { path }
+            | Self::Configuration { path, .. } => path,
         }
     }
 }
@@ -84,8 +94,37 @@ const SHARED: &[(&str, &str)] = &[
 ];
 /// The client that runs the probes, by driver: `im/<driver>.d`.
 const CLIENTS: &[&str] = &["monitord-client.rb", "monitord-client_control.sh"];
+/// OpenNebula's probes for its LXD driver that ours replace.
+const REPLACED: &[&str] = &[
+    "host/monitor/linux_usage.rb",
+    "host/system/architecture.sh",
+    "host/system/cpu.sh",
+    "host/system/linux_host.rb",
+    "host/system/name.sh",
+    "host/system/profiles.sh",
+    "host/system/wild_vm.rb",
+    "vm/monitor/poll.rb",
+    "vm/status/state.rb",
+];
 /// Probes of 5.8 and 5.10 lie flat in `im/<driver>-probes.d`.
-const FLAT: &[(&str, &str)] = &[("stead-system.sh", "host-system"), ("stead-usage.sh", "host-usage")];
+const FLAT: &[(&str, &str)] = &[
+    ("stead-system.sh", "host-system"),
+    ("stead-usage.sh", "host-usage"),
+    // All VMs at once, by the probe that 5.8 has for it.
+    ("poll.sh", "poll -t"),
+];
+/// As [`SHARED`].
+const FLAT_SHARED: &[(&str, &str)] = &[
+    ("collectd-client-shepherd.sh", "common.d/collectd-client-shepherd.sh"),
+    ("monitor_ds.sh", "common.d/monitor_ds.sh"),
+    ("numa.rb", "node-probes.d/numa.rb"),
+    ("pci.rb", "node-probes.d/pci.rb"),
+    ("version.sh", "common.d/version.sh"),
+];
+/// As [`CLIENTS`].
+const FLAT_CLIENTS: &[&str] = &["collectd-client.rb", "collectd-client_control.sh"];
+/// As [`REPLACED`].
+const FLAT_REPLACED: &[&str] = &["architecture.sh", "cpu.sh", "lxd.rb", "name.sh", "profiles.sh"];
 
 /// Everything that is to be there. `program` is where this program is on the hosts; `old`: the layout of 5.8 and 5.10.
 pub fn plan(program: &Path, old: bool) -> Vec<Step> {
@@ -97,27 +136,32 @@ pub fn plan(program: &Path, old: bool) -> Vec<Step> {
             steps.push(Step::Script { path, text: stub(program, script.name()) });
         }
         let im = Path::new("im").join(format!("{}-probes.d", driver.name()));
-        if old {
-            for (file, probe) in FLAT {
-                steps.push(Step::Script { path: im.join(file), text: stub(program, probe) });
-            }
-            // All VMs at once, by the probe that 5.8 has for it.
-            steps.push(Step::Script { path: im.join("poll.sh"), text: stub(program, "poll -t") });
+        let probes: Vec<(PathBuf, &str)> = if old {
+            FLAT.iter().map(|(file, probe)| (PathBuf::from(file), *probe)).collect()
         } else {
-            for (_, directory, name) in Probe::ALL {
-                let path = im.join(directory).join(format!("stead-{name}.sh"));
-                steps.push(Step::Script { path, text: stub(program, name) });
-            }
-            for (file, to) in SHARED {
-                steps.push(Step::Link { path: im.join(file), to: Path::new("im").join(to) });
-            }
-            for client in CLIENTS {
-                steps.push(Step::Link {
-                    path: Path::new("im").join(format!("{}.d", driver.name())).join(client),
-                    to: Path::new("im/common.d").join(client),
-                });
-            }
+            let ours = Probe::ALL.into_iter();
+            ours.map(|(_, dir, name)| (Path::new(dir).join(format!("stead-{name}.sh")), name)).collect()
+        };
+        for (file, probe) in probes {
+            steps.push(Step::Script { path: im.join(file), text: stub(program, probe) });
         }
+        let (replaced, shared, clients) = match old {
+            true => (FLAT_REPLACED, FLAT_SHARED, FLAT_CLIENTS),
+            false => (REPLACED, SHARED, CLIENTS),
+        };
+        steps.extend(replaced.iter().map(|file| Step::Aside { path: im.join(file) }));
+        for (file, to) in shared {
+            steps.push(Step::Link { path: im.join(file), to: Path::new("im").join(to) });
+        }
+        for client in clients {
+            steps.push(Step::Link {
+                path: Path::new("im").join(format!("{}.d", driver.name())).join(client),
+                to: Path::new("im/common.d").join(client),
+            });
+        }
+        // Without it OpenNebula's probe of PCI devices fails, and with it all others.
+        let path = Path::new("etc/im").join(format!("{}-probes.d", driver.name())).join("pci.conf");
+        steps.push(Step::Configuration { path, text: PCI.to_owned() });
         let path = Path::new("etc/vmm").join(driver.name()).join("lxdrc");
         steps.push(Step::Configuration { path, text: LXDRC.to_owned() });
     }
@@ -133,6 +177,15 @@ fn stub(program: &Path, name: &str) -> String {
 fn word(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
+
+/// Which PCI devices OpenNebula is told of: none, as in its own file.
+const PCI: &str = "\
+# Installed by stead one install. As pci.conf of OpenNebula's other drivers: which PCI devices VMs can be given, by lspci's
+# vendor:device:class, and by address or name.
+:filter: '0:0'
+:short_address: []
+:device_name: []
+";
 
 /// The configuration as it is installed.
 pub const LXDRC: &str = "\
@@ -182,11 +235,12 @@ pub fn install(remotes: &Path, steps: &[Step]) -> Result<Vec<PathBuf>, InstallEr
                     && fs::metadata(&path).is_ok_and(|m| m.permissions().mode() & 0o777 == 0o755);
                 !same && {
                     fs::create_dir_all(parent).map_err(error("make", parent))?;
-                    keep(&path)?;
+                    keep(remotes, step.path())?;
                     write(&path, text, 0o755)?;
                     true
                 }
             }
+            Step::Aside { path } => keep(remotes, path)?,
             Step::Link { to, .. } => {
                 let there = path.symlink_metadata().is_ok();
                 // Relative, for the remotes are copied as a whole.
@@ -219,38 +273,44 @@ pub fn uninstall(remotes: &Path, steps: &[Step]) -> Result<Vec<PathBuf>, Install
             // Changed by its administrator it stays.
             Step::Configuration { text, .. } => fs::read_to_string(&path).is_ok_and(|t| t == *text),
             Step::Link { to, .. } => {
-                fs::read_link(&path).is_ok_and(|l| l.ends_with(to)) && !before(&path).exists()
+                fs::read_link(&path).is_ok_and(|l| l.starts_with("..") && l.ends_with(to))
             }
+            Step::Aside { .. } => false,
         };
         if ours {
             fs::remove_file(&path).map_err(error("remove", &path))?;
-            let kept = before(&path);
-            if kept.symlink_metadata().is_ok() {
-                fs::rename(&kept, &path).map_err(error("put back", &path))?;
-            }
             removed.push(path.clone());
         }
+        let kept = remotes.join(KEPT).join(step.path());
+        if kept.symlink_metadata().is_ok() && path.symlink_metadata().is_err() {
+            let parent = path.parent().unwrap_or(remotes);
+            fs::create_dir_all(parent)
+                .and_then(|()| fs::rename(&kept, &path))
+                .map_err(error("put back", &path))?;
+        }
         // Directories that are empty now were ours, or as good as.
-        let mut directory = path.parent();
-        while let Some(d) = directory.filter(|d| *d != remotes && fs::remove_dir(d).is_ok()) {
-            directory = d.parent();
+        for emptied in [&path, &kept] {
+            let mut directory = emptied.parent();
+            while let Some(d) = directory.filter(|d| *d != remotes && fs::remove_dir(d).is_ok()) {
+                directory = d.parent();
+            }
         }
     }
     Ok(removed)
 }
 
-fn before(path: &Path) -> PathBuf {
-    path.with_file_name(format!("{}.{KEPT}", path.file_name().unwrap_or_default().to_string_lossy()))
-}
-
-/// Keeps what is there unless it is ours.
-fn keep(path: &Path) -> Result<(), InstallError> {
-    let there = path.symlink_metadata().is_ok();
-    let ours = fs::read_to_string(path).is_ok_and(|t| t.contains(MARK));
-    if there && !ours {
-        fs::rename(path, before(path)).map_err(error("keep", path))?;
+/// Keeps what is there unless it is ours; whether there was something.
+fn keep(remotes: &Path, path: &Path) -> Result<bool, InstallError> {
+    let at = remotes.join(path);
+    let ours = fs::read_to_string(&at).is_ok_and(|t| t.contains(MARK));
+    if ours || at.symlink_metadata().is_err() {
+        return Ok(false);
     }
-    Ok(())
+    let kept = remotes.join(KEPT).join(path);
+    let parent = kept.parent().unwrap_or(remotes);
+    fs::create_dir_all(parent).map_err(error("make", parent))?;
+    fs::rename(&at, &kept).map_err(error("keep", at))?;
+    Ok(true)
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), InstallError> {
@@ -282,24 +342,85 @@ mod tests {
         found
     }
 
+    /// What OpenNebula runs of a directory of probes: every executable, by name.
+    fn run(probes: &Path) -> Vec<String> {
+        let is_run = |path: &String| {
+            fs::metadata(probes.join(path)).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        };
+        tree(probes).into_iter().filter(is_run).collect()
+    }
+    fn script(path: &Path, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fn contents(root: &Path) -> Vec<(String, String)> {
+        tree(root).into_iter().map(|p| (p.clone(), fs::read_to_string(root.join(&p)).unwrap())).collect()
+    }
+
+    /// The remotes as 5.12 to 6.8 and as 5.8 and 5.10 lay them out, as far as they matter here.
     #[test]
-    fn what_is_installed_goes_without_a_trace() {
-        let remotes = tempfile::tempdir().unwrap();
-        let root = remotes.path();
-        fs::create_dir_all(root.join("im/common.d")).unwrap();
-        fs::write(root.join("im/common.d/date.sh"), "date").unwrap();
-        fs::create_dir_all(root.join("vmm/lxd")).unwrap();
-        fs::write(root.join("vmm/lxd/deploy"), "the original").unwrap();
-        let before = tree(root);
-        let steps = plan(Path::new("/usr/bin/stead"), false);
-        assert!(install(root, &steps).unwrap().len() > 2 * Script::ALL.len());
-        assert_eq!(install(root, &steps).unwrap(), Vec::<PathBuf>::new(), "twice is once");
-        let date = root.join("im/lxd-probes.d/host/beacon/date.sh");
-        assert_eq!(fs::read_to_string(date).unwrap(), "date", "the link leads astray");
-        assert!(root.join("etc/vmm/incus/lxdrc").exists());
-        uninstall(root, &steps).unwrap();
-        assert_eq!(tree(root), before);
-        assert_eq!(fs::read_to_string(root.join("vmm/lxd/deploy")).unwrap(), "the original");
+    fn only_one_probe_tells_each_thing_and_what_is_installed_goes_without_a_trace() {
+        for old in [false, true] {
+            let remotes = tempfile::tempdir().unwrap();
+            let root = remotes.path();
+            let (shared, clients, replaced) = match old {
+                true => (FLAT_SHARED, FLAT_CLIENTS, FLAT_REPLACED),
+                false => (SHARED, CLIENTS, REPLACED),
+            };
+            for (file, to) in shared {
+                script(&root.join("im").join(to), file);
+                let link = root.join("im/lxd-probes.d").join(file);
+                fs::create_dir_all(link.parent().unwrap()).unwrap();
+                let up = "../".repeat(Path::new(file).components().count());
+                symlink(format!("{up}{to}"), link).unwrap();
+            }
+            for client in clients {
+                script(&root.join("im/common.d").join(client), client);
+            }
+            for file in replaced {
+                script(&root.join("im/lxd-probes.d").join(file), "OpenNebula's");
+            }
+            if old {
+                script(&root.join("im/lxd-probes.d/poll.sh"), "OpenNebula's");
+            }
+            script(&root.join("vmm/lxd/deploy"), "OpenNebula's");
+            script(&root.join("vmm/kvm/deploy"), "KVM's");
+            let before = contents(root);
+
+            let steps = plan(Path::new("/usr/bin/stead"), old);
+            assert!(install(root, &steps).unwrap().len() > 2 * Script::ALL.len());
+            let installed = contents(root);
+            assert_eq!(install(root, &steps).unwrap(), Vec::<PathBuf>::new(), "twice is once");
+            assert_eq!(contents(root), installed);
+            // Both drivers run the same probes, and no two of them tell the same.
+            let probes = run(&root.join("im/lxd-probes.d"));
+            assert_eq!(probes, run(&root.join("im/incus-probes.d")));
+            let shared: Vec<&str> = shared.iter().map(|(file, _)| *file).collect();
+            let ours: Vec<&String> = probes.iter().filter(|p| !shared.contains(&p.as_str())).collect();
+            assert_eq!(ours.len(), if old { FLAT.len() } else { Probe::ALL.len() }, "{ours:?}");
+            for probe in ours {
+                let text = fs::read_to_string(root.join("im/lxd-probes.d").join(probe)).unwrap();
+                assert!(text.contains(MARK), "{probe} is OpenNebula's");
+            }
+            assert_eq!(run(&root.join("im/incus.d")), clients);
+            for driver in ["lxd", "incus"] {
+                assert!(root.join(format!("etc/im/{driver}-probes.d/pci.conf")).exists());
+                assert!(root.join(format!("etc/vmm/{driver}/lxdrc")).exists());
+            }
+            // An upgrade of OpenNebula puts its own back.
+            script(&root.join("vmm/lxd/deploy"), "OpenNebula's, newer");
+            assert_eq!(install(root, &steps).unwrap(), [root.join("vmm/lxd/deploy")]);
+            script(&root.join("before-stead/vmm/lxd/deploy"), "OpenNebula's");
+            // A configuration that was changed is its administrator's.
+            fs::write(root.join("etc/vmm/lxd/lxdrc"), ":vnc:\n").unwrap();
+            for _ in 0..2 {
+                uninstall(root, &steps).unwrap();
+            }
+            assert_eq!(fs::read_to_string(root.join("etc/vmm/lxd/lxdrc")).unwrap(), ":vnc:\n");
+            fs::remove_dir_all(root.join("etc")).unwrap();
+            assert_eq!(contents(root), before, "old: {old}");
+        }
     }
 
     #[test]
