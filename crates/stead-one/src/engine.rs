@@ -6,7 +6,7 @@
 use crate::{
     document::{self, DocumentError, Vm},
     ids::InstanceName,
-    instance::{DOCUMENT_KEY, Facts, STATUS_KEY, Wanted},
+    instance::{DOCUMENT_KEY, Facts, STATUS_KEY, Shown, Wanted},
     lxdrc::Lxdrc,
 };
 use base64::Engine as _;
@@ -256,13 +256,12 @@ impl Engine {
         }
         Ok(())
     }
-    /// Whether monitoring is to see it.
+    /// Whether monitoring is to tell of it.
     ///
     /// # Errors
     /// A request's.
-    pub async fn set_visible(&self, name: &InstanceName, visible: bool) -> Result<(), EngineError> {
-        let value = if visible { "1" } else { "0" };
-        self.patch(name, &Config::from([(STATUS_KEY.to_owned(), value.to_owned())])).await
+    pub async fn show(&self, name: &InstanceName, shown: Shown) -> Result<(), EngineError> {
+        self.patch(name, &Config::from([(STATUS_KEY.to_owned(), shown.value().to_owned())])).await
     }
     /// Changes settings.
     ///

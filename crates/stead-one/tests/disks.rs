@@ -258,7 +258,7 @@ fn read_only_disks_are_not_written() {
     symlink(w.dir.join("ds/1/image"), w.disk(0)).unwrap();
     let before = fs::read(w.disk(0)).unwrap();
     let vm = vm(
-        "<DISK><DISK_ID>0</DISK_ID><DATASTORE_ID>1</DATASTORE_ID><READONLY>YES</READONLY><SIZE>9</SIZE><ORIGINAL_SIZE>1</ORIGINAL_SIZE></DISK>",
+        "<DISK><DISK_ID>0</DISK_ID><DATASTORE_ID>1</DATASTORE_ID><SOURCE>/ds/1/image</SOURCE><READONLY>YES</READONLY><SIZE>9</SIZE><ORIGINAL_SIZE>1</ORIGINAL_SIZE></DISK>",
     );
     let mut mapper = w.mapper(&vm);
     mapper.map(&vm, &vm.disks[0], &w.at(0)).unwrap();
@@ -367,7 +367,7 @@ fn qcow2_images_with_backing_files() {
         &["create", "-q", "-f", "qcow2", "-F", "raw", "-b", base.to_str().unwrap(), disk.to_str().unwrap()],
     );
     let vm = vm(
-        "<DISK><DISK_ID>0</DISK_ID><DATASTORE_ID>1</DATASTORE_ID><DRIVER>qcow2</DRIVER><CACHE>writeback</CACHE></DISK>",
+        "<DISK><DISK_ID>0</DISK_ID><DATASTORE_ID>1</DATASTORE_ID><SOURCE>/ds/1/base</SOURCE><DRIVER>qcow2</DRIVER><CACHE>writeback</CACHE></DISK>",
     );
     for round in 0..2 {
         let mut mapper = w.mapper(&vm);
@@ -384,15 +384,17 @@ fn qcow2_images_with_backing_files() {
         w.clean();
     }
     assert!(backing == fs::read(&base).unwrap(), "the backing file was changed");
-    // The same, but backed by what is not the VM's.
-    run(
-        "qemu-img",
-        &["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/hostname", disk.to_str().unwrap()],
-    );
-    let mut mapper = w.mapper(&vm);
-    let error = mapper.map(&vm, &vm.disks[0], &w.at(0)).unwrap_err();
-    assert!(error.to_string().contains("neither the VM's nor its image's"), "{error}");
-    w.clean();
+    // The same, but backed by what is not the VM's: a file of the host, and another image of the datastore.
+    let other = w.dir.join("ds/1/other");
+    fs::copy(&base, &other).unwrap();
+    for backing in ["/etc/hostname", other.to_str().unwrap()] {
+        let rebase = ["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", backing, disk.to_str().unwrap()];
+        run("qemu-img", &rebase);
+        let mut mapper = w.mapper(&vm);
+        let error = mapper.map(&vm, &vm.disks[0], &w.at(0)).unwrap_err();
+        assert!(error.to_string().contains("neither the VM's nor its image's"), "{error}");
+        w.clean();
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What can be typed.
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 use stead_model::ClusterName;
 
 /// Small immutable Linux nodes, and clusters of them, by one command.
@@ -101,7 +101,7 @@ pub enum OneVerb {
     Run(OneRun),
     /// A script by its name.
     #[command(external_subcommand)]
-    Named(Vec<String>),
+    Named(Vec<OsString>),
     /// Supervise the console of one VM (started by its deploy).
     #[command(hide = true)]
     Console {
@@ -160,7 +160,7 @@ pub struct OneRun {
     pub name: String,
     /// Its arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub arguments: Vec<String>,
+    pub arguments: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -15,7 +15,7 @@ fn main() -> ExitCode {
     // A link with the name of one of OpenNebula's scripts is that script.
     let called = std::env::args_os().next().map(std::path::PathBuf::from).unwrap_or_default();
     if let Some(script) = verbs::one::called_as(&called) {
-        let arguments = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+        let arguments = std::env::args_os().skip(1).collect();
         return verbs::one::run_as(script, called, arguments);
     }
     let typed = cli::Cli::parse();

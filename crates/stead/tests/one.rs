@@ -631,7 +631,7 @@ fn screenshot(cluster: &str, port: u16, password: &str, keys: &str, wait_s: u32)
 }
 
 /// Speaks the protocol by hand, for what the stock client cannot: to pick a security type that was not offered, and to ask
-/// for another size. Runs in the cluster's network by socat's sibling: a shell's own nc.
+/// for another size.
 fn raw_vnc(cluster: &str, port: u16, says: &[u8]) -> Vec<u8> {
     let script = r#"use IO::Socket::INET; my ($port) = @ARGV; local $/; my $say = <STDIN>;
         my $s = IO::Socket::INET->new(PeerAddr => "10.88.0.2", PeerPort => $port, Timeout => 5) or exit 3;
@@ -722,6 +722,46 @@ fn a_console_for_a_stock_vnc_client() {
         eventually("the console is gone", Duration::from_secs(40), || {
             screenshot("one-vnc", 5907, "secret", "", 0).is_err()
         });
+        host.done("cancel", &of_one7, None);
+        host.clean();
+
+        // A client may give the terminal another size: it is told that, and the others, and whoever comes later.
+        host.run(
+            &["sh", "-c", "cat >/var/tmp/one/etc/vmm/incus/lxdrc"],
+            ":vnc:\n  :command: /bin/sh\n  :allow_no_password: true\n",
+        );
+        host.done("deploy", &deploy, Some(&vm(7, "", open, "")));
+        let hello: [&[u8]; 3] = [b"RFB 003.008\n", &[1], &[1]];
+        let encodings = [&[2, 0, 0, 2][..], &0_i32.to_be_bytes(), &(-308_i32).to_be_bytes()].concat();
+        let update = |incremental| [&[3, incremental][..], &[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]].concat();
+        let size = |width: u16, height: u16| {
+            let [w, h] = [width.to_be_bytes(), height.to_be_bytes()];
+            let screen = [0, 0, 0, 0, 0, 0, 0, 0, w[0], w[1], h[0], h[1], 0, 0, 0, 0];
+            [&[251, 0, w[0], w[1], h[0], h[1], 1, 0][..], &screen].concat()
+        };
+        let asks = |parts: &[&[u8]]| raw_vnc("one-vnc", 5907, &messages(&[&hello, parts].concat()));
+        let told = |heard: &[u8], reason: u16, status: u16, (width, height): (u16, u16)| {
+            let head = [reason, status, width, height].map(u16::to_be_bytes).concat();
+            let rectangle = [&head[..], &(-308_i32).to_be_bytes()].concat();
+            heard.windows(rectangle.len()).any(|w| w == rectangle)
+        };
+        let first = [encodings.clone(), update(0)].concat();
+        let wish = [size(1000, 700), update(1)].concat();
+        // The other one only looks, long enough.
+        let (asker, looker) = thread::scope(|s| {
+            let looker = s.spawn(|| asks(&[&first, &update(1), &update(1), &update(1)]));
+            thread::sleep(Duration::from_millis(1500));
+            let asker = asks(&[&first, &wish]);
+            (asker, looker.join().unwrap())
+        });
+        // Whole cells of 8 by 16.
+        assert!(told(&asker, 0, 0, (800, 592)), "the first size was not told");
+        assert!(told(&asker, 1, 0, (1000, 688)), "the wish was not answered");
+        assert!(told(&looker, 2, 0, (1000, 688)), "the other client was not told");
+        let refused = asks(&[&first, &[size(9999, 9999), update(1)].concat()]);
+        assert!(told(&refused, 1, 3, (1000, 688)), "an impossible wish was not answered");
+        let screen = screenshot("one-vnc", 5907, "", "stty size\r", 1).unwrap();
+        assert!(screen.starts_with("1000x688\n") && screen.contains("43 125"), "{screen}");
         host.done("cancel", &of_one7, None);
         host.clean();
     });

@@ -6,7 +6,7 @@ use crate::{
     document::{Disk, DiskKind, DiskLimits, Role, Vm},
     engine::{PROJECT, kept_document},
     ids::DiskId,
-    instance,
+    instance::{self, DOCUMENT_KEY},
 };
 use serde_json::json;
 use stead_incus::Request;
@@ -29,6 +29,7 @@ impl Job<'_, '_> {
             grow: false,
             size_mib: None,
             datastore: None,
+            image: None,
             limits: DiskLimits::default(),
             attach: false,
         };
@@ -54,15 +55,18 @@ impl Job<'_, '_> {
         Ok(())
     }
 
-    pub(super) async fn put_context(&mut self, vm: &Vm) -> Result<(), ActError> {
+    pub(super) async fn put_context(&mut self, vm: &Vm, document: &str) -> Result<(), ActError> {
         let Some(context) = &vm.context else { return Ok(()) };
         let mut mapper = self.mapper()?;
         self.map_context(vm, context.disk, &mut mapper)?;
         let device = instance::context_device(&self.place.mountpoint(&self.name, context.disk));
+        // A VM may have its first context now.
+        let kept = instance::encode(document);
         let changed = self
             .engine
-            .change(&self.name, |_, devices| {
+            .change(&self.name, |config, devices| {
                 devices.insert("context".to_owned(), device.clone());
+                config.insert(DOCUMENT_KEY.to_owned(), kept.clone());
             })
             .await;
         if let Err(error) = changed {

@@ -7,7 +7,7 @@ use crate::{
     document::Vm,
     engine::{self, EngineError, root_pool},
     ids::DiskId,
-    instance::{self, HostPci, STATUS_KEY},
+    instance::{self, HostPci, Shown},
     say,
 };
 use std::{
@@ -55,7 +55,7 @@ impl Job<'_, '_> {
         }
         if instance.status != "Stopped" {
             // One that is hidden was being deployed when its script was killed.
-            if instance.config.get(STATUS_KEY).is_none_or(|s| s != "0") {
+            if Shown::of(&instance.config) != Shown::Busy {
                 return Err(ActError::Running(self.name.clone()));
             }
             self.log.info("an earlier deploy broke off: its instance is made anew");
@@ -106,7 +106,7 @@ impl Job<'_, '_> {
         self.map_root(vm, mapper, &facts.pool)?;
         self.first_start(vm).await?;
         self.start_console(vm)?;
-        self.engine.set_visible(&self.name, true).await?;
+        self.engine.show(&self.name, Shown::Yes).await?;
         Ok(())
     }
 

@@ -71,11 +71,12 @@ impl Job<'_, '_> {
         let disk = self.hotplugged(vm, "detaching a disk")?;
         let name = instance::disk_name(disk.id);
         let instance = self.instance().await?;
-        let without = kept_document(&instance, &self.name)?.map(|(_, text)| forget_disk(&text, disk));
+        let without = kept_document(&instance, &self.name)?
+            .and_then(|(_, text)| forget(&text, "DISK", "DISK_ID", &disk.id.to_string()));
         self.engine
             .change(&self.name, |config, devices| {
                 devices.remove(&name);
-                if let Some(Some(text)) = &without {
+                if let Some(text) = &without {
                     config.insert(DOCUMENT_KEY.to_owned(), instance::encode(text));
                 }
             })
@@ -84,12 +85,15 @@ impl Job<'_, '_> {
         Ok(())
     }
 
-    pub(super) async fn attach_nic(&mut self, vm: &Vm, mac: &str) -> Result<(), ActError> {
+    pub(super) async fn attach_nic(&mut self, vm: &Vm, document: &str, mac: &str) -> Result<(), ActError> {
         let nic = nic_of(vm, mac)?;
         let device = instance::nic_device(nic)?;
+        // The document that is kept tells which ports are to be taken away when the instance stops.
+        let kept = (!vm.is_imported()).then(|| instance::encode(document));
         self.engine
-            .change(&self.name, |_, devices| {
+            .change(&self.name, |config, devices| {
                 devices.insert(nic.name(), device.clone());
+                config.extend(kept.iter().map(|kept| (DOCUMENT_KEY.to_owned(), kept.clone())));
             })
             .await?;
         Ok(())
@@ -97,15 +101,23 @@ impl Job<'_, '_> {
 
     pub(super) async fn detach_nic(&mut self, vm: &Vm, mac: &str) -> Result<(), ActError> {
         let mac = crate::document::hardware_address(mac)?;
+        let nic = nic_of(vm, &mac).ok();
+        let instance = self.instance().await?;
+        let without = kept_document(&instance, &self.name)?
+            .zip(nic)
+            .and_then(|((_, text), nic)| forget(&text, "NIC", "NIC_ID", &nic.id.to_string()));
         self.engine
-            .change(&self.name, |_, devices| {
+            .change(&self.name, |config, devices| {
                 devices.retain(|_, d| {
                     d.get("type").is_none_or(|t| t != "nic")
                         || d.get("hwaddr").is_none_or(|m| !m.eq_ignore_ascii_case(&mac))
                 });
+                if let Some(text) = &without {
+                    config.insert(DOCUMENT_KEY.to_owned(), instance::encode(text));
+                }
             })
             .await?;
-        if let Ok(nic) = nic_of(vm, &mac) {
+        if let Some(nic) = nic {
             self.drop_port(nic);
         }
         Ok(())
@@ -125,14 +137,11 @@ fn nic_of<'v>(vm: &'v Vm, mac: &str) -> Result<&'v Nic, ActError> {
     found.ok_or_else(|| ActError::NoDevice(format!("NIC with the MAC {mac:.40}")))
 }
 
-/// A document without one of its disks; `None` when it does not have it.
-fn forget_disk(document: &str, disk: &Disk) -> Option<String> {
+/// A document without one of its devices; `None` when it does not have it.
+fn forget(document: &str, device: &str, number: &str, id: &str) -> Option<String> {
     let tree = roxmltree::Document::parse(document).ok()?;
-    let node = tree.descendants().find(|n| {
-        n.has_tag_name("DISK")
-            && n.children()
-                .any(|c| c.has_tag_name("DISK_ID") && c.text().map(str::trim) == Some(&disk.id.to_string()))
-    })?;
+    let is_it = |c: roxmltree::Node<'_, '_>| c.has_tag_name(number) && c.text().map(str::trim) == Some(id);
+    let node = tree.descendants().find(|n| n.has_tag_name(device) && n.children().any(is_it))?;
     let range = node.range();
     Some(format!("{}{}", &document[..range.start], &document[range.end..]))
 }
@@ -142,14 +151,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_document_forgets_its_disk() {
-        let text = "<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID><![CDATA[0]]></DISK_ID></DISK><DISK><A>é</A><DISK_ID>1</DISK_ID></DISK></TEMPLATE></VM>";
-        let (vm, _) = crate::document::read(text).unwrap();
-        let without = forget_disk(text, &vm.disks[1]).unwrap();
+    fn a_document_forgets_its_devices() {
+        let text = "<VM><ID>7</ID><TEMPLATE><NIC><NIC_ID>1</NIC_ID></NIC><DISK><DISK_ID><![CDATA[0]]></DISK_ID></DISK><DISK><A>é</A><DISK_ID>1</DISK_ID></DISK></TEMPLATE></VM>";
+        let without = forget(text, "DISK", "DISK_ID", "1").unwrap();
         assert_eq!(
             without,
-            "<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID><![CDATA[0]]></DISK_ID></DISK></TEMPLATE></VM>"
+            "<VM><ID>7</ID><TEMPLATE><NIC><NIC_ID>1</NIC_ID></NIC><DISK><DISK_ID><![CDATA[0]]></DISK_ID></DISK></TEMPLATE></VM>"
         );
-        assert_eq!(forget_disk(&without, &vm.disks[1]), None);
+        assert_eq!(forget(&without, "DISK", "DISK_ID", "1"), None);
+        let without = forget(&without, "NIC", "NIC_ID", "1").unwrap();
+        assert!(!without.contains("NIC") && crate::document::read(&without).is_ok());
     }
 }

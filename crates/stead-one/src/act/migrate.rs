@@ -84,11 +84,12 @@ impl Job<'_, '_> {
         console::end(self.place, &self.name);
         let to = Move { refresh: by_copies, ..Move::to(member) };
         let moved = client.move_instance(PROJECT, self.name.as_str(), &to).await;
-        if running && !by_copies {
-            self.engine.set_state(&self.name, StateAction::Start).await?;
-        }
+        let started = match running && !by_copies {
+            true => self.engine.set_state(&self.name, StateAction::Start).await,
+            false => Ok(()),
+        };
         moved.map_err(EngineError::from)?;
-        Ok(())
+        Ok(started?)
     }
 }
 

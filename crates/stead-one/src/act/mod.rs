@@ -320,15 +320,18 @@ async fn act(
             job.attach_disk(&vm.ok_or_else(need)?, &text.unwrap_or_default()).await.map(|()| String::new())
         }
         Ask::DetachDisk { .. } => job.detach_disk(&vm.ok_or_else(need)?).await.map(|()| String::new()),
-        Ask::AttachNic { mac, .. } => {
-            job.attach_nic(&vm.ok_or_else(need)?, &mac).await.map(|()| String::new())
-        }
+        Ask::AttachNic { mac, .. } => job
+            .attach_nic(&vm.ok_or_else(need)?, &text.unwrap_or_default(), &mac)
+            .await
+            .map(|()| String::new()),
         Ask::DetachNic { mac, .. } => {
             job.detach_nic(&vm.ok_or_else(need)?, &mac).await.map(|()| String::new())
         }
         Ask::DropContext { .. } => job.drop_context().await.map(|()| String::new()),
         Ask::PutContext { present: false, .. } => Ok(String::new()),
-        Ask::PutContext { .. } => job.put_context(&vm.ok_or_else(need)?).await.map(|()| String::new()),
+        Ask::PutContext { .. } => {
+            job.put_context(&vm.ok_or_else(need)?, &text.unwrap_or_default()).await.map(|()| String::new())
+        }
         Ask::SnapshotCreate { id, .. } => job.snapshot_create(id).await,
         Ask::SnapshotRevert { snapshot, .. } => job.snapshot_revert(&snapshot).await.map(|()| String::new()),
         Ask::SnapshotDelete { snapshot, .. } => job.snapshot_delete(&snapshot).await.map(|()| String::new()),

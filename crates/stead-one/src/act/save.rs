@@ -9,7 +9,8 @@ use crate::{
     disks::tool,
     document::{self, Vm},
     engine::{EngineError, PROJECT, kept_document},
-    instance::{self, DOCUMENT_KEY, IDMAP_KEY},
+    instance::{self, DOCUMENT_KEY, IDMAP_KEY, Shown},
+    say,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -43,7 +44,7 @@ impl Job<'_, '_> {
         let Some((vm, _)) = kept_document(&instance, &self.name)?.filter(|(vm, _)| !vm.is_imported()) else {
             return Err(ActError::Imported { action: "saving", name: self.name.clone() });
         };
-        self.engine.set_visible(&self.name, false).await?;
+        self.engine.show(&self.name, Shown::Busy).await?;
         let stateful = match self.suspend(&instance.status).await {
             Ok(stateful) => stateful,
             Err(error) => {
@@ -52,6 +53,19 @@ impl Job<'_, '_> {
             }
         };
         console::end(self.place, &self.name);
+        let saved = self.put_down(&vm, &path, stateful).await;
+        if saved.is_err() {
+            // Not kept, so it must not be down either.
+            if let Err(error) = self.start_again(Some(&vm)).await {
+                self.log.error(say::chain(&error));
+            }
+            self.show_again().await;
+        }
+        saved
+    }
+
+    /// Writes the checkpoint of a stopped instance and frees what it has on the host.
+    async fn put_down(&mut self, vm: &Vm, path: &Path, stateful: bool) -> Result<(), ActError> {
         let instance = self.instance().await?;
         let checkpoint = Checkpoint {
             version: 1,
@@ -59,15 +73,16 @@ impl Job<'_, '_> {
             document: instance.config.get(DOCUMENT_KEY).cloned().unwrap_or_default(),
             idmap: instance.config.get(IDMAP_KEY).filter(|m| !m.is_empty()).cloned(),
         };
-        write(&path, &checkpoint)?;
+        write(path, &checkpoint)?;
         let snapshots = self.engine.client.snapshots(PROJECT, self.name.as_str()).await;
         let snapshots = snapshots.map_err(EngineError::from)?;
         if stateful || !snapshots.is_empty() {
-            self.keep_idmap(&vm, &instance);
+            self.keep_idmap(vm, &instance);
             self.mapper()?.unmap_all()?;
+            self.engine.show(&self.name, Shown::Saved).await?;
             return Ok(());
         }
-        self.put_away(Some(&vm)).await
+        self.put_away(Some(vm)).await
     }
 
     /// Stops with the processes' state where that works; whether it did.
@@ -126,7 +141,7 @@ impl Job<'_, '_> {
                 return Err(error.into());
             }
             self.start_console(&vm)?;
-            self.engine.set_visible(&self.name, true).await?;
+            self.engine.show(&self.name, Shown::Yes).await?;
             return Ok(());
         }
         if checkpoint.stateful {

@@ -6,10 +6,14 @@ use crate::{
     disks::idmap,
     document::Vm,
     engine::{EngineError, kept_document},
-    instance::IDMAP_KEY,
+    instance::{IDMAP_KEY, Shown},
     say,
 };
+use std::{fs, path::PathBuf, time::Duration};
 use stead_incus::{requests::instances::StateAction, types::Instance};
+
+/// Between the two calls of a reboot are the network drivers' scripts: seconds.
+const PAIR_PATIENCE: Duration = Duration::from_secs(120);
 
 impl Job<'_, '_> {
     /// shutdown and cancel: the instance is stopped and everything of it on the host goes. One that was imported is only
@@ -41,16 +45,21 @@ impl Job<'_, '_> {
                 None
             }
         };
-        self.put_away(vm.as_ref()).await
+        let put_away = self.put_away(vm.as_ref()).await;
+        if put_away.is_err() {
+            // OpenNebula takes it for running still, and has to learn that it is not.
+            self.show_again().await;
+        }
+        put_away
     }
 
     /// Stops an instance that is not stopped.
-    async fn halt(&mut self, instance: &Instance, force: bool) -> Result<(), ActError> {
+    pub(super) async fn halt(&mut self, instance: &Instance, force: bool) -> Result<(), ActError> {
         if instance.status == "Stopped" {
             return Ok(());
         }
         // Hidden while it stops: monitoring must not take it for crashed.
-        self.engine.set_visible(&self.name, false).await?;
+        self.engine.show(&self.name, Shown::Busy).await?;
         let action = if force { StateAction::Kill } else { StateAction::Stop };
         let stopped = self.engine.set_state(&self.name, action).await;
         if stopped.is_err() {
@@ -64,7 +73,7 @@ impl Job<'_, '_> {
     }
 
     pub(super) async fn show_again(&mut self) {
-        if let Err(error) = self.engine.set_visible(&self.name, true).await {
+        if let Err(error) = self.engine.show(&self.name, Shown::Yes).await {
             self.log.error(say::chain(&error));
         }
     }
@@ -96,23 +105,27 @@ impl Job<'_, '_> {
     }
 
     pub(super) fn remove_directory(&self) {
+        let _ = fs::remove_file(self.half_way());
         // Not empty while something could not be undone; the journal is in it then.
-        let _ = std::fs::remove_dir(self.place.directory(&self.name));
+        let _ = fs::remove_dir(self.place.directory(&self.name));
     }
 
-    /// reboot and reset.
+    /// reboot and reset. Called twice, the first call leaves the instance stopped and the second starts it, whatever the
+    /// instance did by itself in between: an instance that was found stopped must not be started by the first and stopped
+    /// by the second.
     pub(super) async fn restart(&mut self, force: bool) -> Result<(), ActError> {
         let instance = self.instance().await?;
         let kept = kept_document(&instance, &self.name)?.map(|(vm, _)| vm);
-        let running = instance.status != "Stopped";
-        if running {
+        let is_second = self.surroundings.restarts_twice() && self.take_half_way()?;
+        if !is_second {
             self.halt(&instance, force).await?;
             for nic in kept.iter().flat_map(|vm| &vm.nics) {
                 self.drop_port(nic);
             }
             if self.surroundings.restarts_twice() {
                 // The second call starts it, after the network drivers had their turn.
-                return Ok(());
+                self.engine.show(&self.name, Shown::Busy).await?;
+                return self.mark_half_way();
             }
         }
         let started = self.start_again(kept.as_ref()).await;
@@ -120,7 +133,32 @@ impl Job<'_, '_> {
         started
     }
 
-    async fn start_again(&mut self, vm: Option<&Vm>) -> Result<(), ActError> {
+    fn half_way(&self) -> PathBuf {
+        self.place.directory(&self.name).join("half-way")
+    }
+    fn mark_half_way(&self) -> Result<(), ActError> {
+        let path = self.half_way();
+        let written =
+            fs::create_dir_all(self.place.directory(&self.name)).and_then(|()| fs::write(&path, ""));
+        written.map_err(|source| ActError::File { action: "write", path, source })
+    }
+    /// Whether the first of two calls was made a moment ago. A mark that is older belongs to a pair that was broken off.
+    fn take_half_way(&self) -> Result<bool, ActError> {
+        let path = self.half_way();
+        let failed = |action| {
+            let path = path.clone();
+            move |source| ActError::File { action, path, source }
+        };
+        let made = match fs::metadata(&path).and_then(|m| m.modified()) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            other => other.map_err(failed("look at"))?,
+        };
+        fs::remove_file(&path).map_err(failed("remove"))?;
+        // A clock that was set back makes it young, too.
+        Ok(made.elapsed().is_ok_and(|age| age < PAIR_PATIENCE))
+    }
+
+    pub(super) async fn start_again(&mut self, vm: Option<&Vm>) -> Result<(), ActError> {
         if let Some(vm) = vm.filter(|vm| !vm.is_imported()) {
             let instance = self.instance().await?;
             self.map_again(vm, &instance)?;

@@ -27,6 +27,19 @@ const ENCODING_ZLIB: i32 = 6;
 const ENCODING_DESKTOP_SIZE: i32 = -223;
 const ENCODING_EXTENDED_DESKTOP_SIZE: i32 = -308;
 
+/// What became of a client's wish for another size (ExtendedDesktopSize's status).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resized {
+    /// It has it, in whole cells.
+    Done = 0,
+    /// A size that a terminal cannot have.
+    Impossible = 3,
+}
+/// ExtendedDesktopSize's reasons.
+const REASON_SERVER: u16 = 0;
+const REASON_THIS_CLIENT: u16 = 1;
+const REASON_OTHER_CLIENT: u16 = 2;
+
 /// The client's version in its greeting: 3, 7 or 8 of 3.x. Unknown ones are 3.3's.
 pub fn minor_version(greeting: &[u8; 12]) -> Option<u8> {
     let text = std::str::from_utf8(greeting).ok()?.strip_prefix("RFB 003.")?;
@@ -218,6 +231,7 @@ pub struct View {
     wants_zlib: bool,
     resizes: bool,
     extended: bool,
+    answer: Option<Resized>,
     shown: Option<Picture>,
 }
 
@@ -229,6 +243,7 @@ impl Default for View {
             wants_zlib: false,
             resizes: false,
             extended: false,
+            answer: None,
             shown: None,
         }
     }
@@ -251,6 +266,10 @@ impl View {
         }
         self.extended = extended;
     }
+    /// The next update tells this client what became of its wish for another size.
+    pub fn answer(&mut self, resized: Resized) {
+        self.answer = Some(resized);
+    }
     /// The next update shows everything.
     pub fn forget(&mut self) {
         if let Some(shown) = &mut self.shown {
@@ -264,22 +283,27 @@ impl View {
         let mut rectangles = Vec::new();
         let mut count = 0_u16;
         let same_size = self.shown.as_ref().is_some_and(|s| s.size() == picture.size());
-        if !same_size {
-            let known = self.shown.is_some();
-            let (width, height) = picture.size();
-            if self.extended {
-                head(&mut rectangles, (0, 0), (width, height), ENCODING_EXTENDED_DESKTOP_SIZE);
-                // One screen, of all of it.
-                rectangles.extend([1, 0, 0, 0]);
-                rectangles.extend([0, 0, 0, 0, 0, 0, 0, 0]);
-                rectangles.extend(width.to_be_bytes());
-                rectangles.extend(height.to_be_bytes());
-                rectangles.extend([0; 4]);
-                count += 1;
-            } else if known && self.resizes {
-                head(&mut rectangles, (0, 0), (width, height), ENCODING_DESKTOP_SIZE);
-                count += 1;
-            }
+        let known = self.shown.is_some();
+        let (width, height) = picture.size();
+        let answer = self.answer.take();
+        if self.extended && (!same_size || answer.is_some()) {
+            let reason = match answer {
+                Some(_) => REASON_THIS_CLIENT,
+                None if known => REASON_OTHER_CLIENT,
+                None => REASON_SERVER,
+            };
+            let status = answer.map_or(0, |a| a as u16);
+            head(&mut rectangles, (reason, status), (width, height), ENCODING_EXTENDED_DESKTOP_SIZE);
+            // One screen, of all of it.
+            rectangles.extend([1, 0, 0, 0]);
+            rectangles.extend([0, 0, 0, 0, 0, 0, 0, 0]);
+            rectangles.extend(width.to_be_bytes());
+            rectangles.extend(height.to_be_bytes());
+            rectangles.extend([0; 4]);
+            count += 1;
+        } else if !same_size && known && self.resizes {
+            head(&mut rectangles, (0, 0), (width, height), ENCODING_DESKTOP_SIZE);
+            count += 1;
         }
         let before = self.shown.as_ref().filter(|_| same_size);
         let columns = picture.columns.max(1);
@@ -399,6 +423,29 @@ mod tests {
         let update = view.update(&screen.picture(), &font).unwrap();
         assert_eq!(update[4..16], [0, 0, 0, 0, 0, 160, 0, 48, 0xff, 0xff, 0xff, 0x21]);
         assert!(update.len() < 1000, "zlib does not pack: {}", update.len());
+    }
+
+    #[test]
+    fn whoever_asks_for_a_size_is_answered() {
+        let mut screen = Screen::new(80, 48);
+        let (mut view, font) = (View::default(), Font::default());
+        view.set_encodings(&[ENCODING_EXTENDED_DESKTOP_SIZE]);
+        // Reason, status, size and number of screens of the first rectangle.
+        let told = |view: &mut View, screen: &Screen| {
+            let update = view.update(&screen.picture(), &font).unwrap();
+            assert_eq!(update[12..16], ENCODING_EXTENDED_DESKTOP_SIZE.to_be_bytes());
+            (update[4..12].to_vec(), update[16])
+        };
+        assert_eq!(told(&mut view, &screen), (vec![0, 0, 0, 0, 0, 80, 0, 48], 1));
+        screen.resize(160, 48);
+        assert_eq!(told(&mut view, &screen), (vec![0, 2, 0, 0, 0, 160, 0, 48], 1));
+        screen.resize(240, 48);
+        view.answer(Resized::Done);
+        assert_eq!(told(&mut view, &screen), (vec![0, 1, 0, 0, 0, 240, 0, 48], 1));
+        // Nothing changed, and still there is an answer.
+        view.answer(Resized::Impossible);
+        assert_eq!(told(&mut view, &screen), (vec![0, 1, 0, 3, 0, 240, 0, 48], 1));
+        assert_eq!(view.update(&screen.picture(), &font), None);
     }
 
     #[test]

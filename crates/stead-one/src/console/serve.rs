@@ -3,7 +3,7 @@
 use super::{
     Spec,
     keys::Held,
-    rfb::{self, Said, View},
+    rfb::{self, Resized, Said, View},
     screen::{Font, Picture, Screen},
 };
 use crate::engine::PROJECT;
@@ -59,6 +59,8 @@ struct Shown {
     application_keys: bool,
     /// Grows when everybody is sent away.
     farewells: u32,
+    /// Grows with each wish for another size that was fulfilled.
+    resizes: u32,
 }
 
 /// Runs the console whose files are in `directory`, until its instance stops or it is told to end.
@@ -90,7 +92,8 @@ async fn console(spec: Spec) -> io::Result<()> {
     io::stdout().write_all(b"+").and_then(|()| io::stdout().flush())?;
 
     let screen = Screen::new(spec.width, spec.height);
-    let first = Shown { picture: Rc::new(screen.picture()), application_keys: false, farewells: 0 };
+    let first =
+        Shown { picture: Rc::new(screen.picture()), application_keys: false, farewells: 0, resizes: 0 };
     let (show, shown) = watch::channel(first);
     let (input, inputs) = mpsc::channel(256);
     let run = tokio::task::spawn_local(terminal(Rc::clone(&spec), client.clone(), screen, inputs, show));
@@ -171,7 +174,13 @@ async fn serve_client(
     let mut wants = false;
     let mut last = Instant::now() - FRAME;
     let farewells = shown.borrow().farewells;
+    // How many wishes were fulfilled when this client had its own.
+    let mut wished: Option<u32> = None;
     loop {
+        if wished.is_some_and(|before| before != shown.borrow().resizes) {
+            view.answer(Resized::Done);
+            wished = None;
+        }
         if wants && last.elapsed() >= FRAME {
             let picture = Rc::clone(&shown.borrow_and_update().picture);
             if let Some(update) = view.update(&picture, &font) {
@@ -202,9 +211,11 @@ async fn serve_client(
                             }
                         }
                         Said::Size { width, height } if SIZES.contains(&width) && SIZES.contains(&height) => {
+                            wished = Some(shown.borrow().resizes);
                             input.send(Input::Size(width, height)).await.map_err(|_| closed())?;
                         }
-                        Said::Size { .. } | Said::Nothing => {}
+                        Said::Size { .. } => view.answer(Resized::Impossible),
+                        Said::Nothing => {}
                     }
                 }
             }
@@ -287,6 +298,10 @@ async fn terminal(
             shown.application_keys = screen.application_keys();
         });
     };
+    let resized = |screen: &Screen| {
+        publish(screen);
+        show.send_modify(|shown| shown.resizes = shown.resizes.wrapping_add(1));
+    };
     let idle = if spec.timeout_s == 0 { Duration::MAX } else { Duration::from_secs(spec.timeout_s.into()) };
     loop {
         // Someone looks, or pressed a key after the last command had ended.
@@ -295,7 +310,7 @@ async fn terminal(
             Some(Input::Size(w, h)) => {
                 (width, height) = (w, h);
                 screen.resize(w, h);
-                publish(&screen);
+                resized(&screen);
                 continue;
             }
             Some(Input::Look) if ended => continue,
@@ -310,7 +325,7 @@ async fn terminal(
         };
         let size = (&mut width, &mut height);
         let why = match client.exec(PROJECT, &spec.instance, &command).await {
-            Ok(exec) => match talk(exec, &mut screen, &mut inputs, size, idle, &publish).await {
+            Ok(exec) => match talk(exec, &mut screen, &mut inputs, size, idle, (&publish, &resized)).await {
                 Over::Ended => "the command has ended".to_owned(),
                 Over::Idle => {
                     // Everybody is sent away; whoever comes back begins anew.
@@ -342,7 +357,7 @@ async fn talk(
     inputs: &mut mpsc::Receiver<Input>,
     size: (&mut u16, &mut u16),
     idle: Duration,
-    publish: &impl Fn(&Screen),
+    (publish, resized): (&impl Fn(&Screen), &impl Fn(&Screen)),
 ) -> Over {
     let Exec { mut stdin, mut stdout, mut control, .. } = exec;
     publish(screen);
@@ -372,7 +387,7 @@ async fn talk(
                 Some(Input::Size(width, height)) => {
                     (*size.0, *size.1) = (width, height);
                     screen.resize(width, height);
-                    publish(screen);
+                    resized(screen);
                     let (columns, rows) = screen.cells();
                     if control.resize(columns, rows).await.is_err() {
                         return Over::Ended;

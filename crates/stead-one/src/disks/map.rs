@@ -112,9 +112,10 @@ impl<'a> Mapper<'a> {
                 (source, format)
             }
         };
-        // Free devices are looked for and taken one VM at a time.
-        let lock = (format == ImageFormat::Qcow2).then(|| self.lock_devices()).transpose()?;
-        let offer = if format == ImageFormat::Qcow2 { offer() } else { Offer::default() };
+        let is_image = format == ImageFormat::Qcow2;
+        // Network block devices have no owner until they are connected: one VM at a time looks for one and takes it.
+        let lock = (is_image && has_nbd()).then(|| self.lock_devices()).transpose()?;
+        let offer = if is_image { offer() } else { Offer::default() };
         if let Some(step) = plan::expose(self.place, &self.name, disk, &bytes, format, &offer)? {
             let exposed = self.perform(disk.id, &step, None)?;
             bytes = exposed.ok_or_else(|| {
@@ -373,8 +374,12 @@ fn undo(undo: &Undo) -> Result<(), DiskError> {
     }
 }
 
+fn has_nbd() -> bool {
+    tool::exists("qemu-nbd") && Path::new("/sys/block/nbd0").exists()
+}
+
 fn offer() -> Offer {
-    let nbd = tool::exists("qemu-nbd").then(free_nbd).flatten();
+    let nbd = has_nbd().then(free_nbd).flatten();
     let export = tool::exists("qemu-storage-daemon") && Path::new("/dev/fuse").exists();
     Offer { nbd, export }
 }

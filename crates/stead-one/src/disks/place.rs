@@ -1,7 +1,8 @@
 //! Which paths a VM's disks may have.
 //!
-//! A disk is `<datastores>/<system datastore>/<vm>/disk.<id>`, or what that is a link to: a file of the image datastore
-//! the document names, or, for block disks, a device. Anything else is another VM's, or the host's, and is refused.
+//! A disk is `<datastores>/<system datastore>/<vm>/disk.<id>`, or what that is a link to: the file in the image datastore
+//! that the document names, one of its snapshots, or, for block disks, a device. Anything else is another VM's, another
+//! user's image, or the host's, and is refused.
 
 use crate::{
     document::{Disk, DiskKind},
@@ -75,8 +76,8 @@ impl Place {
         Ok(self.datastores.join(datastore.to_string()).join(vm.to_string()))
     }
 
-    /// The file or device that a disk's bytes are in, without links, and the directories in which its backing files
-    /// may be.
+    /// The file or device that a disk's bytes are in, without links, and the files and directories which its backing files
+    /// may be or be in.
     ///
     /// # Errors
     /// [`PlaceError`].
@@ -85,10 +86,11 @@ impl Place {
         let own = real(vm_directory)?;
         let to = real(&path)?;
         let mut allowed = vec![own];
-        if let Some(datastore) = disk.datastore
+        if let (Some(datastore), Some(image)) = (disk.datastore, &disk.image)
             && let Ok(images) = real(&self.datastores.join(datastore.to_string()))
         {
-            allowed.push(images);
+            // OpenNebula keeps the snapshots of an image beside it.
+            allowed.extend([images.join(image), images.join(format!("{image}.snap"))]);
         }
         let kind =
             fs::metadata(&to).map_err(|source| PlaceError::Find { path: to.clone(), source })?.file_type();
@@ -120,7 +122,7 @@ mod tests {
 
     fn disk(id: u32, extra: &str) -> Disk {
         let text = format!(
-            "<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID>{id}</DISK_ID><DATASTORE_ID>1</DATASTORE_ID>{extra}</DISK></TEMPLATE></VM>"
+            "<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID>{id}</DISK_ID><DATASTORE_ID>1</DATASTORE_ID><SOURCE>/frontend//datastores/1/image</SOURCE>{extra}</DISK></TEMPLATE></VM>"
         );
         crate::document::read(&text).unwrap().0.disks.remove(0)
     }
@@ -130,10 +132,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = Place { run: "/run/x".into(), datastores: dir.path().to_owned() };
         let own = dir.path().join("0/7");
-        for d in ["0/7", "0/8", "1", "2"] {
+        for d in ["0/7", "0/8", "1/image.snap", "2"] {
             fs::create_dir_all(dir.path().join(d)).unwrap();
         }
-        for file in ["0/7/disk.0", "0/8/disk.0", "1/image", "2/image"] {
+        for file in ["0/7/disk.0", "0/8/disk.0", "1/image", "1/image.snap/0", "1/others", "2/image"] {
             fs::write(dir.path().join(file), "x").unwrap();
         }
         symlink(dir.path().join("1/image"), own.join("disk.1")).unwrap();
@@ -142,10 +144,12 @@ mod tests {
         symlink(dir.path().join("2/image"), own.join("disk.4")).unwrap();
         symlink("/dev/null", own.join("disk.5")).unwrap();
         fs::create_dir(own.join("disk.6")).unwrap();
-        for good in [0, 1] {
+        symlink(dir.path().join("1/others"), own.join("disk.9")).unwrap();
+        symlink(dir.path().join("1/image.snap/0"), own.join("disk.10")).unwrap();
+        for good in [0, 1, 10] {
             assert!(place.source(&own, &disk(good, "")).is_ok(), "disk {good}");
         }
-        for bad in [2, 3, 4, 5, 6, 7] {
+        for bad in [2, 3, 4, 5, 6, 7, 9] {
             assert!(place.source(&own, &disk(bad, "")).is_err(), "disk {bad}");
         }
         // A loop device would do as LVM's, but only for what the document calls a block disk.

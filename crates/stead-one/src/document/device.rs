@@ -90,6 +90,8 @@ pub struct Disk {
     pub size_mib: Option<u64>,
     /// DATASTORE_ID: the image datastore it comes from.
     pub datastore: Option<DatastoreId>,
+    /// Name of its image's file in that datastore: the end of SOURCE.
+    pub image: Option<String>,
     /// I/O limits.
     pub limits: DiskLimits,
     /// ATTACH=YES: the one that attach_disk and detach_disk are about.
@@ -125,6 +127,7 @@ impl Disk {
             grow: matches!((size, original), (Some(size), Some(original)) if size > original),
             size_mib: size,
             datastore: disk.value("DATASTORE_ID")?,
+            image: disk.text("SOURCE").and_then(|s| Some(PathBuf::from(s).file_name()?.to_str()?.to_owned())),
             limits: DiskLimits {
                 total_bytes: disk.number("TOTAL_BYTES_SEC")?,
                 total_iops: disk.number("TOTAL_IOPS_SEC")?,

@@ -22,8 +22,35 @@ use std::{
 };
 use stead_incus::types::{Config, Devices};
 
-/// Hides an instance from monitoring while it is `0`.
+/// Whether monitoring is to tell of an instance: one of [`Shown`].
 pub const STATUS_KEY: &str = "user.one_status";
+/// Values of [`STATUS_KEY`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// A script is at work on it, and what it is in between is nobody's concern.
+    Busy,
+    /// Told as it is.
+    Yes,
+    /// Saved: OpenNebula expects nothing of it, for however long.
+    Saved,
+}
+
+impl Shown {
+    /// As it is written.
+    pub fn value(self) -> &'static str {
+        match self {
+            Self::Busy => "0",
+            Self::Yes => "1",
+            Self::Saved => "saved",
+        }
+    }
+    /// Of an instance's settings; what OpenNebula's own driver or nobody wrote is told.
+    pub fn of(config: &Config) -> Self {
+        let value = config.get(STATUS_KEY).map(String::as_str);
+        [Self::Busy, Self::Saved].into_iter().find(|s| value == Some(s.value())).unwrap_or(Self::Yes)
+    }
+}
+
 /// The base64 of the VM's document.
 pub const DOCUMENT_KEY: &str = "user.xml";
 /// The map of user ids that the root filesystem was left with.
@@ -101,7 +128,7 @@ pub fn wanted(vm: &Vm, document: &str, facts: &Facts) -> Result<(Wanted, Vec<Str
         config.extend(raw::parse(raw)?);
     }
     // These are how the driver finds its own again: not even RAW may set them otherwise.
-    config.insert(STATUS_KEY.into(), "0".into());
+    config.insert(STATUS_KEY.into(), Shown::Busy.value().into());
     config.insert(DOCUMENT_KEY.into(), encode(document));
 
     let privileged = config.get("security.privileged").is_some_and(|v| v == "true" || v == "1");

@@ -3,7 +3,7 @@
 use crate::{
     engine::{Driver, kept_document},
     ids::{InstanceName, VmId},
-    instance::{DOCUMENT_KEY, STATUS_KEY},
+    instance::{DOCUMENT_KEY, Shown},
 };
 use base64::Engine as _;
 use std::fmt::Write as _;
@@ -65,8 +65,8 @@ pub struct Seen {
     pub vm: Option<VmId>,
     /// Its state.
     pub state: State,
-    /// Being deployed, stopped, … by a script of ours.
-    pub hidden: bool,
+    /// Whether it is told.
+    pub shown: Shown,
     /// Memory in use.
     pub memory_kib: u64,
     /// Bytes received, of all interfaces but loopback.
@@ -99,7 +99,7 @@ impl Seen {
         Self {
             vm,
             state: State::of(&instance.status),
-            hidden: instance.config.get(STATUS_KEY).is_some_and(|s| s == "0"),
+            shown: Shown::of(&instance.config),
             memory_kib: state.map_or(0, |s| u64::try_from(s.memory.usage).unwrap_or(0) / 1024),
             received: sum(|t| t.bytes_received),
             sent: sum(|t| t.bytes_sent),
@@ -145,7 +145,7 @@ pub fn poll_line(seen: &Seen) -> String {
 /// `poll -t`, and `poll` without templates of wild instances.
 pub(super) fn poll_all(seen: &[Seen], driver: Driver, templates: bool) -> String {
     let mut out = String::from("VM_POLL=YES");
-    for s in seen.iter().filter(|s| !s.hidden) {
+    for s in seen.iter().filter(|s| s.shown == Shown::Yes) {
         let _ = write!(out, "\nVM=[ ID={}, DEPLOY_ID={}, ", s.id(), s.name);
         if s.vm.is_none() && templates {
             let template = pack(&import_template(s, driver));
@@ -156,14 +156,14 @@ pub(super) fn poll_all(seen: &[Seen], driver: Driver, templates: bool) -> String
     out
 }
 
-/// The status probe: all states. That an instance is missing is only to be concluded while none is hidden, for hidden
-/// ones are missing too.
+/// The status probe: all states. That an instance is missing is only to be concluded while no script is at work, for
+/// what it works on is missing too. OpenNebula misses nothing that it has saved.
 pub fn status_lines(seen: &[Seen]) -> String {
     let mut out = String::new();
-    if !seen.iter().any(|s| s.hidden) {
+    if !seen.iter().any(|s| s.shown == Shown::Busy) {
         out.push_str("SYNC_STATE=yes\nMISSING_STATE=POWEROFF\n");
     }
-    for s in seen.iter().filter(|s| !s.hidden) {
+    for s in seen.iter().filter(|s| s.shown == Shown::Yes) {
         let (id, name, state) = (s.id(), &s.name, s.state.word());
         let _ = writeln!(out, "VM = [ ID=\"{id}\", DEPLOY_ID=\"{name}\", STATE=\"{state}\" ]");
     }
@@ -173,7 +173,7 @@ pub fn status_lines(seen: &[Seen]) -> String {
 /// The monitor probe: what running instances use.
 pub(super) fn monitor_lines(seen: &[Seen]) -> String {
     let mut out = String::new();
-    for s in seen.iter().filter(|s| s.state == State::Running && !s.hidden) {
+    for s in seen.iter().filter(|s| s.state == State::Running && s.shown == Shown::Yes) {
         let monitor = format!(
             "MEMORY=\"{}\"\nNETRX=\"{}\"\nNETTX=\"{}\"\nCPU=\"{}\"\n",
             s.memory_kib,
@@ -317,9 +317,14 @@ mod tests {
     #[test]
     fn hidden_ones_are_not_told_and_nothing_is_missing_then() {
         let seen = instances();
-        assert!(seen[3].hidden);
+        assert_eq!(seen[3].shown, Shown::Busy);
         let lines = status_lines(&seen);
         assert!(!lines.contains("SYNC_STATE") && !lines.contains("one-9\""), "{lines}");
+        // One that was saved is not told either, but may stay so for months.
+        let mut seen = seen;
+        seen[3].shown = Shown::Saved;
+        let lines = status_lines(&seen);
+        assert!(lines.contains("SYNC_STATE") && !lines.contains("one-9\""), "{lines}");
     }
 
     #[test]

@@ -107,6 +107,12 @@ impl FakeBuilder {
         }
         self
     }
+    /// With its storage pool of this driver, not of btrfs.
+    #[must_use]
+    pub fn pool_driver(mut self, driver: &str) -> Self {
+        self.world.pool_driver = driver.to_owned();
+        self
+    }
     /// With an API extension that this engine's Debian version has not.
     #[must_use]
     pub fn with(mut self, feature: Feature) -> Self {

@@ -137,6 +137,8 @@ pub(super) struct World {
     pub groups: BTreeMap<String, Group>,
     pub projects: BTreeMap<String, Project>,
     pub warnings: BTreeMap<String, Value>,
+    /// Driver of its one storage pool.
+    pub pool_driver: String,
     ticks: u64,
 }
 
@@ -172,6 +174,7 @@ impl World {
             groups: BTreeMap::from([("default".into(), group)]),
             projects: BTreeMap::from([("default".into(), default)]),
             warnings: BTreeMap::new(),
+            pool_driver: "btrfs".into(),
             ticks: 0,
         }
     }
@@ -346,7 +349,7 @@ impl World {
             "config": {},
             "description": "",
             "name": "default",
-            "driver": "btrfs",
+            "driver": self.pool_driver,
             "used_by": used_by,
             "status": "Created",
             "locations": if self.clustered() { json!(locations) } else { Value::Null },

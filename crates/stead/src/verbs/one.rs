@@ -3,12 +3,13 @@
 use crate::{cli, output};
 use anyhow::{Context, Result};
 use std::{
+    ffi::OsString,
     io,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
-use stead_one::{act, act::Surroundings, check, console, install, lxdrc, script::Script};
+use stead_one::{act, act::Surroundings, check, console, install, lxdrc, say::Log, script::Script};
 
 /// What is mounted and running; gone after a reboot, as that is.
 const RUN: &str = "/run/stead-one";
@@ -19,7 +20,7 @@ pub fn called_as(argument: &Path) -> Option<Script> {
 }
 
 /// Runs a script under whose name this program was called.
-pub fn run_as(script: Script, path: PathBuf, arguments: Vec<String>) -> ExitCode {
+pub fn run_as(script: Script, path: PathBuf, arguments: Vec<OsString>) -> ExitCode {
     match run_script(cli::OneRun { script: Some(path), name: script.name().to_owned(), arguments }) {
         Ok(code) => code,
         Err(error) => output::report(&error),
@@ -31,7 +32,7 @@ pub fn one(verb: cli::OneVerb) -> Result<ExitCode> {
         cli::OneVerb::Run(args) => run_script(args),
         cli::OneVerb::Named(words) => {
             let mut words = words.into_iter();
-            let name = words.next().unwrap_or_default();
+            let name = words.next().unwrap_or_default().to_string_lossy().into_owned();
             if !act::is_known(&name) {
                 return Err(
                     output::BadInput(format!("there is no script {name:?}; see `stead one --help`")).into()
@@ -98,10 +99,17 @@ fn run_script(args: cli::OneRun) -> Result<ExitCode> {
         if let Some(script) = &surroundings.script_path {
             command.arg("--script").arg(script);
         }
-        return Err(command.arg(&args.name).args(&args.arguments).exec()).context("run sudo");
+        let error = command.arg(&args.name).args(&args.arguments).exec();
+        // OpenNebula reads this one, too.
+        let script = args.name.parse().map_or("stead one", Script::name);
+        let failed = anyhow::Error::new(error).context("cannot run sudo");
+        Log::new(script, io::stderr()).failure(failed.as_ref());
+        return Ok(ExitCode::FAILURE);
     }
+    // What is not text is none of the protocol's words: it is refused as what it looks like.
+    let arguments: Vec<String> = args.arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let ending =
-        act::run_named(&args.name, &args.arguments, &surroundings, io::stdin(), io::stdout(), io::stderr());
+        act::run_named(&args.name, &arguments, &surroundings, io::stdin(), io::stdout(), io::stderr());
     Ok(ExitCode::from(ending.code()))
 }
 
