@@ -16,12 +16,12 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_incus::{
-    Client, Dialect, Endpoint, Error, Tagged,
+    Client, Dialect, Endpoint, Error, Scope, Tagged,
     requests::{
         self,
         instances::{InstanceSource, NewInstance, StateAction},
     },
-    types::{Config, Devices, Instance},
+    types::{Config, Devices, Instance, OperationStatus, Outcome},
 };
 
 /// OpenNebula knows nothing of projects.
@@ -30,6 +30,8 @@ pub const PROJECT: &str = "default";
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(120);
 /// An engine that puts an instance away after a start that failed has done so within this.
 const BUSY_PATIENCE: Duration = Duration::from_secs(30);
+/// How often is looked whether it has.
+const GLANCE: Duration = Duration::from_millis(100);
 /// The log of one start.
 const MAX_LOG_BYTES: u64 = 1 << 20;
 /// The first few tell the cause.
@@ -175,6 +177,29 @@ impl Engine {
             Ok(instance) => Ok(Some(instance)),
             Err(e) if e.is_not_found() => Ok(None),
             Err(e) => Err(e.into()),
+        }
+    }
+    /// Waits until nothing works on an instance that a script began: one that was killed leaves the server at it, and what
+    /// it is found to be now is not what it will be in a moment. What takes longer than any script would wait is left alone.
+    ///
+    /// # Errors
+    /// A request's.
+    pub async fn settle(&self, name: &InstanceName) -> Result<(), EngineError> {
+        let deadline = Instant::now() + SHUTDOWN_TIMEOUT + BUSY_PATIENCE;
+        let path = format!("/1.0/instances/{name}");
+        loop {
+            let all = self.client.operations(Scope::Project(PROJECT)).await?;
+            // Commands that run in it are websockets, and may run for ever.
+            let is_at_it = |o: &OperationStatus| {
+                let mut paths = o.resources.values().flatten().flatten();
+                o.class == "task"
+                    && o.outcome() == Outcome::Running
+                    && paths.any(|p| p.split_once('?').map_or(p.as_str(), |(path, _)| path) == path)
+            };
+            if !all.iter().any(is_at_it) || Instant::now() > deadline {
+                return Ok(());
+            }
+            tokio::time::sleep(GLANCE).await;
         }
     }
     /// The facts for a mapping that are the server's.

@@ -303,6 +303,7 @@ async fn act(
     let place = Place { run: surroundings.run.clone(), datastores: rc.datastore_location.clone() };
     let _lock = lock(&place, &name)?;
     let engine = Engine::connect(surroundings.driver(), &rc).await?;
+    engine.settle(&name).await?;
     let mut job = Job { name, rc: &rc, place: &place, engine: &engine, surroundings, log };
     let (vm, text) = document.unzip();
     let need = || DocumentError::Missing("VM");

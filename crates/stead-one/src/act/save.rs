@@ -79,6 +79,7 @@ impl Job<'_, '_> {
         if stateful || !snapshots.is_empty() {
             self.keep_idmap(vm, &instance);
             self.mapper()?.unmap_all()?;
+            self.remove_directory();
             self.engine.show(&self.name, Shown::Saved).await?;
             return Ok(());
         }

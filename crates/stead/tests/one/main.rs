@@ -1,0 +1,271 @@
+//! The OpenNebula driver on real engines: its scripts called as `one_vmm_exec` calls them, on nodes of our own clusters.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod console;
+mod host;
+mod lifecycle;
+mod moves;
+
+use host::*;
+use std::{
+    fmt::Write as _,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// One test at a time: loop devices are the kernel's, and the paths behind them are the same on all hosts, so a test
+/// could not tell its own from those of others.
+fn alone() -> MutexGuard<'static, ()> {
+    static LOOPS: Mutex<()> = Mutex::new(());
+    LOOPS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn every_script_on_incus() {
+    let _alone = alone();
+    with_host("every_script_on_incus", "one-incus", "incus", "6.6.0", |host| {
+        lifecycle::devices(host);
+        lifecycle::lifecycle(host);
+        lifecycle::lifecycle(&Host { local: true, ..*host });
+    });
+}
+
+#[test]
+fn every_script_on_lxd() {
+    let _alone = alone();
+    with_host("every_script_on_lxd", "one-lxd", "lxd", "6.6.0", |host| {
+        lifecycle::devices(host);
+        lifecycle::lifecycle(host);
+        lifecycle::lifecycle(&Host { local: true, ..*host });
+    });
+}
+
+#[test]
+fn twenty_vms_at_once_and_broken_ones_among_them() {
+    let _alone = alone();
+    with_host("twenty_vms_at_once_and_broken_ones_among_them", "one-many", "incus", "6.6.0", |host| {
+        const COUNT: u32 = 20;
+        for id in 100..100 + COUNT {
+            host.prepare(id);
+            if id % 7 == 0 {
+                // Nothing to mount in it: the deploy fails after the instance was made.
+                host.ok(&["truncate", "-s", "24M", "/tmp/blank"]);
+                host.ok(&["cp", "/tmp/blank", &format!("/var/lib/one/datastores/0/{id}/disk.0")]);
+            }
+        }
+        let began = Instant::now();
+        let answers: Vec<(u32, Answer)> = thread::scope(|scope| {
+            let started: Vec<_> = (100..100 + COUNT)
+                .map(|id| {
+                    let call = move || {
+                        let number = id.to_string();
+                        let arguments = ["/var/lib/one//datastores/0/x", "host", number.as_str(), "host"];
+                        host.call("deploy", &arguments, Some(&vm(id, "", "", "")))
+                    };
+                    (id, scope.spawn(call))
+                })
+                .collect();
+            started.into_iter().map(|(id, t)| (id, t.join().unwrap())).collect()
+        });
+        let together = began.elapsed();
+        for (id, answer) in &answers {
+            let name = format!("one-{id}");
+            if id % 7 == 0 {
+                assert_eq!(answer.code, 1, "{name}: {}", answer.stderr);
+                assert!(answer.stderr.contains("disk 0 is blank"), "{}", answer.stderr);
+                assert_eq!(host.status(&name), "absent");
+            } else {
+                assert_eq!((answer.code, answer.stdout.trim()), (0, name.as_str()), "{}", answer.stderr);
+                assert_eq!(host.status(&name), "RUNNING");
+                host.inside(&name, &format!("echo {id} >/mine"));
+            }
+        }
+        // Of all of them at once; the first call has no earlier reading and looks twice.
+        let probe = ["sh", "-c", "time -p /var/tmp/one/im/incus-probes.d/vm/monitor/stead-vm-monitor.sh"];
+        host.run(&["bash", "-c", probe[2]], "");
+        let told = host.run(&["bash", "-c", probe[2]], "");
+        assert_eq!(told.stdout.lines().count(), 17, "{}", told.stdout);
+        let real: f64 = told.stderr.split_whitespace().nth(1).unwrap().parse().unwrap();
+        println!("17 running instances are monitored in {real} s, the program's start included");
+        assert!(real < 1.0, "{}", told.stderr);
+        let mut all = String::new();
+        for id in (100..100 + COUNT).filter(|id| id % 7 != 0) {
+            let _ = write!(all, "{}", host.inside(&format!("one-{id}"), "cat /mine"));
+            let number = id.to_string();
+            host.done("cancel", &[&format!("one-{id}"), "host", &number, "host"], None);
+        }
+        assert_eq!(all.lines().count(), 17, "{all}");
+        host.clean();
+
+        // One after the other takes longer: they do not wait for each other.
+        let began = Instant::now();
+        let deploy = |id: u32| {
+            let number = id.to_string();
+            host.done("deploy", &["/x", "host", &number, "host"], Some(&vm(id, "", "", "")))
+        };
+        let cancel = |id: u32| {
+            let number = id.to_string();
+            host.done("cancel", &[&format!("one-{id}"), "host", &number, "host"], None)
+        };
+        for id in [100, 101, 102, 103] {
+            deploy(id);
+        }
+        let alone = began.elapsed() / 4;
+        println!(
+            "{COUNT} VMs deployed at once in {:.1} s, one alone in {:.2} s: {:.1} times as fast as one after the other",
+            together.as_secs_f64(),
+            alone.as_secs_f64(),
+            alone.as_secs_f64() * f64::from(COUNT) / together.as_secs_f64(),
+        );
+        for id in [100, 101, 102, 103] {
+            cancel(id);
+        }
+        // The lock of another VM, and that of the devices, hold up nobody who does not need them.
+        let held = ["/run/stead-one/locks/one-100", "/run/stead-one/devices.lock"];
+        let hold = format!("touch {1}; exec flock {0} flock {1} sleep 300 & echo $!", held[0], held[1]);
+        let holder = host.ok(&["sh", "-c", &format!("({hold}) 2>&1 </dev/null | head -1")]);
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                deploy(100);
+                Instant::now()
+            });
+            thread::sleep(Duration::from_millis(300));
+            let began = Instant::now();
+            deploy(101);
+            let took = began.elapsed();
+            println!("with the locks of others held, one is deployed in {:.2} s", took.as_secs_f64());
+            assert!(!waits.is_finished(), "the lock of a VM keeps nobody from it");
+            let released = Instant::now();
+            host.ok(&["sh", "-c", &format!("pkill -P {0}; kill {0}", holder.trim())]);
+            assert!(waits.join().unwrap() > released, "the VM's lock held up nobody");
+        });
+        for id in [100, 101] {
+            cancel(id);
+        }
+        host.clean();
+    });
+}
+
+/// The script is killed at every moment of a deploy. The next one works, and nothing is left of either.
+#[test]
+fn a_deploy_killed_at_any_moment_is_done_over() {
+    let _alone = alone();
+    with_host("a_deploy_killed_at_any_moment_is_done_over", "one-kill", "incus", "6.6.0", |host| {
+        host.prepare(7);
+        host.ok(&["truncate", "-s", "24M", "/var/lib/one/datastores/0/7/disk.2"]);
+        context_disk(host, 7, "A=1\n");
+        let graphics = "<GRAPHICS><TYPE>vnc</TYPE><PORT>5907</PORT><PASSWD>secret</PASSWD></GRAPHICS>";
+        let document = vm(7, "", &format!("{VOLATILE}{NIC}{CONTEXT}{graphics}"), "");
+        host.run(&["sh", "-c", "cat >/run/document"], &document);
+        let deploy = ["/x", "host", "7", "host"];
+        let of_one7 = ["one-7", "host", "7", "host"];
+        let mut killed = 0;
+        for tenths in 0.. {
+            // Finer where the disks are mapped.
+            let seconds = format!("{:.2}", f64::from(tenths) * 0.04);
+            let script = format!(
+                "/var/tmp/one/vmm/incus/deploy /x host 7 host </run/document >/dev/null 2>&1 & p=$!; sleep {seconds}; \
+                 kill -9 $p 2>/dev/null; wait $p; echo $?"
+            );
+            let code = host.ok(&["sh", "-c", &script]);
+            if code.trim() == "0" {
+                break;
+            }
+            assert!(tenths < 200, "the deploy never ends");
+            killed += 1;
+            let again = host.call("deploy", &deploy, Some(&document));
+            assert!(again.code == 0, "killed after {seconds} s: {}", again.stderr);
+            assert_eq!(host.status("one-7"), "RUNNING");
+            assert_eq!(host.setting("one-7", "user.one_status"), "1");
+            host.inside("one-7", "touch /data/written && cat /context/context.sh");
+            host.done("cancel", &of_one7, None);
+            host.clean();
+        }
+        println!("killed at {killed} moments");
+        assert!(killed > 3);
+        host.done("cancel", &of_one7, None);
+        // Killed, and given up.
+        let kill = "/var/tmp/one/vmm/incus/deploy /x host 7 host </run/document >/dev/null 2>&1 & p=$!; sleep 0.5; kill -9 $p; wait $p";
+        host.run(&["sh", "-c", kill], "");
+        host.done("cancel", &of_one7, None);
+        assert_eq!(host.status("one-7"), "absent");
+        host.clean();
+    });
+}
+
+#[test]
+fn instances_of_others_are_imported_and_never_deleted() {
+    let _alone = alone();
+    with_host("instances_of_others_are_imported_and_never_deleted", "one-wild", "incus", "6.6.0", |host| {
+        // An instance somebody made, with a name that looks like ours.
+        host.ok(&[
+            "incus",
+            "init",
+            "--empty",
+            "one-9-copy",
+            "-c",
+            "limits.memory=128MiB",
+            "-c",
+            "limits.cpu=1",
+        ]);
+        let root = "/var/lib/incus/storage-pools/default/containers/one-9-copy/rootfs";
+        host.ok(&["sh", "-c", &format!("mkdir -p {root} /mnt && mount -o loop /var/lib/one/image /mnt && cp -a /mnt/. {root}/ && umount /mnt")]);
+        host.ok(&["incus", "start", "one-9-copy"]);
+        let system =
+            host.ok(&["sh", "-c", "/var/tmp/one/im/incus-probes.d/host/system/stead-host-system.sh"]);
+        assert!(
+            system.contains("VM = [ ID=-1, DEPLOY_ID=one-9-copy, VM_NAME=one-9-copy, IMPORT_TEMPLATE=\""),
+            "{system}"
+        );
+        // Imported as VM 42: stopped, started, given an interface, stopped for good.
+        let imported = vm(42, "one-9-copy", NIC, "");
+        let document = action("one-9-copy", &imported);
+        let of_it = ["one-9-copy", "host", "42", "host"];
+        host.done("shutdown", &of_it, None);
+        assert_eq!(host.status("one-9-copy"), "STOPPED");
+        let deployed = host.done("deploy", &["/x", "host", "42", "host"], Some(&imported));
+        assert_eq!((deployed.as_str(), host.status("one-9-copy").as_str()), ("one-9-copy\n", "RUNNING"));
+        let nic = ["one-9-copy", "02:00:c0:a8:00:01", "onebr0", "-", "bridge", "one-7-0", "42", "host"];
+        host.done("attach_nic", &nic, Some(&document));
+        host.done("detach_nic", &["one-9-copy", "02:00:c0:a8:00:01", "42", "host"], Some(&document));
+        host.done("reboot", &of_it, None);
+        assert_eq!(host.status("one-9-copy"), "RUNNING");
+        for (script, arguments) in [
+            ("save", &["one-9-copy", "/var/lib/one/datastores/0/x", "host", "42", "host"][..]),
+            ("attach_disk", &["one-9-copy", "/x", "vdb", "1", "x", "42", "host"][..]),
+            ("resize_disk", &["one-9-copy", "0", "99", "x", "host", "42", "host"][..]),
+        ] {
+            let answer = host.call(script, arguments, Some(&document));
+            assert!(answer.code == 1 && answer.stderr.contains("imported"), "{script}: {}", answer.stderr);
+        }
+        host.done("cancel", &of_it, None);
+        assert_eq!(host.status("one-9-copy"), "STOPPED");
+        // Nor is one deleted that has a VM's exact name but no document of it.
+        host.ok(&["incus", "init", "--empty", "one-50"]);
+        let answer = host.call("deploy", &["/x", "host", "50", "host"], Some(&vm(50, "", "", "")));
+        assert!(answer.code == 1 && answer.stderr.contains("not made by OpenNebula"), "{}", answer.stderr);
+        host.done("cancel", &["one-50", "host", "50", "host"], None);
+        assert_eq!(host.status("one-50"), "STOPPED");
+        host.ok(&["incus", "delete", "one-50", "one-9-copy"]);
+        host.clean();
+
+        // Installed again nothing changes; uninstalled nothing stays.
+        let one = ["/usr/local/bin/stead", "one"];
+        let remotes = ["--remotes", "/var/tmp/one"];
+        let again = host.ok(&[&one[..], &["install"], &remotes].concat());
+        assert_eq!(again, "everything is installed already\n");
+        let check = host.run(&[&one[..], &["check", "--driver", "incus"], &remotes].concat(), "").stdout;
+        for line in
+            ["engine", "storage pool", "datastores", "loop devices", "qcow2", "ceph", "context disk", "sudo"]
+        {
+            assert!(check.lines().any(|l| l.starts_with(line)), "{line} is missing:\n{check}");
+        }
+        assert!(check.contains("oneadmin ALL=(root) NOPASSWD: /usr/local/bin/stead one run *"), "{check}");
+        host.ok(&[&one[..], &["uninstall"], &remotes].concat());
+        let twice = host.ok(&[&one[..], &["uninstall"], &remotes].concat());
+        assert_eq!(twice, "nothing of it is installed\n");
+        assert_eq!(host.ok(&["find", "/var/tmp/one", "-mindepth", "1"]), "/var/tmp/one/VERSION\n");
+    });
+}
