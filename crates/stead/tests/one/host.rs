@@ -161,7 +161,8 @@ impl Host<'_> {
             "-c",
             "mkdir -p /var/lib/one/datastores/0 /var/lib/one/datastores/1 /var/tmp/one /usr/local/bin",
         ]);
-        // Nodes in namespaces have no devtmpfs.
+        // Nodes in namespaces have no devtmpfs, those in QEMU the modules.
+        self.run(&["modprobe", "--all", "loop", "squashfs", "dm_mod", "isofs"], "");
         self.ok(&[
             "sh",
             "-c",
@@ -244,7 +245,7 @@ pub const NIC: &str = "<NIC><NIC_ID>0</NIC_ID><BRIDGE>onebr0</BRIDGE><MAC>02:00:
                    <INBOUND_AVG_BW>1000</INBOUND_AVG_BW></NIC>";
 pub const CONTEXT: &str = "<CONTEXT><DISK_ID>1</DISK_ID><TARGET>hda</TARGET></CONTEXT>";
 
-/// A cluster of one node with the driver on it.
+/// A cluster of one node in a namespace with the driver on it.
 pub fn with_host(
     test: &str,
     cluster: &'static str,
@@ -252,14 +253,24 @@ pub fn with_host(
     version: &str,
     work: impl Fn(&Host<'_>),
 ) {
+    with_machine(test, cluster, driver, version, "backend: namespace", work);
+}
+
+/// A cluster of one node on this machine with the driver on it.
+pub fn with_machine(
+    test: &str,
+    cluster: &'static str,
+    driver: &'static str,
+    version: &str,
+    machine: &str,
+    work: impl Fn(&Host<'_>),
+) {
     let base = format!("{driver}-node");
     let Some(w) = World::new(test, &[&base]) else { return };
     let Some(image) = image(&w) else { return };
     let file = w.file(
         cluster,
-        &format!(
-            "name: {cluster}\nimage: {base}\nnodes: 1\nengine: {driver}\nmachine: {{backend: namespace}}\n"
-        ),
+        &format!("name: {cluster}\nimage: {base}\nnodes: 1\nengine: {driver}\nmachine: {{{machine}}}\n"),
     );
     w.ok(&["up", &file]);
     let host = Host { world: &w, cluster, node: "node1", driver, local: false };

@@ -1,10 +1,7 @@
 //! Every script in the order a VM could live through them.
 
 use crate::{common::eventually, host::*};
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::{thread, time::Duration};
 
 /// Every action in the order a VM could live through them.
 pub fn lifecycle(host: &Host<'_>) {
@@ -256,7 +253,7 @@ pub fn monitoring(host: &Host<'_>) {
     let line = host.done("poll", &["one-7", "host", "7", "host"], None);
     assert!(line.starts_with("STATE=a MEMORY="), "{line}");
     let memory: u64 = line.split("MEMORY=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
-    let (version, of_kernel) = kernel_says(host, "one-7", ["memory.usage_in_bytes", "memory.current"]);
+    let (version, of_kernel, _) = kernel_says(host, "one-7", ["memory.usage_in_bytes", "memory.current"]);
     println!("{}: memory {memory} KiB, cgroup v{version} says {} KiB", host.driver, of_kernel >> 10);
     assert!((of_kernel >> 10).abs_diff(memory) < 2048, "{memory} KiB, the kernel says {of_kernel} bytes");
     assert!((100..64 << 10).contains(&memory), "{memory} KiB");
@@ -284,28 +281,31 @@ pub fn monitoring(host: &Host<'_>) {
         ),
     ]);
     host.done("poll", &["one-7", "host", "7", "host"], None);
-    let (began, before) = (Instant::now(), kernel_says(host, "one-7", ["cpuacct.usage", "cpu.stat"]).1);
+    let cpu_time = || kernel_says(host, "one-7", ["cpuacct.usage", "cpu.stat"]);
+    let (_, before, began) = cpu_time();
     thread::sleep(Duration::from_secs(2));
     let line = host.done("poll", &["one-7", "host", "7", "host"], None);
-    let after = kernel_says(host, "one-7", ["cpuacct.usage", "cpu.stat"]).1;
-    let of_kernel = (after - before) as f64 * 100.0 / began.elapsed().as_nanos() as f64;
+    let (_, after, ended) = cpu_time();
+    let of_kernel = (after - before) as f64 * 100.0 / (ended - began) as f64;
     let cpu: f64 = line.trim().split("CPU=").nth(1).unwrap().parse().unwrap();
     println!("{}: CPU {cpu} %, by the kernel's counter {of_kernel:.0} %", host.driver);
     assert!((5.0..=250.0).contains(&cpu) && (cpu - of_kernel).abs() < 15.0, "{line}, kernel: {of_kernel}");
 }
 
-/// What the kernel counts for an instance, in bytes or nanoseconds, on cgroup v1 or v2, and which of them it was.
-fn kernel_says(host: &Host<'_>, instance: &str, files: [&str; 2]) -> (u8, u64) {
+/// What the kernel counts for an instance: whether on cgroup v1 or v2, the count in bytes or nanoseconds, and when that was,
+/// in nanoseconds of the node's clock.
+fn kernel_says(host: &Host<'_>, instance: &str, files: [&str; 2]) -> (u8, u64, u64) {
     for (version, file) in [1, 2].into_iter().zip(files) {
         let find = ["find", "/sys/fs/cgroup", "-path", &format!("*payload*{instance}/{file}")];
         if let Some(path) = host.run(&find, "").stdout.lines().next() {
-            let text = host.ok(&["cat", path]);
+            let text = host.ok(&["sh", "-c", &format!("cat '{path}'; date +%s%N")]);
+            let at_ns = text.lines().last().unwrap().parse().unwrap();
             // cpu.stat has lines, and counts microseconds.
             let number = match text.lines().find_map(|l| l.strip_prefix("usage_usec ")) {
                 Some(usec) => usec.trim().parse::<u64>().unwrap() * 1000,
-                None => text.trim().parse().unwrap(),
+                None => text.lines().next().unwrap().trim().parse().unwrap(),
             };
-            return (version, number);
+            return (version, number, at_ns);
         }
     }
     panic!("no {files:?} of {instance} in /sys/fs/cgroup");

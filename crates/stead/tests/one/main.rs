@@ -10,6 +10,9 @@ mod moves;
 use host::*;
 use std::{
     fmt::Write as _,
+    fs,
+    path::Path,
+    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -267,5 +270,103 @@ fn instances_of_others_are_imported_and_never_deleted() {
         let twice = host.ok(&[&one[..], &["uninstall"], &remotes].concat());
         assert_eq!(twice, "nothing of it is installed\n");
         assert_eq!(host.ok(&["find", "/var/tmp/one", "-mindepth", "1"]), "/var/tmp/one/VERSION\n");
+    });
+}
+
+/// Scripts come as oneadmin, by a real sudo with the rule that `stead one check` prints and no other.
+#[test]
+fn oneadmin_runs_scripts_by_sudo() {
+    let _alone = alone();
+    with_host("oneadmin_runs_scripts_by_sudo", "one-sudo", "incus", "6.6.0", |host| {
+        // Not in the image: Debian's package, if it can be had.
+        let packages = host.world.state.join("packages");
+        fs::create_dir(&packages).unwrap();
+        let got = Command::new("timeout")
+            .args(["60", "apt-get", "download", "sudo"])
+            .current_dir(&packages)
+            .output();
+        let package = fs::read_dir(&packages).unwrap().flatten().next();
+        let Some(package) = package.filter(|_| got.is_ok_and(|o| o.status.success())) else {
+            println!("SKIP oneadmin_runs_scripts_by_sudo: Debian's package sudo cannot be had");
+            return;
+        };
+        host.put(&package.path(), "/run/sudo.deb");
+        host.ok(&["dpkg", "--install", "/run/sudo.deb"]);
+        host.ok(&["useradd", "--system", "--home-dir", "/var/lib/one", "oneadmin"]);
+        host.prepare(7);
+        host.ok(&["chown", "-R", "oneadmin:", "/var/lib/one/datastores"]);
+        let admin = |command: &str, input: &str| {
+            let path = "PATH=/usr/local/bin:/usr/bin:/bin";
+            host.run(&["runuser", "-u", "oneadmin", "--", "env", "-i", path, "sh", "-c", command], input)
+        };
+        let deploy = "/var/tmp/one/vmm/incus/deploy /x host 7 host";
+        // Without the rule nothing happens, and OpenNebula is not told to copy its scripts again (42).
+        let refused = admin(deploy, &vm(7, "", NIC, ""));
+        assert!(refused.code == 1 && refused.stdout.is_empty(), "{}: {}", refused.code, refused.stderr);
+        assert!(refused.stderr.contains("sudo: "), "{}", refused.stderr);
+        let check = "/usr/local/bin/stead one check --driver incus";
+        let told = admin(check, "").stdout;
+        let (_, rule) = told.split_once("put into /etc/sudoers.d/stead-one: ").unwrap();
+        let rule = format!("{}\n", rule.lines().next().unwrap().trim());
+        host.run(&["sh", "-c", "umask 227; cat >/etc/sudoers.d/stead-one"], &rule);
+        host.ok(&["visudo", "--check", "--strict"]);
+
+        let deployed = admin(deploy, &vm(7, "", NIC, ""));
+        assert_eq!((deployed.code, deployed.stdout.as_str()), (0, "one-7\n"), "{}", deployed.stderr);
+        assert_eq!(host.status("one-7"), "RUNNING");
+        assert!(admin("/var/tmp/one/vmm/incus/poll one-7 host 7 host", "").stdout.starts_with("STATE=a "));
+        let probe = admin("/var/tmp/one/im/incus-probes.d/vm/status/stead-vm-status.sh", "");
+        assert!(probe.stdout.contains("STATE=\"RUNNING\""), "{}\n{}", probe.stdout, probe.stderr);
+        let sudo = admin(check, "").stdout;
+        assert!(sudo.lines().any(|l| l.starts_with("sudo") && l.contains("good")), "{sudo}");
+        for other in ["stead --version", "stead one install --remotes /tmp/x", "id"] {
+            let other = admin(&format!("sudo -n {other}"), "");
+            assert!(other.code == 1 && other.stdout.is_empty(), "{}", other.stdout);
+        }
+        let cancelled = admin("/var/tmp/one/vmm/incus/cancel one-7 host 7 host", "");
+        assert_eq!(cancelled.code, 0, "{}", cancelled.stderr);
+        host.clean();
+    });
+}
+
+/// On a kernel of Debian, with cgroup v2 alone and device mapper, which nodes in namespaces do not have here.
+#[test]
+fn values_of_cgroup_v2_and_logical_volumes_on_a_kernel_of_its_own() {
+    let test = "values_of_cgroup_v2_and_logical_volumes_on_a_kernel_of_its_own";
+    if !Path::new("/usr/bin/qemu-system-x86_64").exists() {
+        println!("SKIP {test}: qemu-system-x86_64 is not installed");
+        return;
+    }
+    let _alone = alone();
+    with_machine(test, "one-qemu", "incus", "6.6.0", "backend: qemu, memory: 1GiB", |host| {
+        host.ok(&["test", "-e", "/sys/fs/cgroup/cgroup.controllers"]);
+        host.prepare(7);
+        // As the LVM transfer driver leaves a volume: a link to a link to the device.
+        let volume = "set -e; truncate -s 64M /var/lib/one/volume; l=$(losetup -f --show /var/lib/one/volume); \
+                      dmsetup create vg--one--0-lv--one--7--2 --table \"0 65536 linear $l 0\" && dmsetup mknodes; \
+                      mkdir /dev/vg-one-0; ln -s ../mapper/vg--one--0-lv--one--7--2 /dev/vg-one-0/lv-one-7-2; \
+                      ln -s /dev/vg-one-0/lv-one-7-2 /var/lib/one/datastores/0/7/disk.2; echo $l";
+        let device = host.ok(&["sh", "-c", volume]).trim().to_owned();
+        let disk = "<DISK><DISK_ID>2</DISK_ID><TYPE>fs</TYPE><DISK_TYPE>BLOCK</DISK_TYPE><TARGET>/data</TARGET>\
+                    <TOTAL_IOPS_SEC>500</TOTAL_IOPS_SEC></DISK>";
+        host.done("deploy", &["/x", "host", "7", "host"], Some(&vm(7, "", disk, "")));
+        host.inside("one-7", "touch /data/written && ls -ln /data/written | grep -q ' 0  *0 '");
+        lifecycle::monitoring(host);
+        let limits = host.ok(&["sh", "-c", "cat /sys/fs/cgroup/lxc.payload.one-7/io.max"]);
+        assert!(limits.contains("riops=500 wiops=500"), "{limits}");
+        let grow = format!(
+            "v=vg--one--0-lv--one--7--2; dmsetup reload $v --table '0 131072 linear {device} 0' && dmsetup suspend $v && dmsetup resume $v"
+        );
+        host.ok(&["sh", "-c", &grow]);
+        let document = action("one-7", &vm(7, "one-7", disk, ""));
+        host.done("resize_disk", &["one-7", "2", "64", "x", "host", "7", "host"], Some(&document));
+        let size = host.inside("one-7", "df -k /data | grep data");
+        let size: u64 = size.split_whitespace().rev().nth(4).unwrap().parse().unwrap();
+        assert!(size > 48 << 10, "the volume's filesystem has not grown: {size} KiB");
+        host.done("cancel", &["one-7", "host", "7", "host"], None);
+        // The volume is the transfer driver's to remove, and nothing uses it.
+        host.ok(&["dmsetup", "remove", "vg--one--0-lv--one--7--2"]);
+        host.ok(&["losetup", "--detach", &device]);
+        host.clean();
     });
 }
