@@ -101,7 +101,9 @@ fn the_client_on_incus_7() {
     let starts = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     whole("the_client_on_incus_7", "incus7-node", Dialect::Incus, 94, starts);
     if !starts {
-        println!("SKIP the_client_on_incus_7 (running instances): this host has no cgroup version 2 hierarchy");
+        println!(
+            "SKIP the_client_on_incus_7 (running instances): this host has no cgroup version 2 hierarchy"
+        );
     }
 }
 
