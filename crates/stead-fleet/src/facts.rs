@@ -16,9 +16,9 @@ const AT_ONCE: usize = 8;
 pub struct MemberFacts {
     /// As the cluster has it.
     pub member: Member,
-    /// None: it does not answer.
+    /// None: it is offline.
     pub resources: Option<Resources>,
-    /// None: it does not answer, or the server cannot say.
+    /// None: it is offline, or the server cannot say.
     pub state: Option<MemberState>,
 }
 
@@ -68,7 +68,8 @@ fn asked(what: &'static str) -> impl Fn(Error) -> FactsError {
 /// Asks.
 ///
 /// # Errors
-/// [`FactsError`]. A member that does not answer is no error.
+/// [`FactsError`]. A member that the cluster knows to be offline is no error; one that it takes for online and that does not
+/// answer is.
 pub async fn gather(client: &Client) -> Result<Facts, FactsError> {
     let server = client.server().await.map_err(asked("server information"))?.value;
     if server.auth != "trusted" {

@@ -58,7 +58,7 @@ pub enum Entry {
         /// Seconds since 1970.
         at_s: u64,
     },
-    /// The run has ended: nothing is on its way.
+    /// The run has ended; what was begun and has no end of its own is for the next.
     Ended {
         /// Seconds since 1970.
         at_s: u64,
@@ -200,7 +200,7 @@ fn unfinished(text: &[u8], path: &Path, cluster: &str) -> Result<Vec<Unfinished>
             Entry::Done { number, .. } | Entry::Failed { number, .. } => {
                 begun.remove(&number);
             }
-            Entry::Ended { .. } => begun.clear(),
+            Entry::Ended { .. } => {}
         }
     }
     Ok(begun

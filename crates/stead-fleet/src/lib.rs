@@ -1,14 +1,20 @@
 //! Day-2 work on any Incus or LXD cluster, made by Stead or not: look, plan, move.
 //!
-//! Owns how a cluster becomes a snapshot ([`facts`], [`snapshot`]), what engines write as amounts ([`amounts`]), and how a
-//! plan is carried out so that nothing is lost when the tool or a server dies in the middle ([`rebalance`], [`journal`]).
-//! Does not own where instances should be: that is `stead-placement`, which plans from the snapshot.
+//! Owns how a cluster comes to trust this host ([`remote`]), how it becomes a snapshot ([`facts`], [`snapshot`]), what
+//! engines write as amounts ([`amounts`]), how a plan is carried out so that nothing is lost when the tool or a server dies
+//! in the middle ([`rebalance`], [`journal`]), when that may be ([`window`]), what instances that do not exist yet would be
+//! ([`newcomers`]), and the server's own placement ([`scriptlet`]). Does not own where instances should be: that is
+//! `stead-placement`, which plans from the snapshot.
 
 pub mod amounts;
 pub mod facts;
 pub mod journal;
+pub mod newcomers;
 pub mod rebalance;
+pub mod remote;
+pub mod scriptlet;
 pub mod snapshot;
+pub mod window;
 
 /// An error with all its causes, in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -28,9 +28,6 @@ use tokio::sync::watch;
 const TRIES: u32 = 5;
 /// Pause between two looks at a server that does not answer.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Codes of a server, or of a member behind it, that is not there at the moment.
-const AWAY_CODES: [u16; 3] = [502, 503, 504];
-
 /// How a rebalance is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -87,9 +84,12 @@ pub enum Outcome {
     },
     /// It was there already.
     AlreadyThere,
-    /// It was not moved, and why.
+    /// It was not moved, and why. It is where it was and as it was, or the text says what is wrong with it.
     Failed(String),
-    /// It was not begun: the run was asked to stop, or a move it had to wait for failed.
+    /// A server went away in the middle and stayed away: how it is with the instance is not known. The next run goes on
+    /// with it.
+    Unfinished(String),
+    /// It was not begun: the run was asked to stop, its time was over, or a move it had to wait for failed.
     Left,
 }
 
@@ -149,11 +149,17 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
         Ok(summary)
     }
 
-    /// Carries a plan out: each move after those it must wait for, as many at once as allowed.
+    /// Carries a plan out: each move after those it must wait for, as many at once as allowed, none begun at `until` or
+    /// later.
     ///
     /// # Errors
     /// The journal cannot be written. A move that fails is no error: the others go on.
-    pub async fn run(&self, cluster: &str, plan: &Plan) -> Result<Summary, JournalError> {
+    pub async fn run(
+        &self,
+        cluster: &str,
+        plan: &Plan,
+        until: Option<SystemTime>,
+    ) -> Result<Summary, JournalError> {
         self.journal.borrow_mut().begin(cluster, plan, now_s())?;
         let began = Instant::now();
         let mut outcomes: Vec<Option<Outcome>> = vec![None; plan.moves.len()];
@@ -163,7 +169,9 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
         loop {
             // What waits for a move that did not happen has lost the room it was promised.
             for n in 0..plan.moves.len() {
-                let lost = |o: &Option<Outcome>| matches!(o, Some(Outcome::Failed(_) | Outcome::Left));
+                let lost = |o: &Option<Outcome>| {
+                    matches!(o, Some(Outcome::Failed(_) | Outcome::Unfinished(_) | Outcome::Left))
+                };
                 if !begun[n] && plan.moves[n].after.iter().any(|a| outcomes.get(*a).is_some_and(lost)) {
                     begun[n] = true;
                     outcomes[n] = Some(Outcome::Left);
@@ -173,7 +181,7 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
                 !begun[*n]
                     && plan.moves[*n].after.iter().all(|a| outcomes.get(*a).is_none_or(Option::is_some))
             });
-            let stopping = *self.stop.borrow();
+            let stopping = *self.stop.borrow() || until.is_some_and(|u| SystemTime::now() >= u);
             let due = self.due(copied_mib);
             match ready {
                 Some(n)
@@ -224,30 +232,38 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
         planned: &Move,
         ran: Option<bool>,
     ) -> Result<Outcome, JournalError> {
-        let outcome = match self.attempts(number, planned, ran).await {
-            Ok(outcome) => outcome,
-            Err(Stuck::Journal(e)) => return Err(e),
-            Err(Stuck::Failed(why)) => Outcome::Failed(why),
-        };
+        let outcome = self.attempts(number, planned, ran).await?;
         let at_s = now_s();
-        self.journal.borrow_mut().write(&match &outcome {
+        let entry = match &outcome {
+            // Without an end the next run finds it.
+            Outcome::Unfinished(_) => return Ok(outcome),
             Outcome::Failed(why) => Entry::Failed { number, why: why.clone(), at_s },
             _ => Entry::Done { number, at_s },
-        })?;
+        };
+        self.journal.borrow_mut().write(&entry)?;
         Ok(outcome)
     }
 
-    async fn attempts(&self, number: usize, planned: &Move, ran: Option<bool>) -> Result<Outcome, Stuck> {
+    async fn attempts(
+        &self,
+        number: usize,
+        planned: &Move,
+        ran: Option<bool>,
+    ) -> Result<Outcome, JournalError> {
         let mut ran = ran;
         let mut down_since = None;
         for attempt in 1.. {
             match self.attempt(number, planned, &mut ran, &mut down_since).await {
-                Err(Hitch::Away(e)) if attempt < TRIES => self.wait_for_server(planned, e).await?,
-                Err(Hitch::Away(e)) => {
-                    return Err(Stuck::Failed(format!("the server went away {TRIES} times: {}", chain(&e))));
+                Err(Hitch::Away(why)) if attempt < TRIES => {
+                    if let Err(why) = self.wait_for_server(planned, why).await {
+                        return Ok(Outcome::Unfinished(why));
+                    }
                 }
-                Err(Hitch::Refused(why)) => return Err(Stuck::Failed(why)),
-                Err(Hitch::Journal(e)) => return Err(Stuck::Journal(e)),
+                Err(Hitch::Away(why)) => {
+                    return Ok(Outcome::Unfinished(format!("a server went away {TRIES} times: {why}")));
+                }
+                Err(Hitch::Refused(why)) => return Ok(Outcome::Failed(why)),
+                Err(Hitch::Journal(e)) => return Err(e),
                 Ok(outcome) => return Ok(outcome),
             }
         }
@@ -270,7 +286,7 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
         if now.location == to {
             let begun_before = ran.is_some();
             if *ran == Some(true) && !is_running {
-                self.start(project, name).await?;
+                self.start(planned).await?;
             }
             return Ok(match begun_before {
                 true => Outcome::Moved { downtime: down_since.map_or(Duration::ZERO, |d| d.elapsed()) },
@@ -295,37 +311,29 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
         };
         if is_running && !live && !refresh {
             down_since.get_or_insert_with(Instant::now);
-            let stopped = self
-                .client
-                .set_instance_state(project, name, StateAction::Stop, self.limits.stop_timeout)
-                .await;
-            if let Err(e) = stopped {
-                let hitch = Hitch::from(e);
+            let stop =
+                self.client.set_instance_state(project, name, StateAction::Stop, self.limits.stop_timeout);
+            match self.act(planned, stop).await {
                 // It may have stopped all the same.
-                return Err(match hitch {
-                    Hitch::Refused(why) if self.runs(project, name).await? => Hitch::Refused(format!(
+                Err(Hitch::Refused(why)) if self.runs(project, name).await? => {
+                    return Err(Hitch::Refused(format!(
                         "it did not stop within {} s, and runs on: {why}",
                         self.limits.stop_timeout.as_secs()
-                    )),
-                    Hitch::Refused(_) => {
-                        return Box::pin(self.attempt(number, planned, ran, down_since)).await;
-                    }
-                    other => other,
-                });
+                    )));
+                }
+                Err(Hitch::Refused(_)) => {}
+                other => other?,
             }
         }
         let request = MoveRequest { target: Some(to.to_owned()), live, refresh, ..MoveRequest::default() };
-        let moved = self.client.move_instance(project, name, &request).await.map_err(Hitch::from);
-        if let Err(Hitch::Refused(why)) = moved {
-            if was_running && !self.runs(project, name).await? {
-                self.start(project, name).await?;
-            }
-            return Err(Hitch::Refused(why));
+        let moved = self.act(planned, self.client.move_instance(project, name, &request)).await;
+        if matches!(moved, Ok(()) | Err(Hitch::Refused(_)))
+            && was_running
+            && !self.runs(project, name).await?
+        {
+            self.start(planned).await?;
         }
         moved?;
-        if was_running && !self.runs(project, name).await? {
-            self.start(project, name).await?;
-        }
         let there = self.client.instance(project, name).await?.value;
         if there.location != to {
             return Err(Hitch::Refused(format!(
@@ -367,13 +375,10 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
         Ok(is_running(&self.client.instance(project, name).await?.value))
     }
 
-    async fn start(&self, project: &str, name: &str) -> Result<(), Hitch> {
-        match self
-            .client
-            .set_instance_state(project, name, StateAction::Start, Duration::ZERO)
-            .await
-            .map_err(Hitch::from)
-        {
+    async fn start(&self, planned: &Move) -> Result<(), Hitch> {
+        let (project, name) = (planned.instance.project.as_str(), planned.instance.name.as_str());
+        let start = self.client.set_instance_state(project, name, StateAction::Start, Duration::ZERO);
+        match self.act(planned, start).await {
             Err(Hitch::Refused(why)) if !self.runs(project, name).await? => {
                 Err(Hitch::Refused(format!("it does not start again: {why}")))
             }
@@ -382,19 +387,44 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
         }
     }
 
-    async fn wait_for_server(&self, planned: &Move, error: Error) -> Result<(), Stuck> {
-        (self.tell)(Event::ServerAway(chain(&error)));
+    /// Does something to the instance. A refusal by a server that was restarted meanwhile is none: such a server says so
+    /// in many ways.
+    async fn act<T>(
+        &self,
+        planned: &Move,
+        what: impl Future<Output = Result<T, Error>>,
+    ) -> Result<(), Hitch> {
+        let before = self.daemons(planned).await?;
+        match what.await.map_err(Hitch::from) {
+            Err(Hitch::Refused(why)) if self.daemons(planned).await? != before => Err(Hitch::Away(why)),
+            done => done.map(drop),
+        }
+    }
+
+    /// The processes of the daemons that a move is between: others after a restart.
+    async fn daemons(&self, planned: &Move) -> Result<[i64; 2], Hitch> {
+        let pid = async |member: &str| match self.client.server_of(member).await {
+            Ok(server) => Ok(server.environment.server_pid),
+            // However it is said by the one that was asked: this member does not answer.
+            Err(e) => Err(Hitch::Away(chain(&e))),
+        };
+        Ok([pid(&planned.from.0).await?, pid(&planned.to.0).await?])
+    }
+
+    /// Until the two members of a move answer and the instance can be looked at again, or why that was not in time.
+    async fn wait_for_server(&self, planned: &Move, why: String) -> Result<(), String> {
+        (self.tell)(Event::ServerAway(why));
         let deadline = Instant::now() + self.limits.server_patience;
-        let (project, name) = (&planned.instance.project, &planned.instance.name);
+        let (project, name) = (planned.instance.project.as_str(), planned.instance.name.as_str());
         loop {
             tokio::time::sleep(AGAIN).await;
-            match self.client.instance(project, name).await.map_err(Hitch::from) {
-                Err(Hitch::Away(e)) if Instant::now() > deadline => {
-                    let seconds = self.limits.server_patience.as_secs();
-                    return Err(Stuck::Failed(format!(
-                        "the server did not come back within {seconds} s: {}",
-                        chain(&e)
-                    )));
+            let well = async {
+                self.daemons(planned).await?;
+                self.client.instance(project, name).await.map(drop).map_err(Hitch::from)
+            };
+            match well.await {
+                Err(Hitch::Away(why)) if Instant::now() > deadline => {
+                    return Err(format!("no answer for {} s: {why}", self.limits.server_patience.as_secs()));
                 }
                 Err(Hitch::Away(_)) => {}
                 _ => return Ok(()),
@@ -410,8 +440,9 @@ fn is_running(instance: &Instance) -> bool {
 /// Why a move did not end in one go.
 #[derive(Debug)]
 enum Hitch {
-    /// The server is not there: what it was doing has to be looked up when it is.
-    Away(Error),
+    /// A server is not there, or not itself (its database may be gone before it is): what it was doing has to be looked up
+    /// when it is.
+    Away(String),
     /// It will not be.
     Refused(String),
     Journal(JournalError),
@@ -423,16 +454,9 @@ impl From<Error> for Hitch {
             Error::Connect { .. }
             | Error::Http { .. }
             | Error::Timeout { .. }
-            | Error::OutcomeUnknown { .. } => Self::Away(error),
-            Error::Api { code, .. } if AWAY_CODES.contains(&code) => Self::Away(error),
+            | Error::OutcomeUnknown { .. } => Self::Away(chain(&error)),
+            Error::Api { code, .. } if code >= 500 => Self::Away(chain(&error)),
             other => Self::Refused(chain(&other)),
         }
     }
-}
-
-/// Why a move has ended without being done.
-#[derive(Debug)]
-enum Stuck {
-    Failed(String),
-    Journal(JournalError),
 }

@@ -8,7 +8,7 @@ use crate::{
     facts::{Facts, MemberFacts},
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use stead_incus::types::{Config, Instance as EngineInstance, StoragePool};
+use stead_incus::types::{Config, Devices, Instance as EngineInstance, StoragePool};
 use stead_placement::snapshot::{
     Amounts, Instance, InstanceId, InstanceKind, Member, MemberName, MemberState, Migration, PoolName,
     Schedulable, Snapshot, Workload,
@@ -22,7 +22,7 @@ const HOST_DEVICES: [&str; 8] =
     ["gpu", "infiniband", "pci", "tpm", "unix-block", "unix-char", "unix-hotplug", "usb"];
 
 /// Where an engine keeps the cluster group that an instance was created for.
-const CLUSTER_GROUP: &str = "volatile.cluster.group";
+pub(crate) const CLUSTER_GROUP: &str = "volatile.cluster.group";
 
 /// The snapshot of a cluster.
 pub fn snapshot(facts: &Facts) -> Snapshot {
@@ -87,39 +87,53 @@ fn instance(i: &EngineInstance, facts: &Facts, member_mib: u64) -> Instance {
     };
     let usage = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0).map(|n| n.div_ceil(1 << 20));
     let state = i.state.as_ref();
-    let mut disk_mib: BTreeMap<PoolName, u64> = BTreeMap::new();
     let mut size_mib = 0;
-    for (device, pool, config) in disks(i) {
-        let size = config.get("size").and_then(|s| amounts::mib(s)).unwrap_or(0);
-        *disk_mib.entry(PoolName(pool.to_owned())).or_default() += size;
+    for (device, pool, size) in disks(&i.expanded_devices) {
         let shared = facts.pools.iter().any(|p| p.name == pool && is_shared(p));
         if !shared {
             let used = state.and_then(|s| s.disk.get(device)).and_then(|d| usage(d.usage));
             size_mib += used.unwrap_or(size);
         }
     }
-    let networks = i.expanded_devices.values().filter_map(|d| d.get("network").cloned());
-    let settings = i.expanded_config.iter().filter(|(key, _)| key.starts_with("user.stead."));
+    let id = InstanceId {
+        project: if i.project.is_empty() { "default".to_owned() } else { i.project.clone() },
+        name: i.name.clone(),
+    };
     Instance {
-        workload: Workload {
-            id: InstanceId {
-                project: if i.project.is_empty() { "default".to_owned() } else { i.project.clone() },
-                name: i.name.clone(),
-            },
-            kind,
-            architecture: i.architecture.clone(),
-            cluster_group: i.expanded_config.get(CLUSTER_GROUP).filter(|g| !g.is_empty()).cloned(),
-            limits: limits(&i.expanded_config, member_mib),
-            disk_mib,
-            networks: networks.collect(),
-            settings: settings.map(|(key, value)| (key.clone(), value.clone())).collect(),
-        },
+        workload: workload(id, kind, &i.architecture, &i.expanded_config, &i.expanded_devices, member_mib),
         member: MemberName(i.location.clone()),
         running,
         pinned: is_tied(i),
         migration: migration(i, kind, running, facts),
         size_mib,
         measured: Amounts { memory_mib: state.and_then(|s| usage(s.memory.usage)), cpu_milli: None },
+    }
+}
+
+/// What an instance with these settings and devices (those of its profiles among them) asks of a member with so much memory.
+pub fn workload(
+    id: InstanceId,
+    kind: InstanceKind,
+    architecture: &str,
+    config: &Config,
+    devices: &Devices,
+    member_mib: u64,
+) -> Workload {
+    let mut disk_mib: BTreeMap<PoolName, u64> = BTreeMap::new();
+    for (_, pool, size) in disks(devices) {
+        *disk_mib.entry(PoolName(pool.to_owned())).or_default() += size;
+    }
+    let networks = devices.values().filter_map(|d| d.get("network").cloned());
+    let settings = config.iter().filter(|(key, _)| key.starts_with("user.stead."));
+    Workload {
+        id,
+        kind,
+        architecture: architecture.to_owned(),
+        cluster_group: config.get(CLUSTER_GROUP).filter(|g| !g.is_empty()).cloned(),
+        limits: limits(config, member_mib),
+        disk_mib,
+        networks: networks.collect(),
+        settings: settings.map(|(key, value)| (key.clone(), value.clone())).collect(),
     }
 }
 
@@ -134,12 +148,12 @@ pub fn limits(config: &Config, member_mib: u64) -> Amounts {
     }
 }
 
-/// Disks that lie in a pool: device, pool, settings.
-fn disks(i: &EngineInstance) -> impl Iterator<Item = (&str, &str, &Config)> {
-    i.expanded_devices
-        .iter()
-        .filter(|(_, d)| d.get("type").is_some_and(|t| t == "disk"))
-        .filter_map(|(name, d)| Some((name.as_str(), d.get("pool")?.as_str(), d)))
+/// Disks that lie in a pool: device, pool, the size promised in MiB (0: none is set).
+fn disks(devices: &Devices) -> impl Iterator<Item = (&str, &str, u64)> {
+    devices.iter().filter(|(_, d)| d.get("type").is_some_and(|t| t == "disk")).filter_map(|(name, d)| {
+        let size = d.get("size").and_then(|s| amounts::mib(s)).unwrap_or(0);
+        Some((name.as_str(), d.get("pool")?.as_str(), size))
+    })
 }
 
 /// Whether a device of its host keeps it there.

@@ -1,6 +1,10 @@
 //! Rebalancing a fake cluster, with what can go wrong on the way.
 
-use std::{cell::RefCell, path::Path, time::Duration};
+use std::{
+    cell::RefCell,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 use stead_fleet::{
     facts,
     journal::Journal,
@@ -43,7 +47,7 @@ async fn rebalance(client: &Client, dir: &Path, limits: Limits, tell: impl Fn(Ev
     let (_keep, stop) = watch::channel(false);
     let run = Rebalance::new(client, journal, limits, stop, tell);
     let resumed = run.resume(unfinished).await.unwrap();
-    [resumed, run.run(CLUSTER, &planned(client).await).await.unwrap()]
+    [resumed, run.run(CLUSTER, &planned(client).await, None).await.unwrap()]
 }
 
 fn assert_whole(fake: &Fake) {
@@ -153,8 +157,30 @@ async fn asked_to_stop_it_ends_the_move_that_runs_and_begins_no_other() {
             let _ = ask.send(true);
         }
     });
-    let summary = run.run(CLUSTER, &plan).await.unwrap();
+    let summary = run.run(CLUSTER, &plan, None).await.unwrap();
     assert_eq!(summary.count(|o| matches!(o, Outcome::Moved { .. })), 1);
     assert_eq!(summary.count(|o| *o == Outcome::Left), plan.moves.len() - 1);
+    assert_whole(&fake);
+}
+
+#[tokio::test]
+async fn when_its_time_is_over_it_begins_nothing() {
+    let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
+    let client = fake.client();
+    let plan = planned(&client).await;
+    let (journal, _) = Journal::open(dir.path(), CLUSTER).unwrap();
+    let (_keep, stop) = watch::channel(false);
+    let events = RefCell::new(0);
+    let run = Rebalance::new(&client, journal, Limits::default(), stop, |_| *events.borrow_mut() += 1);
+    let summary = run.run(CLUSTER, &plan, Some(SystemTime::now())).await.unwrap();
+    assert_eq!(summary.count(|o| *o == Outcome::Left), plan.moves.len());
+    assert_eq!(*events.borrow(), 0, "something was begun");
+    assert_eq!(planned(&client).await, plan);
+
+    // What has begun when it is over is ended.
+    let soon = SystemTime::now() + Duration::from_millis(100);
+    fake.inject(Fault::Delay { operation: "Migrating".into(), by: Duration::from_millis(200) }, 1);
+    let summary = run.run(CLUSTER, &plan, Some(soon)).await.unwrap();
+    assert_eq!(summary.count(|o| matches!(o, Outcome::Moved { .. })), 1, "{summary:?}");
     assert_whole(&fake);
 }

@@ -14,7 +14,7 @@ pub mod text;
 
 pub use cluster::{ClusterSpec, EngineKind};
 pub use manifest::{Artifact, Digest, Manifest};
-pub use names::{ClusterName, ImageName, MacAddress, NodeName};
+pub use names::{ClusterName, ImageName, MacAddress, NodeName, RemoteName};
 pub use node::NodeSpec;
 pub use recipe::Recipe;
 pub use sizes::{Bytes, Memory};

@@ -101,6 +101,10 @@ name!(
     /// Name of a recipe and of the image it makes: a DNS label of at most 48 characters.
     ImageName, "image name", 48
 );
+name!(
+    /// What this host calls a cluster that it reaches over the network: a DNS label.
+    RemoteName, "remote name", 63
+);
 
 /// A hardware (Ethernet) address, written `02:00:00:00:00:01`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

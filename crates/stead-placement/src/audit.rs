@@ -116,6 +116,17 @@ impl Amiss {
                 if certain > p.usable[at] {
                     return Some(format!("{} of it cannot be moved away", resource.show(certain)));
                 }
+                let stuck = stuck(state, m);
+                let kept: u64 = stuck.iter().map(|i| p.demand_of(*i)[r as usize]).sum();
+                if let Some(largest) = stuck.iter().max_by_key(|i| p.demand_of(**i)[r as usize])
+                    && certain.saturating_add(kept) > p.usable[at]
+                {
+                    return Some(format!(
+                        "{} cannot be moved away: {}, even when all that can be moved is moved away",
+                        p.instances[*largest].workload.id,
+                        why::no_room(state, *largest, true)
+                    ));
+                }
                 let excess = state.used[at] - p.usable[at];
                 let free: u128 = (0..p.members.len())
                     .filter(|other| *other != m as usize)
@@ -181,6 +192,18 @@ fn fits(state: &State<'_>, m: usize, demand: &[u64]) -> bool {
     demand.iter().enumerate().all(|(r, d)| {
         *d == 0 || state.levels.certain[base + r].saturating_add(*d) <= state.p.usable[base + r]
     })
+}
+
+/// What has been on a member from the beginning and could be moved, if any other were large enough.
+fn stuck(state: &State<'_>, m: u32) -> Vec<usize> {
+    let p = state.p;
+    (0..p.instances.len())
+        .filter(|i| p.start[*i] == m && state.at[*i] == m && p.fixed[*i].is_none())
+        .filter(|i| {
+            let enter = &p.classes[p.class[*i] as usize].enter;
+            enter.iter().all(|other| other == m as usize || !fits(state, other, p.demand_of(*i)))
+        })
+        .collect()
 }
 
 fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {

@@ -144,6 +144,12 @@ impl fmt::Display for Violation {
                 let why: Vec<String> = why.iter().map(Hindrance::to_string).collect();
                 write!(f, "{instance} should not be on {member}, which {}", why.join(" and "))
             }
+            Self::Overload { member, resource: Resource::Cpu, promised, usable } => write!(
+                f,
+                "{member} has promised {} and has {}",
+                Resource::Cpu.show(*promised),
+                Resource::Cpu.show(*usable)
+            ),
             Self::Overload { member, resource, promised, usable } => write!(
                 f,
                 "{member} has promised {} of {resource} and has {}",

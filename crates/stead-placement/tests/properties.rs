@@ -157,7 +157,7 @@ fn large_clusters_tell_what_is_impossible() {
     insta::assert_snapshot!(told.join("\n"), @r"
     i0 should not be on n0, which is being emptied: impossible: no member has 17 MiB of memory free: the most is 16 MiB, on n10; n1: is being emptied, even when all that can be moved is moved away
     i1 should not be on n1, which is being emptied: impossible: it is tied to its member
-    n0 has promised 17 MiB of memory and has 16 MiB: no way found: 1 MiB have to go; the most that is free elsewhere is 14 MiB, on n29
+    n0 has promised 17 MiB of memory and has 16 MiB: impossible: i0 cannot be moved away: no member has 17 MiB of memory free: the most is 16 MiB, on n10; n1: is being emptied, even when all that can be moved is moved away
     ");
     assert!(
         made.report

@@ -1,5 +1,7 @@
 //! What can be typed.
 
+pub mod fleet;
+
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::{ffi::OsString, path::PathBuf};
 use stead_model::ClusterName;
@@ -53,7 +55,7 @@ pub enum Verb {
     Env(Env),
     /// Look after any Incus or LXD cluster, made by Stead or not: where instances should be, and moving them there.
     #[command(subcommand)]
-    Fleet(FleetVerb),
+    Fleet(fleet::Verb),
     /// The OpenNebula driver: install it, check a host, run its scripts.
     #[command(subcommand)]
     One(OneVerb),
@@ -407,58 +409,4 @@ mod tests {
     fn arguments_are_consistent() {
         super::Cli::command().debug_assert();
     }
-}
-
-#[derive(Debug, Subcommand)]
-pub enum FleetVerb {
-    /// Show which instances should be moved, and why; changes nothing.
-    Plan(FleetPlan),
-    /// Move instances so that members are evenly used and every rule holds.
-    ///
-    /// Each step is written to a journal first: run again after it was killed, it brings what was on its way to an end
-    /// and goes on. Ctrl-C ends after the moves that run.
-    Rebalance(FleetRebalance),
-}
-
-#[derive(Debug, Args)]
-pub struct FleetTarget {
-    /// A cluster of Stead's on this host.
-    #[arg(long, value_name = "NAME", conflicts_with = "socket")]
-    pub cluster: Option<ClusterName>,
-    /// The unix socket of an engine that is a member of the cluster; by default that of this host's Incus or LXD.
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub socket: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub struct FleetPlan {
-    #[command(flatten)]
-    pub target: FleetTarget,
-    /// What is wanted of placement (YAML); see docs/placement.md.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub policy: Option<PathBuf>,
-    /// The most moves.
-    #[arg(long, value_name = "N")]
-    pub max_moves: Option<usize>,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct FleetRebalance {
-    #[command(flatten)]
-    pub plan: FleetPlan,
-    /// Only print the plan.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Moves at the same time.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub at_once: usize,
-    /// Begin moves only as fast as instances may be copied on average.
-    #[arg(long, value_name = "MIB_PER_S")]
-    pub bandwidth: Option<u64>,
-    /// Seconds an instance may take to shut down; one that takes longer is not moved.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    pub stop_timeout: u32,
 }

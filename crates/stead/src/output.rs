@@ -36,6 +36,8 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
             || e.downcast_ref::<stead_cluster::ClusterError>()
                 .is_some_and(stead_cluster::ClusterError::is_bad_input)
             || e.downcast_ref::<stead_image::ImageError>().is_some_and(stead_image::ImageError::is_bad_input)
+            || e.downcast_ref::<stead_fleet::remote::RemoteError>()
+                .is_some_and(stead_fleet::remote::RemoteError::is_bad_input)
     });
     ExitCode::from(if bad_input { 2 } else { 1 })
 }

@@ -59,6 +59,30 @@ fn every_verb_has_help() {
 }
 
 #[test]
+fn fleet_says_what_is_wrong_with_what_was_asked() {
+    for (args, want) in [
+        (&["rebalance", "--window", "6-8"][..], "a window is two times of day"),
+        (&["rebalance", "--window", "06:00-06:00"], "a window that ends when it begins"),
+        (&["rebalance", "--no-wait"], "--window"),
+        (&["plan", "--remote", "nosuch"], "there is no remote nosuch"),
+        (&["plan", "--remote", "../x"], "may hold only"),
+        (&["plan", "--remote", "a", "--cluster", "b"], "cannot be used with"),
+        (&["trust", "lab", "--token", "/nonexistent"], "read the token from /nonexistent"),
+        (&["trust", "lab", "--token", "/dev/null"], "there is none"),
+        (&["forget", "nosuch"], "there is no remote nosuch"),
+        (&["place"], "<NAME>"),
+        (&["place", "a", "-c", "memory"], "is not KEY=VALUE"),
+        (&["place", "a", "-d", "size=1GiB"], "is not DEVICE,KEY=VALUE"),
+        (&["scriptlet", "--install", "--remove"], "cannot be used with"),
+    ] {
+        let said = stead(&[&["fleet"], args].concat());
+        assert!(said.code == 2 && said.stderr.contains(want), "{args:?}: {}\n{}", said.code, said.stderr);
+    }
+    let said = stead(&["fleet", "remotes"]);
+    assert!(said.code == 0 && said.stdout.starts_with("NAME"), "{}", said.stderr);
+}
+
+#[test]
 fn bad_input_is_told_with_its_place_and_exit_code_2() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.yaml");

@@ -1,48 +1,14 @@
 //! Killed at any moment, `up`, `scale` and `down` leave a state from which `up` completes and `down` cleans.
 
 mod common;
-use common::World;
-use std::{
-    process::Stdio,
-    time::{Duration, Instant, SystemTime},
+use common::{
+    World,
+    faults::{Random, killed, often},
 };
+use std::time::{Duration, Instant};
 
 /// Moments at which a command on a `base` cluster is killed.
 const BASE_KILLS: u32 = 100;
-
-/// A small generator (xorshift64*), so that a failure can be had again by its seed.
-struct Random(u64);
-
-impl Random {
-    fn new() -> Self {
-        let seed = std::env::var("STEAD_TEST_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64 | 1)
-        });
-        println!("seed: STEAD_TEST_SEED={seed}");
-        Self(seed)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % n
-    }
-}
-
-/// Starts the command and kills it after so long, if it has not ended.
-fn killed(w: &World, args: &[&str], after: Duration) -> bool {
-    let mut child = w.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let deadline = Instant::now() + after;
-    while Instant::now() < deadline {
-        if child.try_wait().unwrap().is_some() {
-            return false;
-        }
-        std::thread::sleep(Duration::from_micros(500));
-    }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    true
-}
 
 fn rounds(w: &World, cluster: &str, file: &str, kills: u32, well: impl Fn(&World)) {
     let mut random = Random::new();
@@ -91,11 +57,6 @@ fn rounds(w: &World, cluster: &str, file: &str, kills: u32, well: impl Fn(&World
     well(w);
     w.down(cluster);
     println!("{landed} kills in {tries} commands");
-}
-
-/// How often something is done: `few` times in CI, `many` when asked for (`make faults`).
-fn often(few: u32, many: u32) -> u32 {
-    if std::env::var_os("STEAD_TEST_FAULTS").is_some() { many } else { few }
 }
 
 /// Both nodes are so at once, without a moment's grace: that is what a command that succeeded says.

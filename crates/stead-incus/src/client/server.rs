@@ -16,6 +16,10 @@ impl Client {
     pub async fn server(&self) -> Result<Tagged<Server>, Error> {
         self.fetch_tagged(&requests::server::get()).await
     }
+    /// What a member of the cluster says of itself, asked now.
+    pub async fn server_of(&self, member: &str) -> Result<Server, Error> {
+        self.fetch(&requests::server::get_of(member)).await
+    }
     /// What the server, or a member of its cluster, has.
     pub async fn resources(&self, member: Option<&str>) -> Result<Resources, Error> {
         self.fetch(&requests::server::resources(member)).await

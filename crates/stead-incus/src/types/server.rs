@@ -58,6 +58,9 @@ pub struct Environment {
     /// Name as member.
     #[serde(default)]
     pub server_name: String,
+    /// Process of its daemon: another one after a restart. 0: not told.
+    #[serde(default)]
+    pub server_pid: i64,
     /// Version.
     #[serde(default)]
     pub server_version: String,

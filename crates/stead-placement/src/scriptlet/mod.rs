@@ -25,6 +25,9 @@ pub const EXTENSION: &str = "instances_placement_scriptlet";
 /// The API extension that lets a scriptlet see instances.
 pub const INSTANCES_EXTENSION: &str = "instances_scriptlet_get_instances";
 
+/// How every scriptlet begins that was written here.
+pub const HEAD: &str = "# Written by stead from a policy";
+
 /// What the server's scriptlets can see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum View {
@@ -43,8 +46,8 @@ pub fn generate(policy: &Policy, snapshot: Option<&Snapshot>, view: View) -> Str
         .iter()
         .flat_map(|m| m.pools_mib.iter().filter(|(_, size)| size.is_none()).map(|(pool, _)| pool.0.as_str()))
         .collect();
-    let mut text = String::from(
-        "# Written by stead from a policy: changes made here are lost when it is written anew.\n\
+    let mut text = format!(
+        "{HEAD}: changes made here are lost when it is written anew.\n\
          # It places instances as `stead fleet place` does; docs/placement.md has the rules.\n\n",
     );
     let pair = |c: Commitment| format!("({}, {})", c.memory_mib, c.cpu_milli);

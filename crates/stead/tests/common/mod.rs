@@ -2,6 +2,8 @@
 //! happened.
 #![allow(dead_code)] // every test binary uses its own part of this
 
+pub mod faults;
+
 use serde_json::Value;
 use std::{
     fs,

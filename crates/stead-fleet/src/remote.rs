@@ -1,0 +1,372 @@
+//! Clusters reached over the network: a file for each, and how one comes to trust us.
+//!
+//! Owns the files (the key of this host's certificate is in them: mode 0600), the certificate that is made for a cluster,
+//! and the way from a one-time token to a cluster that answers. Does not own what is done with it.
+
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256,
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+use stead_files::Durability;
+use stead_incus::{Client, Endpoint, Error, Identity, TrustToken, requests, tls, token::TokenError};
+use stead_model::RemoteName;
+use time::OffsetDateTime;
+
+/// As long as the certificates that the stock clients make for themselves.
+const VALIDITY: time::Duration = time::Duration::days(3650);
+/// It begins this long before it is made: the server's clock may be behind.
+const CLOCK_SKEW: time::Duration = time::Duration::days(1);
+/// How long one of several addresses may take to answer.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where engines listen unless told otherwise.
+const PORT: u16 = 8443;
+
+/// A cluster and the way to it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remote {
+    /// `address:port` of members, the one to try first at the beginning.
+    pub addresses: Vec<String>,
+    /// SHA-256 of the one certificate that is accepted, hexadecimal.
+    pub fingerprint: String,
+    /// Ours, PEM.
+    pub certificate_pem: String,
+    /// Its key, PEM. A secret.
+    pub key_pem: String,
+}
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remote")
+            .field("addresses", &self.addresses)
+            .field("fingerprint", &self.fingerprint)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a cluster is not reached, or does not trust us.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// A file.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No remote has that name.
+    #[error("there is no remote {0}: `stead fleet trust {0}` makes one from a trust token")]
+    Unknown(RemoteName),
+    /// One has it already.
+    #[error("there is a remote {0} already: `stead fleet forget {0}` removes it")]
+    Exists(RemoteName),
+    /// What was given is no token.
+    #[error("what was given is not a trust token")]
+    Token(#[source] TokenError),
+    /// A token without an address, and none was named.
+    #[error("the token names no address of the server: name one with --address")]
+    NoAddress,
+    /// A key or certificate could not be made.
+    #[error("make a certificate for this client")]
+    Certificate(#[source] rcgen::Error),
+    /// None of its addresses answers as it should.
+    #[error("reach the cluster{}", besides(.others))]
+    Unreachable {
+        /// What was said of the other addresses that were tried.
+        others: Vec<String>,
+        /// What was said of the first.
+        #[source]
+        source: Box<Error>,
+    },
+    /// A request failed.
+    #[error("{what}")]
+    Ask {
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
+    /// The token was taken, and still it does not trust us.
+    #[error("the server took the token but does not trust this client")]
+    StillUntrusted,
+}
+
+impl RemoteError {
+    /// A mistake in what was asked, not in the doing.
+    pub fn is_bad_input(&self) -> bool {
+        matches!(self, Self::Unknown(_) | Self::Exists(_) | Self::Token(_) | Self::NoAddress)
+    }
+}
+
+fn besides(others: &[String]) -> String {
+    others.iter().map(|o| format!(" ({o})")).collect()
+}
+
+fn asking(what: &'static str) -> impl Fn(Error) -> RemoteError {
+    move |e| RemoteError::Ask { what, source: Box::new(e) }
+}
+
+/// The remotes of this host.
+#[derive(Debug, Clone)]
+pub struct Remotes {
+    directory: PathBuf,
+}
+
+impl Remotes {
+    /// Kept in a directory, which need not be there yet.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    fn path(&self, name: &RemoteName) -> PathBuf {
+        self.directory.join(format!("{name}.json"))
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// [`RemoteError::Unknown`]; it cannot be read.
+    pub fn get(&self, name: &RemoteName) -> Result<Remote, RemoteError> {
+        let path = self.path(name);
+        stead_files::read_json(&path)
+            .map_err(|source| RemoteError::Io { operation: "read", path, source })?
+            .ok_or_else(|| RemoteError::Unknown(name.clone()))
+    }
+
+    /// That there is none of that name yet.
+    ///
+    /// # Errors
+    /// [`RemoteError::Exists`].
+    pub fn vacant(&self, name: &RemoteName) -> Result<(), RemoteError> {
+        if self.path(name).exists() { Err(RemoteError::Exists(name.clone())) } else { Ok(()) }
+    }
+
+    /// Keeps one.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn put(&self, name: &RemoteName, remote: &Remote) -> Result<(), RemoteError> {
+        let path = self.path(name);
+        stead_files::private_dir(&self.directory)
+            .and_then(|()| stead_files::write_json(&path, remote, Durability::Durable))
+            .map_err(|source| RemoteError::Io { operation: "write", path, source })
+    }
+
+    /// Removes one.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove(&self, name: &RemoteName) -> Result<(), RemoteError> {
+        let path = self.path(name);
+        fs::remove_file(&path).map_err(|source| RemoteError::Io { operation: "remove", path, source })
+    }
+
+    /// The names of all.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn names(&self) -> Result<Vec<RemoteName>, RemoteError> {
+        let io = |source| RemoteError::Io { operation: "read", path: self.directory.clone(), source };
+        let entries = match fs::read_dir(&self.directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(io)?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let file = entry.map_err(io)?.file_name();
+            let stem = Path::new(&file).file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+            // What is being written has another name.
+            names.extend(RemoteName::new(stem).ok().filter(|n| self.path(n).file_name() == Some(&*file)));
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+impl Remote {
+    /// A client of it, by the first of its addresses that answers.
+    ///
+    /// # Errors
+    /// [`RemoteError::Unreachable`].
+    pub async fn connect(&self) -> Result<Client, RemoteError> {
+        let mut failed = Vec::new();
+        for address in &self.addresses {
+            let endpoint = Endpoint::Https {
+                address: address.clone(),
+                fingerprint: self.fingerprint.clone(),
+                identity: Some(Identity {
+                    certificate_pem: self.certificate_pem.clone(),
+                    key_pem: self.key_pem.clone(),
+                }),
+            };
+            match tokio::time::timeout(ADDRESS_TIMEOUT, Client::discover(endpoint)).await {
+                Ok(Ok(client)) => return Ok(client),
+                Ok(Err(e)) => failed.push(self.another(address).await.unwrap_or(e)),
+                Err(_) => failed.push(Error::Connect {
+                    endpoint: address.clone(),
+                    source: io::ErrorKind::TimedOut.into(),
+                }),
+            }
+        }
+        if failed.is_empty() {
+            return Err(RemoteError::NoAddress);
+        }
+        let source = Box::new(failed.remove(0));
+        let others = failed.iter().map(|e| crate::chain(e)).collect();
+        Err(RemoteError::Unreachable { others, source })
+    }
+
+    /// That another server is at an address: TLS itself only says that it does not like the certificate.
+    async fn another(&self, address: &str) -> Option<Error> {
+        let shown = tls::fetch_certificate(address, ADDRESS_TIMEOUT).await.ok()?;
+        let (expected, found) = (self.fingerprint.clone(), tls::fingerprint(&shown));
+        let endpoint = format!("https://{address}");
+        (found != expected).then_some(Error::Fingerprint { endpoint, expected, found })
+    }
+
+    /// SHA-256 of our certificate, by which the cluster knows us.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn own_fingerprint(&self) -> Result<String, RemoteError> {
+        let der = tls::certificate_from_pem(&self.certificate_pem).map_err(asking("read our certificate"))?;
+        Ok(tls::fingerprint(&der))
+    }
+
+    /// Has the cluster trust us no longer.
+    ///
+    /// # Errors
+    /// It is not reached, or refuses.
+    pub async fn renounce(&self) -> Result<(), RemoteError> {
+        let own = self.own_fingerprint()?;
+        let client = self.connect().await?;
+        match client.send(&requests::certificates::delete(&own)).await {
+            // Somebody was faster.
+            Err(e) if e.is_not_found() => Ok(()),
+            other => other.map(drop).map_err(asking("have the cluster forget our certificate")),
+        }
+    }
+}
+
+/// From a trust token to a cluster that trusts a new certificate of ours. `addresses`: in place of the token's, when these
+/// cannot be reached from here. The server must show the certificate that the token names, wherever it is reached.
+///
+/// # Errors
+/// [`RemoteError`]. A token works once: after an error that is not of the token itself or the way there, another is needed.
+pub async fn trust(token: &str, addresses: &[String], now: SystemTime) -> Result<Remote, RemoteError> {
+    let token_text = token.trim();
+    let token = TrustToken::decode(token_text).map_err(RemoteError::Token)?;
+    let given = if addresses.is_empty() { &token.addresses } else { addresses };
+    let (certificate_pem, key_pem) =
+        certificate(&token.client_name, now.into()).map_err(RemoteError::Certificate)?;
+    let mut remote = Remote {
+        addresses: given.iter().map(|a| with_port(a)).collect(),
+        fingerprint: token.fingerprint.clone(),
+        certificate_pem,
+        key_pem,
+    };
+    let client = remote.connect().await?;
+    client
+        .add_own_certificate(&token.client_name, token_text)
+        .await
+        .map_err(asking("have the server take the token"))?;
+    if client.server_info().await.map_err(asking("ask the server whether it trusts us"))?.auth != "trusted" {
+        return Err(RemoteError::StillUntrusted);
+    }
+    // Any member will do when the first is away.
+    for member in client.members().await.map_err(asking("ask for the cluster's members"))? {
+        let address = with_port(member.url.trim_start_matches("https://"));
+        if !remote.addresses.contains(&address) {
+            remote.addresses.push(address);
+        }
+    }
+    Ok(remote)
+}
+
+/// `address:port`: engines' own port when there is none.
+fn with_port(address: &str) -> String {
+    if address.parse::<std::net::Ipv6Addr>().is_ok() {
+        return format!("[{address}]:{PORT}");
+    }
+    let bare = address.ends_with(']') || !address.contains(':');
+    if bare { format!("{address}:{PORT}") } else { address.to_owned() }
+}
+
+/// A certificate that vouches for itself, and its key: engines trust those they were shown.
+fn certificate(name: &str, now: OffsetDateTime) -> Result<(String, String), rcgen::Error> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = now - CLOCK_SKEW;
+    params.not_after = now + VALIDITY;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = params.self_signed(&key)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn remote() -> Remote {
+        let (certificate_pem, key_pem) = certificate("me", SystemTime::now().into()).unwrap();
+        Remote { addresses: vec!["10.0.0.1:8443".into()], fingerprint: "ab".into(), certificate_pem, key_pem }
+    }
+
+    #[test]
+    fn remotes_are_kept_in_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let remotes = Remotes::new(dir.path().join("remotes"));
+        let name = RemoteName::new("lab").unwrap();
+        assert_eq!(remotes.names().unwrap(), []);
+        assert!(matches!(remotes.get(&name), Err(RemoteError::Unknown(_))));
+        remotes.vacant(&name).unwrap();
+        let remote = remote();
+        remotes.put(&name, &remote).unwrap();
+        assert_eq!(remotes.get(&name).unwrap(), remote);
+        assert!(matches!(remotes.vacant(&name), Err(RemoteError::Exists(_))));
+        assert_eq!(remotes.names().unwrap(), std::slice::from_ref(&name));
+        let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(dir.path().join("remotes")), 0o700);
+        assert_eq!(mode(dir.path().join("remotes/lab.json")), 0o600);
+        remotes.remove(&name).unwrap();
+        assert_eq!(remotes.names().unwrap(), []);
+        assert!(!format!("{remote:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn addresses_get_a_port() {
+        for (given, want) in [
+            ("10.0.0.1", "10.0.0.1:8443"),
+            ("10.0.0.1:443", "10.0.0.1:443"),
+            ("fd00::1", "[fd00::1]:8443"),
+            ("[fd00::1]", "[fd00::1]:8443"),
+            ("[fd00::1]:443", "[fd00::1]:443"),
+            ("lab.example", "lab.example:8443"),
+        ] {
+            assert_eq!(with_port(given), want);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_token_is_said_without_showing_it() {
+        let error = trust("c2VjcmV0", &[], SystemTime::now()).await.unwrap_err();
+        assert!(matches!(error, RemoteError::Token(_)));
+        assert!(!crate::chain(&error).contains("c2VjcmV0"));
+    }
+}
