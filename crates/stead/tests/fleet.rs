@@ -6,7 +6,7 @@ mod common;
 mod engine;
 
 use common::{
-    Said, World, eventually,
+    Said, World,
     faults::{Random, killed, often},
 };
 use serde_json::Value;
@@ -22,7 +22,7 @@ use std::{
 use stead_incus::{
     Client, Endpoint, Scope, TrustToken,
     requests::instances::{NewInstance, StateAction},
-    types::{Config, Devices, Instance, Outcome},
+    types::{Config, Devices, Instance},
 };
 use stead_testkit::image;
 
@@ -398,10 +398,8 @@ fn newcomers(f: &Fleet) {
 /// A window that is not now: nothing begins; one that is: all of it.
 fn windows(f: &Fleet) {
     let drain = f.w.file("drain", "drain: [node1]\n");
-    let hour = |ahead: i64| {
-        let then = jiff::Zoned::now() + jiff::Span::new().hours(ahead);
-        then.strftime("%H:%M").to_string()
-    };
+    let now = jiff::Zoned::now();
+    let hour = |ahead: i64| (&now + jiff::Span::new().hours(ahead)).strftime("%H:%M").to_string();
     let later = format!("{}-{}", hour(2), hour(3));
     let rebalance = ["rebalance", "--policy", &drain, "--window", &later];
     let said = f.fleet(&[&rebalance[..], &["--no-wait"]].concat());
@@ -465,6 +463,9 @@ fn killed_runs(f: &Fleet) {
     assert!(unfinished > 0, "no kill hit a move");
 }
 
+/// A move of so much takes a second or more, the copy being in its middle.
+const INTO_THE_MOVE: Duration = Duration::from_millis(600);
+
 /// The daemon of each member that has to do with a move, and of the one that is asked, ends while it runs and is started
 /// again: that is told, waited for, and gone on with.
 fn restarted_daemons(f: &Fleet) {
@@ -489,24 +490,20 @@ fn restarted_daemons(f: &Fleet) {
         let daemon =
             f.runtime.block_on(f.client.server_of(victim)).unwrap().environment.server_pid.to_string();
         let began = Instant::now();
-        let child = f.w.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let watcher = if victim == "node1" { "node2" } else { "node1" };
-        let watcher = engine::unix_client(&f.w, f.name, watcher, f.client.dialect());
-        eventually("c5 is on its way", SOON, || {
-            f.runtime.block_on(async {
-                let operations = watcher.operations(Scope::Project(PROJECT)).await.unwrap_or_default();
-                operations.iter().any(|o| {
-                    o.outcome() == Outcome::Running
-                        && o.description.starts_with("Migrating")
-                        && format!("{:?}", o.resources).contains("/c5\"")
-                })
-            })
-        });
+        let mut child = f.w.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut stderr: Vec<String> = Vec::new();
+        let begun = |line: &String| line.starts_with("moves c5 from");
+        while !stderr.last().is_some_and(begun) {
+            stderr.push(lines.next().expect("c5 is moved"));
+        }
+        std::thread::sleep(INTO_THE_MOVE);
         f.w.exec(f.name, victim, &["sh", "-c", &format!("kill -{how} {daemon}")]);
-        let out = common::said(child.wait_with_output().unwrap());
-        println!("{role} ({victim}), {how}, {:?}:\n{}{}", began.elapsed(), out.stderr, out.stdout);
+        stderr.extend(lines);
+        let (out, stderr) = (common::said(child.wait_with_output().unwrap()), stderr.join("\n"));
+        println!("{role} ({victim}), {how}, {:?}:\n{stderr}\n{}", began.elapsed(), out.stdout);
         // The one that is asked (node1) is asked again without a word.
-        told += u32::from(out.stderr.contains("waiting for the server"));
+        told += u32::from(stderr.contains("waiting for the server"));
         assert_eq!(out.code, 0, "the daemon of {victim} was ended by {how}");
         assert_eq!(f.places(&["c5"]), [planned["to"].as_str().unwrap()]);
         f.assert_whole();
