@@ -28,6 +28,9 @@ use tokio::sync::watch;
 const TRIES: u32 = 5;
 /// Pause between two looks at a server that does not answer.
 const AGAIN: Duration = Duration::from_secs(1);
+/// What engines say of an instance that they are at work on (internal/server/instance/operationlock of both).
+const BUSY: &str = "busy running a";
+
 /// How a rebalance is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -252,22 +255,31 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
     ) -> Result<Outcome, JournalError> {
         let mut ran = ran;
         let mut down_since = None;
-        for attempt in 1.. {
+        let mut busy_since = None;
+        let mut aways = 0;
+        loop {
             match self.attempt(number, planned, &mut ran, &mut down_since).await {
-                Err(Hitch::Away(why)) if attempt < TRIES => {
+                Err(Hitch::Busy(why)) => {
+                    let since = *busy_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > self.limits.server_patience {
+                        return Ok(Outcome::Unfinished(why));
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(Hitch::Away(why)) => {
+                    aways += 1;
+                    if aways == TRIES {
+                        return Ok(Outcome::Unfinished(format!("a server went away {TRIES} times: {why}")));
+                    }
                     if let Err(why) = self.wait_for_server(planned, why).await {
                         return Ok(Outcome::Unfinished(why));
                     }
-                }
-                Err(Hitch::Away(why)) => {
-                    return Ok(Outcome::Unfinished(format!("a server went away {TRIES} times: {why}")));
                 }
                 Err(Hitch::Refused(why)) => return Ok(Outcome::Failed(why)),
                 Err(Hitch::Journal(e)) => return Err(e),
                 Ok(outcome) => return Ok(outcome),
             }
         }
-        unreachable!("the loop has no end but those inside")
     }
 
     /// From wherever the instance is to the end of the move.
@@ -443,6 +455,9 @@ enum Hitch {
     /// A server is not there, or not itself (its database may be gone before it is): what it was doing has to be looked up
     /// when it is.
     Away(String),
+    /// The server is not through with the instance, though it tells of no operation: what an earlier run began is being
+    /// tidied up.
+    Busy(String),
     /// It will not be.
     Refused(String),
     Journal(JournalError),
@@ -456,7 +471,10 @@ impl From<Error> for Hitch {
             | Error::Timeout { .. }
             | Error::OutcomeUnknown { .. } => Self::Away(chain(&error)),
             Error::Api { code, .. } if code >= 500 => Self::Away(chain(&error)),
-            other => Self::Refused(chain(&other)),
+            other => {
+                let why = chain(&other);
+                if why.contains(BUSY) { Self::Busy(why) } else { Self::Refused(why) }
+            }
         }
     }
 }

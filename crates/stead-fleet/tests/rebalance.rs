@@ -105,6 +105,21 @@ async fn a_move_that_fails_leaves_its_instance_running_and_the_others_go_on() {
 }
 
 #[tokio::test]
+async fn an_instance_that_the_server_is_not_through_with_is_waited_for() {
+    for (operation, what) in [("Starting", "start"), ("Stopping", "stop"), ("Migrating", "migrate")] {
+        let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
+        let client = fake.client();
+        let message = format!(
+            "Failed to create instance {what} operation: Instance is busy running a \"migrate\" operation"
+        );
+        fake.inject(Fault::Fail { operation: operation.into(), message }, 2);
+        let [_, summary] = rebalance(&client, dir.path(), Limits::default(), |_| {}).await;
+        assert_eq!(summary.count(|o| !matches!(o, Outcome::Moved { .. })), 0, "{summary:?}");
+        assert_whole(&fake);
+    }
+}
+
+#[tokio::test]
 async fn killed_at_fifty_moments_it_is_finished_by_the_next_run() {
     for moment in 0..50u64 {
         let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
