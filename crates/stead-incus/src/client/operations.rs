@@ -44,7 +44,7 @@ enum Look {
     /// Not known to the server.
     Gone,
     /// The server could not be asked.
-    Silence(Error),
+    Silence,
 }
 
 impl Operation {
@@ -73,8 +73,9 @@ impl Client {
     /// Waits until an operation has succeeded. A lost connection or a restart of the server does not end the waiting.
     ///
     /// # Errors
-    /// [`Error::Operation`] when it failed or was cancelled; [`Error::Timeout`] when it still runs; what kept the server
-    /// from being asked, when that was so at the end; [`Error::OutcomeUnknown`] when the server does not know it (any more): look at what it worked on.
+    /// [`Error::Operation`] when it failed or was cancelled; [`Error::Timeout`] when it still runs or the server does
+    /// not answer (never what kept it from being asked: that would read as if nothing had been begun);
+    /// [`Error::OutcomeUnknown`] when the server does not know it (any more): look at what it worked on.
     pub async fn wait(&self, operation: &Operation, timeout: Duration) -> Result<OperationStatus, Error> {
         self.watch(operation, timeout, SLICE, |_| ()).await
     }
@@ -94,7 +95,7 @@ impl Client {
         let mut interrupted = false;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let silence = match self.look(operation, every.min(SLICE).min(left)).await? {
+            match self.look(operation, every.min(SLICE).min(left)).await? {
                 Look::At(status) => match status.outcome() {
                     Outcome::Success => return Ok(*status),
                     Outcome::Failure | Outcome::Cancelled => {
@@ -104,10 +105,7 @@ impl Client {
                             message: status.err,
                         });
                     }
-                    Outcome::Running => {
-                        tell(&status);
-                        None
-                    }
+                    Outcome::Running => tell(&status),
                 },
                 Look::Gone => {
                     return Err(Error::OutcomeUnknown {
@@ -116,17 +114,13 @@ impl Client {
                         interrupted,
                     });
                 }
-                Look::Silence(why) => {
+                Look::Silence => {
                     interrupted = true;
                     tokio::time::sleep(RECONNECT_PAUSE).await;
-                    Some(why)
                 }
-            };
+            }
             if Instant::now() >= deadline {
-                let after = timeout;
-                return Err(
-                    silence.unwrap_or_else(|| Error::Timeout { request: operation.request.clone(), after })
-                );
+                return Err(Error::Timeout { request: operation.request.clone(), after: timeout });
             }
         }
     }
@@ -138,19 +132,17 @@ impl Client {
         let wait = operations::wait(&operation.path, slice);
         let answer = match self.transport().send(&wait).await {
             Ok(answer) => answer,
-            Err(e) if e.is_silence() => return Ok(Look::Silence(e)),
+            Err(e) if e.is_silence() => return Ok(Look::Silence),
             Err(e) => return Err(e),
         };
         let ended_with = match (answer.status.as_u16(), envelope::parse(&answer.body)) {
             (200, Ok(Envelope::Sync(status))) => return Ok(Look::At(Box::new(shape(&wait, status)?))),
             (200, Ok(Envelope::Error { message, .. })) => message,
             // Cut short: the server went away while it was waiting.
-            (200, Err(source)) => {
-                return Ok(Look::Silence(Error::Envelope { request: wait.to_string(), source }));
-            }
+            (200, Err(_)) => return Ok(Look::Silence),
             (404, _) => return Ok(Look::Gone),
             // Starting or stopping, or the member it runs on cannot be reached from here.
-            (500..=599, _) => return Ok(Look::Silence(refused(&wait, &answer))),
+            (500..=599, _) => return Ok(Look::Silence),
             _ => return Err(refused(&wait, &answer)),
         };
         let get = operations::get(&operation.path);
@@ -160,7 +152,7 @@ impl Client {
             Err(e) if e.is_not_found() => {
                 Err(Error::Operation { request: operation.request.clone(), code: 400, message: ended_with })
             }
-            Err(e) if e.is_silence() => Ok(Look::Silence(e)),
+            Err(e) if e.is_silence() => Ok(Look::Silence),
             Err(e) => Err(e),
         }
     }
