@@ -26,6 +26,8 @@ use tokio::sync::watch;
 
 /// How often a move is tried when the server goes away in the middle of it.
 const TRIES: u32 = 5;
+/// How often a move that an earlier run had begun is tried again when it is refused.
+const RESUMED_TRIES: u32 = 2;
 /// Pause between two looks at a server that does not answer.
 const AGAIN: Duration = Duration::from_secs(1);
 /// What engines say of an instance that they are at work on (internal/server/instance/operationlock of both).
@@ -257,6 +259,9 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
         let mut down_since = None;
         let mut busy_since = None;
         let mut aways = 0;
+        // A killed run's last request may reach the server after the next run has looked, and then the two are in each
+        // other's way.
+        let mut patience = if ran.is_some() { RESUMED_TRIES } else { 0 };
         loop {
             match self.attempt(number, planned, &mut ran, &mut down_since).await {
                 Err(Hitch::Busy(why)) => {
@@ -274,6 +279,10 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
                     if let Err(why) = self.wait_for_server(planned, why).await {
                         return Ok(Outcome::Unfinished(why));
                     }
+                }
+                Err(Hitch::Refused(_)) if patience > 0 => {
+                    patience -= 1;
+                    tokio::time::sleep(AGAIN).await;
                 }
                 Err(Hitch::Refused(why)) => return Ok(Outcome::Failed(why)),
                 Err(Hitch::Journal(e)) => return Err(e),
