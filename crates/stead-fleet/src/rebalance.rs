@@ -30,9 +30,6 @@ const TRIES: u32 = 5;
 const RESUMED_TRIES: u32 = 2;
 /// Pause between two looks at a server that does not answer.
 const AGAIN: Duration = Duration::from_secs(1);
-/// What engines say of an instance that they are at work on (internal/server/instance/operationlock of both).
-const BUSY: &str = "busy running a";
-
 /// How a rebalance is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -480,10 +477,8 @@ impl From<Error> for Hitch {
             | Error::Timeout { .. }
             | Error::OutcomeUnknown { .. } => Self::Away(chain(&error)),
             Error::Api { code, .. } if code >= 500 => Self::Away(chain(&error)),
-            other => {
-                let why = chain(&other);
-                if why.contains(BUSY) { Self::Busy(why) } else { Self::Refused(why) }
-            }
+            busy if busy.is_busy() => Self::Busy(chain(&busy)),
+            other => Self::Refused(chain(&other)),
         }
     }
 }

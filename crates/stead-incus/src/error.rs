@@ -221,6 +221,11 @@ impl Error {
     pub fn is_missing_extension(&self) -> bool {
         matches!(self, Self::Extension { .. } | Self::Never { .. })
     }
+    /// Whether the engine is at work on the instance, which it may be without an operation that tells of it
+    /// (internal/server/instance/operationlock of both engines); later it may do what was asked.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Api { message, .. } | Self::Operation { message, .. } if message.contains("is busy running"))
+    }
     /// Whether nothing answered: no connection, a broken one, or silence.
     pub fn is_silence(&self) -> bool {
         matches!(self, Self::Connect { .. } | Self::Http { .. } | Self::Timeout { .. })

@@ -328,7 +328,7 @@ impl Engine {
         loop {
             match self.client.delete_instance(PROJECT, name.as_str()).await {
                 // What a start that failed left running has no operation to wait for.
-                Err(e) if e.to_string().contains("is busy running") && Instant::now() < deadline => {
+                Err(e) if e.is_busy() && Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
                 Err(e) if !e.is_not_found() => return Err(e.into()),
