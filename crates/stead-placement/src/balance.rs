@@ -7,7 +7,8 @@
 
 use crate::{
     item::{Item, Items, Parts},
-    state::State,
+    pile::{Fit, Light, Pile},
+    state::{State, key},
 };
 use std::{cmp::Ordering, collections::BTreeSet};
 
@@ -34,6 +35,9 @@ struct Candidate {
     cost: u64,
 }
 
+/// What is to leave a member, and where what fits is found.
+type Sought<'a> = (&'a Light<'a>, &'a mut Fit);
+
 /// Balancing, over all rounds of a plan: what was found to help nobody is not looked at again until it has changed.
 #[derive(Debug)]
 pub struct Balance {
@@ -47,6 +51,8 @@ pub struct Balance {
     changed: Vec<u64>,
     /// When everything was tried for a member, in vain.
     tried: Vec<u64>,
+    /// The first items of each member, and when they were looked up.
+    piles: Vec<(u64, Pile)>,
 }
 
 impl Balance {
@@ -61,6 +67,7 @@ impl Balance {
             now: 1,
             changed: vec![1; state.p.members.len()],
             tried: vec![0; state.p.members.len()],
+            piles: state.p.members.iter().map(|_| (0, Pile::default())).collect(),
         }
     }
 
@@ -68,6 +75,7 @@ impl Balance {
     pub fn resume(&mut self, state: &State<'_>) {
         self.items = Items::new(state);
         self.touch_since(state, 0);
+        self.piles.iter_mut().for_each(|(looked_up, _)| *looked_up = 0);
     }
 
     /// Notes that an instance was moved.
@@ -117,11 +125,15 @@ impl Balance {
 
     /// What helps a member most.
     fn relieve(&mut self, state: &State<'_>, d: usize, m: u32) -> Option<Candidate> {
-        let mine = self.items.on(state, m, WINDOW);
-        let coldest = |n| state.by_over[d].iter().map(|(_, b)| *b).filter(|b| *b != m).take(n);
+        let coldest: Vec<u32> =
+            state.by_over[d].iter().map(|(_, b)| *b).filter(|b| *b != m).take(MOVES.max(EXCHANGES)).collect();
+        self.look_up(state, m);
+        coldest.iter().take(EXCHANGES).for_each(|to| self.look_up(state, *to));
+        let light = Light::new(state, m, self.pile(m), WINDOW, self.enough(state, m));
+        let mut fit = Fit::default();
         let mut moved: Option<Candidate> = None;
-        for to in coldest(MOVES) {
-            self.moves(state, m, to, &mine, &mut moved);
+        for to in coldest.iter().take(MOVES) {
+            self.moves(state, *to, (&light, &mut fit), &mut moved);
         }
         let excess = state.over[m as usize] - self.goal;
         // A good part of the way in one move is better than all of it in two.
@@ -129,8 +141,8 @@ impl Balance {
             return Some(best);
         }
         let mut exchanged: Option<Candidate> = None;
-        for to in coldest(EXCHANGES) {
-            self.exchanges(state, m, to, &mine, &mut exchanged);
+        for to in coldest.iter().take(EXCHANGES) {
+            self.exchanges(state, m, *to, (&light, &mut fit), &mut exchanged);
         }
         match (moved, exchanged) {
             (Some(a), Some(b)) => {
@@ -141,92 +153,93 @@ impl Balance {
             (Some(only), None) | (None, Some(only)) => return Some(only),
             (None, None) => {}
         }
-        self.anywhere(state, d, m)
+        let found = self.anywhere(state, d, m);
+        if found.is_none() {
+            self.tried[m as usize] = self.now;
+        }
+        found
     }
 
     /// Looks at all members, from the emptiest on, and takes the first that helps.
     fn anywhere(&mut self, state: &State<'_>, d: usize, m: u32) -> Option<Candidate> {
         let tried = self.tried[m as usize];
         let again = self.changed[m as usize] <= tried;
-        let all = self.items.on(state, m, usize::MAX);
-        let fresh = || {
-            let members = state.by_over[d].iter().map(|(_, b)| *b).filter(|b| *b != m);
-            members.filter(|b| !again || self.changed[*b as usize] > tried)
-        };
+        let fresh: Vec<u32> = state.by_over[d]
+            .iter()
+            .map(|(_, b)| *b)
+            .filter(|b| *b != m && (!again || self.changed[*b as usize] > tried))
+            .collect();
+        fresh.iter().for_each(|to| self.look_up(state, *to));
+        // Mostly they are all at hand.
+        let more = (self.pile(m).len() == CROWD).then(|| Pile::new(state, &self.items, m, usize::MAX));
+        let enough = self.enough(state, m);
+        let light = Light::new(state, m, more.as_ref().unwrap_or(self.pile(m)), usize::MAX, enough);
+        let mut fit = Fit::default();
         let mut found = None;
-        for to in fresh() {
-            self.moves(state, m, to, &all, &mut found);
+        // What comes only adds.
+        for to in fresh.iter().take_while(|to| state.over[**to as usize] <= enough) {
+            self.moves(state, *to, (&light, &mut fit), &mut found);
             if found.is_some() {
                 return found;
             }
         }
-        for to in fresh() {
-            self.exchanges(state, m, to, &all, &mut found);
+        for to in fresh {
+            self.exchanges(state, m, to, (&light, &mut fit), &mut found);
             if found.is_some() {
                 return found;
             }
         }
-        self.tried[m as usize] = self.now;
         None
     }
 
-    /// Moves from `m` to `to`.
-    fn moves(&self, state: &State<'_>, m: u32, to: u32, mine: &[Item], best: &mut Option<Candidate>) {
-        let p = state.p;
-        let enough = self.enough(state, m);
-        for item in mine {
-            let demand = self.items.demand(p, *item);
-            let over = state.over_with(m as usize, Some(demand), None).max(state.over_with(
-                to as usize,
-                None,
-                Some(demand),
-            ));
-            if over > enough || !self.items.can_go(state, *item, to) {
-                continue;
-            }
-            if self.items.pairs_change(state, *item, to) > 0 || !self.affordable(state, &[(*item, to)]) {
-                continue;
-            }
-            let found = Candidate { item: *item, to, other: None, over, cost: self.items.cost(p, *item) };
-            self.keep_better(best, found);
+    /// Has a member's items at hand.
+    fn look_up(&mut self, state: &State<'_>, m: u32) {
+        let (looked_up, pile) = &mut self.piles[m as usize];
+        if *looked_up < self.changed[m as usize] {
+            *pile = Pile::new(state, &self.items, m, CROWD);
+            *looked_up = self.now;
         }
     }
 
-    /// Exchanges between `m` and `to`: where most of the time goes, so sums are kept at hand.
-    fn exchanges(&self, state: &State<'_>, m: u32, to: u32, mine: &[Item], best: &mut Option<Candidate>) {
-        let p = state.p;
-        let enough = self.enough(state, m);
-        let (here, there) = (state.slopes(m as usize), state.slopes(to as usize));
-        let theirs = self.items.on(state, to, CROWD);
-        let demands: Vec<f64> =
-            theirs.iter().flat_map(|o| self.items.demand(p, *o).iter().map(|d| *d as f64)).collect();
-        let mut out = vec![0.0; p.width()];
-        for item in mine {
-            out.iter_mut().zip(self.items.demand(p, *item)).for_each(|(out, d)| *out = *d as f64);
-            // What comes back only adds: without it, it must help already.
-            if here.iter().zip(&out).any(|((slope, over), out)| over - out * slope > enough)
-                || !self.items.may_go(state, *item, to)
+    fn pile(&self, m: u32) -> &Pile {
+        &self.piles[m as usize].1
+    }
+
+    /// Moves to `to`.
+    fn moves(&self, state: &State<'_>, to: u32, (light, fit): Sought<'_>, best: &mut Option<Candidate>) {
+        fit.singles(state, light, to, |item, over| {
+            let found = Candidate { item, to, other: None, over, cost: self.items.cost(state.p, item) };
+            if self.is_better(&found, best)
+                && self.items.can_go(state, item, to)
+                && self.items.pairs_change(state, item, to) <= 0
+                && self.affordable(state, &[(item, to)])
             {
-                continue;
+                *best = Some(found);
             }
-            for (other, back) in theirs.iter().zip(demands.chunks_exact(out.len())) {
-                let mut over = f64::NEG_INFINITY;
-                for (((a, b), out), back) in here.iter().zip(&there).zip(&out).zip(back) {
-                    let moved = out - back;
-                    over = over.max(a.1 - moved * a.0).max(b.1 + moved * b.0);
-                }
-                if over > enough {
-                    continue;
-                }
-                let cost = self.items.cost(p, *item) + self.items.cost(p, *other);
-                let found = Candidate { item: *item, to, other: Some(*other), over, cost };
-                if best.as_ref().is_none_or(|b| self.order(&found, b) == Ordering::Less)
-                    && self.possible(state, m, *item, to, *other)
-                {
-                    *best = Some(found);
-                }
+        });
+    }
+
+    /// Exchanges between `m` and `to`. What comes back only adds: without it, it must help already.
+    fn exchanges(
+        &self,
+        state: &State<'_>,
+        m: u32,
+        to: u32,
+        (light, fit): Sought<'_>,
+        best: &mut Option<Candidate>,
+    ) {
+        let p = state.p;
+        fit.pairs(state, light, to, self.pile(to), |item, other, over| {
+            if !self.items.may_go(state, item, to) {
+                return false;
             }
-        }
+            let cost = self.items.cost(p, item) + self.items.cost(p, other);
+            let found = Candidate { item, to, other: Some(other), over, cost };
+            if self.is_better(&found, best) && self.possible(state, m, item, to, other) {
+                *best = Some(found);
+            }
+            true
+        });
     }
 
     /// Whether an exchange keeps to the rules and can be begun from one of its ends.
@@ -299,21 +312,21 @@ impl Balance {
         displaced <= self.max_displaced
     }
 
-    fn keep_better(&self, best: &mut Option<Candidate>, found: Candidate) {
-        if best.as_ref().is_none_or(|b| self.order(&found, b) == Ordering::Less) {
-            *best = Some(found);
-        }
+    fn is_better(&self, found: &Candidate, best: &Option<Candidate>) -> bool {
+        best.as_ref().is_none_or(|b| self.order(found, b) == Ordering::Less)
     }
 
     /// Within the goal the cheaper is better, beyond it the more even; the rest is only for the sake of order.
     fn order(&self, a: &Candidate, b: &Candidate) -> Ordering {
         let within = |c: &Candidate| c.over <= self.goal;
+        // Without what rounding makes of it.
+        let even = key(a.over).cmp(&key(b.over));
         let tie = (a.item, a.to, a.other).cmp(&(b.item, b.to, b.other));
         match (within(a), within(b)) {
-            (true, true) => a.cost.cmp(&b.cost).then(a.over.total_cmp(&b.over)).then(tie),
+            (true, true) => a.cost.cmp(&b.cost).then(even).then(tie),
             (true, false) => Ordering::Less,
             (false, true) => Ordering::Greater,
-            (false, false) => a.over.total_cmp(&b.over).then(a.cost.cmp(&b.cost)).then(tie),
+            (false, false) => even.then(a.cost.cmp(&b.cost)).then(tie),
         }
     }
 
@@ -329,7 +342,7 @@ impl Balance {
         let p = state.p;
         let mut displaced: Vec<u32> =
             (0..p.instances.len() as u32).filter(|i| state.at[*i as usize] != p.start[*i as usize]).collect();
-        displaced.sort_by_key(|i| (std::cmp::Reverse(crate::item::cost(p, *i)), *i));
+        displaced.sort_by_key(|i| (std::cmp::Reverse(p.cost[*i as usize]), *i));
         for i in &displaced {
             let (at, home) = (state.at[*i as usize], p.start[*i as usize]);
             if at != home && state.can_go(*i, home) && state.pairs_change(*i, home) <= 0 {

@@ -70,8 +70,8 @@ impl Items {
     /// What it costs to move it: MiB to copy, and what downtime is worth in MiB.
     pub fn cost(&self, p: &Problem<'_>, item: Item) -> u64 {
         match self.parts(p, item) {
-            Parts::One(i) => cost(p, i),
-            Parts::Group(instances) => instances.iter().map(|i| cost(p, *i)).sum(),
+            Parts::One(i) => p.cost[i as usize],
+            Parts::Group(instances) => instances.iter().map(|i| p.cost[*i as usize]).sum(),
         }
     }
 
@@ -177,20 +177,4 @@ impl Parts<'_> {
             Self::Group(instances) => instances.first().copied(),
         }
     }
-}
-
-/// What a second without the instance is worth is not known; a stop is made as dear as copying 64 GiB, so that of two
-/// moves that gain the same, the one that interrupts nobody is made.
-const STOP_MIB: u64 = 64 << 10;
-/// A short interruption.
-const PAUSE_MIB: u64 = 1 << 10;
-
-/// What moving an instance costs.
-pub fn cost(p: &Problem<'_>, i: u32) -> u64 {
-    let downtime = match p.downtime(i as usize) {
-        crate::policy::Downtime::None => 0,
-        crate::policy::Downtime::Short => PAUSE_MIB,
-        crate::policy::Downtime::Full => STOP_MIB,
-    };
-    p.instances[i as usize].size_mib + downtime
 }

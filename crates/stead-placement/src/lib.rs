@@ -12,6 +12,7 @@ mod exact;
 mod item;
 mod levels;
 mod mend;
+mod pile;
 pub mod place;
 pub mod plan;
 mod planner;

@@ -4,7 +4,7 @@
 //! cannot be done.
 
 use crate::{
-    item::{Item, Items, cost},
+    item::{Item, Items},
     policy::{GroupMode, GroupStrength},
     state::State,
 };
@@ -256,7 +256,7 @@ fn strict_groups(state: &mut State<'_>) {
             GroupMode::Compact => drop(gather(state, g)),
             GroupMode::Spread => {
                 let mut cheapest = group.instances.clone();
-                cheapest.sort_by_key(|i| (cost(state.p, *i), *i));
+                cheapest.sort_by_key(|i| (state.p.cost[*i as usize], *i));
                 let items = Items::new(state);
                 for i in cheapest {
                     if state.p.fixed[i as usize].is_none() && state.mates(g, state.at[i as usize]) > 1 {
@@ -291,7 +291,7 @@ fn gather(state: &mut State<'_>, g: u32) -> bool {
             }
             (
                 lack(state, m, &demand),
-                coming().map(|i| cost(p, *i)).sum(),
+                coming().map(|i| p.cost[*i as usize]).sum(),
                 crate::state::key(state.over[m as usize]),
                 m,
             )
@@ -331,7 +331,7 @@ pub fn prefer(state: &mut State<'_>) {
                 continue;
             }
             let mut cheapest = group.instances.clone();
-            cheapest.sort_by_key(|i| (cost(p, *i), *i));
+            cheapest.sort_by_key(|i| (p.cost[*i as usize], *i));
             let items = Items::new(state);
             for i in cheapest {
                 if let Some(to) =

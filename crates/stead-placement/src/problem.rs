@@ -164,6 +164,8 @@ pub struct Problem<'a> {
     pub fixed: Vec<Option<Fixed>>,
     /// Whether an instance must not stay where it is at the beginning.
     pub must_leave: Vec<bool>,
+    /// What moving each instance costs: MiB to copy, and what downtime is worth in MiB.
+    pub cost: Vec<u64>,
     /// Each instance's group.
     pub group: Vec<Option<u32>>,
     /// The groups, by project and name.
@@ -209,6 +211,7 @@ impl<'a> Problem<'a> {
             receives,
             fixed: Vec::with_capacity(instances.len()),
             must_leave: Vec::with_capacity(instances.len()),
+            cost: instances.iter().map(|i| cost(i)).collect(),
             group: vec![None; instances.len()],
             groups: Vec::new(),
             findings: Vec::new(),
@@ -349,6 +352,22 @@ fn agreed<T: Ord + Copy>(
     let (least, one) = said().min()?;
     let other = said().find(|(v, _)| *v != least).map_or(one, |(_, i)| i);
     Some((least, one, other))
+}
+
+/// What a second without the instance is worth is not known; a stop is made as dear as copying 64 GiB, so that of two
+/// moves that gain the same, the one that interrupts nobody is made.
+const STOP_MIB: u64 = 64 << 10;
+/// A short interruption.
+const PAUSE_MIB: u64 = 1 << 10;
+
+/// What moving an instance costs.
+fn cost(instance: &Instance) -> u64 {
+    let downtime = match downtime(instance) {
+        Downtime::None => 0,
+        Downtime::Short => PAUSE_MIB,
+        Downtime::Full => STOP_MIB,
+    };
+    instance.size_mib + downtime
 }
 
 /// How long an instance is away when it is moved.

@@ -57,7 +57,7 @@ pub fn schedule(state: &mut State<'_>, goal: &[u32]) -> Option<Vec<Step>> {
 fn detour(state: &State<'_>, goal: &[u32], waiting: impl Iterator<Item = u32>) -> Option<(u32, u32)> {
     let p = state.p;
     let mut cheapest: Vec<u32> = waiting.collect();
-    cheapest.sort_by_key(|i| (crate::item::cost(p, *i), *i));
+    cheapest.sort_by_key(|i| (p.cost[*i as usize], *i));
     let wanted: std::collections::BTreeSet<u32> = cheapest.iter().map(|i| goal[*i as usize]).collect();
     cheapest.into_iter().filter(|i| wanted.contains(&state.at[*i as usize])).find_map(|i| {
         let class = &p.classes[p.class[i as usize] as usize];

@@ -121,11 +121,10 @@ impl<'p> State<'p> {
     }
 
     /// For each resource, how a member's overhang rises with what is promised, and what it is now.
-    pub fn slopes(&self, m: usize) -> Vec<(f64, f64)> {
-        let base = m * self.p.width();
+    pub fn slopes(&self, m: u32) -> impl Iterator<Item = (f64, f64)> {
+        let base = m as usize * self.p.width();
         (base..base + self.p.width())
             .map(|at| (self.slope[at], self.used[at] as f64 * self.slope[at] - self.share[at]))
-            .collect()
     }
 
     /// Whether a member has room for `more` when `less` has left. What it does not ask of cannot be lacking.
