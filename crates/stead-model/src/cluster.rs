@@ -8,7 +8,8 @@ use crate::{
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer as _};
+use serde_untagged::UntaggedEnumVisitor;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -106,13 +107,23 @@ pub struct ClusterSpec {
 }
 
 /// A number of nodes or a list of them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Nodes {
     /// node1 … nodeN.
     Count(u32),
     /// Named, with overrides.
     List(Vec<NodeEntry>),
+}
+
+impl<'de> Deserialize<'de> for Nodes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        UntaggedEnumVisitor::new()
+            .expecting("a number of nodes or a list of them")
+            .u32(|n| Ok(Self::Count(n)))
+            .seq(|list| list.deserialize().map(Self::List))
+            .deserialize(deserializer)
+    }
 }
 
 /// One node of a list.
@@ -212,13 +223,23 @@ fn yes() -> bool {
 }
 
 /// The engine of a cluster: its kind as a word, or with options.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Engine {
     /// Just the kind.
     Kind(EngineKind),
     /// With options.
     Full(EngineOptions),
+}
+
+impl<'de> Deserialize<'de> for Engine {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        UntaggedEnumVisitor::new()
+            .expecting("an engine's kind, or its kind with options")
+            .string(|kind| EngineKind::deserialize(kind.into_deserializer()).map(Self::Kind))
+            .map(|options| options.deserialize().map(Self::Full))
+            .deserialize(deserializer)
+    }
 }
 
 /// Options of an engine.
@@ -275,7 +296,7 @@ impl Serialize for Publish {
     }
 }
 impl<'de> Deserialize<'de> for Publish {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
     }
 }
@@ -584,6 +605,14 @@ mod tests {
         };
         assert_eq!(err("nodes: 0"), "c.yaml:3: nodes: 0 is not 1 to 250");
         assert!(err("nodes: [{name: a}, {name: a}]").contains("a is named twice"));
+        // What is wrong below a key with two forms is said as elsewhere.
+        insta::assert_snapshot!(err("nodes:\n  - name: a\n    disk: []"), @r#"c.yaml:5:5: unknown key "disk", expected one of name, machine, overlays, addresses"#);
+        insta::assert_snapshot!(err("nodes:\n  - {name: a, machine: {memmory: 1GiB}}"), @r#"c.yaml:4:25: unknown key "memmory", expected one of backend, cpus, memory, disks, persistent_root; did you mean "memory"?"#);
+        insta::assert_snapshot!(err("nodes: many"), @r#"c.yaml:3:1: invalid type: string "many", expected a number of nodes or a list of them"#);
+        insta::assert_snapshot!(err("nodes: -1"), @"c.yaml:3:1: invalid type: integer `-1`, expected a number of nodes or a list of them");
+        insta::assert_snapshot!(err("engine: docker"), @r#"c.yaml:3:1: unknown variant "docker", expected one of none, incus, lxd"#);
+        insta::assert_snapshot!(err("engine: {kind: incus, pressed: {}}"), @r#"c.yaml:3:23: unknown key "pressed", expected one of kind, preseed; did you mean "preseed"?"#);
+        insta::assert_snapshot!(err("overlays: [{paht: x}]"), @r#"c.yaml:3:13: unknown key "paht", expected one of path, environment, inputs, keep_owners; did you mean "path"?"#);
         assert!(err("nodes: 1\npublish: ['127.0.0.1:1:b:2']").contains("b is no node"));
         assert!(
             err("nodes: 40\nnetworks: [{name: lan, ipv4: 10.0.0.0/28}]").contains("no room for 40 nodes")

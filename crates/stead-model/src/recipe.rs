@@ -2,7 +2,8 @@
 
 use crate::{cluster::EngineKind, names::ImageName, text, text::SpecError};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_untagged::UntaggedEnumVisitor;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the recipe makes.
@@ -77,7 +78,7 @@ impl Serialize for Scalar {
     }
 }
 impl<'de> Deserialize<'de> for Scalar {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct V;
         impl serde::de::Visitor<'_> for V {
             type Value = Scalar;
@@ -157,13 +158,23 @@ pub struct Kernel {
 }
 
 /// An overlay: a path, or a path with the environment and siblings an xcluster-style `tar` script wants.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum OverlaySource {
     /// Just the path.
     Path(String),
     /// With options.
     Full(OverlayOptions),
+}
+
+impl<'de> Deserialize<'de> for OverlaySource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        UntaggedEnumVisitor::new()
+            .expecting("an overlay's path, or its path with options")
+            .string(|path| Ok(Self::Path(path.to_owned())))
+            .map(|options| options.deserialize().map(Self::Full))
+            .deserialize(deserializer)
+    }
 }
 
 /// Options of an overlay.

@@ -78,14 +78,20 @@ impl std::error::Error for SpecError {}
 pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, SpecError> {
     too_large(file, text)?;
     serde_saphyr::from_str(text).map_err(|e| {
-        let (line, column) = match e.location() {
-            Some(l) => (Some(l.line()), Some(l.column())),
-            None => (None, None),
-        };
+        let outer = e.location().map(|l| (l.line(), l.column()));
         let full = e.without_snippet().to_string();
-        let message = full.rsplit_once(" at line ").map_or(full.as_str(), |(m, _)| m);
+        let (message, place) = placed(&full);
+        let (line, column) = place.or(outer).unzip();
         build(file, text, line, column, message)
     })
+}
+
+/// Parts a message from where it happened. Below a key with two forms each level adds its own place: the first is where
+/// it is.
+fn placed(full: &str) -> (&str, Option<(u64, u64)>) {
+    let Some((message, place)) = full.split_once(" at line ") else { return (full, None) };
+    let numbers = place.split(" at line ").next().unwrap_or_default().split_once(", column ");
+    (message, numbers.and_then(|(line, column)| Some((line.parse().ok()?, column.parse().ok()?))))
 }
 
 /// Reads one JSON document into `T`. Errors as [`from_yaml`].
@@ -93,8 +99,9 @@ pub fn from_json<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, SpecE
     too_large(file, text)?;
     serde_json::from_str(text).map_err(|e| {
         let full = e.to_string();
-        let message = full.rsplit_once(" at line ").map_or(full.as_str(), |(m, _)| m);
-        build(file, text, Some(e.line() as u64), Some(e.column() as u64), message)
+        let (message, place) = placed(&full);
+        let (line, column) = place.unwrap_or((e.line() as u64, e.column() as u64));
+        build(file, text, Some(line), Some(column), message)
     })
 }
 
