@@ -2,7 +2,7 @@
 //! cut short before.
 
 use super::{
-    EAGER_POLL, EngineError, Manager, ONLINE_PATIENCE, WATCH_TIMEOUT, act, chain, engine, is_online,
+    EAGER_POLL, EngineError, Manager, ONLINE_PATIENCE, WATCH_TIMEOUT, act, chain, daemon, engine, is_online,
     journal::Phase,
     plan,
     preseed::{self, Preseed},
@@ -67,9 +67,13 @@ impl Manager {
 
     async fn settle(&self, client: &Client, patience: &mut Duration) -> Result<(), EngineError> {
         let _forming = self.forming.lock().await;
-        while self.is_unfinished() && timeout(*patience, self.await_formed(client)).await.is_err() {
+        while self.is_unfinished() {
+            let what = tokio::select! {
+                () = self.await_formed(client) => break,
+                what = daemon::comes_to_nothing(&self.directory, *patience) => what,
+            };
             *patience *= 2;
-            self.handle.note("engine: it was interrupted and comes to nothing: starting over");
+            self.handle.note(format!("engine: it was interrupted and {what}: starting over"));
             self.put_away().await?;
         }
         let server = self.await_api(client, Duration::MAX).await?;
@@ -188,13 +192,24 @@ impl Manager {
         let before = self.journal.read();
         self.write_journal(Phase::Joining)?;
         self.handle.note("engine: joining");
-        if let Err(e) = self.beside_linking(device.as_deref(), client.join_cluster(&join)).await {
-            if untouched_by(&e) {
-                self.write_journal(before)?;
-            } else {
-                self.put_away().await?;
+        let joined = tokio::select! {
+            joined = self.beside_linking(device.as_deref(), client.join_cluster(&join)) => {
+                joined.map_err(|e| (left_by(&e), engine("join")(e)))
             }
-            return Err(EngineError::Engine { action: "join", source: e });
+            what = daemon::interrupted_for_good(&self.directory, HALF_FORMED_PATIENCE) => {
+                Err((Left::HalfFormed, EngineError::Interrupted { action: "join", what }))
+            }
+        };
+        if let Err((left, e)) = joined {
+            let a_member = left == Left::Unknown && self.is_member_after_all(client).await;
+            match left {
+                _ if a_member => {}
+                Left::Untouched => self.write_journal(before)?,
+                Left::Unknown | Left::HalfFormed => self.put_away().await?,
+            }
+            if !a_member {
+                return Err(e);
+            }
         }
         let mut own = wanted.member_settings();
         own.retain(|k, v| {
@@ -207,6 +222,16 @@ impl Manager {
                 .map_err(engine("change the member's own settings"))?;
         }
         Ok(())
+    }
+
+    /// Whether an engine whose join had no answer comes up as a member and online.
+    async fn is_member_after_all(&self, client: &Client) -> bool {
+        tokio::select! {
+            () = self.await_formed(client) => {
+                self.ask_server(client).await.is_ok_and(|s| s.environment.server_clustered)
+            }
+            _ = daemon::comes_to_nothing(&self.directory, HALF_FORMED_PATIENCE) => false,
+        }
     }
 
     /// Nothing that was left by an earlier try stands in the way of a join.
@@ -265,15 +290,30 @@ impl Manager {
     }
 }
 
-/// Whether a failed join has changed nothing on this server: the request itself was refused, or trust was.
-fn untouched_by(error: &Error) -> bool {
+/// What a join that failed has made of this server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// Nothing: the request itself was refused, or trust was.
+    Untouched,
+    /// Nobody said how it ended.
+    Unknown,
+    /// Neither a member nor what it was.
+    HalfFormed,
+}
+
+fn left_by(error: &Error) -> Left {
     match error {
-        Error::Api { .. } | Error::Connect { .. } => true,
-        Error::Operation { message, .. } => {
-            message.starts_with("Failed to setup cluster trust")
-                || message.starts_with("Failed to update cluster trust")
+        Error::Api { .. } => Left::Untouched,
+        Error::Operation { message, .. }
+            if message.starts_with("Failed to setup cluster trust")
+                || message.starts_with("Failed to update cluster trust") =>
+        {
+            Left::Untouched
         }
-        _ => false,
+        Error::Connect { .. } | Error::Http { .. } | Error::Timeout { .. } | Error::OutcomeUnknown { .. } => {
+            Left::Unknown
+        }
+        _ => Left::HalfFormed,
     }
 }
 

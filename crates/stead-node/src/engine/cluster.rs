@@ -1,8 +1,9 @@
 //! What a member does to the cluster on behalf of others: makes way for one that joins again, removes one.
 
-use super::{EngineError, engine};
+use super::{EngineError, chain, engine};
 use std::time::Duration;
 use stead_incus::{Client, requests, requests::cluster::MemberAction, tls, types::Member};
+use tokio::time::{Instant, sleep};
 
 /// A member that is up shows its certificate in milliseconds.
 const PROBE: Duration = Duration::from_secs(2);
@@ -18,8 +19,8 @@ pub async fn make_way(client: &Client, name: &str) -> Result<(), EngineError> {
     unpend(client, name).await?;
     let members = client.members().await.map_err(engine("list members"))?;
     let Some(member) = members.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
-    if answers_as_member(client, &member).await {
-        return Err(EngineError::AlreadyMember(name.to_owned()));
+    if let Some(sign) = sign_of_life(client, &member).await {
+        return Err(EngineError::AlreadyMember { member: name.to_owned(), sign });
     }
     if let Some(holds) = holds(client, name).await? {
         return Err(EngineError::StaleMember { member: name.to_owned(), holds });
@@ -94,7 +95,7 @@ async fn ask(
         match client.fetch(request).await {
             Err(e) if tries < TRIES && e.to_string().contains("database is locked") => {
                 tries += 1;
-                tokio::time::sleep(PAUSE).await;
+                sleep(PAUSE).await;
             }
             other => return other,
         }
@@ -106,18 +107,35 @@ fn quoted(text: &str) -> String {
     text.replace('\'', "''")
 }
 
-/// It shows the cluster's certificate, or says nothing at all while the cluster takes it for online.
-async fn answers_as_member(client: &Client, member: &Member) -> bool {
+/// How a member shows that it is one, if it does: by the cluster's certificate, or by nothing at all while the cluster takes
+/// it for online. A connection that breaks is tried again: a daemon that was just killed takes some in and answers none.
+async fn sign_of_life(client: &Client, member: &Member) -> Option<String> {
     let address = member.url.trim_start_matches("https://");
-    let Ok(server) = client.server().await else { return true };
-    match tls::fetch_certificate(address, PROBE).await {
-        Ok(der) => tls::fingerprint(&der) == server.value.environment.certificate_fingerprint,
-        Err(stead_incus::Error::Connect { source, .. })
-            if source.kind() == std::io::ErrorKind::ConnectionRefused =>
-        {
-            false
+    let server = match client.server().await {
+        Ok(server) => server.value,
+        Err(e) => {
+            return Some(format!(
+                "cannot be compared with this server, which does not answer: {}",
+                chain(&e)
+            ));
         }
-        Err(_) => member.status != "Offline",
+    };
+    let begun = Instant::now();
+    loop {
+        match tls::fetch_certificate(address, PROBE).await {
+            Ok(der) => {
+                let of_cluster = tls::fingerprint(&der) == server.environment.certificate_fingerprint;
+                return of_cluster.then(|| "answers with the cluster's certificate".to_owned());
+            }
+            Err(stead_incus::Error::Connect { source, .. })
+                if source.kind() == std::io::ErrorKind::ConnectionRefused =>
+            {
+                return None;
+            }
+            Err(_) if begun.elapsed() < PROBE => sleep(PROBE / 40).await,
+            Err(_) if member.status == "Offline" => return None,
+            Err(e) => return Some(format!("is taken for online ({})", chain(&e))),
+        }
     }
 }
 

@@ -16,6 +16,7 @@
 mod act;
 mod bootstrap;
 mod cluster;
+mod daemon;
 mod disk;
 mod journal;
 mod plan;
@@ -108,8 +109,13 @@ pub enum EngineError {
         node: String,
     },
     /// The member is there and well.
-    #[error("{0:?} is a member already and answers")]
-    AlreadyMember(String),
+    #[error("{member:?} is a member already and {sign}")]
+    AlreadyMember {
+        /// Its name.
+        member: String,
+        /// How it shows that.
+        sign: String,
+    },
     /// Its name is taken by a member that is gone but not empty.
     #[error("{member:?} is a member that does not answer and still holds {holds}: remove it first")]
     StaleMember {
@@ -125,6 +131,14 @@ pub enum EngineError {
         what: &'static str,
         /// How long.
         after: Duration,
+    },
+    /// The daemon died on the way and is not what it was.
+    #[error("cannot {action}: the engine was killed meanwhile and {what} since")]
+    Interrupted {
+        /// What was under way.
+        action: &'static str,
+        /// What the engine does instead.
+        what: &'static str,
     },
     /// The node has no engine.
     #[error("this node has no engine")]

@@ -4,17 +4,15 @@
 //! not know it; no API undoes that. As long as the journal says so, nobody has used the engine, so its database
 //! may go. Files anywhere in its storage pools are taken as a sign to the contrary: then nothing is touched.
 
-use super::disk;
+use super::{daemon, disk};
 use rustix::{
     mount::{UnmountFlags, unmount},
-    net::sockopt::socket_peercred,
-    process::{Pid, Signal, kill_process},
+    process::Signal,
 };
 use std::{
+    collections::BTreeSet,
     fs, io,
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 /// The engine could not be put away.
@@ -47,9 +45,6 @@ pub enum ResetError {
     Alive(i32),
 }
 
-/// A killed process is gone within milliseconds; one that hangs in the kernel (on a dead disk) may take for ever.
-const DEATH: Duration = Duration::from_secs(10);
-
 /// Stops the daemon, discards its database and cluster certificate, and takes its empty pools away. The supervisor
 /// starts it again.
 ///
@@ -62,16 +57,21 @@ pub async fn reset(socket: &Path, directory: &Path) -> Result<(), ResetError> {
             return Err(ResetError::InUse(pool));
         }
     }
-    let daemon = daemon(socket)?;
-    if let Some(pid) = daemon {
-        // Stopped first: it must not write while its files are taken away, and dead it would be started again.
-        let _ = kill_process(pid, Signal::STOP);
-    }
-    let discarded = discard(directory);
-    if let Some(pid) = daemon {
-        let _ = kill_process(pid, Signal::KILL);
-        await_death(pid).await?;
-    }
+    refuse_strangers(socket)?;
+    // Stopped first: it must not write while its files are taken away, and dead it would be started again. Whatever was
+    // started before the database was gone has seen it: then there is one more round.
+    let mut stopped = BTreeSet::new();
+    let discarded = loop {
+        let daemons = daemon::running(directory);
+        daemon::signal(&daemons, Signal::STOP);
+        stopped.extend(daemons);
+        let discarded = discard(directory);
+        if discarded.is_err() || daemon::running(directory).is_subset(&stopped) {
+            break discarded;
+        }
+    };
+    daemon::signal(&stopped, Signal::KILL);
+    daemon::await_death(&stopped).await.map_err(ResetError::Alive)?;
     discarded?;
     for pool in entries(&pools) {
         remove_pool(&pool).map_err(failed("remove", &pool))?;
@@ -89,19 +89,13 @@ pub fn entries(directory: &Path) -> Vec<PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).collect()
 }
 
-/// The process that listens on the socket.
-fn daemon(socket: &Path) -> Result<Option<Pid>, ResetError> {
-    let Ok(stream) = UnixStream::connect(socket) else { return Ok(None) };
-    let Ok(credentials) = socket_peercred(&stream) else { return Ok(None) };
-    let pid = credentials.pid;
-    let raw = pid.as_raw_nonzero().get();
-    // A process that is just dying has no executable any more.
-    let Ok(exe) = fs::read_link(format!("/proc/{raw}/exe")) else { return Ok(Some(pid)) };
-    let name = exe.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    // An upgraded package leaves "incusd (deleted)".
-    match name.split(' ').next() {
-        Some("incusd" | "lxd") => Ok(Some(pid)),
-        _ => Err(ResetError::NotEngine { pid: raw, name }),
+/// Whoever listens on the engine's socket is an engine, or nobody does.
+fn refuse_strangers(socket: &Path) -> Result<(), ResetError> {
+    let Ok(pid) = daemon::listener(socket) else { return Ok(()) };
+    let pid = pid.as_raw_nonzero().get();
+    match daemon::executable(pid) {
+        Some(name) if !daemon::is_engine(&name) => Err(ResetError::NotEngine { pid, name }),
+        _ => Ok(()),
     }
 }
 
@@ -129,24 +123,6 @@ pub fn discard(directory: &Path) -> Result<(), ResetError> {
     }
     let _ = fs::remove_dir_all(&aside);
     Ok(())
-}
-
-async fn await_death(pid: Pid) -> Result<(), ResetError> {
-    let raw = pid.as_raw_nonzero().get();
-    let deadline = tokio::time::Instant::now() + DEATH;
-    while alive(raw) {
-        if tokio::time::Instant::now() > deadline {
-            return Err(ResetError::Alive(raw));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
-}
-
-/// A zombie is dead: only its parent has not looked yet.
-fn alive(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|s| s.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z')))
 }
 
 /// Unmounts and removes what is left of a pool without files.
