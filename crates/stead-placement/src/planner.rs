@@ -66,7 +66,8 @@ impl<'p> Planner<'p> {
         }
         let direct = schedule::schedule(&mut State::new(p, self.levels, &p.start), &at);
         // The way on which the planner got there is always a way.
-        let mut steps = direct.unwrap_or(journal);
+        let mut steps =
+            direct.unwrap_or_else(|| schedule::shorten(&mut State::new(p, self.levels, &p.start), journal));
         if let Some(most) = p.policy.max_moves {
             self.cut(&mut steps, most);
         }

@@ -1,6 +1,7 @@
 //! From where instances are to where they shall be, in moves of which each is possible when those before are done.
 //!
-//! Owns the order, and detours where an exchange needs a third member's room. Does not own where instances go.
+//! Owns the order, detours where an exchange needs a third member's room, and the shortening of a way that was found
+//! otherwise.
 
 use crate::{
     mend::is_misplaced,
@@ -70,6 +71,58 @@ fn detour(state: &State<'_>, goal: &[u32], waiting: impl Iterator<Item = u32>) -
             .min_by_key(|m| (wanted.contains(m), crate::state::key(state.over[*m as usize]), *m))?;
         Some((i, third))
     })
+}
+
+/// How many moves are tried for shortening a plan: some hundredths of a second.
+const TRIED: usize = 300_000;
+
+/// The same way with less of going to and fro: what is moved more than once goes at once where it ends, as far as that is
+/// possible. `state` is at the beginning, and is there again.
+pub fn shorten(state: &mut State<'_>, mut steps: Vec<Step>) -> Vec<Step> {
+    let mut tried = 0;
+    loop {
+        let mut count = std::collections::BTreeMap::<u32, usize>::new();
+        steps.iter().for_each(|(i, ..)| *count.entry(*i).or_default() += 1);
+        let mut often: Vec<u32> = count.into_iter().filter(|(_, n)| *n > 1).map(|(i, _)| i).collect();
+        often.sort_by_key(|i| (std::cmp::Reverse(state.p.cost[*i as usize]), *i));
+        let shorter = often.into_iter().flat_map(|i| [(i, true), (i, false)]).find_map(|(i, late)| {
+            tried += steps.len();
+            let candidate = at_once(&steps, i, late);
+            (tried <= TRIED && is_possible(state, &candidate)).then_some(candidate)
+        });
+        match shorter {
+            Some(shorter) => steps = shorter,
+            None => return steps,
+        }
+    }
+}
+
+/// The steps with a single one of an instance, where its last was or its first.
+fn at_once(steps: &[Step], i: u32, late: bool) -> Vec<Step> {
+    let of_it = || steps.iter().enumerate().filter(|(_, (j, ..))| *j == i);
+    let (Some((first, (_, from, _))), Some((last, (_, _, to)))) = (of_it().next(), of_it().next_back())
+    else {
+        return steps.to_vec();
+    };
+    let stays = if late { last } else { first };
+    let one = |(n, step): (usize, &Step)| match step.0 == i {
+        false => Some(*step),
+        true => (n == stays && from != to).then_some((i, *from, *to)),
+    };
+    steps.iter().enumerate().filter_map(one).collect()
+}
+
+fn is_possible(state: &mut State<'_>, steps: &[Step]) -> bool {
+    let begin = state.journal.len();
+    let possible = steps.iter().all(|(i, _, to)| {
+        let can = state.can_go(*i, *to);
+        if can {
+            state.go(*i, *to);
+        }
+        can
+    });
+    state.back_to(begin);
+    possible
 }
 
 /// For each move the earlier ones that must have ended: those out of the member it goes to, which give the room it
