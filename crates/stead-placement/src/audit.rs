@@ -6,7 +6,7 @@ use crate::{
     mend::is_misplaced,
     plan::{Refusal, Verdict, Violation},
     policy::GroupMode,
-    problem::{self, UNCOUNTED},
+    problem::{self, Problem, UNCOUNTED},
     settings::Wishes,
     state::State,
     why,
@@ -128,12 +128,14 @@ impl Amiss {
                     ));
                 }
                 let excess = state.used[at] - p.usable[at];
+                // What is above a member's own from the beginning may stay there: then others have the room.
+                let begin = promised_at_the_beginning(p, r);
                 let free: u128 = (0..p.members.len())
                     .filter(|other| *other != m as usize)
-                    .map(|other| other * p.width() + r as usize)
-                    .map(|at| match p.usable[at] {
+                    .map(|other| (other * p.width() + r as usize, begin[other]))
+                    .map(|(at, begin)| match p.usable[at] {
                         UNCOUNTED => u128::from(u64::MAX),
-                        usable => usable.saturating_sub(state.used[at]).into(),
+                        usable => usable.max(begin).saturating_sub(state.used[at]).into(),
                     })
                     .sum();
                 (u128::from(excess) > free).then(|| {
@@ -184,6 +186,15 @@ impl Amiss {
             }
         }
     }
+}
+
+/// What is promised of a resource on each member at the beginning.
+fn promised_at_the_beginning(p: &Problem<'_>, r: u32) -> Vec<u64> {
+    let mut promised = vec![0; p.members.len()];
+    for (i, m) in p.start.iter().enumerate() {
+        promised[*m as usize] += p.demand_of(i)[r as usize];
+    }
+    promised
 }
 
 /// Whether a member could hold `demand` when all that can be moved is away.

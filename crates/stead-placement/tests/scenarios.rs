@@ -138,3 +138,18 @@ fn what_cannot_be_moved_counts_against_nobody() {
     s.instances[0].workload.settings.insert(settings::PIN.to_owned(), "true".to_owned());
     insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @"imbalance 1.01 -> 1.01, bound 1.01");
 }
+
+/// n1 alone could be mended, by what the emptying of n0 needs as well: that is no impossibility.
+#[test]
+fn what_only_a_choice_leaves_is_not_called_impossible() {
+    let s = cluster(&[8, 8, 12], &[(0, 9), (1, 7), (1, 7), (0, 9), (0, 9)]);
+    let made = planned(&s, &Policy { drain: [s.members[0].name.clone()].into(), ..Policy::default() });
+    insta::assert_snapshot!(lines(&made), @r"
+    i0: n0 -> n2 (must not stay there, too much memory promised there)
+    refused: i3 should not be on n0, which is being emptied: not together with the rest: no member has 9 GiB of memory free: the most is 3 GiB, on n2
+    refused: other/i4 should not be on n0, which is being emptied: not together with the rest: no member has 9 GiB of memory free: the most is 3 GiB, on n2
+    refused: n0 has promised 18 GiB of memory and has 8 GiB: impossible: 10 GiB have to go, and all other members together have 3 GiB free
+    refused: n1 has promised 14 GiB of memory and has 8 GiB: not together with the rest: 6 GiB have to go; the most that is free elsewhere is 3 GiB, on n2
+    imbalance 1.00 -> 1.00, bound 1.00
+    ");
+}
