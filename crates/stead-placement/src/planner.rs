@@ -57,6 +57,10 @@ impl<'p> Planner<'p> {
         for round in 0..ROUNDS {
             let mut state = State::new(p, self.levels, &at);
             self.round(&mut state, &mut balance, round == 0);
+            if state.at == at {
+                state.journal = self.begun_anew(&at);
+                state.journal.iter().for_each(|(i, _, to)| state.at[*i as usize] = *to);
+            }
             let settled = state.at == at;
             at.clone_from(&state.at);
             journal.append(&mut state.journal);
@@ -72,6 +76,16 @@ impl<'p> Planner<'p> {
             self.cut(&mut steps, most);
         }
         self.report(&steps)
+    }
+
+    /// What a plan that begins there would move: what was moved may be tied to where it is now.
+    fn begun_anew(&self, at: &[u32]) -> Vec<Step> {
+        let p = self.p.begun_at(at);
+        let mut state = State::new(&p, self.levels, at);
+        let begin = amiss(&state);
+        let mut balance = Balance::new(&state);
+        Planner { p: &p, levels: self.levels, begin, exact: None }.round(&mut state, &mut balance, false);
+        state.journal
     }
 
     fn round(&mut self, state: &mut State<'p>, balance: &mut Balance, first: bool) {

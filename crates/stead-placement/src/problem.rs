@@ -98,7 +98,7 @@ impl Bits {
 }
 
 /// Where instances that ask the same kind of place may be.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Class {
     /// Members that may take them.
     pub enter: Bits,
@@ -107,7 +107,7 @@ pub struct Class {
 }
 
 /// A group, with what its instances together say.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Group {
     /// Its project and name.
     pub id: GroupId,
@@ -140,7 +140,7 @@ impl Group {
 }
 
 /// The tables. Members and instances are numbered in the order of their names.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Problem<'a> {
     /// What the operator wants.
     pub policy: &'a Policy,
@@ -234,6 +234,18 @@ impl<'a> Problem<'a> {
         }
         problem.gather_groups(&wishes);
         problem
+    }
+
+    /// The same problem as it is when instances have got to these members and planning begins there.
+    pub fn begun_at(&self, at: &[u32]) -> Self {
+        let mut there = self.clone();
+        there.start = at.to_vec();
+        for i in (0..at.len()).filter(|i| at[*i] != self.start[*i]) {
+            let must_leave = there.must_leave_now(i);
+            there.must_leave[i] = must_leave;
+            there.fixed[i] = there.why_fixed(i, &Wishes::of(&self.instances[i].workload), must_leave);
+        }
+        there
     }
 
     /// How many resources there are.

@@ -2,7 +2,7 @@
 
 use super::{EngineError, chain, engine};
 use std::time::Duration;
-use stead_incus::{Client, requests, requests::cluster::MemberAction, tls, types::Member};
+use stead_incus::{Client, Error, requests, requests::cluster::MemberAction, tls, types::Member};
 use tokio::time::{Instant, sleep};
 
 /// A member that is up shows its certificate in milliseconds.
@@ -17,9 +17,9 @@ const PENDING: u8 = 1;
 /// There is such a member, and it is well or not empty.
 pub async fn make_way(client: &Client, name: &str) -> Result<(), EngineError> {
     unpend(client, name).await?;
-    let members = client.members().await.map_err(engine("list members"))?;
-    let Some(member) = members.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
-    if let Some(sign) = sign_of_life(client, &member).await {
+    let found = members(client).await?;
+    let Some(member) = found.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
+    if let Some(sign) = sign_of_life(client, &member).await? {
         return Err(EngineError::AlreadyMember { member: name.to_owned(), sign });
     }
     if let Some(holds) = holds(client, name).await? {
@@ -34,8 +34,8 @@ pub async fn make_way(client: &Client, name: &str) -> Result<(), EngineError> {
 /// The engine's.
 pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), EngineError> {
     unpend(client, name).await?;
-    let members = client.members().await.map_err(engine("list members"))?;
-    let Some(member) = members.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
+    let found = members(client).await?;
+    let Some(member) = found.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
     if !force && member.status != "Evacuated" {
         client.set_member_state(name, MemberAction::Evacuate).await.map_err(engine("evacuate the member"))?;
     }
@@ -47,8 +47,8 @@ pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), Engi
 /// # Errors
 /// The engine's.
 pub async fn restore(client: &Client, name: &str) -> Result<(), EngineError> {
-    let members = client.members().await.map_err(engine("list members"))?;
-    let evacuated = members.iter().any(|m| m.server_name == name && m.status == "Evacuated");
+    let found = members(client).await?;
+    let evacuated = found.iter().any(|m| m.server_name == name && m.status == "Evacuated");
     if evacuated {
         client.set_member_state(name, MemberAction::Restore).await.map_err(engine("restore the member"))?;
     }
@@ -70,7 +70,7 @@ async fn unpend(client: &Client, name: &str) -> Result<(), EngineError> {
         "global",
         &format!("SELECT name FROM nodes WHERE state={PENDING} AND name='{}'", quoted(name)),
     );
-    let answer = ask(client, &question).await.map_err(failed())?;
+    let answer = unlocked(|| client.fetch::<serde_json::Value>(&question)).await.map_err(failed())?;
     let rows = answer.pointer("/Results/0/rows").and_then(|r| r.as_array()).map_or(0, Vec::len);
     if rows == 0 {
         return Ok(());
@@ -79,20 +79,17 @@ async fn unpend(client: &Client, name: &str) -> Result<(), EngineError> {
         "global",
         &format!("UPDATE nodes SET state=0 WHERE state={PENDING} AND name='{}'", quoted(name)),
     );
-    ask(client, &change).await.map_err(failed())?;
+    unlocked(|| client.fetch::<serde_json::Value>(&change)).await.map_err(failed())?;
     remove_now(client, name, true).await
 }
 
-/// Sends an SQL request, again while another writer holds the database: the engine itself waits for nobody there.
-async fn ask(
-    client: &Client,
-    request: &stead_incus::Request,
-) -> Result<serde_json::Value, stead_incus::Error> {
+/// Asks again while another writer holds the database: the engine itself waits for nobody there.
+async fn unlocked<T, A: Future<Output = Result<T, Error>>>(ask: impl Fn() -> A) -> Result<T, Error> {
     const TRIES: u32 = 20;
     const PAUSE: Duration = Duration::from_millis(250);
     let mut tries = 1;
     loop {
-        match client.fetch(request).await {
+        match ask().await {
             Err(e) if tries < TRIES && e.to_string().contains("database is locked") => {
                 tries += 1;
                 sleep(PAUSE).await;
@@ -102,6 +99,10 @@ async fn ask(
     }
 }
 
+async fn members(client: &Client) -> Result<Vec<Member>, EngineError> {
+    unlocked(|| client.members()).await.map_err(engine("list members"))
+}
+
 /// For an SQL string literal.
 fn quoted(text: &str) -> String {
     text.replace('\'', "''")
@@ -109,32 +110,25 @@ fn quoted(text: &str) -> String {
 
 /// How a member shows that it is one, if it does: by the cluster's certificate, or by nothing at all while the cluster takes
 /// it for online. A connection that breaks is tried again: a daemon that was just killed takes some in and answers none.
-async fn sign_of_life(client: &Client, member: &Member) -> Option<String> {
+///
+/// # Errors
+/// This member does not answer.
+async fn sign_of_life(client: &Client, member: &Member) -> Result<Option<String>, EngineError> {
     let address = member.url.trim_start_matches("https://");
-    let server = match client.server().await {
-        Ok(server) => server.value,
-        Err(e) => {
-            return Some(format!(
-                "cannot be compared with this server, which does not answer: {}",
-                chain(&e)
-            ));
-        }
-    };
+    let server = unlocked(|| client.server()).await.map_err(engine("look at this member"))?.value;
     let begun = Instant::now();
     loop {
         match tls::fetch_certificate(address, PROBE).await {
             Ok(der) => {
                 let of_cluster = tls::fingerprint(&der) == server.environment.certificate_fingerprint;
-                return of_cluster.then(|| "answers with the cluster's certificate".to_owned());
+                return Ok(of_cluster.then(|| "answers with the cluster's certificate".to_owned()));
             }
-            Err(stead_incus::Error::Connect { source, .. })
-                if source.kind() == std::io::ErrorKind::ConnectionRefused =>
-            {
-                return None;
+            Err(Error::Connect { source, .. }) if source.kind() == std::io::ErrorKind::ConnectionRefused => {
+                return Ok(None);
             }
             Err(_) if begun.elapsed() < PROBE => sleep(PROBE / 40).await,
-            Err(_) if member.status == "Offline" => return None,
-            Err(e) => return Some(format!("is taken for online ({})", chain(&e))),
+            Err(_) if member.status == "Offline" => return Ok(None),
+            Err(e) => return Ok(Some(format!("is taken for online ({})", chain(&e)))),
         }
     }
 }
