@@ -221,11 +221,12 @@ fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {
     let p = state.p;
     let group = &p.groups[g as usize];
     let fixed = || group.instances.iter().filter(|i| p.fixed[**i as usize].is_some());
+    // Where it is, or was: it need not have left.
+    let is_there = |i: u32, m: usize| [state.at[i as usize], p.start[i as usize]].contains(&(m as u32));
     let places = |i: u32| {
-        let at = state.at[i as usize] as usize;
         let class = &p.classes[p.class[i as usize] as usize];
         let movable = p.fixed[i as usize].is_none();
-        (0..p.members.len()).filter(move |m| *m == at || (movable && class.enter.has(*m)))
+        (0..p.members.len()).filter(move |m| is_there(i, *m) || (movable && class.enter.has(*m)))
     };
     match group.mode {
         GroupMode::Spread => {
@@ -262,7 +263,7 @@ fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {
             // Those that are there already need no room: they may be there with too much promised.
             let holds = |m: &usize| {
                 let mut needed = demand.clone();
-                for i in group.instances.iter().filter(|i| state.at[**i as usize] as usize == *m) {
+                for i in group.instances.iter().filter(|i| is_there(**i, *m)) {
                     if p.fixed[*i as usize].is_none() {
                         needed.iter_mut().zip(p.demand_of(*i as usize)).for_each(|(sum, d)| *sum -= d);
                     }
