@@ -3,7 +3,7 @@
 use super::{ActError, Job};
 use crate::{
     console,
-    disks::{Mapper, idmap, plan},
+    disks::{Mapper, idmap},
     document::Vm,
     engine::{self, EngineError, root_pool},
     ids::DiskId,
@@ -91,9 +91,7 @@ impl Job<'_, '_> {
         instance::wanted(vm, document, &facts)?;
         for disk in vm.disks.iter().filter(|d| !d.is_swap() && vm.root != Some(d.id)) {
             let mapped = mapper.map(vm, disk, &self.place.mountpoint(&self.name, disk.id))?;
-            if self.engine.shifts && plan::is_shiftable(&mapped.filesystem) {
-                facts.shiftable.insert(disk.id);
-            }
+            facts.mapped(disk.id, &mapped, self.engine.shifts);
         }
         if let Some(context) = &vm.context {
             self.map_context(vm, context.disk, mapper)?;

@@ -2,7 +2,7 @@
 
 use super::{ActError, Job};
 use crate::{
-    disks::{plan, run_tool},
+    disks::run_tool,
     document::{Disk, Nic, Vm},
     engine::kept_document,
     instance::{self, DOCUMENT_KEY, Facts},
@@ -30,9 +30,7 @@ impl Job<'_, '_> {
         let mapped = mapper.map(vm, disk, &at)?;
         let mut facts = Facts::default();
         facts.mountpoints.insert(disk.id, at);
-        if self.engine.shifts && plan::is_shiftable(&mapped.filesystem) {
-            facts.shiftable.insert(disk.id);
-        }
+        facts.mapped(disk.id, &mapped, self.engine.shifts);
         let device = instance::disk_device(disk, &facts, privileged).unwrap_or_default();
         let name = instance::disk_name(disk.id);
         // The document that is kept tells the next start which disks there are.

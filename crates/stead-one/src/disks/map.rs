@@ -42,6 +42,8 @@ pub struct Mapped {
     pub at: PathBuf,
     /// Its filesystem.
     pub filesystem: String,
+    /// The filesystems of further partitions, which are mounted into it as its fstab says.
+    pub inside: Vec<String>,
 }
 
 /// Told each step before it is done.
@@ -132,7 +134,7 @@ impl<'a> Mapper<'a> {
             Way::One(steps) => {
                 let device = kind.is_block_device().then(|| bytes.clone());
                 self.perform_all(disk.id, &steps, device)?;
-                Ok(Mapped { at: at.to_owned(), filesystem: kind_of(&steps) })
+                Ok(Mapped { at: at.to_owned(), filesystem: kind_of(&steps), inside: Vec::new() })
             }
             Way::Search(partitions) => self.map_partitions(disk, &bytes, &partitions, at),
         }
@@ -162,6 +164,7 @@ impl<'a> Mapper<'a> {
                 self.undo_from(before)?;
                 self.perform_all(disk.id, &plan::partition(bytes, root, at, false), None)?;
             }
+            let mut kinds = Vec::new();
             for entry in fstab::parse(&text) {
                 let inside = mounts::directory_inside(at, &entry.at);
                 let (Some(partition), Some(inside)) = (plan::named(partitions, &entry), inside) else {
@@ -173,9 +176,10 @@ impl<'a> Mapper<'a> {
                     continue;
                 };
                 self.perform_all(disk.id, &plan::partition(bytes, partition, &inside, disk.readonly), None)?;
+                kinds.extend(partition.filesystem.as_ref().map(|f| f.kind.clone()));
             }
             let filesystem = root.filesystem.as_ref().map(|f| f.kind.clone()).unwrap_or_default();
-            return Ok(Mapped { at: at.to_owned(), filesystem });
+            return Ok(Mapped { at: at.to_owned(), filesystem, inside: kinds });
         }
         Err(PlanError::NoRoot(disk.id).into())
     }

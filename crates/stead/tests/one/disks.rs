@@ -60,25 +60,25 @@ fn images_volumes_and_context(host: &Host<'_>) {
         lvcreate -q -y -W n -Z n -n lv-one-7-2 -L 32M vg-one-0 >&2
         ln -s /dev/vg-one-0/lv-one-7-2 disk.2
 
-        mkdir -p /tmp/first /tmp/second/etc /tmp/second/store
+        mkdir -p /tmp/first /tmp/second
+        mount -o loop /var/lib/one/image /mnt; cp -a /mnt/. /tmp/second/; umount /mnt
         echo first >/tmp/first/which; echo second >/tmp/second/which
-        echo 'LABEL=store /store ext4 defaults 0 2' >/tmp/second/etc/fstab
-        truncate -s 20M /tmp/whole
-        sgdisk --new=1:2048:+8M --new=2:20480:+8M /tmp/whole >&2
-        for part in first:1 second:10; do
-            mkfs.ext4 -q -L store -d /tmp/${part%:*} /tmp/part 8M
-            [ $part = first:1 ] || e2label /tmp/part root
-            dd if=/tmp/part of=/tmp/whole bs=1M seek=${part#*:} conv=notrunc status=none
-            rm /tmp/part
-        done
+        mkdir /tmp/second/store; echo 'LABEL=store /store ext4 defaults 0 2' >/tmp/second/etc/fstab
+        truncate -s 36M /tmp/whole
+        sgdisk --new=1:2048:+8M --new=2:20480:+24M /tmp/whole >&2
+        mkfs.ext4 -q -L store -d /tmp/first /tmp/first.part 8M
+        mkfs.ext4 -q -L root -d /tmp/second /tmp/second.part 24M
+        dd if=/tmp/first.part of=/tmp/whole bs=1M seek=1 conv=notrunc status=none
+        dd if=/tmp/second.part of=/tmp/whole bs=1M seek=10 conv=notrunc status=none
         qemu-img convert -O qcow2 /tmp/whole disk.3
+        mkdir ../9; cp /tmp/whole ../9/disk.0; cp disk.3 ../9/disk.2
         echo $pv";
     let volume = host.ok(&["sh", "-c", make]).lines().last().unwrap().to_owned();
 
     let qcow2 = "<DRIVER>qcow2</DRIVER><CACHE>none</CACHE><SOURCE>/var/lib/one//datastores/1/image</SOURCE>";
     let more = format!(
         "<DISK><DISK_ID>2</DISK_ID><TYPE>fs</TYPE><DISK_TYPE>BLOCK</DISK_TYPE><SIZE>32</SIZE><TARGET>/data</TARGET></DISK>\
-         <DISK><DISK_ID>3</DISK_ID><DISK_TYPE>FILE</DISK_TYPE><SIZE>20</SIZE><TARGET>/parts</TARGET></DISK>{CONTEXT}"
+         <DISK><DISK_ID>3</DISK_ID><DISK_TYPE>FILE</DISK_TYPE><SIZE>36</SIZE><TARGET>/parts</TARGET></DISK>{CONTEXT}"
     );
     let document = |deploy_id: &str| {
         vm(7, deploy_id, &more, "").replacen("<DRIVER>raw</DRIVER>", qcow2, 1).replacen(
@@ -112,6 +112,8 @@ fn images_volumes_and_context(host: &Host<'_>) {
     // In the instance: root grown to its disk, partitions as their fstab says, the CD as it is.
     assert!(kib(host, "one-7", "/") > 30 << 10, "the root has not grown: {} KiB", kib(host, "one-7", "/"));
     assert_eq!(host.inside("one-7", "cat /parts/which /parts/store/which"), "second\nfirst\n");
+    let owners = "ls -ln /parts/which /parts/store/which | grep -c ' 0  *0 '";
+    assert_eq!(host.inside("one-7", owners), "2\n");
     assert_eq!(host.inside("one-7", "cat /context/context.sh"), "ETH0_IP=10.0.0.7\n");
     let cd = host.inside("one-7", "grep ' /context ' /proc/mounts; touch /context/x 2>&1 || echo refused");
     assert!(cd.contains(" /context iso9660 ro,") && cd.ends_with("refused\n"), "{cd}");
@@ -142,10 +144,30 @@ fn images_volumes_and_context(host: &Host<'_>) {
     assert_eq!(host.inside("one-7", "cat /kept; ls /data"), "kept\nlost+found\nwritten\n");
     host.done("cancel", &of_one7, None);
     free(host);
+    partitions(host);
     let remove = format!(
         "export DM_DISABLE_UDEV=1; lvremove -q -y vg-one-0/lv-one-7-2 && vgremove -q vg-one-0 && losetup --detach {volume}"
     );
     host.ok(&["sh", "-c", &remove]);
+}
+
+/// A VM whose root is a partition of a raw image; a qcow2 image with partitions comes and goes while it runs.
+fn partitions(host: &Host<'_>) {
+    host.done("deploy", &["/x", "host", "9", "host"], Some(&vm(9, "", "", "")));
+    assert_eq!(host.inside("one-9", "cat /which /store/which"), "second\nfirst\n");
+    host.inside("one-9", "touch /new /store/new && ls -ln /new /store/new");
+    let disk = "<DISK><DISK_ID>2</DISK_ID><SIZE>36</SIZE><READONLY>YES</READONLY><TARGET>/parts</TARGET><ATTACH>YES</ATTACH></DISK>";
+    let document = action("one-9", &vm(9, "one-9", disk, ""));
+    let path = "/var/lib/one//datastores/0/9/disk.2";
+    host.done("attach_disk", &["one-9", path, "vdb", "1", "x", "9", "host"], Some(&document));
+    assert_eq!(host.inside("one-9", "cat /parts/which /parts/store/which"), "second\nfirst\n");
+    let write = "for at in /parts /parts/store; do touch $at/x 2>/dev/null || echo refused; done";
+    assert_eq!(host.inside("one-9", write), "refused\nrefused\n");
+    assert!(connected(host).values().all(|l| l.contains(" --read-only ")), "{:?}", connected(host));
+    host.done("detach_disk", &["one-9", path, "vdb", "1", "9", "host"], Some(&document));
+    assert_eq!(connected(host), BTreeMap::new());
+    host.done("cancel", &["one-9", "host", "9", "host"], None);
+    free(host);
 }
 
 /// A VM with a disk of each form of SOURCE: a clone, a volatile and a persistent one.
