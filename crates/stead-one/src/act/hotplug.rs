@@ -62,6 +62,13 @@ impl Job<'_, '_> {
             mapper.unmap(disk.id)?;
             return Err(error.into());
         }
+        // Into a running instance the engines put one filesystem, `recursive` or not.
+        if !mapped.inside.is_empty() {
+            self.log.info(format_args!(
+                "disk {}: its further partitions are seen in the instance from its next start on",
+                disk.id
+            ));
+        }
         Ok(())
     }
 

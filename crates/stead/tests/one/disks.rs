@@ -159,7 +159,12 @@ fn partitions(host: &Host<'_>) {
     let disk = "<DISK><DISK_ID>2</DISK_ID><SIZE>36</SIZE><READONLY>YES</READONLY><TARGET>/parts</TARGET><ATTACH>YES</ATTACH></DISK>";
     let document = action("one-9", &vm(9, "one-9", disk, ""));
     let path = "/var/lib/one//datastores/0/9/disk.2";
-    host.done("attach_disk", &["one-9", path, "vdb", "1", "x", "9", "host"], Some(&document));
+    let attach = ["one-9", path, "vdb", "1", "x", "9", "host"];
+    let attached = host.call("attach_disk", &attach, Some(&document));
+    assert_eq!(attached.code, 0, "{}", attached.stderr);
+    assert!(attached.stderr.contains("disk 2: its further partitions are seen"), "{}", attached.stderr);
+    assert_eq!(host.inside("one-9", "cat /parts/which"), "second\n");
+    host.done("reboot", &["one-9", "host", "9", "host"], None);
     assert_eq!(host.inside("one-9", "cat /parts/which /parts/store/which"), "second\nfirst\n");
     let write = "for at in /parts /parts/store; do touch $at/x 2>/dev/null || echo refused; done";
     assert_eq!(host.inside("one-9", write), "refused\nrefused\n");
@@ -178,7 +183,7 @@ fn ceph(host: &Host<'_>) {
         rm /etc/ceph/ceph.client.admin.keyring /etc/ceph/keyring.of-all
         mkdir -p /var/lib/one/datastores/0/8 /tmp/kept; echo persistent >/tmp/kept/which
         truncate -s 24M /tmp/kept.image; mkfs.ext4 -q -d /tmp/kept /tmp/kept.image
-        rbd() { command timeout 60 rbd --id one --no-progress \"$@\"; }
+        rbd() { command timeout 60 rbd --id one \"$@\"; }
         rbd import /var/lib/one/image one/image
         rbd snap create one/image@snap
         rbd snap protect one/image@snap
@@ -232,7 +237,7 @@ fn ceph(host: &Host<'_>) {
     host.inside("one-8", "echo of-the-instance >/persistent/new");
 
     let before = kib(host, "one-8", "/data");
-    host.ok(&["rbd", "--id", "one", "--no-progress", "resize", "--size", "64M", "one/one-sys-8-2"]);
+    host.ok(&["rbd", "--id", "one", "resize", "--size", "64M", "one/one-sys-8-2"]);
     let running = action("one-8", &document("one-8", "one"));
     host.done("resize_disk", &["one-8", "2", "64", "x", "host", "8", "host"], Some(&running));
     let after = kib(host, "one-8", "/data");
@@ -246,7 +251,7 @@ fn ceph(host: &Host<'_>) {
     // What was written is in the cluster, and nobody watches the images: they can be removed.
     let remove = "
         set -e
-        rbd() { command timeout 60 rbd --id one --no-progress \"$@\"; }
+        rbd() { command timeout 60 rbd --id one \"$@\"; }
         rbd export one/kept /tmp/kept.image
         grep -c of-the-instance /tmp/kept.image
         for image in one-sys-8-2 image-8-0 kept; do rbd rm one/$image; done
