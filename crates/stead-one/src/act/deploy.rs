@@ -3,7 +3,7 @@
 use super::{ActError, Job};
 use crate::{
     console,
-    disks::{Mapper, idmap, plan},
+    disks::{Mapper, idmap},
     document::Vm,
     engine::{self, EngineError, root_pool},
     ids::DiskId,
@@ -91,19 +91,19 @@ impl Job<'_, '_> {
         instance::wanted(vm, document, &facts)?;
         for disk in vm.disks.iter().filter(|d| !d.is_swap() && vm.root != Some(d.id)) {
             let mapped = mapper.map(vm, disk, &self.place.mountpoint(&self.name, disk.id))?;
-            if self.engine.shifts && plan::is_shiftable(&mapped.filesystem) {
-                facts.shiftable.insert(disk.id);
-            }
+            facts.mapped(disk.id, &mapped, self.engine.shifts);
         }
         if let Some(context) = &vm.context {
             self.map_context(vm, context.disk, mapper)?;
         }
+        self.catch_up().await;
         let (wanted, notes) = instance::wanted(vm, document, &facts)?;
         for note in notes {
             self.log.info(note);
         }
         self.engine.create(&wanted).await?;
         self.map_root(vm, mapper, &facts.pool)?;
+        self.catch_up().await;
         self.first_start(vm).await?;
         self.start_console(vm)?;
         self.engine.show(&self.name, Shown::Yes).await?;

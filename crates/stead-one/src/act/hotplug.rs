@@ -2,7 +2,7 @@
 
 use super::{ActError, Job};
 use crate::{
-    disks::{plan, run_tool},
+    disks::run_tool,
     document::{Disk, Nic, Vm},
     engine::kept_document,
     instance::{self, DOCUMENT_KEY, Facts},
@@ -28,11 +28,10 @@ impl Job<'_, '_> {
         let mut mapper = self.mapper()?;
         let at = self.place.mountpoint(&self.name, disk.id);
         let mapped = mapper.map(vm, disk, &at)?;
+        self.catch_up().await;
         let mut facts = Facts::default();
         facts.mountpoints.insert(disk.id, at);
-        if self.engine.shifts && plan::is_shiftable(&mapped.filesystem) {
-            facts.shiftable.insert(disk.id);
-        }
+        facts.mapped(disk.id, &mapped, self.engine.shifts);
         let device = instance::disk_device(disk, &facts, privileged).unwrap_or_default();
         let name = instance::disk_name(disk.id);
         // The document that is kept tells the next start which disks there are.
@@ -63,6 +62,13 @@ impl Job<'_, '_> {
         if let Err(error) = changed {
             mapper.unmap(disk.id)?;
             return Err(error.into());
+        }
+        // Into a running instance the engines put one filesystem, `recursive` or not.
+        if !mapped.inside.is_empty() {
+            self.log.info(format_args!(
+                "disk {}: its further partitions are seen in the instance from its next start on",
+                disk.id
+            ));
         }
         Ok(())
     }

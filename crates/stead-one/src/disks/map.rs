@@ -31,6 +31,9 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 const GLANCE: Duration = Duration::from_millis(20);
 /// A device that is being connected has its size within this.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+/// A qemu-nbd that was disconnected has written back what it holds, and is gone, within this. It is not killed: that would
+/// leave the image half written.
+const DISCONNECT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A mounted disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +42,8 @@ pub struct Mapped {
     pub at: PathBuf,
     /// Its filesystem.
     pub filesystem: String,
+    /// The filesystems of further partitions, which are mounted into it as its fstab says.
+    pub inside: Vec<String>,
 }
 
 /// Told each step before it is done.
@@ -129,7 +134,7 @@ impl<'a> Mapper<'a> {
             Way::One(steps) => {
                 let device = kind.is_block_device().then(|| bytes.clone());
                 self.perform_all(disk.id, &steps, device)?;
-                Ok(Mapped { at: at.to_owned(), filesystem: kind_of(&steps) })
+                Ok(Mapped { at: at.to_owned(), filesystem: kind_of(&steps), inside: Vec::new() })
             }
             Way::Search(partitions) => self.map_partitions(disk, &bytes, &partitions, at),
         }
@@ -159,6 +164,7 @@ impl<'a> Mapper<'a> {
                 self.undo_from(before)?;
                 self.perform_all(disk.id, &plan::partition(bytes, root, at, false), None)?;
             }
+            let mut kinds = Vec::new();
             for entry in fstab::parse(&text) {
                 let inside = mounts::directory_inside(at, &entry.at);
                 let (Some(partition), Some(inside)) = (plan::named(partitions, &entry), inside) else {
@@ -170,9 +176,10 @@ impl<'a> Mapper<'a> {
                     continue;
                 };
                 self.perform_all(disk.id, &plan::partition(bytes, partition, &inside, disk.readonly), None)?;
+                kinds.extend(partition.filesystem.as_ref().map(|f| f.kind.clone()));
             }
             let filesystem = root.filesystem.as_ref().map(|f| f.kind.clone()).unwrap_or_default();
-            return Ok(Mapped { at: at.to_owned(), filesystem });
+            return Ok(Mapped { at: at.to_owned(), filesystem, inside: kinds });
         }
         Err(PlanError::NoRoot(disk.id).into())
     }
@@ -517,11 +524,34 @@ fn connect_nbd(image: &Path, device: &Path, cache: Option<&Cache>, readonly: boo
 fn disconnect_nbd(device: &Path, image: &Path) -> Result<(), DiskError> {
     let sys = Path::new("/sys/block").join(device.file_name().unwrap_or_default());
     let Ok(pid) = fs::read_to_string(sys.join("pid")) else { return Ok(()) };
-    let line = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
-    if String::from_utf8_lossy(&line).contains(&*image.to_string_lossy()) {
-        tool::run("qemu-nbd", &["--disconnect".as_ref(), device.as_os_str()], &[])?;
+    // The kernel tells the thread that waits in it, which ends first; its process closes the image afterwards.
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap_or_default();
+    let Some(process) = process_of(&status) else { return Ok(()) };
+    let ours = || {
+        let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&*image.to_string_lossy())
+    };
+    if !ours() {
+        return Ok(());
+    }
+    tool::run("qemu-nbd", &["--disconnect".as_ref(), device.as_os_str()], &[])?;
+    // Whoever takes the image next, the transfer driver or the next deploy, finds it whole and without a lock.
+    let deadline = Instant::now() + DISCONNECT_PATIENCE;
+    while ours() {
+        if Instant::now() > deadline {
+            return Err(DiskError::Unexpected(format!(
+                "qemu-nbd (process {process}) does not let go of {}",
+                image.display()
+            )));
+        }
+        thread::sleep(GLANCE);
     }
     Ok(())
+}
+
+/// The process of a thread, by its `/proc/<id>/status`.
+fn process_of(status: &str) -> Option<u32> {
+    status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
 }
 
 fn rbd_arguments(image: &str, user: Option<&str>, readonly: bool) -> Vec<String> {
@@ -537,6 +567,10 @@ fn rbd_arguments(image: &str, user: Option<&str>, readonly: bool) -> Vec<String>
 }
 
 fn unmap_rbd(image: &str) -> Result<(), DiskError> {
+    // Without it nothing was mapped, and what never happened is undone.
+    if !tool::exists("rbd-nbd") {
+        return Ok(());
+    }
     let said = tool::run("rbd-nbd", &["list-mapped", "--format", "json"], &[])?;
     for device in rbd_devices(&said, image) {
         tool::run("rbd-nbd", &["unmap", &device], &[])?;
@@ -594,5 +628,33 @@ mod tests {
                       {"id":"2","pool":"one","namespace":"","image":"one-7-54-01","snap":"-","device":"/dev/nbd1"}]"#;
         assert_eq!(rbd_devices(said, "one/one-7-54-0"), ["/dev/nbd0"]);
         assert_eq!(rbd_devices("", "one/x"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_threads_process() {
+        let thread =
+            "Name:\tqemu-nbd\nUmask:\t0022\nState:\tD (disk sleep)\nTgid:\t1106\nNgid:\t0\nPid:\t1109\n";
+        assert_eq!(process_of(thread), Some(1106));
+        // It ended meanwhile.
+        assert_eq!(process_of(""), None);
+        let own = fs::read_to_string("/proc/thread-self/status").unwrap();
+        assert_eq!(process_of(&own), Some(std::process::id()));
+    }
+
+    #[test]
+    fn what_never_happened_is_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let nowhere = dir.path().join("nowhere");
+        let undos = [
+            Undo::UnmapRbd { image: "one/one-7-54-0-of-no-cluster".into() },
+            Undo::DisconnectNbd { device: "/dev/nbd255".into(), image: nowhere.clone() },
+            Undo::DetachLoop { bytes: nowhere.clone(), offset_bytes: 0 },
+            Undo::EndExport { pidfile: nowhere.clone(), at: nowhere.clone() },
+            Undo::Unmount { at: nowhere.clone() },
+            Undo::RemoveDirectory { path: nowhere },
+        ];
+        for step in undos {
+            assert!(undo(&step).is_ok(), "{step:?}");
+        }
     }
 }

@@ -11,6 +11,7 @@ mod pci;
 pub use pci::{HostPci, PciError};
 
 use crate::{
+    disks::{Mapped, plan},
     document::{Disk, DiskLimits, Nic, Vm},
     ids::DiskId,
     raw::{self, RawError},
@@ -73,10 +74,25 @@ pub struct Facts {
     pub mountpoints: BTreeMap<DiskId, PathBuf>,
     /// Disks whose owners can be shifted to those of an unprivileged instance.
     pub shiftable: BTreeSet<DiskId>,
+    /// Disks with further filesystems mounted into them.
+    pub nested: BTreeSet<DiskId>,
     /// What the host has at the PCI addresses of the document.
     pub pci: BTreeMap<String, HostPci>,
     /// Map of user ids kept from the last time.
     pub idmap: Option<String>,
+}
+
+impl Facts {
+    /// What the mapping of a disk showed; `shifts`: the engine can shift owners.
+    pub fn mapped(&mut self, disk: DiskId, mapped: &Mapped, shifts: bool) {
+        let mut all = std::iter::once(&mapped.filesystem).chain(&mapped.inside);
+        if shifts && all.all(|kind| plan::is_shiftable(kind)) {
+            self.shiftable.insert(disk);
+        }
+        if !mapped.inside.is_empty() {
+            self.nested.insert(disk);
+        }
+    }
 }
 
 /// An instance as it is asked of the engine. It is made empty: its root filesystem is mounted into it.
@@ -265,7 +281,11 @@ pub fn disk_device(disk: &Disk, facts: &Facts, privileged: bool) -> Option<Confi
         ("source".to_owned(), source.display().to_string()),
         ("path".to_owned(), path.display().to_string()),
     ]);
-    if disk.readonly {
+    // The engines give only the uppermost filesystem otherwise, and refuse both at once: those of a disk that cannot be
+    // written are mounted read-only on the host already.
+    if facts.nested.contains(&disk.id) {
+        device.insert("recursive".into(), "true".into());
+    } else if disk.readonly {
         device.insert("readonly".into(), "true".into());
     }
     // Without it root in an unprivileged instance is nobody on the disk.
@@ -326,5 +346,26 @@ mod tests {
         let config = Config::from([("volatile.idmap.next".to_owned(), map.to_owned())]);
         assert_eq!(host_root(&config), Some(1_000_000));
         assert_eq!(host_root(&Config::new()), None);
+    }
+
+    #[test]
+    fn a_disk_with_partitions_is_given_with_what_is_mounted_into_it() {
+        let text = "<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID>0</DISK_ID></DISK><DISK><DISK_ID>1</DISK_ID></DISK>\
+                    <DISK><DISK_ID>2</DISK_ID><READONLY>YES</READONLY></DISK></TEMPLATE></VM>";
+        let vm = crate::document::read(text).unwrap().0;
+        let device = |id: u32, filesystem: &str, inside: &[&str]| {
+            let (disk, at) = (vm.disk(DiskId(id)).unwrap(), PathBuf::from("/at"));
+            let mut facts = Facts::default();
+            facts.mountpoints.insert(disk.id, at.clone());
+            let inside = inside.iter().map(|f| (*f).to_owned()).collect();
+            facts.mapped(disk.id, &Mapped { at, filesystem: filesystem.into(), inside }, true);
+            let device = disk_device(disk, &facts, false).unwrap();
+            ["recursive", "readonly", "shift"].map(|key| device.contains_key(key))
+        };
+        assert_eq!(device(1, "ext4", &[]), [false, false, true]);
+        assert_eq!(device(1, "ext4", &["xfs"]), [true, false, true]);
+        assert_eq!(device(1, "ext4", &["vfat"]), [true, false, false]);
+        assert_eq!(device(2, "ext4", &[]), [false, true, true]);
+        assert_eq!(device(2, "ext4", &["ext4"]), [true, false, true]);
     }
 }

@@ -267,13 +267,26 @@ pub fn with_machine(
 ) {
     let base = format!("{driver}-node");
     let Some(w) = World::new(test, &[&base]) else { return };
-    let Some(image) = image(&w) else { return };
+    with_node(&w, cluster, driver, version, &base, machine, work);
+}
+
+/// A cluster of one node that runs this image.
+pub fn with_node(
+    w: &World,
+    cluster: &'static str,
+    driver: &'static str,
+    version: &str,
+    base: &str,
+    machine: &str,
+    work: impl Fn(&Host<'_>),
+) {
+    let Some(image) = image(w) else { return };
     let file = w.file(
         cluster,
         &format!("name: {cluster}\nimage: {base}\nnodes: 1\nengine: {driver}\nmachine: {{{machine}}}\n"),
     );
     w.ok(&["up", &file]);
-    let host = Host { world: &w, cluster, node: "node1", driver, local: false };
+    let host = Host { world: w, cluster, node: "node1", driver, local: false };
     host.install(&image, version);
     work(&host);
     host.ok(&["ip", "link", "del", "onebr0"]);

@@ -3,10 +3,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod console;
+mod disks;
 mod host;
 mod lifecycle;
 mod moves;
 
+use common::World;
 use host::*;
 use std::{
     fmt::Write as _,
@@ -330,6 +332,23 @@ fn oneadmin_runs_scripts_by_sudo() {
         assert_eq!(cancelled.code, 0, "{}", cancelled.stderr);
         host.clean();
     });
+}
+
+/// On a kernel of Debian, with network block devices and ISO 9660, and a node with the datastores' programs.
+#[test]
+fn disks_of_every_kind_of_datastore() {
+    let test = "disks_of_every_kind_of_datastore";
+    if !Path::new("/usr/bin/qemu-system-x86_64").exists() {
+        println!("SKIP {test}: qemu-system-x86_64 is not installed");
+        return;
+    }
+    let Some(w) = World::new(test, &["incus-node"]) else { return };
+    if !disks::build(&w, test) {
+        return;
+    }
+    let _alone = alone();
+    let machine = "backend: qemu, memory: 2GiB";
+    with_node(&w, "one-disks", "incus", "6.6.0", disks::IMAGE, machine, disks::every_kind);
 }
 
 /// On a kernel of Debian, with cgroup v2 alone and device mapper, which nodes in namespaces do not have here.
