@@ -21,10 +21,12 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
+    time::Instant,
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -33,6 +35,9 @@ use tokio_tungstenite::{
 
 /// Idle connections kept for the next request; more than a handful of requests at once is rare.
 const MAX_IDLE: usize = 4;
+/// A connection on which nothing was asked for longer is not taken again: the engines end those after some tens of
+/// seconds, and a runtime that was held up has not seen it.
+const FRESH: Duration = Duration::from_secs(10);
 /// Files are read in pieces of this size.
 const CHUNK: usize = 128 * 1024;
 /// Boundary of multipart bodies. Long and odd enough not to occur in an image, as browsers and Go do it; fixed, so
@@ -117,7 +122,8 @@ impl Answer {
 pub struct Transport {
     endpoint: Endpoint,
     tls: Option<tokio_rustls::TlsConnector>,
-    idle: Mutex<Vec<SendRequest<OutBody>>>,
+    /// Connections, and since when nothing is asked on them.
+    idle: Mutex<Vec<(Instant, SendRequest<OutBody>)>>,
     losses: AtomicU64,
 }
 
@@ -337,8 +343,8 @@ impl Transport {
     /// A kept connection that still is one.
     async fn kept(&self) -> Option<SendRequest<OutBody>> {
         loop {
-            let mut connection = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-            if connection.ready().await.is_ok() {
+            let (since, mut connection) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            if since.elapsed() < FRESH && connection.ready().await.is_ok() {
                 return Some(connection);
             }
             self.lost();
@@ -347,7 +353,7 @@ impl Transport {
     fn keep(&self, connection: SendRequest<OutBody>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < MAX_IDLE {
-            idle.push(connection);
+            idle.push((Instant::now(), connection));
         }
     }
     fn lost(&self) {
@@ -518,6 +524,48 @@ mod tests {
         let e = t.send(&Request::get("/1.0")).await.unwrap_err();
         assert_eq!(e.to_string(), "cannot connect to /nowhere/unix.socket");
         assert!(e.is_silence());
+    }
+
+    /// Answers everything on every connection; tells how many there were.
+    fn server(socket: &Path) -> Arc<AtomicU64> {
+        use std::io::{BufRead, BufReader, Write};
+        let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+        let connections = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&connections);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                count.fetch_add(1, Ordering::Relaxed);
+                std::thread::spawn(move || {
+                    let mut out = stream.try_clone().unwrap();
+                    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                        if line.is_empty()
+                            && out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").is_err()
+                        {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        connections
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_while_it_is_fresh() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("unix.socket");
+        let connections = server(&socket);
+        let t = Transport::new(Endpoint::Unix(socket)).unwrap();
+        for _ in 0..3 {
+            t.send(&Request::get("/1.0")).await.unwrap();
+        }
+        assert_eq!((connections.load(Ordering::Relaxed), t.losses()), (1, 0));
+        tokio::time::pause();
+        tokio::time::advance(FRESH).await;
+        tokio::time::resume();
+        t.send(&Request::get("/1.0")).await.unwrap();
+        // The server may have been another meanwhile.
+        assert_eq!((connections.load(Ordering::Relaxed), t.losses()), (2, 1));
     }
 
     #[test]

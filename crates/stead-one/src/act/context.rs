@@ -59,7 +59,6 @@ impl Job<'_, '_> {
         let Some(context) = &vm.context else { return Ok(()) };
         let mut mapper = self.mapper()?;
         self.map_context(vm, context.disk, &mut mapper)?;
-        self.catch_up().await;
         let device = instance::context_device(&self.place.mountpoint(&self.name, context.disk));
         // A VM may have its first context now.
         let kept = instance::encode(document);

@@ -96,14 +96,12 @@ impl Job<'_, '_> {
         if let Some(context) = &vm.context {
             self.map_context(vm, context.disk, mapper)?;
         }
-        self.catch_up().await;
         let (wanted, notes) = instance::wanted(vm, document, &facts)?;
         for note in notes {
             self.log.info(note);
         }
         self.engine.create(&wanted).await?;
         self.map_root(vm, mapper, &facts.pool)?;
-        self.catch_up().await;
         self.first_start(vm).await?;
         self.start_console(vm)?;
         self.engine.show(&self.name, Shown::Yes).await?;

@@ -28,7 +28,6 @@ impl Job<'_, '_> {
         let mut mapper = self.mapper()?;
         let at = self.place.mountpoint(&self.name, disk.id);
         let mapped = mapper.map(vm, disk, &at)?;
-        self.catch_up().await;
         let mut facts = Facts::default();
         facts.mountpoints.insert(disk.id, at);
         facts.mapped(disk.id, &mapped, self.engine.shifts);

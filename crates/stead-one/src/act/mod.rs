@@ -33,9 +33,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Within this the runtime sees what happened to its connections.
-const GLANCE: std::time::Duration = std::time::Duration::from_millis(10);
-
 /// A script failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ActError {
@@ -405,11 +402,6 @@ struct Job<'a, 'l> {
 impl<'a> Job<'a, '_> {
     fn mapper(&self) -> Result<Mapper<'a>, ActError> {
         Ok(Mapper::open(self.place, &self.name, &self.rc.filesystem)?)
-    }
-    /// After disks were mapped, which holds this thread up for minutes if need be: the engines end a connection on which
-    /// nothing is asked for 30 seconds, and the runtime has to be let see that before the next request takes it.
-    async fn catch_up(&self) {
-        tokio::time::sleep(GLANCE).await;
     }
     /// The instance, which must be there.
     async fn instance(&self) -> Result<stead_incus::types::Instance, ActError> {

@@ -130,7 +130,6 @@ impl Job<'_, '_> {
         {
             // With state or snapshots in it.
             self.map_again(&vm, &instance)?;
-            self.catch_up().await;
             let document = instance::encode(&document);
             let started = async {
                 self.engine

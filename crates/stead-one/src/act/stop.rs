@@ -162,7 +162,6 @@ impl Job<'_, '_> {
         if let Some(vm) = vm.filter(|vm| !vm.is_imported()) {
             let instance = self.instance().await?;
             self.map_again(vm, &instance)?;
-            self.catch_up().await;
         }
         match self.engine.set_state(&self.name, StateAction::Start).await {
             Ok(()) => {}
