@@ -68,7 +68,7 @@ step images 900 make images
 # Incus 7 comes from sid, which may not install today: what is tested on it then says that it is skipped.
 step incus7 300 bash -c 'build/stead image build images/incus7-node.yaml || true'
 # --show-output: a test that cannot run says so on its output, which is otherwise kept from view when it passes.
-step tests 3000 cargo test --locked --workspace --no-fail-fast -- --show-output
+step tests 3600 cargo test --locked --workspace --no-fail-fast -- --show-output
 # The scriptlet in a real interpreter of its language, which is no part of the workspace's tests for the time it takes to build.
 step placement 900 make test-placement
 if [ -x tools/e2e.sh ]; then

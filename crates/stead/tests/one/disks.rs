@@ -29,6 +29,11 @@ pub fn build(w: &World, test: &str) -> bool {
 
 pub fn every_kind(host: &Host<'_>) {
     host.ok(&["modprobe", "nbd"]);
+    if std::env::var_os("STEAD_TEST_CEPH").is_none() {
+        println!("SKIP images of Ceph: its OSD stalls for minutes by emulation; STEAD_TEST_CEPH=1 runs them");
+        images_volumes_and_context(host);
+        return;
+    }
     thread::scope(|scope| {
         // Takes as long as the other disks do.
         let ceph = scope.spawn(|| host.run(&["sh", "-s"], CEPH));
