@@ -334,12 +334,20 @@ fn oneadmin_runs_scripts_by_sudo() {
     });
 }
 
+/// Whether there is QEMU; says when there is not.
+fn can_emulate(test: &str) -> bool {
+    let there = Path::new("/usr/bin/qemu-system-x86_64").exists();
+    if !there {
+        println!("SKIP {test}: qemu-system-x86_64 is not installed");
+    }
+    there
+}
+
 /// On a kernel of Debian, with network block devices and ISO 9660, and a node with the datastores' programs.
 #[test]
 fn disks_of_every_kind_of_datastore() {
     let test = "disks_of_every_kind_of_datastore";
-    if !Path::new("/usr/bin/qemu-system-x86_64").exists() {
-        println!("SKIP {test}: qemu-system-x86_64 is not installed");
+    if !can_emulate(test) {
         return;
     }
     let Some(w) = World::new(test, &["incus-node"]) else { return };
@@ -355,8 +363,7 @@ fn disks_of_every_kind_of_datastore() {
 #[test]
 fn values_of_cgroup_v2_and_logical_volumes_on_a_kernel_of_its_own() {
     let test = "values_of_cgroup_v2_and_logical_volumes_on_a_kernel_of_its_own";
-    if !Path::new("/usr/bin/qemu-system-x86_64").exists() {
-        println!("SKIP {test}: qemu-system-x86_64 is not installed");
+    if !can_emulate(test) {
         return;
     }
     let _alone = alone();
