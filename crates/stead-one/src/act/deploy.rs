@@ -34,6 +34,12 @@ impl Job<'_, '_> {
             return Ok(self.name.to_string());
         }
         if let Some(instance) = existing {
+            if self.is_deployed(vm, &instance) {
+                self.log.info(
+                    "it runs already, as this document wants it: an earlier deploy came to its end unheard",
+                );
+                return Ok(self.name.to_string());
+            }
             self.clear(&instance).await?;
         }
         let mut mapper = self.mapper()?;
@@ -45,6 +51,15 @@ impl Job<'_, '_> {
             return Err(error);
         }
         Ok(self.name.to_string())
+    }
+
+    /// Whether a deploy of `vm` has done its last step, and nothing else since: OpenNebula has not heard of it when the
+    /// script was killed before it could answer.
+    fn is_deployed(&self, vm: &Vm, instance: &Instance) -> bool {
+        let kept = engine::kept_document(instance, &self.name).ok().flatten();
+        instance.status == "Running"
+            && Shown::of(&instance.config) == Shown::Yes
+            && kept.is_some_and(|(kept, _)| kept == *vm)
     }
 
     /// Puts away what an earlier deploy left, whether it broke off or was stopped behind OpenNebula's back.

@@ -31,7 +31,19 @@ pub fn lifecycle(host: &Host<'_>) {
     let class = host.ok(&["tc", "class", "show", "dev", "one-7-0"]);
     assert!(class.contains("rate 8Mbit"), "{class}");
 
-    let again = host.call("deploy", &deploy, Some(&new));
+    // Asked again it is as it should be; another VM in its place is refused.
+    host.inside("one-7", "echo >/tmp/since-when");
+    let same = host.call("deploy", &deploy, Some(&new));
+    assert_eq!((same.code, same.stdout.as_str()), (0, "one-7\n"), "{}", same.stderr);
+    assert!(same.stderr.contains("runs already, as this document wants it"), "{}", same.stderr);
+    host.inside("one-7", "ls /tmp/since-when");
+    let other = vm(
+        7,
+        "",
+        &format!("{more}<NIC><NIC_ID>1</NIC_ID><BRIDGE>onebr0</BRIDGE><MAC>02:00:c0:a8:00:09</MAC></NIC>"),
+        "",
+    );
+    let again = host.call("deploy", &deploy, Some(&other));
     assert_eq!(again.code, 1, "{}", again.stderr);
     assert!(again.stderr.contains("ERROR: deploy: instance one-7 runs already"), "{}", again.stderr);
     assert!(
