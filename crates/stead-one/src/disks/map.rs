@@ -1,11 +1,11 @@
 //! Does the steps, writes the journal, undoes.
 //!
-//! Chooses nothing but which free device a program hands out; the choices are in [`super::plan`].
+//! Chooses nothing; the choices are in [`super::plan`].
 
 use super::{
     DiskError, fstab,
     journal::Journal,
-    loops, mounts,
+    loops, mounts, nbd,
     place::Place,
     plan::{self, Offer, PlanError, Way},
     probe::{self, Partition},
@@ -29,11 +29,6 @@ use std::{
 const END_PATIENCE: Duration = Duration::from_secs(10);
 /// Looked at this often while waiting.
 const GLANCE: Duration = Duration::from_millis(20);
-/// A device that is being connected has its size within this.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// A qemu-nbd that was disconnected has written back what it holds, and is gone, within this. It is not killed: that would
-/// leave the image half written.
-const DISCONNECT_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A mounted disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,10 +112,12 @@ impl<'a> Mapper<'a> {
                 (source, format)
             }
         };
-        let is_image = format == ImageFormat::Qcow2;
-        // Network block devices have no owner until they are connected: one VM at a time looks for one and takes it.
-        let lock = (is_image && has_nbd()).then(|| self.lock_devices()).transpose()?;
-        let offer = if is_image { offer() } else { Offer::default() };
+        let program = match &disk.kind {
+            DiskKind::Rbd { .. } => Some(nbd::Program::Rbd),
+            _ if format == ImageFormat::Qcow2 => Some(nbd::Program::Qemu),
+            _ => None,
+        };
+        let (offer, lock) = program.map(|p| self.offer(p)).transpose()?.unwrap_or_default();
         if let Some(step) = plan::expose(self.place, &self.name, disk, &bytes, format, &offer)? {
             let exposed = self.perform(disk.id, &step, None)?;
             bytes = exposed.ok_or_else(|| {
@@ -138,6 +135,16 @@ impl<'a> Mapper<'a> {
             }
             Way::Search(partitions) => self.map_partitions(disk, &bytes, &partitions, at),
         }
+    }
+
+    /// What the host has for a program; the lock is kept until it is taken.
+    fn offer(&self, program: nbd::Program) -> Result<(Offer, Option<fs::File>), DiskError> {
+        let export = tool::exists("qemu-storage-daemon") && Path::new("/dev/fuse").exists();
+        if program == nbd::Program::Qemu && !tool::exists("qemu-nbd") {
+            return Ok((Offer { export, ..Offer::default() }, None));
+        }
+        let (nbd, lock) = nbd::reserve(program, &self.place.run.join("nbd"))?;
+        Ok((Offer { nbd, export }, lock))
     }
 
     /// Mounts the first partition that holds /etc/fstab, and into it what that file says.
@@ -267,13 +274,12 @@ impl<'a> Mapper<'a> {
             Step::Nbd { image, device, cache, readonly } => {
                 self.journal
                     .add(disk, Undo::DisconnectNbd { device: device.clone(), image: image.clone() })?;
-                connect_nbd(image, device, cache.as_ref(), *readonly)?;
+                nbd::connect(image, device, cache.as_ref(), *readonly)?;
                 Ok(Some(device.clone()))
             }
-            Step::Rbd { image, user, readonly } => {
+            Step::Rbd { image, device, user, readonly } => {
                 self.journal.add(disk, Undo::UnmapRbd { image: image.clone() })?;
-                let said = tool::run("rbd-nbd", &rbd_arguments(image, user.as_deref(), *readonly), &[])?;
-                Ok(Some(PathBuf::from(said.trim())))
+                nbd::map_rbd(image, device.as_deref(), user.as_deref(), *readonly).map(Some)
             }
             Step::Loop { window, readonly } => {
                 let offset_bytes = window.part.map_or(0, |(offset, _)| offset);
@@ -343,14 +349,6 @@ impl<'a> Mapper<'a> {
         }
         Ok(())
     }
-
-    fn lock_devices(&self) -> Result<fs::File, DiskError> {
-        let path = self.place.run.join("devices.lock");
-        let file = fs::File::create(&path).map_err(DiskError::file("open", &path))?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(|e| DiskError::file("lock", &path)(e.into()))?;
-        Ok(file)
-    }
 }
 
 fn kind_of(steps: &[Step]) -> String {
@@ -369,8 +367,8 @@ fn is_loop(device: &Path) -> bool {
 fn undo(undo: &Undo) -> Result<(), DiskError> {
     match undo {
         Undo::EndExport { pidfile, at } => end_export(pidfile, at),
-        Undo::DisconnectNbd { device, image } => disconnect_nbd(device, image),
-        Undo::UnmapRbd { image } => unmap_rbd(image),
+        Undo::DisconnectNbd { device, image } => nbd::disconnect(device, image),
+        Undo::UnmapRbd { image } => nbd::unmap_rbd(image),
         Undo::DetachLoop { bytes, offset_bytes } => loops::detach(bytes, *offset_bytes),
         Undo::Unmount { at } => mounts::detach(at),
         Undo::RemoveDirectory { path } => match fs::remove_dir(path) {
@@ -379,30 +377,6 @@ fn undo(undo: &Undo) -> Result<(), DiskError> {
             _ => Ok(()),
         },
     }
-}
-
-fn has_nbd() -> bool {
-    tool::exists("qemu-nbd") && Path::new("/sys/block/nbd0").exists()
-}
-
-fn offer() -> Offer {
-    let nbd = has_nbd().then(free_nbd).flatten();
-    let export = tool::exists("qemu-storage-daemon") && Path::new("/dev/fuse").exists();
-    Offer { nbd, export }
-}
-
-/// A network block device that nothing is connected to.
-fn free_nbd() -> Option<PathBuf> {
-    // The kernel makes 16 when the module is loaded, and as many as asked for.
-    (0..256)
-        .map(|n| (PathBuf::from(format!("/dev/nbd{n}")), PathBuf::from(format!("/sys/block/nbd{n}"))))
-        .find(|(device, sys)| {
-            device.exists()
-                && sys.exists()
-                && !sys.join("pid").exists()
-                && fs::read_to_string(sys.join("size")).is_ok_and(|s| s.trim() == "0")
-        })
-        .map(|(device, _)| device)
 }
 
 /// QEMU's options for OpenNebula's CACHE.
@@ -495,105 +469,6 @@ pub(super) fn control(pidfile: &Path) -> PathBuf {
     pidfile.with_extension("control")
 }
 
-fn nbd_arguments(image: &Path, device: &Path, cache: Option<&Cache>, readonly: bool) -> Vec<String> {
-    let mut arguments =
-        vec![format!("--connect={}", device.display()), "--format=qcow2".into(), "--discard=unmap".into()];
-    if let Some(cache) = cache {
-        arguments.push(format!("--cache={}", cache.0));
-    }
-    if readonly {
-        arguments.push("--read-only".into());
-    }
-    arguments.push(image.display().to_string());
-    arguments
-}
-
-fn connect_nbd(image: &Path, device: &Path, cache: Option<&Cache>, readonly: bool) -> Result<(), DiskError> {
-    tool::run("qemu-nbd", &nbd_arguments(image, device, cache, readonly), &[])?;
-    let size = Path::new("/sys/block").join(device.file_name().unwrap_or_default()).join("size");
-    let deadline = Instant::now() + CONNECT_PATIENCE;
-    while fs::read_to_string(&size).map_or(true, |s| s.trim() == "0") {
-        if Instant::now() > deadline {
-            return Err(DiskError::Unexpected(format!("{} did not get a size", device.display())));
-        }
-        thread::sleep(GLANCE);
-    }
-    Ok(())
-}
-
-fn disconnect_nbd(device: &Path, image: &Path) -> Result<(), DiskError> {
-    let sys = Path::new("/sys/block").join(device.file_name().unwrap_or_default());
-    let Ok(pid) = fs::read_to_string(sys.join("pid")) else { return Ok(()) };
-    // The kernel tells the thread that waits in it, which ends first; its process closes the image afterwards.
-    let status = fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap_or_default();
-    let Some(process) = process_of(&status) else { return Ok(()) };
-    let ours = || {
-        let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(&*image.to_string_lossy())
-    };
-    if !ours() {
-        return Ok(());
-    }
-    tool::run("qemu-nbd", &["--disconnect".as_ref(), device.as_os_str()], &[])?;
-    // Whoever takes the image next, the transfer driver or the next deploy, finds it whole and without a lock.
-    let deadline = Instant::now() + DISCONNECT_PATIENCE;
-    while ours() {
-        if Instant::now() > deadline {
-            return Err(DiskError::Unexpected(format!(
-                "qemu-nbd (process {process}) does not let go of {}",
-                image.display()
-            )));
-        }
-        thread::sleep(GLANCE);
-    }
-    Ok(())
-}
-
-/// The process of a thread, by its `/proc/<id>/status`.
-fn process_of(status: &str) -> Option<u32> {
-    status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
-}
-
-fn rbd_arguments(image: &str, user: Option<&str>, readonly: bool) -> Vec<String> {
-    let mut arguments = vec!["map".to_owned()];
-    if let Some(user) = user {
-        arguments.extend(["--id".to_owned(), user.to_owned()]);
-    }
-    if readonly {
-        arguments.push("--read-only".to_owned());
-    }
-    arguments.push(image.to_owned());
-    arguments
-}
-
-fn unmap_rbd(image: &str) -> Result<(), DiskError> {
-    // Without it nothing was mapped, and what never happened is undone.
-    if !tool::exists("rbd-nbd") {
-        return Ok(());
-    }
-    let said = tool::run("rbd-nbd", &["list-mapped", "--format", "json"], &[])?;
-    for device in rbd_devices(&said, image) {
-        tool::run("rbd-nbd", &["unmap", &device], &[])?;
-    }
-    Ok(())
-}
-
-/// Devices of an image in what `rbd-nbd list-mapped` says.
-fn rbd_devices(said: &str, image: &str) -> Vec<String> {
-    let list: Vec<serde_json::Map<String, serde_json::Value>> =
-        serde_json::from_str(said).unwrap_or_default();
-    let text = |m: &serde_json::Map<String, serde_json::Value>, key: &str| {
-        m.get(key).and_then(|v| v.as_str()).unwrap_or_default().to_owned()
-    };
-    list.iter()
-        .filter(|m| {
-            let parts = [text(m, "pool"), text(m, "namespace"), text(m, "image")];
-            parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/") == image
-        })
-        .map(|m| text(m, "device"))
-        .collect()
-}
-
 /// Lets a mounted filesystem fill its device.
 pub(super) fn grow_mounted(filesystem: &str, at: &Path) -> Result<(), DiskError> {
     match filesystem {
@@ -615,31 +490,6 @@ pub(super) fn grow_mounted(filesystem: &str, at: &Path) -> Result<(), DiskError>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn programs_arguments() {
-        let cache = Cache("none".into());
-        insta::assert_snapshot!(
-            nbd_arguments(Path::new("/ds/0/7/disk.0"), Path::new("/dev/nbd3"), Some(&cache), true).join(" "),
-            @"--connect=/dev/nbd3 --format=qcow2 --discard=unmap --cache=none --read-only /ds/0/7/disk.0"
-        );
-        insta::assert_snapshot!(rbd_arguments("one/one-7-54-0", Some("libvirt"), false).join(" "), @"map --id libvirt one/one-7-54-0");
-        let said = r#"[{"id":"1","pool":"one","namespace":"","image":"one-7-54-0","snap":"-","device":"/dev/nbd0"},
-                      {"id":"2","pool":"one","namespace":"","image":"one-7-54-01","snap":"-","device":"/dev/nbd1"}]"#;
-        assert_eq!(rbd_devices(said, "one/one-7-54-0"), ["/dev/nbd0"]);
-        assert_eq!(rbd_devices("", "one/x"), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_threads_process() {
-        let thread =
-            "Name:\tqemu-nbd\nUmask:\t0022\nState:\tD (disk sleep)\nTgid:\t1106\nNgid:\t0\nPid:\t1109\n";
-        assert_eq!(process_of(thread), Some(1106));
-        // It ended meanwhile.
-        assert_eq!(process_of(""), None);
-        let own = fs::read_to_string("/proc/thread-self/status").unwrap();
-        assert_eq!(process_of(&own), Some(std::process::id()));
-    }
 
     #[test]
     fn what_never_happened_is_undone() {

@@ -12,6 +12,7 @@ pub mod journal;
 mod loops;
 mod map;
 mod mounts;
+pub mod nbd;
 pub mod place;
 pub mod plan;
 pub mod probe;

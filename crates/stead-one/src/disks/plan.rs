@@ -2,6 +2,7 @@
 
 use super::{
     fstab::{Entry, Tag},
+    nbd,
     place::Place,
     probe::{Filesystem, Layout, Partition, Window},
     step::{Cache, Step},
@@ -10,7 +11,7 @@ use crate::{
     document::{Disk, DiskKind, ImageFormat, Role},
     ids::{DiskId, InstanceName},
 };
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Filesystems that are mounted. The kernel knows more, but not every one of them is made for images of strangers.
 const MOUNTED: [&str; 9] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "vfat", "iso9660", "squashfs"];
@@ -42,13 +43,18 @@ pub enum PlanError {
         "disk {0} is qcow2, and this host has neither free nbd devices with qemu-nbd nor qemu-storage-daemon with FUSE"
     )]
     NoQcow2(DiskId),
+    /// A Ceph image for which there is no device.
+    #[error(
+        "disk {0} is a Ceph image, and no network block device is free that qemu-nbd has not had since the module was loaded (rbd-nbd would hang on such a one): load the module nbd with a larger nbds_max"
+    )]
+    NoRbdDevice(DiskId),
 }
 
 /// What the host offers for images.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
-    /// A free network block device.
-    pub nbd: Option<PathBuf>,
+    /// A network block device for the program that the disk needs.
+    pub nbd: nbd::Offer,
     /// qemu-storage-daemon and /dev/fuse.
     pub export: bool,
 }
@@ -67,14 +73,19 @@ pub fn expose(
 ) -> Result<Option<Step>, PlanError> {
     let cache = disk.cache.clone().map(Cache);
     if let DiskKind::Rbd { image, user } = &disk.kind {
+        let device = match &offer.nbd {
+            nbd::Offer::Device(device) => Some(device.clone()),
+            nbd::Offer::NoModule => None,
+            nbd::Offer::NoneFree => return Err(PlanError::NoRbdDevice(disk.id)),
+        };
         let (image, user) = (image.clone(), user.clone());
-        return Ok(Some(Step::Rbd { image, user, readonly: disk.readonly }));
+        return Ok(Some(Step::Rbd { image, device, user, readonly: disk.readonly }));
     }
     if format == ImageFormat::Raw {
         return Ok(None);
     }
     let (image, readonly) = (source.to_owned(), disk.readonly);
-    if let Some(device) = &offer.nbd {
+    if let nbd::Offer::Device(device) = &offer.nbd {
         return Ok(Some(Step::Nbd { image, device: device.clone(), cache, readonly }));
     }
     if !offer.export {

@@ -43,6 +43,8 @@ pub enum Step {
     Rbd {
         /// `pool/image`.
         image: String,
+        /// One that is free and fit; absent: the module is not loaded yet.
+        device: Option<PathBuf>,
         /// CEPH_USER.
         user: Option<String>,
         /// Nothing can be written.

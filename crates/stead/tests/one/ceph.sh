@@ -1,4 +1,4 @@
-# A Ceph cluster of one monitor and one OSD on this host alone, with the pool `one` and the user client.one, who may use
+# A Ceph cluster of one monitor and one OSD on this host, at the address $1, with the pool `one` and the user client.one, who may use
 # RBD in it and nothing else. The OSD keeps everything in memory.
 set -eu
 fsid=6a3f1c9e-4c58-4a0e-9a39-6b2f3d0c7e11
@@ -8,8 +8,8 @@ mkdir -p /etc/ceph /run/ceph /var/lib/ceph/mon/ceph-a /var/lib/ceph/osd/ceph-0
 cat >/etc/ceph/ceph.conf <<END
 [global]
 fsid = $fsid
-mon host = 127.0.0.1
-public addr = 127.0.0.1
+mon host = $1
+public addr = $1
 auth cluster required = cephx
 auth service required = cephx
 auth client required = cephx
@@ -46,7 +46,6 @@ $(entity client.one "$one")
 END
 ceph-mon --mkfs -i a --keyring /etc/ceph/keyring.of-all
 ceph-mon -i a
-# One client for all of it: it takes seconds to start by emulation.
 printf '%s\n' "osd new $osd" 'osd pool create one 4 4' 'osd pool application enable one rbd' | ceph
 ceph-osd -i 0 --mkfs --osd-uuid $osd
 ceph-osd -i 0

@@ -267,24 +267,22 @@ pub fn with_machine(
 ) {
     let base = format!("{driver}-node");
     let Some(w) = World::new(test, &[&base]) else { return };
-    with_node(&w, cluster, driver, version, &base, machine, work);
+    let nodes = format!("nodes: 1\nmachine: {{{machine}}}");
+    with_node(&w, cluster, driver, version, &base, &nodes, work);
 }
 
-/// A cluster of one node that runs this image.
+/// A cluster of these nodes, which run this image; the driver is on node1.
 pub fn with_node(
     w: &World,
     cluster: &'static str,
     driver: &'static str,
     version: &str,
     base: &str,
-    machine: &str,
+    nodes: &str,
     work: impl Fn(&Host<'_>),
 ) {
     let Some(image) = image(w) else { return };
-    let file = w.file(
-        cluster,
-        &format!("name: {cluster}\nimage: {base}\nnodes: 1\nengine: {driver}\nmachine: {{{machine}}}\n"),
-    );
+    let file = w.file(cluster, &format!("name: {cluster}\nimage: {base}\nengine: {driver}\n{nodes}\n"));
     w.ok(&["up", &file]);
     let host = Host { world: w, cluster, node: "node1", driver, local: false };
     host.install(&image, version);
