@@ -4,10 +4,12 @@ use super::{ActError, Job};
 use crate::{
     disks::run_tool,
     document::{Disk, Nic, Vm},
-    engine::kept_document,
+    engine::{EngineError, kept_document},
+    ids::DiskId,
     instance::{self, DOCUMENT_KEY, Facts},
     say,
 };
+use stead_incus::{Dialect, types::Config};
 
 impl Job<'_, '_> {
     fn hotplugged<'v>(&self, vm: &'v Vm, action: &'static str) -> Result<&'v Disk, ActError> {
@@ -31,45 +33,48 @@ impl Job<'_, '_> {
         let mut facts = Facts::default();
         facts.mountpoints.insert(disk.id, at);
         facts.mapped(disk.id, &mapped, self.engine.shifts);
-        let device = instance::disk_device(disk, &facts, privileged).unwrap_or_default();
-        let name = instance::disk_name(disk.id);
+        // LXD 5.0 cannot shift the owners of mounts in a mount while the instance runs, and after its attempt cannot take
+        // the disk at all.
+        let one_only = self.engine.client.dialect() == Dialect::Lxd && instance.status == "Running";
+        if one_only {
+            facts.nested.remove(&disk.id);
+        }
+        let mut device = instance::disk_device(disk, &facts, privileged).unwrap_or_default();
         // The document that is kept tells the next start which disks there are.
         let kept = instance::encode(document);
-        let changed = self
-            .engine
-            .change(&self.name, |config, devices| {
-                devices.insert(name.clone(), device.clone());
-                config.insert(DOCUMENT_KEY.to_owned(), kept.clone());
-            })
-            .await;
+        let mut attached = self.insert(disk.id, &device, &kept).await;
         self.say_notes(&mut mapper);
-        let changed = match changed {
-            Err(error) if error.is_shift_refused() => {
-                self.log.debug(error);
-                self.give(disk.id).await?;
-                let mut device = device;
-                device.remove("shift");
-                self.engine
-                    .change(&self.name, |config, devices| {
-                        devices.insert(name.clone(), device.clone());
-                        config.insert(DOCUMENT_KEY.to_owned(), kept.clone());
-                    })
-                    .await
-            }
-            other => other,
-        };
-        if let Err(error) = changed {
+        if let Err(error) = &attached
+            && error.is_shift_refused()
+        {
+            self.log.debug(error);
+            self.give(disk.id).await?;
+            device.remove("shift");
+            attached = self.insert(disk.id, &device, &kept).await;
+        }
+        if let Err(error) = attached {
             mapper.unmap(disk.id)?;
             return Err(error.into());
         }
         // Into a running instance the engines put one filesystem, `recursive` or not.
         if !mapped.inside.is_empty() {
             self.log.info(format_args!(
-                "disk {}: its further partitions are seen in the instance from its next start on",
-                disk.id
+                "disk {}: its further partitions are seen in the instance from its next {} on",
+                disk.id,
+                if one_only { "deploy" } else { "start" },
             ));
         }
         Ok(())
+    }
+
+    async fn insert(&self, disk: DiskId, device: &Config, kept: &str) -> Result<(), EngineError> {
+        let name = instance::disk_name(disk);
+        self.engine
+            .change(&self.name, |config, devices| {
+                devices.insert(name.clone(), device.clone());
+                config.insert(DOCUMENT_KEY.to_owned(), kept.to_owned());
+            })
+            .await
     }
 
     pub(super) async fn detach_disk(&mut self, vm: &Vm) -> Result<(), ActError> {

@@ -277,9 +277,9 @@ impl<'a> Mapper<'a> {
                 nbd::connect(image, device, cache.as_ref(), *readonly)?;
                 Ok(Some(device.clone()))
             }
-            Step::Rbd { image, device, user, readonly } => {
+            Step::Rbd { image, device, user, conf, readonly } => {
                 self.journal.add(disk, Undo::UnmapRbd { image: image.clone() })?;
-                nbd::map_rbd(image, device.as_deref(), user.as_deref(), *readonly).map(Some)
+                nbd::map_rbd(image, device.as_deref(), user.as_deref(), conf.as_deref(), *readonly).map(Some)
             }
             Step::Loop { window, readonly } => {
                 let offset_bytes = window.part.map_or(0, |(offset, _)| offset);

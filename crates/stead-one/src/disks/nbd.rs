@@ -172,8 +172,17 @@ fn process_of(status: &str) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
 }
 
-fn rbd_arguments(image: &str, device: Option<&Path>, user: Option<&str>, readonly: bool) -> Vec<String> {
+fn rbd_arguments(
+    image: &str,
+    device: Option<&Path>,
+    user: Option<&str>,
+    conf: Option<&Path>,
+    readonly: bool,
+) -> Vec<String> {
     let mut arguments = vec!["map".to_owned()];
+    if let Some(conf) = conf {
+        arguments.extend(["--conf".to_owned(), conf.display().to_string()]);
+    }
     if let Some(device) = device {
         arguments.extend(["--device".to_owned(), device.display().to_string()]);
     }
@@ -192,9 +201,10 @@ pub(super) fn map_rbd(
     image: &str,
     device: Option<&Path>,
     user: Option<&str>,
+    conf: Option<&Path>,
     readonly: bool,
 ) -> Result<PathBuf, DiskError> {
-    let said = tool::run("rbd-nbd", &rbd_arguments(image, device, user, readonly), &[])?;
+    let said = tool::run("rbd-nbd", &rbd_arguments(image, device, user, conf, readonly), &[])?;
     Ok(PathBuf::from(said.trim()))
 }
 
@@ -250,12 +260,12 @@ mod tests {
             qemu_arguments(Path::new("/ds/0/7/disk.0"), Path::new("/dev/nbd3"), Some(&cache), true).join(" "),
             @"--connect=/dev/nbd3 --format=qcow2 --discard=unmap --cache=none --read-only /ds/0/7/disk.0"
         );
-        let device = Path::new("/dev/nbd1");
+        let (device, conf) = (Path::new("/dev/nbd1"), Path::new("/etc/ceph/two.conf"));
         insta::assert_snapshot!(
-            rbd_arguments("one/one-7-54-0", Some(device), Some("libvirt"), false).join(" "),
-            @"map --device /dev/nbd1 --id libvirt one/one-7-54-0"
+            rbd_arguments("one/one-7-54-0", Some(device), Some("libvirt"), Some(conf), false).join(" "),
+            @"map --conf /etc/ceph/two.conf --device /dev/nbd1 --id libvirt one/one-7-54-0"
         );
-        insta::assert_snapshot!(rbd_arguments("one/x", None, None, true).join(" "), @"map --read-only one/x");
+        insta::assert_snapshot!(rbd_arguments("one/x", None, None, None, true).join(" "), @"map --read-only one/x");
         let said = r#"[{"id":"1","pool":"one","namespace":"","image":"one-7-54-0","snap":"-","device":"/dev/nbd0"},
                       {"id":"2","pool":"one","namespace":"","image":"one-7-54-01","snap":"-","device":"/dev/nbd1"}]"#;
         assert_eq!(rbd_devices(said, "one/one-7-54-0"), ["/dev/nbd0"]);

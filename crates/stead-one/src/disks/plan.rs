@@ -72,14 +72,14 @@ pub fn expose(
     offer: &Offer,
 ) -> Result<Option<Step>, PlanError> {
     let cache = disk.cache.clone().map(Cache);
-    if let DiskKind::Rbd { image, user } = &disk.kind {
+    if let DiskKind::Rbd { image, user, conf } = &disk.kind {
         let device = match &offer.nbd {
             nbd::Offer::Device(device) => Some(device.clone()),
             nbd::Offer::NoModule => None,
             nbd::Offer::NoneFree => return Err(PlanError::NoRbdDevice(disk.id)),
         };
-        let (image, user) = (image.clone(), user.clone());
-        return Ok(Some(Step::Rbd { image, device, user, readonly: disk.readonly }));
+        let (image, user, conf) = (image.clone(), user.clone(), conf.clone());
+        return Ok(Some(Step::Rbd { image, device, user, conf, readonly: disk.readonly }));
     }
     if format == ImageFormat::Raw {
         return Ok(None);

@@ -47,6 +47,8 @@ pub enum Step {
         device: Option<PathBuf>,
         /// CEPH_USER.
         user: Option<String>,
+        /// CEPH_CONF.
+        conf: Option<PathBuf>,
         /// Nothing can be written.
         readonly: bool,
     },

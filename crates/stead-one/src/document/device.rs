@@ -6,7 +6,7 @@ use crate::{
     script,
 };
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// DISK_TYPE and TYPE: where a disk's bytes are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -22,8 +22,14 @@ pub enum DiskKind {
         image: String,
         /// CEPH_USER.
         user: Option<String>,
+        /// CEPH_CONF; absent: Ceph's own.
+        conf: Option<PathBuf>,
     },
 }
+
+/// Where Ceph's configuration is. It can name programs' libraries, so nobody but root may have written it, whatever a
+/// document says.
+const CEPH_DIRECTORY: &str = "/etc/ceph";
 
 /// How a disk's file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -172,7 +178,15 @@ fn kind(vm: VmId, id: DiskId, role: Role, disk: Element<'_>) -> Result<DiskKind,
             }) {
                 return Err(IdError::new("CEPH_USER", bad, "a user of Ceph").into());
             }
-            Ok(DiskKind::Rbd { image, user })
+            let conf = disk.text("CEPH_CONF").map(|text| {
+                let path = script::path("CEPH_CONF", &text)?;
+                if path.parent() == Some(Path::new(CEPH_DIRECTORY)) {
+                    Ok::<_, DocumentError>(path)
+                } else {
+                    Err(IdError::new("CEPH_CONF", &text, "a file in /etc/ceph").into())
+                }
+            });
+            Ok(DiskKind::Rbd { image, user, conf: conf.transpose()? })
         }
         _ => Err(IdError::new("DISK_TYPE", &text, "FILE, CDROM, BLOCK or RBD").into()),
     }

@@ -340,19 +340,25 @@ fn can_emulate(test: &str) -> bool {
     there
 }
 
-/// On a kernel of Debian, with network block devices and ISO 9660, and a node with the datastores' programs.
-#[test]
-fn disks_of_every_kind_of_datastore() {
-    let test = "disks_of_every_kind_of_datastore";
+/// On a kernel of Debian, with network block devices and ISO 9660, and nodes with the datastores' programs.
+fn disks_of_every_kind(test: &str, cluster: &'static str, driver: &'static str) {
     if !can_emulate(test) {
         return;
     }
-    let Some(w) = World::new(test, &["incus-node"]) else { return };
-    if !disks::build(&w, test) {
-        return;
-    }
+    let Some(w) = World::new(test, &[&format!("{driver}-node")]) else { return };
+    let Some(image) = disks::build(&w, test, driver) else { return };
     let _alone = alone();
-    with_node(&w, "one-disks", "incus", "6.6.0", disks::IMAGE, disks::NODES, disks::every_kind);
+    with_node(&w, cluster, driver, "6.6.0", &image, disks::NODES, disks::every_kind);
+}
+
+#[test]
+fn disks_of_every_kind_of_datastore_on_incus() {
+    disks_of_every_kind("disks_of_every_kind_of_datastore_on_incus", "one-disks", "incus");
+}
+
+#[test]
+fn disks_of_every_kind_of_datastore_on_lxd() {
+    disks_of_every_kind("disks_of_every_kind_of_datastore_on_lxd", "one-disks-lxd", "lxd");
 }
 
 /// On a kernel of Debian, with cgroup v2 alone and device mapper, which nodes in namespaces do not have here.
