@@ -1,10 +1,11 @@
 //! What OpenNebula is told of instances and hosts: `poll` for 5.8 and 5.10, probes for 5.12 and later.
 //!
-//! Owns the texts and the numbers in them. All instances come from one request with their states, whatever their
-//! number; the engine has their values from its own cgroups, so v1 and v2 make no difference here. CPU is a rate: the
-//! last reading is kept in a file, and only when there is none is the engine asked twice.
+//! Owns the texts and the numbers in them. All instances come from one request, whatever their number, and what they use
+//! from the kernel ([`local`]) or, where that is not certain, from a second request with their states. CPU is a rate: the
+//! last reading is kept in a file, and only when there is none are there two.
 
 mod host;
+mod local;
 mod rate;
 mod text;
 
@@ -68,11 +69,11 @@ pub async fn probe(probe: Probe, surroundings: &Surroundings, rc: &Lxdrc) -> Res
             let names: Vec<&str> =
                 profiles.iter().map(|p| p.name.as_str()).filter(|n| *n != "default").collect();
             out.push_str(&format!("LXD_PROFILES=\"{}\"\n", text::quoted(&names.join(" "))));
-            let seen = look(&engine, &list_here(&engine).await?, None);
+            let seen = look(&list_here(&engine, Detail::Settings).await?, None);
             out.push_str(&text::wild_lines(&seen, surroundings.driver()));
             Ok(out)
         }
-        Probe::Status => Ok(status_lines(&look(&engine, &list_here(&engine).await?, None))),
+        Probe::Status => Ok(status_lines(&look(&list_here(&engine, Detail::Settings).await?, None))),
         Probe::Monitor => Ok(text::monitor_lines(&usage(&engine, surroundings).await?)),
     }
 }
@@ -106,32 +107,41 @@ pub(crate) async fn poll_all(
 async fn usage(engine: &Engine, surroundings: &Surroundings) -> Result<Vec<Seen>, ActError> {
     let file: PathBuf = surroundings.run.join("readings.json");
     let before = Readings::load(&file);
-    let instances = list_here(engine).await?;
+    let instances = measure(engine, surroundings).await?;
     let now = Readings::of(&instances);
     let (earlier, instances, now) = match before.filter(|b| b.serves(&now)) {
         Some(before) => (before, instances, now),
         None => {
             tokio::time::sleep(FIRST_INTERVAL).await;
-            let instances = list_here(engine).await?;
+            let instances = measure(engine, surroundings).await?;
             let again = Readings::of(&instances);
             (now, instances, again)
         }
     };
-    let seen = look(engine, &instances, Some((&earlier, &now)));
+    let seen = look(&instances, Some((&earlier, &now)));
     // Without it the next call takes a moment longer.
     let _ = now.save(&file);
     Ok(seen)
 }
 
-async fn list_here(engine: &Engine) -> Result<Vec<Instance>, ActError> {
-    let request = list(Scope::Project(PROJECT), Detail::State, None);
+/// All instances of the host with their states, as far as they run.
+async fn measure(engine: &Engine, surroundings: &Surroundings) -> Result<Vec<Instance>, ActError> {
+    let mut instances = list_here(engine, Detail::Settings).await?;
+    if !local::fill(&surroundings.sys, &mut instances) {
+        instances = list_here(engine, Detail::State).await?;
+    }
+    Ok(instances)
+}
+
+async fn list_here(engine: &Engine, detail: Detail) -> Result<Vec<Instance>, ActError> {
+    let request = list(Scope::Project(PROJECT), detail, None);
     let mut all: Vec<Instance> = engine.client.list(&request).await.map_err(EngineError::from)?;
     all.retain(|i| engine.is_here(i) && i.kind == "container");
     all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)
 }
 
-fn look(_: &Engine, instances: &[Instance], readings: Option<(&Readings, &Readings)>) -> Vec<Seen> {
+fn look(instances: &[Instance], readings: Option<(&Readings, &Readings)>) -> Vec<Seen> {
     instances
         .iter()
         .map(|instance| {

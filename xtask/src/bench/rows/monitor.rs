@@ -12,7 +12,10 @@ use stead_one::{
     lxdrc::Lxdrc,
     monitor::{Probe, probe},
 };
-use stead_testkit::fake::{Fake, Usage};
+use stead_testkit::{
+    counters,
+    fake::{Fake, Usage},
+};
 
 /// oned asks its hosts every few seconds.
 const GOAL_S: f64 = 1.0;
@@ -22,17 +25,21 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _inside = runtime.enter();
     let fake = Fake::server(Dialect::Incus).start();
+    let run = tempfile::tempdir().context("a directory for the readings and the kernel's counters")?;
+    let sys = run.path().join("sys");
     for id in 0..INSTANCES {
-        let new = NewInstance { name: format!("one-{id}"), ..NewInstance::default() };
+        let (name, interface) = (format!("one-{id}"), format!("one-{id}-0"));
+        counters::write(&sys, &name, &interface, 1000, 64).context("cannot write counters")?;
+        let config = [("volatile.eth0.host_name".to_owned(), interface)].into();
+        let new = NewInstance { name, config, ..NewInstance::default() };
         fake.put_instance("default", "none", &new, true, Usage::default());
     }
     let Endpoint::Unix(socket) = fake.endpoint() else { return Ok(Vec::new()) };
-    let run = tempfile::tempdir().context("a directory for the readings")?;
     let surroundings = Surroundings {
         script_path: Some("/var/tmp/one/im/incus-probes.d/vm/monitor/x".into()),
         program: "stead".into(),
         run: run.path().to_owned(),
-        sys: "/sys".into(),
+        sys,
         user: None,
     };
     let rc = Lxdrc { socket: Some(socket), ..Lxdrc::default() };
