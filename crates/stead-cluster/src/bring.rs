@@ -4,7 +4,9 @@ use crate::{
     ClusterError, Events, Layout, Record,
     apply::blocking,
     desired::{Desired, DesiredNode},
-    dial, down, files,
+    dial,
+    down::{self, STOP_PATIENCE, STOP_SECONDS},
+    files,
     plan::{EngineStep, NodeAction, NodePlan, Removal},
     wait::{failed, took, wait_for},
 };
@@ -37,9 +39,6 @@ const NAMESPACE_DEADLINE: Duration = Duration::from_secs(120);
 const QEMU_DEADLINE: Duration = Duration::from_secs(600);
 /// How often a node tries to join before `up` gives up on it.
 const JOIN_TRIES: u32 = 3;
-
-/// Seconds a machine gets to stop before a restart.
-const STOP_SECONDS: u32 = 60;
 
 /// What the tasks of one `up` share.
 pub(crate) struct Work {
@@ -390,7 +389,7 @@ pub(crate) async fn remove(
     let dir = work.layout.node(name);
     if work.engine.is_none() {
         // Its services may have something to take leave of.
-        down::stop_machine(&dir, name, Duration::from_secs(u64::from(STOP_SECONDS) + 5)).await?;
+        down::stop_machine(&dir, name, STOP_PATIENCE).await?;
     } else {
         // All that counted was the engine's, which has let it go, and which may not hear of a clean end while it resets
         // itself.
