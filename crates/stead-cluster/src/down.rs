@@ -11,8 +11,6 @@ use stead_model::{ClusterName, NodeName, agent::StopRequest};
 pub(crate) const STOP_SECONDS: u32 = 60;
 /// What a machine has got to stop, with all that is in it.
 pub(crate) const STOP_PATIENCE: Duration = Duration::from_secs(STOP_SECONDS as u64 + 5);
-/// How often a machine's lock is tried for: an interrupted command leaves one supervisor that is only now starting.
-const CLAIM_TRIES: u32 = 3;
 
 /// How a cluster is taken down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,11 +56,10 @@ pub async fn down(
         result
     });
     errors.extend(join_all(stops).await.into_iter().filter_map(Result::err));
-    // Locks of the machines are held until their directories are gone: a supervisor that is only now starting finds
-    // its lock taken, or its directory missing, and ends.
+    // Locks of the machines are held until their directories are gone.
     let mut guards = Vec::new();
     for node in &nodes {
-        match claim(&layout.node(node), node, mode).await {
+        match claim(&layout.node(node), node) {
             Ok(guard) => guards.extend(guard),
             Err(e) => errors.push(e),
         }
@@ -173,30 +170,18 @@ pub(crate) async fn finish_ends(layout: &Layout) -> Result<(), ClusterError> {
     ClusterError::all(join_all(ends).await.into_iter().filter_map(Result::err).collect())
 }
 
-/// Takes the lock of a machine that was stopped, so that no supervisor can start on its directory any more. One that a
-/// killed command had begun to start may come to the lock only now: it is ended as well.
-async fn claim(dir: &Path, node: &NodeName, mode: DownMode) -> Result<Option<Lock>, ClusterError> {
-    for _ in 0..CLAIM_TRIES {
-        match files::try_lock(&dir.join("lock")) {
-            Ok(Some(lock)) => return Ok(Some(lock)),
-            Ok(None) => {
-                let end = match mode {
-                    DownMode::Delete => End::Kill,
-                    DownMode::KeepDisks => End::Stop(STOP_PATIENCE),
-                };
-                end_machine(dir, node, end).await?;
-            }
-            Err(ClusterError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                return Ok(None);
-            }
-            Err(e) => return Err(e),
-        }
+/// Takes the lock of a machine that was stopped, so that nobody starts it any more. `None` when it never had a directory.
+fn claim(dir: &Path, node: &NodeName) -> Result<Option<Lock>, ClusterError> {
+    match files::try_lock(&dir.join("lock")) {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => Err(ClusterError::Machine {
+            action: "stop",
+            node: node.clone(),
+            source: Box::new(io::Error::other("it was started again meanwhile")),
+        }),
+        Err(ClusterError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
-    Err(ClusterError::Machine {
-        action: "stop",
-        node: node.clone(),
-        source: Box::new(io::Error::other("it was started again meanwhile")),
-    })
 }
 
 async fn cleanup_machine(dir: &Path, node: &NodeName) -> Result<(), ClusterError> {
@@ -232,30 +217,9 @@ async fn network_down(layout: &Layout, cluster: &ClusterName) -> Result<(), Clus
 /// It runs again, or something cannot be removed.
 pub async fn delete_node(layout: &Layout, node: &NodeName) -> Result<(), ClusterError> {
     let dir = layout.node(node);
-    let guard = claim(&dir, node, DownMode::Delete).await?;
+    let guard = claim(&dir, node)?;
     cleanup_machine(&dir, node).await?;
     fs::remove_dir_all(&dir).map_err(ClusterError::file("remove", &dir))?;
     drop(guard);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::process::Command;
-
-    #[tokio::test]
-    async fn a_supervisor_that_comes_late_to_its_lock_is_ended_too() {
-        let dir = tempfile::tempdir().unwrap();
-        let lock = dir.path().join("lock");
-        let mut late =
-            Command::new("flock").arg("--no-fork").arg(&lock).args(["sleep", "60"]).spawn().unwrap();
-        while !Lock::is_held(&lock) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let guard = claim(dir.path(), &"node1".parse().unwrap(), DownMode::Delete).await.unwrap();
-        assert!(guard.is_some() && !late.wait().unwrap().success());
-        // And no other comes.
-        assert!(files::try_lock(&lock).unwrap().is_none());
-    }
 }

@@ -3,10 +3,10 @@
 //! Owns starting and ending them. Does not own what they do.
 
 use crate::{
-    files::{self, Durability, RotatingLog},
+    files::{self, Durability, Lock, RotatingLog},
     sys::{self, ChildSetup},
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use std::{
     ffi::OsStr,
     fs::{self, File},
@@ -98,7 +98,8 @@ pub enum DaemonError {
 }
 
 /// Starts `exe args…` detached with `<dir>/supervisor.log` as its output and waits until `is_up` says so of its pid.
-/// Nobody else may hold `<dir>/lock`.
+/// Nobody else may hold `<dir>/lock`. Until the new process has it ([`hold`]) it dies with whoever starts it: one that a
+/// killed command began to start never comes to a lock that the next command found free.
 pub(crate) fn start(
     exe: &Path,
     args: &[&OsStr],
@@ -122,7 +123,9 @@ pub(crate) fn start(
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(prepare)?)
         .stderr(log);
-    let setup = ChildSetup { new_session: true, drop: sys::open_descriptors(), ..Default::default() };
+    let not_inherited = sys::open_descriptors();
+    let setup =
+        ChildSetup { die_with_parent: true, new_session: true, drop: not_inherited, ..Default::default() };
     sys::prepare(&mut command, setup).map_err(prepare)?;
     let mut child = command.spawn().map_err(|source| DaemonError::Run { exe: exe.to_owned(), source })?;
     let pid = child.id() as i32;
@@ -151,6 +154,16 @@ pub(crate) fn start(
     let reap = move || drop(child.wait());
     let _ = thread::Builder::new().name("reaper".to_owned()).spawn(reap);
     Ok(pid)
+}
+
+/// The started process's side of [`start`]: takes `<dir>/lock` and from then on lives by itself. `None` when somebody
+/// else has the lock. For the thread that the process began with: the kernel ties that one to the starter.
+pub(crate) fn hold(dir: &Path) -> io::Result<Option<Lock>> {
+    let lock = Lock::take(&dir.join("lock"), files::LOCK_PATIENCE)?;
+    if lock.is_some() {
+        set_parent_process_death_signal(None)?;
+    }
+    Ok(lock)
 }
 
 /// Notes that whoever holds `<dir>/lock` is told to end. Comes before anything that ends it, so that whoever goes on

@@ -135,10 +135,19 @@ impl Links {
     }
 
     /// Makes a bridge, or has the one that is there be as wanted: up, of that MTU, with just these addresses.
-    pub(crate) async fn ensure_bridge(&self, name: &str, mtu: u16, addresses: &[IpNet]) -> Result<()> {
+    pub(crate) async fn ensure_bridge(
+        &self,
+        name: &str,
+        mac: MacAddress,
+        mtu: u16,
+        addresses: &[IpNet],
+    ) -> Result<()> {
         // Without snooping, multicast (neighbour discovery!) reaches every node; there are few, and no querier.
+        // Without an address of its own it takes its ports' lowest. With each change the kernel forgets all neighbours
+        // and what waits for them: a connection begun while a machine is attached would wait a second for TCP to retry.
         let bridge = LinkBridge::new(name)
             .append_info_data(InfoBridge::MulticastSnooping(false))
+            .address(mac.0.to_vec())
             .mtu(u32::from(mtu))
             .up()
             .build();

@@ -14,7 +14,7 @@ use std::{
     net::{SocketAddr, TcpStream},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Where `ip netns` looks.
@@ -95,9 +95,25 @@ fn share() -> io::Result<()> {
     }
 }
 
+/// How long the first try to connect waits; each further one waits twice as long.
+const FIRST_TRY: Duration = Duration::from_millis(100);
+
 /// Connects from inside the named namespace; the socket may then be used anywhere.
+///
+/// Tries anew within `timeout`, sooner than TCP would (after a second): while machines are attached to a bridge the kernel
+/// forgets its neighbours, and with them the packets that wait for their hardware addresses.
 pub fn dial(netns: &str, addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    inside(open(netns)?.as_fd(), || TcpStream::connect_timeout(&addr, timeout))
+    inside(open(netns)?.as_fd(), || {
+        let deadline = Instant::now() + timeout;
+        let mut patience = FIRST_TRY;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            match TcpStream::connect_timeout(&addr, patience.min(left)) {
+                Err(e) if e.kind() == io::ErrorKind::TimedOut && patience < left => patience *= 2,
+                outcome => return outcome,
+            }
+        }
+    })
 }
 
 /// Moves the calling thread (only) into the named namespace, for good.

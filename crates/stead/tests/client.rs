@@ -54,13 +54,9 @@ fn whole(test: &str, image: &str, dialect: Dialect, network: u8, starts: bool) {
 
 /// The server is restarted while it is waited for and listened to.
 fn restarted(w: &World, runtime: &tokio::runtime::Runtime, env: &Env, cluster: &str, dialect: Dialect) {
-    let service = match dialect {
-        Dialect::Incus => "incusd",
-        Dialect::Lxd => "lxd",
-    };
     let c = unix_client(w, cluster, "node1", dialect);
-    let sleeping = runtime.block_on(async {
-        c.server_info().await.unwrap();
+    let (daemon, sleeping) = runtime.block_on(async {
+        let daemon = c.server_info().await.unwrap().environment.server_pid;
         let new = instances::NewInstance::of_image("stead-r1", "stead-tiny");
         c.create_instance("default", Some(&env.members[0]), &new).await.unwrap();
         // An operation that is in its middle for long: the container's init is frozen and does not shut down.
@@ -68,10 +64,11 @@ fn restarted(w: &World, runtime: &tokio::runtime::Runtime, env: &Env, cluster: &
             .await
             .unwrap();
         let command = stead_incus::requests::exec::Command::new(["sleep", "60"]);
-        c.exec("default", "stead-r1", &command).await.unwrap()
+        (daemon, c.exec("default", "stead-r1", &command).await.unwrap())
     });
     let mut events = runtime.block_on(c.events(EventFilter::lifecycle())).unwrap();
-    w.exec(cluster, "node1", &["sh", "-c", &format!("kill -KILL $(pidof {service})")]);
+    // By its number: its helpers have its name too, and come and go.
+    w.exec(cluster, "node1", &["sh", "-c", &format!("kill -KILL {daemon}")]);
     let outcome = runtime.block_on(sleeping.exit.wait(Duration::from_secs(60)));
     match outcome.unwrap_err() {
         Error::OutcomeUnknown { interrupted, .. } => assert!(interrupted),

@@ -34,6 +34,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use stead_model::MacAddress;
 
 /// dnsmasq answers within milliseconds; this is for a host with far too much to do.
 const UP_PATIENCE: Duration = Duration::from_secs(30);
@@ -232,6 +233,9 @@ const SYSCTLS: [(&str, &str, bool); 6] = [
 /// for networks with wires: here it would be a second from a node being up to its being reached.
 const NEIGHBOUR_RETRY_MS: &str = "50";
 
+/// The host's part of addresses on every network; nodes' begin at 2 (`ClusterSpec::resolve`).
+const HOST_PART: u8 = 1;
+
 fn make_links(spec: &HostNetworkSpec) -> Result<(), NetworkError> {
     let name = spec.netns();
     let enter = |source| NetworkError::Namespace { operation: "enter", netns: name.clone(), source };
@@ -244,8 +248,9 @@ fn make_links(spec: &HostNetworkSpec) -> Result<(), NetworkError> {
                 links.delete(&name).await?;
             }
         }
-        for bridge in &spec.bridges {
-            links.ensure_bridge(&bridge.name, bridge.mtu, &bridge.addresses).await?;
+        for (net, bridge) in spec.bridges.iter().enumerate() {
+            let mac = MacAddress([0x02, 0xad, net as u8, 0, 0, HOST_PART]);
+            links.ensure_bridge(&bridge.name, mac, bridge.mtu, &bridge.addresses).await?;
         }
         Ok(())
     })?;

@@ -8,7 +8,8 @@ use super::{
     probe,
 };
 use crate::{
-    files::{self, Durability, Lock},
+    daemon,
+    files::{self, Durability},
     netns,
     tether::Tethered,
 };
@@ -34,21 +35,16 @@ const RESTART_PAUSE: Duration = Duration::from_millis(500);
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Body of `stead network run FILE`: dnsmasq and the published ports, until SIGTERM. SIGHUP: reads `network.json` again.
-/// Blocks.
+/// Blocks; for the process's first thread, outside of any runtime.
 ///
 /// # Errors
 /// [`NetworkError::AlreadyRuns`], or what kept it from coming up the first time.
 pub fn run(spec: HostNetworkSpec) -> Result<(), NetworkError> {
-    let dir = spec.dir.clone();
-    let mut outcome = None;
-    // A thread of its own, as the caller may be inside a runtime.
-    netns::on_thread(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        outcome = Some(runtime.block_on(supervise(spec)));
-        Ok(())
-    })
-    .map_err(NetworkError::file("supervise the network in", &dir))?;
-    outcome.unwrap_or(Ok(()))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(NetworkError::file("supervise the network in", &spec.dir))?;
+    runtime.block_on(supervise(spec))
 }
 
 struct Supervisor {
@@ -69,9 +65,8 @@ async fn supervise(spec: HostNetworkSpec) -> Result<(), NetworkError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
     let mut quit = signal(SignalKind::quit()).map_err(signals)?;
     let mut reload = signal(SignalKind::hangup()).map_err(signals)?;
-    files::private_dir(&dir).map_err(NetworkError::file("make", &dir))?;
-    let _lock = Lock::take(&dir.join("lock"), files::LOCK_PATIENCE)
-        .map_err(NetworkError::file("lock", &dir.join("lock")))?
+    let _lock = daemon::hold(&dir)
+        .map_err(NetworkError::file("lock", &dir))?
         .ok_or_else(|| NetworkError::AlreadyRuns(spec.cluster.to_string()))?;
     let netns = netns::open(&spec.netns()).map_err(|source| NetworkError::Namespace {
         operation: "enter",

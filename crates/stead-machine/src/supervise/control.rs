@@ -2,7 +2,7 @@
 
 use super::MachineError;
 use crate::{
-    DaemonError, MachinePhase, MachineSpec, MachineState, TeardownError,
+    MachinePhase, MachineSpec, MachineState, TeardownError,
     daemon::{self, End},
     files::{self, Durability},
     namespace,
@@ -17,8 +17,6 @@ const TEARDOWN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A machine that was told to stop has got this long; supervisors kill theirs after `stop_timeout_s`.
 const FINISH_PATIENCE: Duration = Duration::from_secs(65);
-/// How often a supervisor is started that finds another one come to its lock first.
-const START_TRIES: u32 = 3;
 
 /// Writes `<dir>/machine.json` and starts `exe machine run <dir>/machine.json` detached; returns its pid once it holds
 /// the lock.
@@ -35,17 +33,7 @@ pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
     files::write_json(&file, spec, Durability::Durable).map_err(MachineError::file("write", &file))?;
     let args = [OsStr::new("machine"), OsStr::new("run"), file.as_os_str()];
     let is_up = |pid| observe(dir).is_some_and(|s| s.supervisor_pid == pid);
-    let mut tries = 1;
-    loop {
-        match daemon::start(exe, &args, dir, START_PATIENCE, is_up) {
-            // One that a killed command had started came to its lock only now, maybe with an older spec.
-            Err(DaemonError::EndedEarly { .. }) if tries < START_TRIES && files::is_supervised(dir) => {
-                tries += 1;
-                kill(dir)?;
-            }
-            started => return Ok(started?),
-        }
-    }
+    Ok(daemon::start(exe, &args, dir, START_PATIENCE, is_up)?)
 }
 
 /// What the supervisor says, or `None` when none holds the lock. One that was told to end ([`announce_end`], [`stop`],

@@ -18,10 +18,10 @@ mod control;
 pub use control::{announce_end, cleanup, finish_end, kill, last_state, observe, spawn, stop};
 
 use crate::{
-    CgroupError, DaemonError, LinkError, MachinePhase, MachineSpec, MachineState, TeardownError,
-    files::{self, Durability, Lock},
+    CgroupError, DaemonError, LinkError, MachinePhase, MachineSpec, MachineState, TeardownError, daemon,
+    files::{self, Durability},
     layers::LayerError,
-    namespace, netns, qemu,
+    namespace, qemu,
     tether::Tethered,
 };
 use rustix::process::Signal;
@@ -241,23 +241,18 @@ impl Machine {
     }
 }
 
-/// Body of `stead machine run FILE`: supervises the machine until it powers off or is stopped. Blocks. Whatever the
-/// outcome, all it made is gone when this returns.
+/// Body of `stead machine run FILE`: supervises the machine until it powers off or is stopped. Blocks; for the process's
+/// first thread, outside of any runtime. Whatever the outcome, all it made is gone when this returns.
 ///
 /// # Errors
 /// [`MachineError::AlreadyRuns`] when another supervisor has it; otherwise what kept it from starting, how it crashed,
 /// or what could not be removed.
 pub fn run(spec: MachineSpec) -> Result<(), MachineError> {
-    let dir = spec.dir.clone();
-    let mut outcome = None;
-    // A thread of its own, as the caller may be inside a runtime.
-    netns::on_thread(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        outcome = Some(runtime.block_on(supervise(Arc::new(spec))));
-        Ok(())
-    })
-    .map_err(MachineError::file("supervise the machine in", &dir))?;
-    outcome.unwrap_or(Ok(()))
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(MachineError::file("supervise the machine in", &spec.dir))?;
+    runtime.block_on(supervise(Arc::new(spec)))
 }
 
 /// The supervisor's state and the file others read it from.
@@ -278,11 +273,9 @@ impl Ledger {
 }
 
 async fn supervise(spec: Arc<MachineSpec>) -> Result<(), MachineError> {
-    files::private_dir(&spec.dir).map_err(MachineError::file("make", &spec.dir))?;
     let mut wishes = Wishes::listen().map_err(MachineError::file("take signals for", &spec.dir))?;
-    let lock_path = spec.dir.join("lock");
-    let _lock = Lock::take(&spec.dir.join("lock"), files::LOCK_PATIENCE)
-        .map_err(MachineError::file("lock", &lock_path))?
+    let _lock = daemon::hold(&spec.dir)
+        .map_err(MachineError::file("lock", &spec.dir))?
         .ok_or_else(|| MachineError::AlreadyRuns(spec.dir.clone()))?;
     let mut ledger = Ledger {
         path: spec.dir.join("state.json"),

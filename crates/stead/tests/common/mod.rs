@@ -177,6 +177,12 @@ impl World {
     #[track_caller]
     pub fn down(&self, cluster: &str) {
         self.ok(&["down", cluster]);
+        self.nothing_left(cluster);
+    }
+
+    /// Nothing of the cluster is on the host any more.
+    #[track_caller]
+    pub fn nothing_left(&self, cluster: &str) {
         let mut found = Vec::new();
         // A killed process is a zombie for a moment until its parent is told.
         for _ in 0..50 {
