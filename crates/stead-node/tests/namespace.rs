@@ -111,7 +111,7 @@ fn a_service_that_does_not_stop_is_killed_with_its_children() {
     let began = Instant::now();
     let (status, console) = node.wait();
     assert!(began.elapsed() >= Duration::from_millis(900), "TERM got its second: {:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(45), "{:?}", began.elapsed());
     assert_eq!(status.signal(), Some(Signal::INT.as_raw()), "{console}");
     assert!(console.contains("service stubborn stopped"), "{console}");
 }
@@ -160,7 +160,7 @@ fn a_stop_does_not_wait_for_the_boot() {
     node.signal(Signal::TERM);
     let began = Instant::now();
     let (_, console) = node.wait();
-    assert!(began.elapsed() < Duration::from_secs(20), "{:?}: {console}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}: {console}", began.elapsed());
     assert!(console.contains("shutting down") && !console.contains("] running"), "{console}");
 }
 

@@ -302,6 +302,7 @@ fn what_is_no_document_is_refused_in_time() {
             answer.stderr.lines().next().unwrap_or_default()
         );
         assert_eq!(answer.ending, Ending::Failure, "{what}");
-        assert!(began.elapsed() < Duration::from_secs(3), "{what}: {:?}", began.elapsed());
+        // One that is expanded, or answered by an engine, takes far longer or for ever.
+        assert!(began.elapsed() < Duration::from_secs(30), "{what}: {:?}", began.elapsed());
     }
 }

@@ -123,7 +123,7 @@ fn resolve(netns: &str, name: &str, v6: bool) -> Vec<std::net::IpAddr> {
     std::thread::spawn(move || {
         netns::enter_thread(&netns).unwrap();
         let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         socket.send_to(&q, (server, 53)).unwrap();
         let mut answer = [0; 1500];
         let n = socket.recv(&mut answer).expect("an answer");
@@ -201,10 +201,10 @@ fn names_and_leases() -> Outcome {
     assert!(web1.len() == 1 && web1[0].to_string().starts_with("10.88.0."), "{web1:?}");
     assert!(web1[0] >= "10.88.0.100".parse::<std::net::IpAddr>().unwrap(), "{web1:?} may become a node's");
     // It makes itself an IPv6 address out of the router's advertisement, which then has its name too.
-    eventually("an address by autoconfiguration", 10, || {
+    eventually("an address by autoconfiguration", || {
         sh(&client.0, &["ip", "-6", "addr", "show", "dev", "eth0"]).contains("fd88::")
     });
-    eventually("the name of an autoconfigured address", 15, || {
+    eventually("the name of an autoconfigured address", || {
         !resolve(&up.netns(), &format!("web1.{domain}"), true).is_empty()
     });
     drop(client);
@@ -233,7 +233,7 @@ fn echo_after_end(netns: &str, addr: &str) -> std::thread::JoinHandle<()> {
 
 fn round_trip(at: SocketAddr) -> Vec<u8> {
     let mut client = TcpStream::connect(at).unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let sent: Vec<u8> = (0..300_000u32).map(|i| i as u8).collect();
     client.write_all(&sent).unwrap();
     client.shutdown(Shutdown::Write).unwrap();
@@ -258,12 +258,12 @@ fn published_ports() -> Outcome {
     round_trip(at);
     // Nobody listens there: the client is told so and not left waiting.
     let mut refused = TcpStream::connect(v6).unwrap();
-    refused.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    refused.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     assert!(refused.read(&mut [0]).is_err(), "an answer from nobody");
     // A killed supervisor comes back on the same ports, without dnsmasq standing in the way.
     let pid = rustix::process::Pid::from_raw(state.supervisor_pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    eventually("the supervisor's death", 5, || network::observe(&up.0).is_none());
+    eventually("the supervisor's death", || network::observe(&up.0).is_none());
     let again = network::up(&exe(), &up.0).unwrap();
     assert_eq!(again.listening, state.listening);
     round_trip(at);
@@ -292,8 +292,8 @@ fn killed_and_changed() -> Outcome {
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     };
     kill(first[0]);
-    eventually("another dnsmasq", 5, || dnsmasq().len() == 1 && dnsmasq() != first);
-    eventually("the network to be ready again", 5, || network::observe(&up.0).is_some_and(|s| s.ready));
+    eventually("another dnsmasq", || dnsmasq().len() == 1 && dnsmasq() != first);
+    eventually("the network to be ready again", || network::observe(&up.0).is_some_and(|s| s.ready));
     // A new node is known without another supervisor.
     let before = network::observe(&up.0).unwrap().supervisor_pid;
     up.0.bridges[0].hosts.push(HostEntry {
@@ -306,7 +306,7 @@ fn killed_and_changed() -> Outcome {
     assert_eq!(resolve(&up.netns(), "node9", false).len(), 1);
     // With the supervisor dnsmasq goes; the namespace stays for `down` or `up`.
     kill(before);
-    eventually("dnsmasq to follow its supervisor", 5, || dnsmasq().is_empty());
+    eventually("dnsmasq to follow its supervisor", || dnsmasq().is_empty());
     up.down();
     Outcome::Passed
 }

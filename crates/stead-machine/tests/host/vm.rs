@@ -5,7 +5,7 @@
 use crate::{
     Outcome, Test,
     network::Up,
-    world::{alive, eventually, exe, sh, traces},
+    world::{alive, eventually, exe, sh, traces, within},
 };
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
@@ -26,7 +26,7 @@ use stead_model::{Bytes, Digest, Manifest, cluster::Backend};
 pub const TESTS: &[Test] = &[("vm::life", life), ("vm::a_node_of_an_image", a_node_of_an_image)];
 
 /// Emulated, on a machine that does much else at the same time.
-const BOOT_SECONDS: u64 = 60;
+const BOOT: Duration = Duration::from_secs(180);
 
 /// A shell on the serial console; it says what disks it has first.
 const INIT: &str = "#!/bin/busybox sh
@@ -132,7 +132,7 @@ fn shells(spec: &MachineSpec) -> usize {
 /// throws away what was typed before.
 fn type_until(spec: &MachineSpec, line: &str, what: &str, done: impl Fn() -> bool) {
     let mut typed: Option<Instant> = None;
-    eventually(what, BOOT_SECONDS, || {
+    within(BOOT, what, || {
         if typed.is_none_or(|t| t.elapsed() > Duration::from_secs(1)) {
             typed = Some(Instant::now());
             // Gone when the guest is: then it had its effect.
@@ -146,13 +146,13 @@ fn type_until(spec: &MachineSpec, line: &str, what: &str, done: impl Fn() -> boo
     });
 }
 
-fn gone(spec: &MachineSpec, seconds: u64) {
-    eventually(&format!("the supervisor's end; its console: {}", console(spec)), seconds, || {
+fn gone(spec: &MachineSpec) {
+    eventually(&format!("the supervisor's end; its console: {}", console(spec)), || {
         supervise::observe(&spec.dir).is_none()
     });
     let dir = spec.dir.display().to_string();
     // The lock is free a moment before the process is gone.
-    eventually("everything of the machine to be gone", 2, || traces(&dir).is_empty());
+    eventually("everything of the machine to be gone", || traces(&dir).is_empty());
     let links = sh(&spec.netns, &["ip", "-br", "link", "show", "type", "tun"]);
     assert_eq!(links, "", "a tap was left behind");
 }
@@ -166,7 +166,7 @@ fn life() -> Outcome {
     let mut s = spec(&up, &image);
     s.initrd = Some(shell_initrd(&up.0.dir));
     supervise::spawn(&exe(), &s).expect("spawn");
-    eventually("the guest's shell", BOOT_SECONDS, || shells(&s) == 1);
+    within(BOOT, "the guest's shell", || shells(&s) == 1);
     // Virtio over PCI: a drive for each layer, the spec and the disk (1001), a NIC (1000), random numbers (1005).
     let drives = s.layers.len() + 2;
     let seen = console(&s);
@@ -180,31 +180,29 @@ fn life() -> Outcome {
     type_until(&s, "/bin/busybox reboot -f", "the reboot", || {
         supervise::observe(&s.dir).is_some_and(|x| x.machine_pid != pid)
     });
-    eventually("the second boot", BOOT_SECONDS, || shells(&s) == 2);
-    eventually("the state of the second boot", 2, || {
-        supervise::observe(&s.dir).is_some_and(|x| x.boots == 2)
-    });
+    within(BOOT, "the second boot", || shells(&s) == 2);
+    eventually("the state of the second boot", || supervise::observe(&s.dir).is_some_and(|x| x.boots == 2));
     let second = supervise::observe(&s.dir).unwrap();
     assert_eq!(second.supervisor_pid, first.supervisor_pid);
     assert_ne!(second.machine_pid, first.machine_pid);
     // Power off from inside.
     type_until(&s, "/bin/busybox poweroff -f", "power off", || supervise::observe(&s.dir).is_none());
-    gone(&s, 20);
+    gone(&s);
     assert_eq!(supervise::last_state(&s.dir).unwrap().phase, MachinePhase::Stopped);
     // A shell has no ear for the power button: it is killed after its time.
     supervise::spawn(&exe(), &s).expect("spawn again");
-    eventually("the third boot", BOOT_SECONDS, || shells(&s) == 3);
+    within(BOOT, "the third boot", || shells(&s) == 3);
     supervise::stop(&s.dir, Duration::from_secs(20)).expect("stop");
-    gone(&s, 1);
+    gone(&s);
     // A killed supervisor takes QEMU with it.
     let pid = supervise::spawn(&exe(), &s).expect("spawn once more");
     let qemu = || supervise::observe(&s.dir)?.machine_pid;
-    eventually("a running QEMU", 10, || qemu().is_some());
+    eventually("a running QEMU", || qemu().is_some());
     let qemu = qemu().unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-    eventually("QEMU to follow its supervisor", 5, || !alive(qemu));
+    eventually("QEMU to follow its supervisor", || !alive(qemu));
     supervise::cleanup(&s).expect("cleanup");
-    gone(&s, 1);
+    gone(&s);
     up.down();
     Outcome::Passed
 }
@@ -221,10 +219,10 @@ fn a_node_of_an_image() -> Outcome {
     let answers = |address: &str| {
         crate::world::in_netns(&up.netns(), &["ping", "-c1", "-W1", address]).status.success()
     };
-    eventually("the node to answer over IPv4", BOOT_SECONDS, || answers("10.88.0.2"));
-    eventually("the node to answer over IPv6", 10, || answers("fd88::2"));
+    within(BOOT, "the node to answer over IPv4", || answers("10.88.0.2"));
+    eventually("the node to answer over IPv6", || answers("fd88::2"));
     supervise::stop(&s.dir, Duration::from_secs(30)).expect("stop");
-    gone(&s, 1);
+    gone(&s);
     let initrd = fs::read(s.initrd.as_ref().unwrap()).unwrap();
     if !initrd.windows(8).any(|w| w == b"evdev.ko") {
         return Outcome::Skipped(

@@ -59,11 +59,19 @@ pub fn traces(needle: &str) -> BTreeSet<String> {
     found
 }
 
+/// What comes about at all comes about within this, however much else the host has to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until `done`, or fails saying what was awaited.
-pub fn eventually(what: &str, seconds: u64, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(seconds);
+pub fn eventually(what: &str, done: impl FnMut() -> bool) {
+    within(PATIENCE, what, done);
+}
+
+/// As [`eventually`], for what takes its time.
+pub fn within(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !done() {
-        assert!(Instant::now() < deadline, "not within {seconds} s: {what}");
+        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -76,7 +84,7 @@ pub fn alive(pid: i32) -> bool {
 
 /// Fails unless nothing mentions `needle` any more; what the kernel removes in the background gets a moment.
 pub fn assert_no_traces(needle: &str) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let left = traces(needle);
         if left.is_empty() {

@@ -227,12 +227,12 @@ impl Node {
         let outer = child.id();
         self.process = Some(child);
         let children = format!("/proc/{outer}/task/{outer}/children");
-        self.init = eventually("the node's init", Duration::from_secs(10), || {
+        self.init = eventually("the node's init", Duration::from_secs(60), || {
             fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()
         });
         // The script has ended with exec: before that, its root is this machine's.
         let root = self.root();
-        eventually("the node's root", Duration::from_secs(10), || {
+        eventually("the node's root", Duration::from_secs(60), || {
             let argv = fs::read(format!("/proc/{}/cmdline", self.init)).ok()?;
             let mut words = argv.split(|b| *b == 0);
             (words.next() == Some(b"bash") && words.next() == Some(b"-c")).then_some(())

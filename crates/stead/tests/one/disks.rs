@@ -291,7 +291,7 @@ fn connected(host: &Host<'_>) -> BTreeMap<String, String> {
 fn free(host: &Host<'_>) {
     host.clean();
     assert_eq!(connected(host), BTreeMap::new());
-    eventually("the programs behind devices have ended", Duration::from_secs(5), || {
+    eventually("the programs behind devices have ended", Duration::from_secs(60), || {
         host.run(&["pidof", "qemu-nbd", "rbd-nbd"], "").code == 1
     });
 }

@@ -29,7 +29,7 @@ async fn raw(node: &Node, request: &[u8]) -> (u16, String) {
     let mut stream = connect(node).await;
     let _ = stream.write_all(request).await;
     let mut answer = Vec::new();
-    let _ = timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.expect("an answer");
+    let _ = timeout(Duration::from_secs(60), stream.read_to_end(&mut answer)).await.expect("an answer");
     let answer = String::from_utf8(answer).unwrap();
     let status = answer.split(' ').nth(1).map_or(0, |s| s.parse().unwrap());
     (status, answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned())
@@ -112,7 +112,7 @@ async fn garbage_frames_end_the_session() {
         let mut stream = upgraded(&node).await;
         stream.write_all(garbage).await.unwrap();
         let mut buffer = BytesMut::new();
-        let frame = timeout(Duration::from_secs(5), read_frame(&mut stream, &mut buffer)).await.unwrap();
+        let frame = timeout(Duration::from_secs(60), read_frame(&mut stream, &mut buffer)).await.unwrap();
         match frame.unwrap() {
             Some(Frame::Exit(exit)) => {
                 assert!(exit.code == 126 && exit.error.unwrap().contains("not a request"), "{garbage:?}");

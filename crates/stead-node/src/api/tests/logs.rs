@@ -47,7 +47,7 @@ async fn followed_across_rotation() {
     let mut wait_for = async |want: &str| {
         while seen != want {
             assert!(want.starts_with(&seen), "{seen:?} is not the way to {want:?}");
-            let chunk = tokio::time::timeout(Duration::from_secs(5), chunks.next_chunk()).await;
+            let chunk = tokio::time::timeout(Duration::from_secs(60), chunks.next_chunk()).await;
             let Ok(chunk) = chunk else { panic!("{seen:?} instead of {want:?}") };
             seen.push_str(std::str::from_utf8(&chunk.unwrap().unwrap()).unwrap());
         }

@@ -119,14 +119,10 @@ async fn status_tells_the_node_and_keeps_its_connection() {
     let dials = Arc::new(CountingDialer::default());
     let identity = node.ca.issue_client("poller", OffsetDateTime::now_utc()).unwrap();
     let client = Client::new(&identity, &name("n1"), node.address, dials.clone()).unwrap();
-    let begin = Instant::now();
     for _ in 0..200 {
         client.status().await.unwrap();
     }
     assert_eq!(dials.0.load(std::sync::atomic::Ordering::Relaxed), 1);
-    let each = begin.elapsed() / 200;
-    println!("a status takes {each:?}");
-    assert!(each < Duration::from_millis(20), "{each:?}");
 }
 
 #[derive(Default)]

@@ -90,7 +90,7 @@ async fn plain_http_gets_no_answer() {
     tcp.write_all(b"GET /v1/status HTTP/1.1\r\nhost: n1\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
     // Its end or a reset, and in it at most a TLS alert (record type 21).
-    let _ = timeout(Duration::from_secs(5), tcp.read_to_end(&mut answer)).await.unwrap();
+    let _ = timeout(Duration::from_secs(60), tcp.read_to_end(&mut answer)).await.unwrap();
     assert!(answer.is_empty() || answer[0] == 21, "{answer:?}");
     node.client.status().await.unwrap();
 }
@@ -102,7 +102,7 @@ async fn silent_strangers_are_dropped_and_do_not_lock_clients_out() {
     for _ in 0..super::super::MAX_HANDSHAKES {
         silent.push(TcpStream::connect(node.address).await.unwrap());
     }
-    let end = timeout(Duration::from_secs(10), silent[0].read(&mut [0; 1])).await.expect("dropped in time");
+    let end = timeout(Duration::from_secs(60), silent[0].read(&mut [0; 1])).await.expect("dropped in time");
     assert_eq!(end.unwrap_or(0), 0);
     node.client.status().await.unwrap();
 }
