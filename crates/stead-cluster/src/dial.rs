@@ -6,7 +6,7 @@ use stead_agent::{Client, ClientError, Dial};
 use stead_model::NodeName;
 
 /// A connection to a node on this host is up within this or not at all: it crosses no wire.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// Dials from inside a network namespace.
 #[derive(Debug, Clone)]
