@@ -11,6 +11,8 @@ FUZZ_SECONDS ?= 30
 CARGO ?= cargo
 
 STEAD := build/stead
+# For tools/build.sh: --tests in CI.
+BUILD_FLAGS ?=
 
 .PHONY: help deps deps-dry build images demo demo-down test test-fast test-placement faults bench fuzz lint man completions clean
 
@@ -24,7 +26,7 @@ deps-dry: ## print what `make deps` would install
 	@tools/deps.sh --dry
 
 build: ## build/stead and build/stead-node, both static
-	@tools/build.sh
+	@tools/build.sh $(BUILD_FLAGS)
 
 images: build ## the images of images/*.yaml, into the store (root)
 	@for image in $(IMAGES); do echo "images: $$image"; $(STEAD) image build "images/$$image.yaml"; done

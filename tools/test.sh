@@ -63,7 +63,8 @@ leftovers() { # compares with what was there before: a running cluster of the us
 step deps 600 tools/deps.sh
 tools/leftovers.sh --list | sort >"$logs/before"
 step lint 1200 tools/lint.sh
-step build 1200 make build
+export BUILD_FLAGS=--tests
+step build 2400 make build
 step images 900 make images
 # Incus 7 comes from sid, which may not install today: what is tested on it then says that it is skipped.
 step incus7 300 bash -c 'build/stead image build images/incus7-node.yaml || true'
