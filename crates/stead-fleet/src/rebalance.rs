@@ -419,8 +419,16 @@ impl<'a, F: Fn(Event)> Rebalance<'a, F> {
         }
     }
 
-    /// The processes of the daemons that a move is between: others after a restart.
+    /// The processes of the daemons that a move is between: others after a restart. A member that answers but is offline
+    /// for the cluster is away too: nothing would be moved from or to it until its next heartbeat.
     async fn daemons(&self, planned: &Move) -> Result<[i64; 2], Hitch> {
+        let members = self.client.members().await?;
+        let ends = [&planned.from.0, &planned.to.0];
+        if let Some(offline) =
+            members.iter().find(|m| ends.contains(&&m.server_name) && m.status == "Offline")
+        {
+            return Err(Hitch::Away(format!("{} is offline: {}", offline.server_name, offline.message)));
+        }
         let pid = async |member: &str| match self.client.server_of(member).await {
             Ok(server) => Ok(server.environment.server_pid),
             // However it is said by the one that was asked: this member does not answer.
@@ -477,6 +485,7 @@ impl From<Error> for Hitch {
             | Error::Timeout { .. }
             | Error::OutcomeUnknown { .. } => Self::Away(chain(&error)),
             Error::Api { code, .. } if code >= 500 => Self::Away(chain(&error)),
+            offline if offline.is_offline() => Self::Away(chain(&offline)),
             busy if busy.is_busy() => Self::Busy(chain(&busy)),
             other => Self::Refused(chain(&other)),
         }

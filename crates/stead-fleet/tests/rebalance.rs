@@ -160,6 +160,50 @@ async fn a_server_that_restarts_in_the_middle_is_waited_for() {
     assert_eq!(planned(&client).await.moves, []);
 }
 
+/// After a restart of its daemon a member may answer long before the cluster takes it for online again.
+#[tokio::test]
+async fn a_member_that_is_offline_for_a_while_is_waited_for_and_nothing_is_stopped_meanwhile() {
+    let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
+    let client = fake.client();
+    let offline = "node2";
+    let back = RefCell::new(false);
+    let stopped_in_vain = RefCell::new(Vec::<usize>::new());
+    let told = RefCell::new(Vec::new());
+    let tell = |event| match event {
+        Event::Begins { planned, .. } if planned.to.0 == offline && told.borrow().is_empty() => {
+            fake.set_online(offline, false);
+        }
+        Event::ServerAway(why) => {
+            if !*back.borrow() {
+                for n in 0..RUNNING {
+                    let (_, status) = fake.whereabouts("default", &format!("c{n}")).unwrap();
+                    if status != "Running" {
+                        stopped_in_vain.borrow_mut().push(n);
+                    }
+                }
+                fake.set_online(offline, true);
+                *back.borrow_mut() = true;
+            }
+            told.borrow_mut().push(why);
+        }
+        _ => {}
+    };
+    let [_, summary] = rebalance(&client, dir.path(), Limits::default(), tell).await;
+    assert!(told.borrow().iter().any(|why| why.contains("node2 is offline")), "{told:?}");
+    assert!(stopped_in_vain.borrow().is_empty(), "{stopped_in_vain:?}");
+    assert!(summary.moves.iter().all(|(_, o)| matches!(o, Outcome::Moved { .. })), "{summary:?}");
+    assert_whole(&fake);
+
+    // And when it is known only as the move is asked for.
+    let (fake, dir) = (piled(), tempfile::tempdir().unwrap());
+    let client = fake.client();
+    let message = "Target cluster member is offline".to_owned();
+    fake.inject(Fault::Refuse { request: "POST /1.0/instances/c".into(), code: 400, message }, 1);
+    let [_, summary] = rebalance(&client, dir.path(), Limits::default(), |_| {}).await;
+    assert!(summary.moves.iter().all(|(_, o)| matches!(o, Outcome::Moved { .. })), "{summary:?}");
+    assert_whole(&fake);
+}
+
 #[tokio::test]
 async fn asked_to_stop_it_ends_the_move_that_runs_and_begins_no_other() {
     let (fake, dir) = (piled(), tempfile::tempdir().unwrap());

@@ -226,6 +226,12 @@ impl Error {
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Api { message, .. } | Self::Operation { message, .. } if message.contains("is busy running"))
     }
+    /// Whether the cluster takes a member that this concerns for offline (cmd/incusd/instance_post.go and
+    /// lxd/instance_post.go). After a restart of its daemon that may last until the next heartbeat, though the member answers.
+    pub fn is_offline(&self) -> bool {
+        let told = ["is offline", "is currently offline"];
+        matches!(self, Self::Api { message, .. } | Self::Operation { message, .. } if told.iter().any(|t| message.ends_with(t)))
+    }
     /// Whether nothing answered: no connection, a broken one, or silence.
     pub fn is_silence(&self) -> bool {
         matches!(self, Self::Connect { .. } | Self::Http { .. } | Self::Timeout { .. })

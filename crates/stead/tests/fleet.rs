@@ -6,7 +6,7 @@ mod common;
 mod engine;
 
 use common::{
-    Said, World,
+    Said, World, eventually,
     faults::{Random, killed, often},
 };
 use serde_json::Value;
@@ -505,6 +505,10 @@ fn restarted_daemons(f: &Fleet) {
         // The one that is asked (node1) is asked again without a word.
         told += u32::from(stderr.contains("waiting for the server"));
         assert_eq!(out.code, 0, "the daemon of {victim} was ended by {how}");
+        // A run that needed nothing more of that member does not wait for its heartbeat.
+        eventually("every member is online again", SOON, || {
+            f.runtime.block_on(f.client.members()).is_ok_and(|m| m.iter().all(|m| m.status == "Online"))
+        });
         assert_eq!(f.places(&["c5"]), [planned["to"].as_str().unwrap()]);
         f.assert_whole();
     }
