@@ -8,7 +8,7 @@ use crate::{
     down::{self, STOP_PATIENCE, STOP_SECONDS},
     files,
     plan::{EngineStep, NodeAction, NodePlan, Removal},
-    wait::{failed, took, wait_for},
+    wait::{self, failed, took, wait_for},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -133,7 +133,8 @@ async fn bring_inner(work: &Work, plan: &NodePlan, desired: &DesiredNode) -> Res
         + if desired.machine.backend == Backend::Qemu { QEMU_DEADLINE } else { NAMESPACE_DEADLINE };
 
     let status = wait_for(work, desired, &agent, deadline, "its services to run", |s| {
-        matches!(s.phase, NodePhase::Running) || (plan.engine != EngineStep::None && engine_answers(s))
+        (matches!(s.phase, NodePhase::Running) && wait::settled(s))
+            || (plan.engine != EngineStep::None && engine_answers(s))
     })
     .await?;
     if plan.engine == EngineStep::None {

@@ -13,6 +13,19 @@ const POLL_UNREACHABLE: Duration = Duration::from_millis(10);
 /// Lines of console and service logs shown for a node that failed.
 const TAIL_LINES: usize = 15;
 
+/// A service without a readiness check counts as up once it has lived this long: what ends at once was never up.
+const SETTLED_MS: u64 = 250;
+
+/// Whether no service of the node has only just been started.
+pub(crate) fn settled(s: &NodeStatus) -> bool {
+    let last = |event: String| s.timeline.iter().rev().find(|t| t.event == event).map_or(0, |t| t.at_ms);
+    s.services.iter().filter(|x| x.state == ServiceState::Ready).all(|x| {
+        let started = last(format!("service {} started", x.name));
+        // One with a check has passed it.
+        started < last(format!("service {} ready", x.name)) || started + SETTLED_MS <= s.uptime_ms
+    })
+}
+
 /// Polls a node's agent until `well`, or says why it will not be.
 pub(crate) async fn wait_for(
     work: &Work,
@@ -148,7 +161,7 @@ mod tests {
     use super::*;
     use stead_model::{
         EngineKind,
-        agent::{EngineState, EngineStatus, NodePhase, ServiceStatus},
+        agent::{EngineState, EngineStatus, NodePhase, ServiceStatus, TimelineEvent},
     };
 
     fn status() -> NodeStatus {
@@ -197,6 +210,28 @@ mod tests {
         s.services.retain(|x| x.name == "ntp");
         s.engine = None;
         assert_eq!(outlook(&s), Outlook::Waits(String::new()));
+    }
+
+    #[test]
+    fn services_that_were_only_just_started_are_not_yet_up() {
+        let mut s = status();
+        let event = |at_ms, event: &str| TimelineEvent { at_ms, event: event.into() };
+        s.services.retain(|x| x.name == "ntp");
+        s.timeline = vec![event(900, "service ntp started"), event(950, "service web started")];
+        assert!(settled(&s));
+        s.timeline.push(event(1200, "service ntp started"));
+        assert!(!settled(&s));
+        s.uptime_ms = 1449;
+        assert!(!settled(&s));
+        s.uptime_ms = 1450;
+        assert!(settled(&s));
+        // One that has shown that it works need not wait.
+        s.uptime_ms = 1240;
+        s.timeline.push(event(1230, "service ntp ready"));
+        assert!(settled(&s));
+        // The timeline has a bound; what is not in it any more was long ago.
+        s.timeline.clear();
+        assert!(settled(&s));
     }
 
     #[test]
