@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use stead_agent::{Event, ExecOutput};
 use stead_model::agent::{ExecExit, ExecRequest, Size};
 
+/// What is said at all is said within this.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 fn request(command: &[&str]) -> ExecRequest {
     ExecRequest {
         command: command.iter().map(|s| (*s).to_owned()).collect(),
@@ -20,10 +23,24 @@ struct Heard {
     exit: ExecExit,
 }
 
+/// Waits for this to be said first. A terminal's lines come in any number of pieces.
+async fn begins_with(output: &mut ExecOutput, want: &str) {
+    let mut said = Vec::new();
+    while said.len() < want.len() {
+        let next = tokio::time::timeout(PATIENCE, output.next()).await.expect("it begins");
+        match next.unwrap() {
+            Some(Event::Stdout(piece)) => said.extend_from_slice(&piece),
+            other => panic!("{other:?} after {said:?}"),
+        }
+    }
+    assert_eq!(String::from_utf8(said).unwrap(), want);
+}
+
 async fn hear(output: &mut ExecOutput) -> Heard {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     loop {
-        match output.next().await.unwrap().unwrap() {
+        let next = tokio::time::timeout(PATIENCE, output.next()).await.expect("it goes on");
+        match next.unwrap().unwrap() {
             Event::Stdout(data) => stdout.extend_from_slice(&data),
             Event::Stderr(data) => stderr.extend_from_slice(&data),
             Event::Exit(exit) => {
@@ -229,17 +246,20 @@ async fn a_terminal_resizes_interrupts_and_ends_its_input() {
         .await
         .unwrap()
         .split();
-    assert_eq!(output.next().await.unwrap(), Some(Event::Stdout("ready\r\n".into())));
+    begins_with(&mut output, "ready\r\n").await;
     input.resize(Size { rows: 50, columns: 132 }).await.unwrap();
     let heard = hear(&mut output).await;
     assert_eq!((heard.stdout.as_str(), heard.exit.code), ("50 132\r\n", 0));
 
     // ^C typed; a signal sent; ^D by closing stdin.
     for how in 0..3 {
-        let script =
-            if how == 2 { "stty -echo; echo ready; cat; exit 5" } else { "echo ready; exec sleep 1000" };
+        // No `exec`: a shell that is interrupted just before it becomes something else forgets that it was.
+        let script = match how {
+            2 => "stty -echo; echo ready; cat; exit 5",
+            _ => "echo ready; while :; do sleep 0.05; done",
+        };
         let (mut input, mut output) = node.client.exec(&tty(script)).await.unwrap().split();
-        assert_eq!(output.next().await.unwrap(), Some(Event::Stdout("ready\r\n".into())));
+        begins_with(&mut output, "ready\r\n").await;
         match how {
             0 => input.stdin(&b"\x03"[..]).await.unwrap(),
             1 => input.signal(2).await.unwrap(),
