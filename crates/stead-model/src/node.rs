@@ -144,6 +144,26 @@ pub struct NamespaceBoot {
     pub root_limit: Option<Bytes>,
 }
 
+/// How `stead machine run` starts a node in a VM: the file [`VmBoot::FILE`] beside `node.json` on the spec drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmBoot {
+    /// How many layers there are. Each is a drive with the serial [`VmBoot::layer_serial`], boot overlays last.
+    pub layers: u32,
+}
+
+impl VmBoot {
+    /// Its name on the spec drive.
+    pub const FILE: &str = "boot.json";
+    /// Serial of the spec drive.
+    pub const SPEC_SERIAL: &str = "spec";
+
+    /// Serial of the drive with layer `n`, counted from 0, the lowest.
+    pub fn layer_serial(n: u32) -> String {
+        format!("layer{n}")
+    }
+}
+
 /// This node's part in the engine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -260,6 +280,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_vm_reads_what_its_supervisor_wrote(layers: u32) {
+            let written = serde_json::to_string(&VmBoot { layers }).unwrap();
+            prop_assert_eq!(text::from_json::<VmBoot>(VmBoot::FILE, &written).unwrap(), VmBoot { layers });
+            // As it is on the spec drives of machines that run.
+            prop_assert_eq!(written, format!("{{\"layers\":{layers}}}"));
+        }
+
         #[test]
         fn any_text_is_answered(s in "(?s).{0,200}") { let _ = NodeSpec::from_json("x", &s); }
     }

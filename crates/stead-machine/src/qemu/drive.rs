@@ -5,13 +5,13 @@ use std::{
     io::{self, Write},
     path::Path,
 };
+use stead_model::node::VmBoot;
 
 /// A block device has whole sectors, bytes.
 const SECTOR: usize = 512;
 
-/// A tar of the regular files in `spec_dir`, readable by root only, and `boot.json` that says how many layers to wait
-/// for. The same input gives the same bytes.
-pub(crate) fn spec_tar(spec_dir: &Path, layers: usize) -> io::Result<Vec<u8>> {
+/// A tar of the regular files in `spec_dir`, readable by root only, and `boot`. The same input gives the same bytes.
+pub(crate) fn spec_tar(spec_dir: &Path, boot: VmBoot) -> io::Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut files: Vec<_> = fs::read_dir(spec_dir)?
         .filter_map(Result::ok)
@@ -25,7 +25,7 @@ pub(crate) fn spec_tar(spec_dir: &Path, layers: usize) -> io::Result<Vec<u8>> {
         io::copy(&mut File::open(&path)?, &mut content)?;
         add(&mut tar, Path::new(&name), &content)?;
     }
-    add(&mut tar, Path::new("boot.json"), format!("{{\"layers\": {layers}}}\n").as_bytes())?;
+    add(&mut tar, Path::new(VmBoot::FILE), &serde_json::to_vec(&boot)?)?;
     let mut out = tar.into_inner()?;
     let padding = out.len().next_multiple_of(SECTOR) - out.len();
     out.write_all(&vec![0; padding])?;
@@ -45,13 +45,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holds_the_spec_and_the_number_of_layers() {
+    fn holds_the_spec_and_how_to_boot() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("node.json"), "{}").unwrap();
         fs::create_dir(dir.path().join("sub")).unwrap();
-        let bytes = spec_tar(dir.path(), 3).unwrap();
+        let boot = VmBoot { layers: 3 };
+        let bytes = spec_tar(dir.path(), boot).unwrap();
         assert_eq!(bytes.len() % SECTOR, 0);
-        assert_eq!(bytes, spec_tar(dir.path(), 3).unwrap());
+        assert_eq!(bytes, spec_tar(dir.path(), boot).unwrap());
         let mut seen = Vec::new();
         for entry in tar::Archive::new(bytes.as_slice()).entries().unwrap() {
             let mut entry = entry.unwrap();
@@ -63,7 +64,7 @@ mod tests {
             seen,
             [
                 ("node.json".to_owned(), 0o600, "{}".to_owned()),
-                ("boot.json".to_owned(), 0o600, "{\"layers\": 3}\n".to_owned()),
+                ("boot.json".to_owned(), 0o600, serde_json::to_string(&boot).unwrap()),
             ]
         );
     }

@@ -8,7 +8,7 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
 };
-use stead_model::{Bytes, cluster::Backend};
+use stead_model::{Bytes, cluster::Backend, node::VmBoot};
 
 /// RAM of a machine whose spec leaves it open.
 const DEFAULT_MEMORY: Bytes = Bytes::gib(2);
@@ -97,10 +97,10 @@ pub(crate) fn invocation(spec: &MachineSpec, facts: &Facts) -> Result<Invocation
     argv.words(&["-serial", "chardev:console"]);
     argv.words(&["-object", "rng-random,id=random,filename=/dev/urandom"]);
     argv.words(&["-device", "virtio-rng-pci,rng=random"]);
-    for (i, layer) in spec.layers.iter().enumerate() {
-        argv.drive(&format!("layer{i}"), layer, Access::ReadOnly);
+    for (n, layer) in (0..).zip(&spec.layers) {
+        argv.drive(&VmBoot::layer_serial(n), layer, Access::ReadOnly);
     }
-    argv.drive("spec", &spec_drive, Access::ReadOnly);
+    argv.drive(VmBoot::SPEC_SERIAL, &spec_drive, Access::ReadOnly);
     for disk in &spec.disks {
         argv.drive(&disk.serial, &disk.path, Access::ReadWrite);
     }

@@ -27,6 +27,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use stead_model::node::VmBoot;
 
 /// QEMU's own messages; it says a few lines at most.
 const MAX_LOG_BYTES: u64 = 1 << 20;
@@ -65,7 +66,7 @@ impl Machine {
             console_log: console_log.as_raw_fd(),
         };
         let made = invocation(spec, &facts)?;
-        let tar = drive::spec_tar(&spec.spec_dir, spec.layers.len())
+        let tar = drive::spec_tar(&spec.spec_dir, VmBoot { layers: spec.layers.len() as u32 })
             .map_err(MachineError::file("read", &spec.spec_dir))?;
         files::write(&made.spec_drive, &tar, Durability::Volatile)
             .map_err(MachineError::file("write", &made.spec_drive))?;

@@ -19,7 +19,10 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use stead_model::node::{NamespaceBoot, NodeSpec, RootUpper};
+use stead_model::{
+    node::{NamespaceBoot, NodeSpec, RootUpper, VmBoot},
+    text,
+};
 
 /// How long drives may take to show up: the kernel finds virtio drives within milliseconds, emulated or slow hosts
 /// within seconds.
@@ -27,17 +30,10 @@ const DRIVES_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between looks for drives.
 const DRIVES_PAUSE: Duration = Duration::from_millis(2);
 /// Largest file taken from the spec drive: a bound against a broken one.
-const MAX_SPEC_BYTES: u64 = stead_model::text::MAX_TEXT_BYTES as u64;
+const MAX_SPEC_BYTES: u64 = text::MAX_TEXT_BYTES as u64;
 
 /// One entry for each virtio device that a driver of its bus has found.
 const VIRTIO_DEVICES: &str = "/sys/bus/virtio/devices";
-
-/// What a VM's machine supervisor says beside the node spec.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
-pub struct VmBoot {
-    /// How many layers there are: `layer0` to `layer<layers - 1>`.
-    pub layers: usize,
-}
 
 /// As `/init` of an initrd. What comes next goes on in this process: by starting the program again from the new root,
 /// an emulated machine would lose half a second to translating it again. When there is no new root, the state says why.
@@ -83,18 +79,18 @@ fn read_line(path: &str) -> String {
 
 fn vm_root(state: &mut BootState) -> Result<(), String> {
     let sys_block = Path::new("/sys/block");
-    let spec_drive = wait_for(&["spec".to_owned()], sys_block)?.remove(0);
+    let spec_drive = wait_for(&[VmBoot::SPEC_SERIAL.to_owned()], sys_block)?.remove(0);
     let (node, boot) = read_spec_drive(&spec_drive)?;
     // The agent's certificates are in the spec: from here on a rescue answers.
     let spec = read_spec(&node)?;
     state.spec = Some(spec.clone());
-    let boot: VmBoot = serde_json::from_str(&boot.ok_or("the spec drive has no boot.json")?)
-        .map_err(|e| format!("boot.json: {e}"))?;
+    let boot: VmBoot = text::from_json(VmBoot::FILE, &boot.ok_or("the spec drive has no boot.json")?)
+        .map_err(|e| e.to_string())?;
     if boot.layers == 0 {
         return Err("boot.json says that there are no layers".into());
     }
-    let wanted: Vec<String> =
-        (0..boot.layers.min(super::MAX_LAYERS + 1)).map(|n| format!("layer{n}")).collect();
+    let most = super::MAX_LAYERS + 1;
+    let wanted: Vec<String> = (0..boot.layers).take(most).map(VmBoot::layer_serial).collect();
     let layers = wait_for(&wanted, sys_block)?;
     let serials = disks::serials(sys_block);
     let upper = match &spec.root {
@@ -238,7 +234,7 @@ pub fn read_spec_tar(tar: impl io::Read) -> Result<(String, Option<String>), Str
         let path = entry.path().map_err(bad)?.into_owned();
         let slot = match path.strip_prefix("./").unwrap_or(&path).to_str() {
             Some("node.json") => &mut node,
-            Some("boot.json") => &mut boot,
+            Some(VmBoot::FILE) => &mut boot,
             _ => continue,
         };
         let mut text = String::new();
@@ -269,7 +265,7 @@ pub fn namespace(file: &Path) -> BootState {
 fn namespace_root(state: &mut BootState, file: &Path, staging: &mut PathBuf) -> Result<(), String> {
     let text = fs::read_to_string(file).map_err(|e| format!("read {}: {e}", file.display()))?;
     let boot: NamespaceBoot =
-        stead_model::text::from_json(&file.display().to_string(), &text).map_err(|e| e.to_string())?;
+        text::from_json(&file.display().to_string(), &text).map_err(|e| e.to_string())?;
     let spec_dir =
         fs::canonicalize(&boot.spec_dir).map_err(|e| format!("{}: {e}", boot.spec_dir.display()))?;
     // It exists, and nothing else that is still needed is in it once the spec has been read.
@@ -371,7 +367,7 @@ mod tests {
         drive.resize(drive.len() + 1_000_000, 0);
         let (node, boot) = read_spec_tar(io::Cursor::new(drive)).unwrap();
         assert_eq!(node, "{}");
-        assert_eq!(serde_json::from_str::<VmBoot>(&boot.unwrap()).unwrap(), VmBoot { layers: 2 });
+        assert_eq!(text::from_json::<VmBoot>(VmBoot::FILE, &boot.unwrap()).unwrap(), VmBoot { layers: 2 });
     }
 
     #[test]
