@@ -5,24 +5,24 @@
 //! the lock, not a pid, says whether a machine runs.
 
 pub mod backend;
+mod cgroup;
 mod daemon;
+mod disks;
 pub mod doctor;
 mod files;
 pub mod layers;
 mod mountinfo;
-mod namespace;
 mod netlink;
 pub mod netns;
 pub mod network;
-mod qemu;
 pub mod spec;
 pub mod supervise;
 mod sys;
 pub mod teardown;
 mod tether;
 
+pub use cgroup::CgroupError;
 pub use daemon::DaemonError;
-pub use namespace::cgroup::CgroupError;
 pub use netlink::LinkError;
 pub use spec::{MachinePhase, MachineSpec, MachineState};
 pub use teardown::TeardownError;

@@ -3,9 +3,9 @@
 use super::MachineError;
 use crate::{
     MachinePhase, MachineSpec, MachineState, TeardownError,
+    backend::namespace,
     daemon::{self, End},
     files::{self, Durability},
-    namespace,
 };
 use rustix::process::Signal;
 use std::{ffi::OsStr, path::Path, time::Duration};

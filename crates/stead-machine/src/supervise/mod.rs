@@ -18,10 +18,11 @@ mod control;
 pub use control::{announce_end, cleanup, finish_end, kill, last_state, observe, spawn, stop};
 
 use crate::{
-    CgroupError, DaemonError, LinkError, MachinePhase, MachineSpec, MachineState, TeardownError, daemon,
+    CgroupError, DaemonError, LinkError, MachinePhase, MachineSpec, MachineState, TeardownError,
+    backend::{namespace, qemu},
+    daemon,
     files::{self, Durability},
     layers::LayerError,
-    namespace, qemu,
     tether::Tethered,
 };
 use rustix::process::Signal;

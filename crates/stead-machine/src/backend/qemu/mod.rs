@@ -7,9 +7,11 @@ mod invocation;
 mod qmp;
 
 use crate::{
-    MachineSpec, doctor,
+    MachineSpec,
+    backend::namespace::{MAX_CONSOLE_BYTES, link_name},
+    disks::ensure_file,
+    doctor,
     files::{self, Durability},
-    namespace::{MAX_CONSOLE_BYTES, ensure_file, link_name},
     netlink::{self, Links},
     netns,
     supervise::{Exit, MachineError, Running},

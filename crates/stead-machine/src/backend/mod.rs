@@ -1,5 +1,8 @@
 //! Which backend `auto` means on this host.
 
+pub(crate) mod namespace;
+pub(crate) mod qemu;
+
 use crate::doctor::HostFacts;
 use stead_model::cluster::Backend;
 

@@ -7,11 +7,10 @@
 //! parent-death signal to the thread that forked it, and a thread can be given the new network and pid namespaces
 //! before there is a child, so that the interfaces are in place before PID 1 runs its first instruction.
 
-pub mod cgroup;
-mod disks;
-
 use crate::{
     MachineSpec, TeardownError,
+    cgroup::{self, Cgroups},
+    disks,
     files::{self, Durability},
     layers,
     netlink::{self, Links, VethPeer},
@@ -21,8 +20,6 @@ use crate::{
     teardown::Failures,
     tether::Tethered,
 };
-use cgroup::Cgroups;
-pub(crate) use disks::ensure_file;
 use rustix::{
     fs::{Mode, OFlags},
     thread::UnshareFlags,
