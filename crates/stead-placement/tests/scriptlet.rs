@@ -1,6 +1,7 @@
 //! The scriptlet, run in a Starlark interpreter with the functions that a server offers it: it is compared with what
 //! `place` does. That servers take it and do as it says is tested on real ones.
 
+#[path = "it/common/mod.rs"]
 mod common;
 
 use common::{policy, snapshot, workloads};

@@ -1,11 +1,8 @@
 //! The client of the engines' API on real engines: what the fake passes too (`stead_testkit::body`), and what only a
 //! real engine can show: commands, files, measurements, copies between servers, restarts.
 
-mod common;
-mod engine;
-
-use common::{World, eventually};
-use engine::{client, copies, real, unix_client};
+use crate::common::{World, eventually};
+use crate::engine::{client, copies, real, unix_client};
 use std::time::Duration;
 use stead_incus::{Client, Dialect, Error, EventFilter, Told, requests::instances};
 use stead_testkit::{body, body::Env, image};

@@ -1,6 +1,7 @@
 //! Every script in the order a VM could live through them.
 
-use crate::{common::eventually, host::*};
+use super::host::*;
+use crate::common::eventually;
 use std::{thread, time::Duration};
 
 /// Every action in the order a VM could live through them.

@@ -1,6 +1,7 @@
 //! Migration between hosts.
 
-use crate::{alone, common::World, host::*};
+use super::{alone, host::*};
+use crate::common::World;
 use std::{fs, process::Command, thread, time::Duration};
 
 /// Two hosts with the same datastores; what ssh is between OpenNebula's hosts is here a program of that name that has the

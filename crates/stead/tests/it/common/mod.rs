@@ -1,6 +1,5 @@
 //! Clusters for tests: made by the real command line in a state directory of their own, taken down at the end whatever
 //! happened.
-#![allow(dead_code)] // every test binary uses its own part of this
 
 pub mod faults;
 

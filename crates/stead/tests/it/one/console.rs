@@ -1,6 +1,7 @@
 //! The console, with a stock VNC client and by the protocol itself.
 
-use crate::{alone, common::eventually, host::*};
+use super::{alone, host::*};
+use crate::common::eventually;
 use std::{
     io::Write as _,
     process::{Command, Stdio},

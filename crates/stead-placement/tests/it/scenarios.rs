@@ -1,8 +1,6 @@
 //! Plans of clusters that can be understood at a glance, in full.
 
-mod common;
-
-use common::{instance, member};
+use crate::common::{instance, member};
 use stead_placement::{Plan, Policy, Snapshot, check, plan, policy::Downtime, settings, snapshot::Instance};
 
 fn planned(s: &Snapshot, p: &Policy) -> Plan {

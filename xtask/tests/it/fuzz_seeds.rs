@@ -1,6 +1,6 @@
 //! Every fuzz target's function over its seeds, and over pieces of them, without libFuzzer.
 
-#[path = "../../fuzz/src/lib.rs"]
+#[path = "../../../fuzz/src/lib.rs"]
 mod fuzz;
 
 use std::{collections::BTreeSet, fs, path::Path};

@@ -1,7 +1,6 @@
 //! Real engines: three Incus nodes and two LXD nodes with instances from our own image, in namespaces.
 
-mod common;
-use common::{World, eventually};
+use crate::common::{World, eventually};
 use serde_json::Value;
 use std::time::Duration;
 

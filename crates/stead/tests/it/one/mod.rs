@@ -1,14 +1,12 @@
 //! The OpenNebula driver on real engines: its scripts called as `one_vmm_exec` calls them, on nodes of our own clusters.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod console;
 mod disks;
 mod host;
 mod lifecycle;
 mod moves;
 
-use common::World;
+use crate::common::World;
 use host::*;
 use std::{
     fmt::Write as _,

@@ -1,7 +1,6 @@
 //! Clusters without an engine, in namespaces: everything of the command line against real nodes.
 
-mod common;
-use common::{World, eventually};
+use crate::common::{World, eventually};
 use std::{fs, io::Write, process::Stdio, time::Duration};
 
 fn yaml(name: &str, nodes: u32, more: &str) -> String {

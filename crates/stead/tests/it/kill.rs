@@ -1,7 +1,6 @@
 //! Killed at any moment, `up`, `scale` and `down` leave a state from which `up` completes and `down` cleans.
 
-mod common;
-use common::{
+use crate::common::{
     World, eventually,
     faults::{Random, killed, often},
 };

@@ -1,7 +1,6 @@
 //! The same images in QEMU, by emulation: slow, so one machine at a time.
 
-mod common;
-use common::{World, eventually};
+use crate::common::{World, eventually};
 use serde_json::Value;
 use std::{process::Command, time::Duration};
 

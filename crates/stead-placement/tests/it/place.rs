@@ -1,8 +1,6 @@
 //! Batches of new instances, compared with trying every way to place them.
 
-mod common;
-
-use common::{Oracle, policy, snapshot, workloads};
+use crate::common::{Oracle, policy, snapshot, workloads};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use stead_placement::{
@@ -129,11 +127,11 @@ proptest! {
 #[test]
 fn a_refusal_says_why_with_numbers() {
     let mut s = Snapshot {
-        members: (0..4).map(|n| common::member(n, 16 << 10, 8000)).collect(),
-        instances: (0..3).map(|n| common::instance(n, n, (10 + n as u64) << 10, 1000)).collect(),
+        members: (0..4).map(|n| crate::common::member(n, 16 << 10, 8000)).collect(),
+        instances: (0..3).map(|n| crate::common::instance(n, n, (10 + n as u64) << 10, 1000)).collect(),
     };
     s.members[3].networks.clear();
-    let batch = [common::workload(50, 12 << 10, 1000), common::workload(51, 4 << 10, 1000)];
+    let batch = [crate::common::workload(50, 12 << 10, 1000), crate::common::workload(51, 4 << 10, 1000)];
     let made = placed(&s, &Policy::default(), &batch);
     insta::assert_json_snapshot!(made, @r#"
     {

@@ -1,8 +1,6 @@
 //! What holds of every plan, over random clusters; what is called impossible is compared with trying everything.
 
-mod common;
-
-use common::{Oracle, Wrong, policy, snapshot};
+use crate::common::{Oracle, Wrong, policy, snapshot};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use stead_placement::{
@@ -145,8 +143,8 @@ proptest! {
 #[test]
 fn large_clusters_tell_what_is_impossible() {
     let mut s = Snapshot {
-        members: (0..40).map(|n| common::member(n, 16, 16)).collect(),
-        instances: (0..60).map(|n| common::instance(n, n % 20, 2, 1)).collect(),
+        members: (0..40).map(|n| crate::common::member(n, 16, 16)).collect(),
+        instances: (0..60).map(|n| crate::common::instance(n, n % 20, 2, 1)).collect(),
     };
     s.instances[0].workload.limits.memory_mib = Some(17);
     s.instances[1].pinned = true;

@@ -1,9 +1,7 @@
 //! Disks of every kind of datastore, on the real thing: qcow2 by qemu-nbd, logical volumes, a context CD, Ceph images.
 
-use crate::{
-    common::{World, eventually},
-    host::*,
-};
+use super::host::*;
+use crate::common::{World, eventually};
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 /// What the node needs besides its engine: what disks are made with and mapped by, and a small Ceph cluster.

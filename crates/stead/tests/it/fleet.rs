@@ -1,13 +1,13 @@
 //! `stead fleet` on real clusters: a pile on one member is spread as the rules say, new instances follow, and what is
 //! killed or restarted in the middle is gone on with.
 
-mod common;
-#[allow(dead_code)] // its checks of the client are another test's
-mod engine;
-
-use common::{
-    Said, World, eventually,
-    faults::{Random, killed, often},
+use crate::{
+    common::{
+        Said, World, eventually,
+        faults::{Random, killed, often},
+        said,
+    },
+    engine,
 };
 use serde_json::Value;
 use std::{
@@ -213,7 +213,7 @@ fn trusted(f: &Fleet, add: &[&str]) {
         let mut child = command.spawn().unwrap();
         // It may have ended without reading.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        common::said(child.wait_with_output().unwrap())
+        said(child.wait_with_output().unwrap())
     };
     let trust = |by: &[&str], args: &[&str], input: &str| run(by, &[&["trust"], args].concat(), input);
     // Where the token's own addresses are reached.
@@ -500,7 +500,7 @@ fn restarted_daemons(f: &Fleet) {
         std::thread::sleep(INTO_THE_MOVE);
         f.w.exec(f.name, victim, &["sh", "-c", &format!("kill -{how} {daemon}")]);
         stderr.extend(lines);
-        let (out, stderr) = (common::said(child.wait_with_output().unwrap()), stderr.join("\n"));
+        let (out, stderr) = (said(child.wait_with_output().unwrap()), stderr.join("\n"));
         println!("{role} ({victim}), {how}, {:?}:\n{stderr}\n{}", began.elapsed(), out.stdout);
         // The one that is asked (node1) is asked again without a word.
         told += u32::from(stderr.contains("waiting for the server"));

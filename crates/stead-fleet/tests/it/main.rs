@@ -1,0 +1,3 @@
+//! Fleet work against an engine in memory.
+
+mod rebalance;

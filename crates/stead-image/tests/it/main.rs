@@ -1,0 +1,4 @@
+//! The builder with real tools.
+
+mod debian;
+mod store;

@@ -1,0 +1,3 @@
+//! The files that ship with Stead.
+
+mod examples;

@@ -1,0 +1,4 @@
+//! What holds of the whole repository.
+
+mod dependencies;
+mod fuzz_seeds;
