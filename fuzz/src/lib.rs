@@ -19,6 +19,10 @@ use stead_incus::{
 use stead_model::{ClusterSpec, NodeSpec, Recipe, agent};
 use stead_node::api::{Route, route, unpack};
 use stead_one::{disks, document, instance, lxdrc, payload, raw};
+use stead_os::{
+    mountinfo,
+    qmp::{self, Message as QmpMessage},
+};
 use stead_placement::{Policy, check, place, plan};
 use tokio_tungstenite::tungstenite::{
     Message, WebSocket,
@@ -39,11 +43,13 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("engine_metrics", engine_metrics),
     ("engine_objects", engine_objects),
     ("engine_operations", engine_operations),
+    ("mountinfo", mountinfo),
     ("node_spec", node_spec),
     ("one_document", one_document),
     ("one_lxdrc", one_lxdrc),
     ("one_raw", one_raw),
     ("placement", placement),
+    ("qmp", qmp),
     ("recipe", recipe),
     ("tar_overlay", tar_overlay),
 ];
@@ -376,5 +382,33 @@ pub fn engine_metrics(data: &[u8]) {
         }
         Err(metrics::MetricsError::Line { line, .. }) => assert!((1..=lines).contains(&line)),
         Err(metrics::MetricsError::Text) => assert!(std::str::from_utf8(data).is_err()),
+    }
+}
+
+/// A table of mounts: no line becomes two mounts, nothing in a mount comes from elsewhere, and a path on a mount is found
+/// to be on it or on one below it.
+pub fn mountinfo(data: &[u8]) {
+    let mounts = mountinfo::parse(data);
+    assert!(mounts.len() <= data.split(|b| *b == b'\n').count());
+    for mount in &mounts {
+        assert!(mount.at.as_os_str().len() + mount.source.as_os_str().len() < data.len());
+        let holding = mountinfo::holding(&mounts, &mount.at).expect("a mount point is on a mount");
+        assert_eq!(holding.at.components().count(), mount.at.components().count());
+    }
+}
+
+/// Lines from QEMU. An event has a name, and a refusal is no answer.
+pub fn qmp(data: &[u8]) {
+    for line in data.split(|b| *b == b'\n') {
+        match qmp::parse(line) {
+            QmpMessage::Event(event) => assert!(event.name.len() <= line.len()),
+            QmpMessage::Answer { id, result } => {
+                assert!(id.is_none() || line.contains(&b':'));
+                if let Err(refusal) = result {
+                    assert!(refusal.class.len() + refusal.desc.len() < line.len());
+                }
+            }
+            QmpMessage::Greeting | QmpMessage::Unknown => {}
+        }
     }
 }

@@ -1,0 +1,236 @@
+//! Cgroups of version 1, version 2 and both at once: which hierarchies are mounted, and how a process enters a group
+//! before it becomes a program.
+//!
+//! Makes no groups and sets no limits: names and limits are their owners'.
+
+use crate::{PathContext, PathError, mountinfo::Mount};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Controllers of version 1. Other words among a hierarchy's mount options are options. The set is closed: the kernel
+/// takes new controllers into version 2 only.
+const V1_CONTROLLERS: [&str; 14] = [
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "freezer",
+    "blkio",
+    "pids",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "hugetlb",
+    "rdma",
+    "misc",
+];
+
+/// How deep groups below a group are looked for: containers nest groups as they like.
+const MAX_DEPTH: usize = 64;
+
+/// A mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Where it is mounted.
+    pub root: PathBuf,
+    /// Its version.
+    pub version: Version,
+    /// Whether it is mounted read-only.
+    pub read_only: bool,
+}
+
+/// Version of a hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Version {
+    /// One of version 1 with its controllers in the order of the mount's options, or its name as `name=systemd`.
+    V1(Vec<String>),
+    /// The unified hierarchy.
+    V2,
+}
+
+impl Hierarchy {
+    /// Whether it is a version 1 hierarchy with this controller.
+    pub fn has_v1(&self, controller: &str) -> bool {
+        matches!(&self.version, Version::V1(list) if list.iter().any(|c| c == controller))
+    }
+}
+
+/// The hierarchies among mounts, each once. Of several mounts of one hierarchy the first writable one is taken, or the
+/// first if none is.
+pub fn hierarchies(mounts: &[Mount]) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for mount in mounts {
+        let version = match mount.filesystem.as_str() {
+            "cgroup2" => Version::V2,
+            "cgroup" => {
+                let named = |o: &&String| o.starts_with("name=") || V1_CONTROLLERS.contains(&o.as_str());
+                Version::V1(mount.super_options.iter().filter(named).cloned().collect())
+            }
+            _ => continue,
+        };
+        if version == Version::V1(Vec::new()) {
+            continue;
+        }
+        let next = Hierarchy { root: mount.at.clone(), version, read_only: mount.is_read_only() };
+        match found.iter_mut().find(|h| h.version == next.version) {
+            Some(first) if first.read_only && !next.read_only => *first = next,
+            Some(_) => {}
+            None => found.push(next),
+        }
+    }
+    found
+}
+
+/// Groups that a process is about to enter, one in each hierarchy, opened beforehand.
+///
+/// The process writes `0` (itself) to each `cgroup.procs` after fork and before exec, so the program and everything it
+/// starts is in the groups from its first instruction.
+#[derive(Debug, Default)]
+pub struct Entrance {
+    groups: Vec<File>,
+}
+
+impl Entrance {
+    /// Opens the groups at these paths.
+    ///
+    /// # Errors
+    /// A group is gone, or may not be entered.
+    pub fn open(groups: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self, PathError> {
+        let open = |group: &Path| {
+            let procs = group.join("cgroup.procs");
+            File::options().write(true).open(&procs).at("open", &procs)
+        };
+        let groups = groups.into_iter().map(|g| open(g.as_ref())).collect::<Result<_, _>>()?;
+        Ok(Self { groups })
+    }
+
+    /// Moves the calling process into the groups. Makes nothing but system calls on descriptors that are open, so it may
+    /// be called between fork and exec.
+    ///
+    /// # Errors
+    /// The kernel refuses, e.g. because a version 2 group above has processes of its own.
+    pub fn enter(&self) -> rustix::io::Result<()> {
+        for group in &self.groups {
+            rustix::io::write(group, b"0")?;
+        }
+        Ok(())
+    }
+
+    /// Has the child of `command` enter the groups before it becomes the program. When it cannot, `spawn` fails.
+    pub fn before_exec(self, command: &mut Command) {
+        let act = move || Ok(self.enter()?);
+        // SAFETY: between fork and exec only async-signal-safe things may happen. `enter` makes write(2) calls on
+        // descriptors opened before the fork: it allocates nothing and takes no lock.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(act);
+        }
+    }
+}
+
+/// Processes in a group, without those of groups below it; none when there is no such group.
+pub fn processes(group: &Path) -> Vec<Pid> {
+    let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|l| Pid::from_raw(l.trim().parse().ok()?)).collect()
+}
+
+/// A group and those below it, parents before children; none when there is no such group.
+pub fn subtree(top: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    let mut next = vec![(top.to_owned(), 0)];
+    while let Some((group, depth)) = next.pop() {
+        let Ok(entries) = fs::read_dir(&group) else { continue };
+        if depth < MAX_DEPTH {
+            let groups = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+            next.extend(groups.map(|e| (e.path(), depth + 1)));
+        }
+        all.push(group);
+    }
+    all
+}
+
+/// Processes in a group and in those below it.
+pub fn processes_below(top: &Path) -> Vec<Pid> {
+    subtree(top).iter().flat_map(|group| processes(group)).collect()
+}
+
+/// Sends a signal to every process in a group and in those below it. A process that forks meanwhile may get away:
+/// whoever must have all of them asks again until there are none.
+pub fn signal_below(top: &Path, signal: Signal) {
+    // Atomic where the kernel has it (version 2 from 5.14).
+    if signal == Signal::KILL && fs::write(top.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    for pid in processes_below(top) {
+        // One that has ended is no error.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mountinfo;
+
+    fn of(text: &str) -> Vec<(String, Option<String>, bool)> {
+        let list = |v| match v {
+            Version::V1(list) => Some(list.join(",")),
+            Version::V2 => None,
+        };
+        let found = hierarchies(&mountinfo::parse(text.as_bytes()));
+        found.into_iter().map(|h| (h.root.display().to_string(), list(h.version), h.read_only)).collect()
+    }
+
+    #[test]
+    fn each_hierarchy_of_a_hybrid_host_is_found_once() {
+        let found = of("31 23 0:28 / /cg rw,relatime - tmpfs tmpfs rw,mode=755\n\
+            32 31 0:29 / /cg/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
+            40 31 0:37 / /cg/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+            41 31 0:38 / /cg/unified rw - cgroup2 cgroup2 rw,nsdelegate\n\
+            42 31 0:38 / /elsewhere rw - cgroup2 cgroup2 rw\n\
+            43 31 0:39 / /cg/pids ro - cgroup cgroup rw,pids\n\
+            44 31 0:39 / /pids rw - cgroup cgroup rw,pids\n\
+            45 31 0:40 / /cg/misc ro - cgroup cgroup rw,misc,clone_children,release_agent=/x\n\
+            46 31 0:41 / /cg/strange rw - cgroup cgroup rw,none\n");
+        let expected = [
+            ("/cg/cpu", Some("cpu,cpuacct"), false),
+            ("/cg/systemd", Some("name=systemd"), false),
+            ("/cg/unified", None, false),
+            ("/pids", Some("pids"), false),
+            ("/cg/misc", Some("misc"), true),
+        ];
+        let expected: Vec<_> =
+            expected.map(|(at, list, ro)| (at.to_owned(), list.map(str::to_owned), ro)).into();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_unified_host_has_one() {
+        let found =
+            of("25 1 0:22 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n");
+        assert_eq!(found, [("/sys/fs/cgroup".to_owned(), None, false)]);
+    }
+
+    #[test]
+    fn groups_are_listed_parents_first_and_read_as_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        fs::create_dir_all(top.join("a/b")).unwrap();
+        fs::write(top.join("cgroup.procs"), "7\n8\n").unwrap();
+        fs::write(top.join("a/b/cgroup.procs"), "9\n\n0\nx\n").unwrap();
+        assert_eq!(subtree(&top), [top.clone(), top.join("a"), top.join("a/b")]);
+        let raw =
+            |pids: Vec<Pid>| pids.into_iter().map(Pid::as_raw_nonzero).map(i32::from).collect::<Vec<_>>();
+        assert_eq!(raw(processes(&top)), [7, 8]);
+        assert_eq!(raw(processes_below(&top)), [7, 8, 9]);
+        assert!(subtree(&dir.path().join("none")).is_empty());
+        let error = Entrance::open([top.join("none")]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    }
+}
