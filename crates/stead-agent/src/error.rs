@@ -2,7 +2,7 @@
 
 use crate::tls::TlsError;
 use std::{error::Error as StdError, io, net::SocketAddr};
-use stead_model::{NodeName, agent::ErrorBody};
+use stead_model::{Failure, FailureKind, NodeName, agent::ErrorBody};
 
 /// A request failed.
 #[derive(Debug, thiserror::Error)]
@@ -83,10 +83,19 @@ impl ClientError {
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
-    /// The node's hint, when it gave one.
-    pub fn hint(&self) -> Option<&str> {
+}
+
+/// The node refuses what does not exist or makes no sense with 400 and 404, as any web server does.
+impl Failure for ClientError {
+    fn failure_kind(&self) -> FailureKind {
         match self {
-            Self::Status { body, .. } => body.hint.as_deref(),
+            Self::Status { code: 400 | 404, .. } => FailureKind::BadInput,
+            _ => FailureKind::Failed,
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Status { body, .. } => body.hint.clone(),
             _ => None,
         }
     }

@@ -162,7 +162,7 @@ async fn apply(host: &Host, p: Prepared, events: &Events) -> Result<(), ClusterE
         match task.await {
             Ok(Ok(())) => {}
             Ok(Err(e)) => errors.push(e),
-            Err(e) => errors.push(ClusterError::Refused(format!("a node's task ended: {e}"))),
+            Err(source) => errors.push(ClusterError::Task { task: "bring a node up", source }),
         }
     }
     if errors.is_empty() {
@@ -184,9 +184,15 @@ async fn steady(work: &Work, desired: &Desired) -> Result<(), ClusterError> {
     let agents: Vec<_> = desired
         .nodes
         .iter()
-        .map(|d| dial::agent(&work.operator, &work.netns, &d.machine.name, d.agent))
-        .collect::<Result<_, _>>()
-        .map_err(|e| ClusterError::Refused(crate::error::chain(&e)))?;
+        .map(|d| {
+            let node = &d.machine.name;
+            dial::agent(&work.operator, &work.netns, node, d.agent).map_err(|e| ClusterError::Agent {
+                action: "prepare a connection",
+                node: node.clone(),
+                source: Box::new(e),
+            })
+        })
+        .collect::<Result<_, _>>()?;
     let deadline = Instant::now() + STEADY_PATIENCE;
     loop {
         let looks = join_all(agents.iter().map(|agent| agent.engine())).await;
@@ -214,5 +220,7 @@ async fn steady(work: &Work, desired: &Desired) -> Result<(), ClusterError> {
 pub(crate) async fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ClusterError> {
-    tokio::task::spawn_blocking(f).await.map_err(|e| ClusterError::Refused(format!("a worker ended: {e}")))
+    tokio::task::spawn_blocking(f)
+        .await
+        .map_err(|source| ClusterError::Task { task: "do one step of the plan", source })
 }

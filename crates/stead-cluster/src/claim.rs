@@ -80,6 +80,7 @@ fn release_in(claims: &Path, layout: &Layout) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stead_model::Failure;
 
     fn layout(state_dir: &Path) -> Layout {
         Layout::new(state_dir, &"demo".parse().unwrap())

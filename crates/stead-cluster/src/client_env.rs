@@ -45,7 +45,7 @@ async fn connect(host: &Host, cluster: &ClusterName) -> Result<Connection, Clust
     let (variable, dialect) = match record.engine {
         EngineKind::None => {
             return Err(ClusterError::Refused(format!(
-                "cluster {cluster} has no engine, so there is nothing for a client"
+                "cluster {cluster} has no engine, so there is nothing for a client to connect to"
             )));
         }
         EngineKind::Incus => ("INCUS_CONF", Dialect::Incus),
@@ -60,7 +60,7 @@ async fn connect(host: &Host, cluster: &ClusterName) -> Result<Connection, Clust
         .as_ref()
         .and_then(stead_machine::network::observe)
         .and_then(|s| s.listening.first().copied())
-        .ok_or_else(|| ClusterError::Refused(format!("cluster {cluster} is not up: run `stead up` first")))?;
+        .ok_or_else(|| ClusterError::NotUp(format!("cluster {cluster} is not up")))?;
     let operator = prepare::operator_identity(&layout)?;
     // The engine's API of the first node is what is published: see `desired`.
     let node = record
@@ -76,7 +76,7 @@ async fn connect(host: &Host, cluster: &ClusterName) -> Result<Connection, Clust
     };
     let status = agent.engine().await.map_err(ask("ask for the engine's certificate"))?;
     let certificate = status.certificate.ok_or_else(|| {
-        ClusterError::Refused(
+        ClusterError::NotUp(
             format!("the engine on {node} does not answer yet ({:?})", status.state).to_lowercase(),
         )
     })?;

@@ -75,7 +75,7 @@ pub async fn down(
     }
     let layers = layout.layers();
     if let Err(e) = blocking(move || stead_machine::layers::unmount_all(&layers)).await? {
-        errors.push(ClusterError::Refused(format!("unmount layers: {}", crate::error::chain(&e))));
+        errors.push(ClusterError::Layers { cluster: cluster.clone(), source: e });
     }
     if !errors.is_empty() {
         // The files stay: they say what is left, and `down` again tries it again.

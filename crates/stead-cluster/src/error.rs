@@ -1,13 +1,17 @@
 //! What can go wrong with a cluster.
 
 use std::{io, path::PathBuf};
-use stead_model::{ClusterName, NodeName};
+use stead_agent::{ClientError, pki::PkiError};
+use stead_image::ImageError;
+use stead_machine::TeardownError;
+use stead_model::{ClusterName, Failure, FailureKind, NodeName};
+use tokio::task::JoinError;
 
-/// An error of this crate. Messages name the subject; [`ClusterError::hint`] gives the mend.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// No such cluster on this host.
-    #[error("cluster {0} is not here")]
+    #[error("there is no cluster {0} on this host")]
     NoCluster(ClusterName),
     /// No such node in the cluster.
     #[error("cluster {cluster} has no node {node}; it has {}", .have.join(", "))]
@@ -31,7 +35,7 @@ pub enum ClusterError {
         state_dir: PathBuf,
     },
     /// A file operation failed.
-    #[error("{action} {path}")]
+    #[error("cannot {action} {path}")]
     File {
         /// What was tried.
         action: &'static str,
@@ -52,11 +56,32 @@ pub enum ClusterError {
     /// The request does not fit the cluster.
     #[error("{0}")]
     Refused(String),
+    /// The cluster, a node or its engine has not been started, or not completely.
+    #[error("{0}")]
+    NotUp(String),
+    /// A task of this process broke off.
+    #[error("the task that should {task} broke off")]
+    Task {
+        /// Its purpose, a verb.
+        task: &'static str,
+        /// How it ended.
+        #[source]
+        source: JoinError,
+    },
+    /// Root layers stay mounted.
+    #[error("cannot unmount the layers of cluster {cluster}")]
+    Layers {
+        /// Whose.
+        cluster: ClusterName,
+        /// Why.
+        #[source]
+        source: TeardownError,
+    },
     /// The image store failed.
-    #[error("image")]
-    Image(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// A host network failed.
-    #[error("network of cluster {cluster}")]
+    #[error("cannot set up or remove the network of cluster {cluster}")]
     Network {
         /// Whose.
         cluster: ClusterName,
@@ -65,7 +90,7 @@ pub enum ClusterError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A machine could not be started, stopped or cleaned.
-    #[error("{action} machine {node}")]
+    #[error("cannot {action} machine {node}")]
     Machine {
         /// What was tried.
         action: &'static str,
@@ -76,13 +101,13 @@ pub enum ClusterError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Certificates could not be made.
-    #[error("certificates of cluster {cluster}")]
+    #[error("cannot make the certificates of cluster {cluster}")]
     Pki {
         /// Whose.
         cluster: ClusterName,
         /// Why.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Box<PkiError>,
     },
     /// A node did not get as far as it should.
     #[error("node {node}: {why}{}", if .tail.is_empty() { String::new() } else { format!("\n{}", .tail) })]
@@ -95,7 +120,7 @@ pub enum ClusterError {
         tail: String,
     },
     /// A request to a node's agent failed.
-    #[error("{action} on node {node}")]
+    #[error("cannot {action} on node {node}")]
     Agent {
         /// What was asked.
         action: &'static str,
@@ -103,10 +128,10 @@ pub enum ClusterError {
         node: NodeName,
         /// Why not.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Box<ClientError>,
     },
     /// A request to the engine failed.
-    #[error("{action} of cluster {cluster}")]
+    #[error("cannot {action} of cluster {cluster}")]
     Engine {
         /// What was asked.
         action: &'static str,
@@ -114,7 +139,7 @@ pub enum ClusterError {
         cluster: ClusterName,
         /// Why not.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Box<stead_incus::Error>,
     },
     /// Several things failed.
     #[error("{} things failed:\n{}", .0.len(), .0.iter().map(|e| format!("- {}", chain(e))).collect::<Vec<_>>().join("\n"))]
@@ -137,10 +162,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 impl ClusterError {
-    /// Wraps an error of the image store.
-    pub fn image(e: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::Image(Box::new(e))
-    }
     /// Wraps an I/O error, for `map_err`.
     pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -154,25 +175,40 @@ impl ClusterError {
             _ => Err(Self::Several(errors)),
         }
     }
-    /// Whether the mistake is in what was asked (exit code 2), not in the doing (1).
-    pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::NoCluster(_) | Self::NoNode { .. } | Self::NameTaken { .. } | Self::Refused(_))
-    }
-    /// What to do about it.
-    pub fn hint(&self) -> Option<String> {
+}
+
+impl Failure for ClusterError {
+    fn failure_kind(&self) -> FailureKind {
         match self {
-            Self::NoCluster(_) => {
-                Some("`stead ls` lists the clusters here; `stead up FILE` makes one".into())
+            Self::NoCluster(_) | Self::NoNode { .. } | Self::NameTaken { .. } | Self::Refused(_) => {
+                FailureKind::BadInput
             }
+            Self::Task { .. } => FailureKind::Internal,
+            Self::Image(source) => source.failure_kind(),
+            Self::Agent { source, .. } => source.failure_kind(),
+            Self::Engine { source, .. } => source.failure_kind(),
+            // What one node refused, another may have failed at: the request is at fault only when all say so.
+            Self::Several(errors) if errors.iter().all(Self::is_bad_input) => FailureKind::BadInput,
+            _ => FailureKind::Failed,
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoCluster(_) => Some("`stead ls` lists the clusters; `stead up FILE` starts one".into()),
             Self::NameTaken { cluster, state_dir } => Some(format!(
-                "give one of them another name, or take that one down: `stead --state-dir {} down {cluster}`",
+                "rename one of the two, or take the other down: `stead --state-dir {} down {cluster}`",
                 state_dir.display()
             )),
-            Self::Busy(_) => Some("wait for it to end, or end it: it can be resumed".into()),
+            Self::Busy(_) => Some("wait until it ends, or stop it: it can be resumed".into()),
+            Self::NotUp(_) => Some("`stead up FILE` starts what is missing".into()),
             Self::Node { node, .. } => Some(format!(
-                "see `stead logs CLUSTER {node}` and `stead console CLUSTER {node}`; `stead up` again goes on from here"
+                "see `stead logs CLUSTER {node}` and `stead console CLUSTER {node}`; `stead up FILE` continues from here"
             )),
             Self::Machine { .. } => Some("`stead doctor` checks what machines need on this host".into()),
+            Self::Image(source) => source.hint(),
+            Self::Agent { source, .. } => source.hint(),
+            Self::Engine { source, .. } => source.hint(),
+            Self::Several(errors) => errors.iter().find_map(Failure::hint),
             _ => None,
         }
     }

@@ -50,7 +50,7 @@ impl Host {
     /// # Errors
     /// It cannot be opened or made.
     pub fn store(&self) -> Result<Store, ClusterError> {
-        Store::open(&self.state_dir.join("images")).map_err(ClusterError::image)
+        Ok(Store::open(&self.state_dir.join("images"))?)
     }
     /// The files of one cluster.
     pub fn layout(&self, cluster: &stead_model::ClusterName) -> Layout {

@@ -37,7 +37,7 @@ pub(crate) async fn prepare(
     let layout = host.layout(&spec.name);
     claim::check(&layout)?;
     let store = host.store()?;
-    let (digest, manifest) = store.manifest(&spec.image).map_err(ClusterError::image)?;
+    let (digest, manifest) = store.manifest(&spec.image)?;
     let engine = spec.engine_kind().unwrap_or(manifest.engine);
     if !engine.is_none() && engine != manifest.engine {
         return Err(ClusterError::Refused(format!(
@@ -58,7 +58,7 @@ pub(crate) async fn prepare(
     let overlays = overlay_layers(&store, &record, events).await?;
     let facts = tokio::task::spawn_blocking(stead_machine::doctor::observe)
         .await
-        .map_err(|e| ClusterError::Refused(e.to_string()))?;
+        .map_err(|source| ClusterError::Task { task: "look at this host", source })?;
     let choice = stead_machine::backend::choose(&facts);
     let (ca, operator, identities) = load_pki(&layout, &record)?;
     let desired = desired::desired(&Inputs {
@@ -101,7 +101,7 @@ async fn overlay_layers(
     });
     let mut layers = Vec::new();
     for built in join_all(builds).await {
-        let layer = built.map_err(|e| ClusterError::Refused(e.to_string()))?.map_err(ClusterError::image)?;
+        let layer = built.map_err(|source| ClusterError::Task { task: "build an overlay", source })??;
         layers.push(layer.artifact.digest);
     }
     let digest_of = |o: &OverlaySource| wanted.iter().position(|w| *w == o).map(|i| layers[i].clone());
@@ -148,10 +148,7 @@ fn load_pki(
 /// It was never written: the first `up` was cut short.
 pub fn operator_identity(layout: &Layout) -> Result<Identity, ClusterError> {
     files::read_json(&layout.pki().join("operator.json"))?.ok_or_else(|| {
-        ClusterError::Refused(format!(
-            "cluster {} was never brought up completely: run `stead up` again",
-            layout.cluster()
-        ))
+        ClusterError::NotUp(format!("cluster {} was never brought up completely", layout.cluster()))
     })
 }
 

@@ -16,7 +16,7 @@ pub fn connect(host: &Host, cluster: &ClusterName, node: &str) -> Result<Client,
     let spec: Option<NodeSpec> = files::read_json(&layout.node_spec_dir(&name).join("node.json"))?;
     let machine: Option<MachineSpec> = files::read_json(&layout.node(&name).join("machine.json"))?;
     let (Some(address), Some(machine)) = (spec.as_ref().and_then(observe::agent_address), machine) else {
-        return Err(ClusterError::Refused(format!("node {name} was never started: run `stead up` first")));
+        return Err(ClusterError::NotUp(format!("node {name} was never started")));
     };
     dial::agent(&operator, &machine.netns, &name, address).map_err(|e| ClusterError::Agent {
         action: "prepare a connection",

@@ -7,6 +7,7 @@ use stead_incus::{
     Client, Error, Feature,
     types::{Instance, Member, MemberState, Network, Resources, StoragePool},
 };
+use stead_model::{Failure, FailureKind};
 
 /// Members asked at the same time: each question is passed on to the member, and a cluster has few connections for that.
 const AT_ONCE: usize = 8;
@@ -45,13 +46,13 @@ pub struct Facts {
 #[derive(Debug, thiserror::Error)]
 pub enum FactsError {
     /// The server is a single one.
-    #[error("the server at {0} is in no cluster: there is nothing to move between")]
+    #[error("the server at {0} is not in a cluster, so there is nowhere to move instances to")]
     NotClustered(String),
     /// The server does not trust us.
-    #[error("the server at {0} does not trust this client; `stead fleet trust` takes a token for it")]
+    #[error("the server at {0} does not trust this client")]
     Untrusted(String),
     /// A question was not answered.
-    #[error("ask the cluster for its {what}")]
+    #[error("cannot ask the cluster for its {what}")]
     Ask {
         /// What was asked for.
         what: &'static str,
@@ -59,6 +60,26 @@ pub enum FactsError {
         #[source]
         source: Box<Error>,
     },
+}
+
+/// Which cluster was meant is part of the request.
+impl Failure for FactsError {
+    fn failure_kind(&self) -> FailureKind {
+        match self {
+            Self::NotClustered(_) => FailureKind::BadInput,
+            Self::Untrusted(_) => FailureKind::Failed,
+            Self::Ask { source, .. } => source.failure_kind(),
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotClustered(_) => None,
+            Self::Untrusted(_) => {
+                Some("`stead fleet trust NAME` takes a token that one of its members makes".into())
+            }
+            Self::Ask { source, .. } => source.hint(),
+        }
+    }
 }
 
 fn asked(what: &'static str) -> impl Fn(Error) -> FactsError {

@@ -12,6 +12,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
+use stead_model::Failure;
 use stead_placement::{
     plan::{Move, Plan},
     snapshot::InstanceId,
@@ -80,7 +81,7 @@ pub struct Unfinished {
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The file system refused.
-    #[error("{operation} {}", path.display())]
+    #[error("cannot {operation} {}", path.display())]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -94,7 +95,7 @@ pub enum JournalError {
     #[error("another rebalance of this cluster is running (it holds {})", .0.display())]
     Busy(PathBuf),
     /// A line that is none of ours.
-    #[error("{}:{line} is no entry of a journal; when no instance of it is being moved, delete the file", path.display())]
+    #[error("{}:{line} is not an entry of a journal", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -105,8 +106,20 @@ pub enum JournalError {
         source: serde_json::Error,
     },
     /// It is of another cluster.
-    #[error("{} is of another cluster", .0.display())]
+    #[error("{} is the journal of another cluster", .0.display())]
     OtherCluster(PathBuf),
+}
+
+impl Failure for JournalError {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Busy(_) => Some("wait until it ends, or stop it: the next run continues".into()),
+            Self::Damaged { path, .. } => {
+                Some(format!("when no instance of this cluster is being moved, delete {}", path.display()))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// An open journal; nobody else can write it.

@@ -10,6 +10,7 @@ pub mod amounts;
 pub mod facts;
 pub mod journal;
 pub mod newcomers;
+pub mod plan;
 pub mod rebalance;
 pub mod remote;
 pub mod scriptlet;

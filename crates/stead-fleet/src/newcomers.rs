@@ -2,12 +2,52 @@
 //!
 //! Owns what profiles and settings come to. Does not own where they go: that is `stead_placement::place`.
 
-use crate::{facts::Facts, snapshot};
+use crate::{amounts, facts::Facts, snapshot};
 use stead_incus::{
     Client, Error,
     types::{Config, Devices, Profile},
 };
+use stead_model::{Failure, FailureKind};
 use stead_placement::snapshot::{InstanceId, InstanceKind, Workload};
+
+/// Why it cannot be said what new instances would be.
+#[derive(Debug, thiserror::Error)]
+pub enum NewcomersError {
+    /// A profile that was named does not exist.
+    #[error("project {project} has no profile {profile}")]
+    NoProfile {
+        /// The project.
+        project: String,
+        /// The name that was given.
+        profile: String,
+    },
+    /// A limit or size that is no amount.
+    #[error("{key}: {value:?} is not an amount that engines understand")]
+    Amount {
+        /// The setting.
+        key: String,
+        /// What was given.
+        value: String,
+    },
+    /// The server does not answer.
+    #[error("cannot {what}")]
+    Ask {
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
+}
+
+impl Failure for NewcomersError {
+    fn failure_kind(&self) -> FailureKind {
+        match self {
+            Self::NoProfile { .. } | Self::Amount { .. } => FailureKind::BadInput,
+            Self::Ask { source, .. } => source.failure_kind(),
+        }
+    }
+}
 
 /// What all of a batch have in common, in the words of `incus launch`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +68,35 @@ pub struct Asked {
     pub cluster_group: Option<String>,
 }
 
+impl Asked {
+    /// That the amounts that were given are amounts: engines refuse others, and planning would take them for none.
+    ///
+    /// # Errors
+    /// [`NewcomersError::Amount`].
+    pub fn check(&self) -> Result<(), NewcomersError> {
+        let is_amount = |key: &str, value: &str| match key {
+            "limits.memory" => amounts::memory_mib(value, 1).is_some(),
+            "limits.cpu" => amounts::cpu_milli(value).is_some(),
+            "size" => amounts::bytes(value).is_some(),
+            _ => true,
+        };
+        let settings = self.config.iter().map(|(key, value)| (key.clone(), value));
+        let sizes = self
+            .devices
+            .iter()
+            .flat_map(|(name, device)| device.iter().map(move |(key, value)| (name, key, value)))
+            .filter(|(_, key, _)| *key == "size")
+            .map(|(name, key, value)| (format!("{name},{key}"), value));
+        for (key, value) in settings.chain(sizes) {
+            let setting = key.rsplit(',').next().unwrap_or(&key);
+            if !value.is_empty() && !is_amount(setting, value) {
+                return Err(NewcomersError::Amount { key, value: value.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The batch.
 ///
 /// # Errors
@@ -37,12 +106,18 @@ pub async fn newcomers(
     facts: &Facts,
     names: &[String],
     asked: &Asked,
-) -> Result<Vec<Workload>, Error> {
+) -> Result<Vec<Workload>, NewcomersError> {
+    let ask = |what| move |source| NewcomersError::Ask { what, source: Box::new(source) };
     let mut profiles = Vec::new();
     for name in &asked.profiles {
-        profiles.push(client.profile(&asked.project, name).await?.value);
+        let profile = client.profile(&asked.project, name).await.map_err(|e| match e.is_not_found() {
+            true => NewcomersError::NoProfile { project: asked.project.clone(), profile: name.clone() },
+            false => ask("ask for the instances' profiles")(e),
+        })?;
+        profiles.push(profile.value);
     }
-    let native = client.server_info().await?.environment.architectures.first().cloned();
+    let server = client.server_info().await.map_err(ask("ask the server for its architectures"))?;
+    let native = server.environment.architectures.first().cloned();
     let architecture = asked.architecture.clone().or(native).unwrap_or_default();
     let (config, devices) = expanded(&profiles, asked);
     // A share of memory is taken of the largest member: with less it would not have what it asks for.
@@ -79,6 +154,30 @@ mod tests {
 
     fn map(pairs: &[(&str, &str)]) -> Config {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn amounts_are_amounts() {
+        let asked = |config: &[(&str, &str)], size: &str| Asked {
+            kind: InstanceKind::Container,
+            architecture: None,
+            project: "default".into(),
+            profiles: Vec::new(),
+            config: map(config),
+            devices: Devices::from([("root".into(), map(&[("size", size)]))]),
+            cluster_group: None,
+        };
+        asked(&[("limits.memory", "50%"), ("limits.cpu", "0-3"), ("user.size", "large")], "")
+            .check()
+            .unwrap();
+        let error =
+            |config: &[(&str, &str)], size: &str| asked(config, size).check().unwrap_err().to_string();
+        assert_eq!(
+            error(&[("limits.memory", "lots")], "1GiB"),
+            "limits.memory: \"lots\" is not an amount that engines understand"
+        );
+        assert!(error(&[("limits.cpu", "-1")], "").starts_with("limits.cpu: "));
+        assert!(error(&[], "10 gigs").starts_with("root,size: "));
     }
 
     #[test]

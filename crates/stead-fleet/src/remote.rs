@@ -15,7 +15,7 @@ use std::{
 };
 use stead_files::Durability;
 use stead_incus::{Client, Endpoint, Error, Identity, TrustToken, requests, tls, token::TokenError};
-use stead_model::RemoteName;
+use stead_model::{Failure, FailureKind, RemoteName};
 use time::OffsetDateTime;
 
 /// As long as the certificates that the stock clients make for themselves.
@@ -54,7 +54,7 @@ impl fmt::Debug for Remote {
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     /// A file.
-    #[error("{operation} {}", path.display())]
+    #[error("cannot {operation} {}", path.display())]
     Io {
         /// What was tried.
         operation: &'static str,
@@ -65,22 +65,22 @@ pub enum RemoteError {
         source: io::Error,
     },
     /// No remote has that name.
-    #[error("there is no remote {0}: `stead fleet trust {0}` makes one from a trust token")]
+    #[error("there is no remote {0}")]
     Unknown(RemoteName),
     /// One has it already.
-    #[error("there is a remote {0} already: `stead fleet forget {0}` removes it")]
+    #[error("there is a remote {0} already")]
     Exists(RemoteName),
     /// What was given is no token.
-    #[error("what was given is not a trust token")]
+    #[error("this is not a trust token")]
     Token(#[source] TokenError),
     /// A token without an address, and none was named.
-    #[error("the token names no address of the server: name one with --address")]
+    #[error("the token names no address of the server")]
     NoAddress,
     /// A key or certificate could not be made.
-    #[error("make a certificate for this client")]
+    #[error("cannot make a certificate for this client")]
     Certificate(#[source] rcgen::Error),
     /// None of its addresses answers as it should.
-    #[error("reach the cluster{}", besides(.others))]
+    #[error("cannot reach the cluster{}", besides(.others))]
     Unreachable {
         /// What was said of the other addresses that were tried.
         others: Vec<String>,
@@ -89,7 +89,7 @@ pub enum RemoteError {
         source: Box<Error>,
     },
     /// A request failed.
-    #[error("{what}")]
+    #[error("cannot {what}")]
     Ask {
         /// What was tried.
         what: &'static str,
@@ -102,10 +102,25 @@ pub enum RemoteError {
     StillUntrusted,
 }
 
-impl RemoteError {
-    /// A mistake in what was asked, not in the doing.
-    pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::Unknown(_) | Self::Exists(_) | Self::Token(_) | Self::NoAddress)
+impl Failure for RemoteError {
+    fn failure_kind(&self) -> FailureKind {
+        match self {
+            Self::Unknown(_) | Self::Exists(_) | Self::Token(_) | Self::NoAddress => FailureKind::BadInput,
+            _ => FailureKind::Failed,
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unknown(name) => Some(format!(
+                "`stead fleet remotes` lists those there are; `stead fleet trust {name}` makes it from a trust token"
+            )),
+            Self::Exists(name) => Some(format!("`stead fleet forget {name}` removes it")),
+            Self::Token(_) => {
+                Some("`incus config trust add NAME` or `lxc config trust add --name NAME` prints one".into())
+            }
+            Self::NoAddress => Some("name one with --address".into()),
+            _ => None,
+        }
     }
 }
 
@@ -254,7 +269,7 @@ impl Remote {
         match client.send(&requests::certificates::delete(&own)).await {
             // Somebody was faster.
             Err(e) if e.is_not_found() => Ok(()),
-            other => other.map(drop).map_err(asking("have the cluster forget our certificate")),
+            other => other.map(drop).map_err(asking("make the cluster forget our certificate")),
         }
     }
 }
@@ -280,7 +295,7 @@ pub async fn trust(token: &str, addresses: &[String], now: SystemTime) -> Result
     client
         .add_own_certificate(&token.client_name, token_text)
         .await
-        .map_err(asking("have the server take the token"))?;
+        .map_err(asking("hand the token to the server"))?;
     if client.server_info().await.map_err(asking("ask the server whether it trusts us"))?.auth != "trusted" {
         return Err(RemoteError::StillUntrusted);
     }

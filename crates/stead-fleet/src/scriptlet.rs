@@ -8,6 +8,7 @@ use crate::{
 };
 use std::time::Duration;
 use stead_incus::{Client, Error, Feature, requests, types::Config};
+use stead_model::{Failure, FailureKind};
 use stead_placement::{
     Policy,
     scriptlet::{self, View},
@@ -28,12 +29,10 @@ pub enum ScriptletError {
     #[error("the server cannot place instances by a scriptlet")]
     Cannot(#[source] Box<Error>),
     /// Somebody else's is there.
-    #[error(
-        "the server has a placement scriptlet that stead has not written; --force replaces or removes it"
-    )]
+    #[error("the server has a placement scriptlet that stead did not write")]
     Foreign,
     /// A request failed.
-    #[error("{what}")]
+    #[error("cannot {what}")]
     Ask {
         /// What was tried.
         what: &'static str,
@@ -41,6 +40,24 @@ pub enum ScriptletError {
         #[source]
         source: Box<Error>,
     },
+}
+
+impl Failure for ScriptletError {
+    fn failure_kind(&self) -> FailureKind {
+        match self {
+            Self::Facts(source) => source.failure_kind(),
+            Self::Cannot(_) | Self::Foreign => FailureKind::Failed,
+            Self::Ask { source, .. } => source.failure_kind(),
+        }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::Facts(source) => source.hint(),
+            Self::Cannot(_) => Some("`stead fleet place` finds members for new instances from here".into()),
+            Self::Foreign => Some("--force replaces or removes it".into()),
+            Self::Ask { source, .. } => source.hint(),
+        }
+    }
 }
 
 fn asking(what: &'static str) -> impl Fn(Error) -> ScriptletError {

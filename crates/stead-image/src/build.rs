@@ -25,6 +25,7 @@ use std::{
     time::Instant,
 };
 use stead_model::{
+    Failure,
     Artifact, Bytes, Digest, ImageName, Manifest,
     manifest::{Boot, FlatArtifact, Layer},
     recipe::{Base, RecipeKind},
@@ -89,7 +90,7 @@ pub struct BuildOutcome {
 /// leaves nothing in the store but finished, cached steps.
 ///
 /// # Errors
-/// See [`ImageError`]; [`ImageError::is_bad_input`] tells whose fault it is.
+/// See [`ImageError`]; [`Failure::is_bad_input`] says whose fault it is.
 pub fn build(
     store: &Store,
     request: &BuildRequest,

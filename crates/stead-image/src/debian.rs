@@ -289,6 +289,7 @@ pub fn explain(error: ImageError, debian: &Debian) -> ImageError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stead_model::Failure;
 
     fn debian() -> Debian {
         Debian {

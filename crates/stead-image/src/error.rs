@@ -2,7 +2,7 @@
 
 use crate::{bzimage::BzImageError, tarball::TarError};
 use std::{io, path::PathBuf};
-use stead_model::{Bytes, ImageName, SpecError};
+use stead_model::{Bytes, Failure, FailureKind, ImageName, SpecError};
 
 /// An operation of this crate failed.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,7 @@ pub enum ImageError {
         source: BzImageError,
     },
     /// The store has no such image.
-    #[error("no image {name}; build it with: stead image build images/{name}.yaml")]
+    #[error("there is no image {name}")]
     NoImage {
         /// Its name.
         name: ImageName,
@@ -55,7 +55,7 @@ pub enum ImageError {
         source: io::Error,
     },
     /// A program that builds need is not installed.
-    #[error("program {tool} not found; install it with: apt-get install {package}")]
+    #[error("program {tool} is not installed")]
     ToolMissing {
         /// Its name.
         tool: String,
@@ -127,9 +127,24 @@ fn tail(text: &str) -> String {
 /// Result of this crate.
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 
+/// Bad input is the fault of the recipe, the overlay or the name rather than of this host.
+impl Failure for ImageError {
+    fn failure_kind(&self) -> FailureKind {
+        if self.input_is_at_fault() { FailureKind::BadInput } else { FailureKind::Failed }
+    }
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoImage { name } => Some(format!(
+                "`stead image ls` lists the images that are built; `stead image build images/{name}.yaml` builds this one"
+            )),
+            Self::ToolMissing { package, .. } => Some(format!("install it: apt-get install {package}")),
+            _ => None,
+        }
+    }
+}
+
 impl ImageError {
-    /// Whether the input (recipe, overlay, name) is at fault rather than the machine: exit code 2 instead of 1.
-    pub fn is_bad_input(&self) -> bool {
+    fn input_is_at_fault(&self) -> bool {
         // A reader's complaint that is not the system's own is about the archive's bytes.
         if let Self::Archive { source: TarError::Read(e), .. } = self {
             return e.raw_os_error().is_none();

@@ -123,6 +123,7 @@ pub fn tree(recipe: &Recipe, dir: &Path) -> Result<Source> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stead_model::Failure;
 
     #[test]
     fn recipe_files_become_entries() {

@@ -303,6 +303,7 @@ fn join(link: &[u8], target: &[u8], rest: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stead_model::Failure;
 
     fn file(path: &str, text: &str) -> (Entry, Vec<u8>) {
         let kind = Kind::File(text.len() as u64);

@@ -26,6 +26,7 @@ pub fn check(dir: &Path, needed: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stead_model::Failure;
 
     #[test]
     fn asks_the_file_system() {

@@ -2,6 +2,7 @@
 
 use crate::{Dialect, Feature, envelope::EnvelopeError};
 use std::{io, time::Duration};
+use stead_model::Failure;
 
 /// A request failed. Every variant names the request (method and path) or the operation.
 #[derive(Debug, thiserror::Error)]
@@ -199,6 +200,9 @@ pub enum Error {
         source: io::Error,
     },
 }
+
+/// Never bad input by itself: what the caller of a command named and what Stead chose look alike here.
+impl Failure for Error {}
 
 impl Error {
     /// The engine's code when it refused or an operation failed.

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod cluster;
+pub mod failure;
 pub mod manifest;
 pub mod names;
 pub mod node;
@@ -13,6 +14,7 @@ pub mod sizes;
 pub mod text;
 
 pub use cluster::{ClusterSpec, EngineKind};
+pub use failure::{Failure, FailureKind};
 pub use manifest::{Artifact, Digest, Manifest};
 pub use names::{ClusterName, ImageName, MacAddress, NodeName, RemoteName};
 pub use node::NodeSpec;

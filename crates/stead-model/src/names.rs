@@ -1,5 +1,6 @@
 //! Names and hardware addresses, as types that cannot hold a bad one.
 
+use crate::{Failure, FailureKind};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -13,6 +14,12 @@ pub struct NameError {
     pub value: String,
     /// The rule it breaks.
     pub why: &'static str,
+}
+
+impl Failure for NameError {
+    fn failure_kind(&self) -> FailureKind {
+        FailureKind::BadInput
+    }
 }
 
 fn check_label(what: &'static str, value: &str, longest: usize) -> Result<(), NameError> {

@@ -1,5 +1,6 @@
 //! Sizes in bytes, and memory as an amount or a share of the host's.
 
+use crate::{Failure, FailureKind};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -7,6 +8,12 @@ use std::{borrow::Cow, fmt, str::FromStr};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("size {0:?} is not a number with an optional unit (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB)")]
 pub struct SizeError(pub String);
+
+impl Failure for SizeError {
+    fn failure_kind(&self) -> FailureKind {
+        FailureKind::BadInput
+    }
+}
 
 /// A number of bytes; written `512MiB`, `4GiB`, `10GB`, or as a bare number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -1,5 +1,6 @@
 //! From YAML or JSON text to a typed value, with errors that name file, line, key and the likely mend.
 
+use crate::{Failure, FailureKind};
 use serde::de::DeserializeOwned;
 use std::fmt;
 
@@ -70,6 +71,11 @@ impl fmt::Display for SpecError {
     }
 }
 impl std::error::Error for SpecError {}
+impl Failure for SpecError {
+    fn failure_kind(&self) -> FailureKind {
+        FailureKind::BadInput
+    }
+}
 
 /// Reads one YAML document (JSON is YAML) into `T`.
 ///

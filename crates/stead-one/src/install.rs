@@ -7,6 +7,7 @@
 
 use crate::{engine::Driver, monitor::Probe, script::Script};
 use serde::Serialize;
+use stead_model::{Failure, FailureKind};
 use std::{
     fs, io,
     os::unix::fs::{PermissionsExt, symlink},
@@ -73,6 +74,15 @@ pub struct InstallError {
     /// Why not.
     #[source]
     pub source: io::Error,
+}
+
+impl Failure for InstallError {
+    fn failure_kind(&self) -> FailureKind {
+        match self.source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => FailureKind::BadInput,
+            _ => FailureKind::Failed,
+        }
+    }
 }
 
 fn error(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> InstallError {

@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+use stead_model::{Failure, FailureKind};
 
 /// No configuration is larger.
 const MAX_BYTES: usize = 1 << 20;
@@ -57,6 +58,13 @@ impl Default for Lxdrc {
             storage_pool: None,
             socket: None,
         }
+    }
+}
+
+/// Whoever wrote the file can put it right.
+impl Failure for LxdrcError {
+    fn failure_kind(&self) -> FailureKind {
+        FailureKind::BadInput
     }
 }
 

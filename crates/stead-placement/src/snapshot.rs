@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
-use stead_model::{SpecError, text};
+use stead_model::{Failure, FailureKind, SpecError, text};
 
 /// The largest memory, disk or processor number that is read: 2^40 MiB are an exbibyte. Products with a million and
 /// sums over a cluster stay far from overflow in 128 bits.
@@ -219,6 +219,13 @@ pub struct Snapshot {
     pub members: Vec<Member>,
     /// Their instances, in any order.
     pub instances: Vec<Instance>,
+}
+
+/// Whoever gave the snapshot can put it right. Who made it from an engine's answers says otherwise.
+impl Failure for SnapshotError {
+    fn failure_kind(&self) -> FailureKind {
+        FailureKind::BadInput
+    }
 }
 
 /// Why a snapshot contradicts itself.

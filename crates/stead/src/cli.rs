@@ -1,10 +1,77 @@
-//! What can be typed.
+//! What can be typed. Here: the options of every verb, and the list of verbs; each verb's own arguments are in its file.
 
-pub mod fleet;
+use crate::{
+    Context, Output, Terminals,
+    error::{self, Result},
+    verbs,
+};
+use clap::{CommandFactory, FromArgMatches, Parser, ValueHint, error::ErrorKind};
+use std::{ffi::OsString, future::Future, path::PathBuf};
+use stead_cluster::Host;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use std::{ffi::OsString, path::PathBuf};
-use stead_model::ClusterName;
+/// Where images and clusters are kept when nobody says otherwise.
+const STATE_DIR: &str = "/var/lib/stead";
+
+/// A verb: its arguments, and what it does with them.
+pub trait Run: Sized {
+    /// Does it.
+    fn run(self, app: &App) -> Result<Exit>;
+}
+
+/// The exit code of a verb that was carried out. Failures have their own: [`stead_model::FailureKind::exit_code`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit(pub u8);
+
+impl Exit {
+    pub const SUCCESS: Self = Self(0);
+    /// The answer is no: a check failed, something was left undone.
+    pub const FAILURE: Self = Self(1);
+
+    /// Success if it holds.
+    pub fn success_if(it_holds: bool) -> Self {
+        if it_holds { Self::SUCCESS } else { Self::FAILURE }
+    }
+}
+
+/// Lists verbs: the enum of them and the call of the one that was typed. A verb is a type with clap's `Args` and [`Run`].
+macro_rules! verb_list {
+    ($($verb:ident($arguments:ty)),+ $(,)?) => {
+        #[derive(Debug, clap::Subcommand)]
+        pub enum Verb { $($verb($arguments),)+ }
+
+        impl $crate::cli::Run for Verb {
+            fn run(self, app: &$crate::cli::App) -> $crate::error::Result<$crate::cli::Exit> {
+                match self { $(Self::$verb(verb) => verb.run(app),)+ }
+            }
+        }
+    };
+}
+pub(crate) use verb_list;
+
+// In the order of the help. How to add one: docs/extending.md.
+verb_list! {
+    Image(verbs::image::Image),
+    Up(verbs::up::Up),
+    Down(verbs::down::Down),
+    Status(verbs::status::Status),
+    Ls(verbs::ls::Ls),
+    Exec(verbs::exec::Exec),
+    Shell(verbs::shell::Shell),
+    Logs(verbs::logs::Logs),
+    Cp(verbs::cp::Cp),
+    Console(verbs::console::Console),
+    Reboot(verbs::reboot::Reboot),
+    Scale(verbs::scale::Scale),
+    Env(verbs::env::Env),
+    Fleet(verbs::fleet::Fleet),
+    One(verbs::one::One),
+    Doctor(verbs::doctor::Doctor),
+    Schema(verbs::schema::Schema),
+    Completions(verbs::completions::Completions),
+    Man(verbs::man::Man),
+    Machine(verbs::machine::Machine),
+    Network(verbs::network::Network),
+}
 
 /// Small immutable Linux nodes, and clusters of them, by one command.
 ///
@@ -13,400 +80,95 @@ use stead_model::ClusterName;
 #[derive(Debug, Parser)]
 #[command(name = "stead", version, propagate_version = true, max_term_width = 110)]
 pub struct Cli {
-    /// Where images and clusters are kept.
-    #[arg(long, global = true, env = "STEAD_STATE_DIR", default_value = "/var/lib/stead", value_hint = ValueHint::DirPath, value_name = "DIR")]
-    pub state_dir: PathBuf,
+    /// Where images and clusters are kept [default: $STEAD_STATE_DIR, else /var/lib/stead]
+    #[arg(long, global = true, value_hint = ValueHint::DirPath, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     #[command(subcommand)]
-    pub verb: Verb,
+    verb: Verb,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum Verb {
-    /// Build and keep images.
-    #[command(subcommand)]
-    Image(ImageVerb),
-    /// Make a cluster what its file says: start, join, change, remove. Run it again at any time.
-    Up(Up),
-    /// Take a cluster down and delete everything of it.
-    Down(Down),
-    /// Show a cluster: nodes, engine, instances.
-    Status(Status),
-    /// List the clusters on this host.
-    Ls(Json),
-    /// Run a command on a node; its exit code is passed through.
-    ///
-    /// Example: stead exec demo node1 -- incus list
-    Exec(Exec),
-    /// Open a shell on a node.
-    Shell(Shell),
-    /// Show the logs of a node or of one of its services.
-    Logs(Logs),
-    /// Copy files to and from nodes: `CLUSTER/NODE:PATH` names one there, `-` is a tar on stdin or stdout.
-    Cp(Cp),
-    /// Show the console of a node (what its kernel and init print).
-    Console(Console),
-    /// Reboot a node cleanly.
-    Reboot(Reboot),
-    /// Change the number of nodes: new ones join, surplus ones are evacuated, removed and deleted.
-    Scale(Scale),
-    /// Print the environment with which the stock `incus` or `lxc` client uses a cluster.
-    ///
-    /// Use it as: eval "$(stead env demo)"
-    Env(Env),
-    /// Look after any Incus or LXD cluster, made by Stead or not: where instances should be, and moving them there.
-    #[command(subcommand)]
-    Fleet(fleet::Verb),
-    /// The OpenNebula driver: install it, check a host, run its scripts.
-    #[command(subcommand)]
-    One(OneVerb),
-    /// Check what this host offers, and say how to mend what it lacks.
-    Doctor(Json),
-    /// Print the JSON Schema of a file format.
-    Schema(Schema),
-    /// Print completions for a shell.
-    Completions(Completions),
-    /// Write the manual pages.
-    Man(Man),
-    /// Supervise one machine (started by `up`).
-    #[command(subcommand, hide = true)]
-    Machine(Supervise),
-    /// Supervise one cluster's network (started by `up`).
-    #[command(subcommand, hide = true)]
-    Network(Supervise),
+/// Everything a verb works with besides its arguments.
+#[derive(Debug)]
+pub struct App {
+    pub context: Context,
+    pub output: Output,
+    pub host: Host,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum ImageVerb {
-    /// Build an image from a recipe. Nothing changed: nothing is done.
-    Build(ImageBuild),
-    /// List the images in the store.
-    Ls(Json),
-    /// Show one image: layers, digests, packages.
-    Show(ImageShow),
-    /// Remove images by name. Their files go with the next `gc`.
-    Rm(ImageRm),
-    /// Delete files that no image and no cluster uses.
-    Gc(ImageGc),
-}
+impl App {
+    /// Runs a future to its end. One thread: everything here waits, nothing computes.
+    pub fn wait<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        runtime()?.block_on(future)
+    }
 
-#[derive(Debug, Subcommand)]
-pub enum OneVerb {
-    /// Lay out the driver's scripts and probes in OpenNebula's remotes. Run it again at any time.
-    ///
-    /// Example: stead one install --remotes /var/lib/one/remotes --program /usr/local/bin/stead
-    Install(OneInstall),
-    /// Take them away, and put back what was there before.
-    Uninstall(OneInstall),
-    /// Check whether this host has what the driver needs.
-    Check(OneCheck),
-    /// Run one script, as OpenNebula calls it; `stead one NAME ARGUMENTS…` is the same.
-    Run(OneRun),
-    /// A script by its name.
-    #[command(external_subcommand)]
-    Named(Vec<OsString>),
-    /// Supervise the console of one VM (started by its deploy).
-    #[command(hide = true)]
-    Console {
-        /// Where its files are.
-        directory: PathBuf,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct OneInstall {
-    /// OpenNebula's remotes: /var/lib/one/remotes on the frontend, /var/tmp/one on a host.
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub remotes: PathBuf,
-    /// Where this program is on the hosts; where it is here when absent.
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub program: Option<PathBuf>,
-    /// Probes as OpenNebula 5.8 and 5.10 lay them out.
-    #[arg(long)]
-    pub old: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct OneCheck {
-    /// Where OpenNebula's remotes are on this host.
-    #[arg(long, value_name = "DIR", default_value = "/var/tmp/one", value_hint = ValueHint::DirPath)]
-    pub remotes: PathBuf,
-    /// Which of the two drivers.
-    #[arg(long, value_enum, default_value = "lxd")]
-    pub driver: OneDriver,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum OneDriver {
-    Lxd,
-    Incus,
-}
-
-impl OneDriver {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lxd => "lxd",
-            Self::Incus => "incus",
-        }
+    /// As [`App::wait`], without waiting for what the future leaves behind: a read of standard input may never end.
+    pub fn wait_and_leave<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        let runtime = runtime()?;
+        let result = runtime.block_on(future);
+        runtime.shutdown_background();
+        result
     }
 }
 
-#[derive(Debug, Args)]
-pub struct OneRun {
-    /// The path it was called by: it tells the driver and where its configuration is.
-    #[arg(long, value_name = "FILE")]
-    pub script: Option<PathBuf>,
-    /// Its name: deploy, shutdown, …, or a probe's.
-    pub name: String,
-    /// Its arguments.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub arguments: Vec<OsString>,
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    use error::Doing;
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }
 
-#[derive(Debug, Args)]
-pub struct Json {
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
+/// Parses and runs; gives the exit code.
+pub fn run(arguments: &[OsString], context: Context, output: Output) -> u8 {
+    let mut command = Cli::command();
+    if let Some(columns) = context.columns {
+        command = command.term_width(columns);
+    }
+    let matches = command.try_get_matches_from(arguments);
+    let parsed = matches.and_then(|mut m| {
+        let json = wants_json(&m);
+        Cli::from_arg_matches_mut(&mut m).map(|cli| (cli, json))
+    });
+    let (cli, json) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return usage(&error, arguments, context.terminals, &output),
+    };
+    let state_dir = cli.state_dir.as_ref().or(context.state_dir.as_ref());
+    let state_dir = context.absolute(state_dir.map_or(STATE_DIR.as_ref(), PathBuf::as_path));
+    let app = App { host: Host { state_dir, exe: context.exe.clone() }, context, output };
+    match cli.verb.run(&app) {
+        Ok(exit) => exit.0,
+        Err(error) => error::report(&error, &app.output, json),
+    }
 }
 
-#[derive(Debug, Args)]
-pub struct ImageBuild {
-    /// The recipe.
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub recipe: PathBuf,
-    /// The node's program; the one beside `stead` when absent.
-    #[arg(long, value_hint = ValueHint::FilePath)]
-    pub stead_node: Option<PathBuf>,
-    /// Build base and kernel anew though nothing changed here: the mirror may have newer packages.
-    #[arg(long)]
-    pub refresh: bool,
-    /// For instance images: make the unified tar too.
-    #[arg(long)]
-    pub unified: bool,
-    /// Only print what would be done.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
+/// Whether the verb that was typed has the flag `--json`, and it was given.
+fn wants_json(matches: &clap::ArgMatches) -> bool {
+    match matches.subcommand() {
+        Some((_, verb)) => wants_json(verb),
+        None => matches.try_get_one::<bool>("json").ok().flatten().is_some_and(|json| *json),
+    }
 }
 
-#[derive(Debug, Args)]
-pub struct ImageShow {
-    /// Its name.
-    pub name: String,
-    /// Print JSON: the manifest and the path of every file.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct ImageRm {
-    /// Their names.
-    #[arg(required = true)]
-    pub names: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct ImageGc {
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct Up {
-    /// The cluster file.
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub file: PathBuf,
-    /// Only print the plan.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct Down {
-    /// The cluster.
-    pub cluster: ClusterName,
-    /// Stop the nodes cleanly and keep their disks: `up` goes on with them.
-    #[arg(long)]
-    pub keep_disks: bool,
-    /// Do not fail when there is no such cluster.
-    #[arg(long)]
-    pub if_exists: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct Status {
-    /// The cluster.
-    pub cluster: ClusterName,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-    /// Show the boot timeline and services of every node too.
-    #[arg(long, short)]
-    pub verbose: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct Exec {
-    /// The cluster.
-    pub cluster: ClusterName,
-    /// The node.
-    pub node: String,
-    /// Give the command a terminal (the default when stdin and stdout are terminals).
-    #[arg(long, short, overrides_with = "no_tty")]
-    pub tty: bool,
-    /// Give it none.
-    #[arg(long, short = 'T', overrides_with = "tty")]
-    pub no_tty: bool,
-    /// Set a variable, NAME=VALUE; may be repeated.
-    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE")]
-    pub environment: Vec<String>,
-    /// Working directory.
-    #[arg(long)]
-    pub cwd: Option<String>,
-    /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct Shell {
-    /// The cluster.
-    pub cluster: ClusterName,
-    /// The node; the first when absent.
-    pub node: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub struct Logs {
-    /// The cluster.
-    pub cluster: ClusterName,
-    /// The node.
-    pub node: String,
-    /// The service; the node's own log when absent.
-    #[arg(default_value = "node")]
-    pub service: String,
-    /// Go on as more is written.
-    #[arg(long, short)]
-    pub follow: bool,
-    /// Start with the last N lines.
-    #[arg(long, short = 'n', default_value_t = 100)]
-    pub tail: u32,
-}
-
-#[derive(Debug, Args)]
-pub struct Cp {
-    /// From: a local path, `CLUSTER/NODE:PATH`, or `-` (a tar on stdin).
-    pub source: String,
-    /// To: a local directory or file, `CLUSTER/NODE:PATH`, or `-` (a tar on stdout).
-    pub destination: String,
-}
-
-#[derive(Debug, Args)]
-pub struct Console {
-    /// The cluster.
-    pub cluster: ClusterName,
-    /// The node.
-    pub node: String,
-    /// Go on as more is printed.
-    #[arg(long, short)]
-    pub follow: bool,
-    /// Start with the last N lines.
-    #[arg(long, short = 'n', default_value_t = 100)]
-    pub tail: u32,
-}
-
-#[derive(Debug, Args)]
-pub struct Reboot {
-    /// The cluster.
-    pub cluster: ClusterName,
-    /// The node.
-    pub node: String,
-    /// Seconds its services get to stop.
-    #[arg(long, default_value_t = 60)]
-    pub deadline: u32,
-    /// Return at once instead of when the node runs again.
-    #[arg(long)]
-    pub no_wait: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct Scale {
-    /// The cluster.
-    pub cluster: ClusterName,
-    /// How many nodes it should have.
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=250))]
-    pub count: u32,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct Env {
-    /// The cluster.
-    pub cluster: ClusterName,
-    /// Print the commands that undo it.
-    #[arg(long)]
-    pub unset: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct Schema {
-    /// Of which file.
-    #[arg(value_enum)]
-    pub of: SchemaOf,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum SchemaOf {
-    /// The recipe of an image.
-    Recipe,
-    /// The cluster file.
-    Cluster,
-    /// The spec a node boots with.
-    Node,
-    /// The manifest of a built image.
-    Manifest,
-}
-
-#[derive(Debug, Args)]
-pub struct Completions {
-    /// The shell.
-    #[arg(value_enum)]
-    pub shell: clap_complete::Shell,
-}
-
-#[derive(Debug, Args)]
-pub struct Man {
-    /// The directory they are written to.
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub dir: PathBuf,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Supervise {
-    /// Run it until it ends.
-    Run {
-        /// Its spec.
-        file: PathBuf,
-    },
+/// Prints what the parser says: help and versions on standard output, complaints on standard error.
+fn usage(error: &clap::Error, arguments: &[OsString], terminals: Terminals, output: &Output) -> u8 {
+    let text = error.render();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let text = if terminals.stdout { text.ansi().to_string() } else { text.to_string() };
+        return output.print(text).map_or(1, |()| 0);
+    }
+    // What comes after `--` is another program's.
+    if arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json") {
+        return error::report_usage(&text.to_string(), output);
+    }
+    let text = if terminals.stderr { text.ansi().to_string() } else { text.to_string() };
+    output.note(text.trim_end());
+    2
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     #[test]
     fn arguments_are_consistent() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

@@ -1,11 +1,8 @@
 //! The live display: a line a node on a terminal, nothing otherwise but warnings.
 
+use crate::cli::App;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use std::{
-    collections::BTreeMap,
-    io::{IsTerminal, stderr},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 use stead_cluster::{Event, Events};
 use stead_model::NodeName;
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -16,16 +13,16 @@ pub struct Display {
 }
 
 /// Starts the display.
-pub fn start() -> (Events, Display) {
+pub fn start(app: &App) -> (Events, Display) {
     let (sender, mut receiver) = mpsc::unbounded_channel();
-    let live = stderr().is_terminal();
+    let (live, output) = (app.context.terminals.stderr, app.output.clone());
     let task = tokio::spawn(async move {
         let mut screen = Screen::new();
         while let Some(event) = receiver.recv().await {
             if live {
                 screen.show(event);
             } else if let Event::Warning { text } = event {
-                eprintln!("warning: {text}");
+                output.note(format_args!("warning: {text}"));
             }
         }
         screen.end();

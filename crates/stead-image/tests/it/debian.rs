@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 use stead_image::{BuildRequest, ImageError, Store, build, bzimage, cpio, digest};
+use stead_model::Failure;
 
 /// Says why a test cannot run here.
 fn cannot_run(test: &str) -> bool {

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 use stead_image::{BuildOutcome, BuildRequest, ImageError, Store, build, digest, overlay, plan};
-use stead_model::{Digest, ImageName, recipe::OverlayOptions};
+use stead_model::{Digest, Failure, ImageName, recipe::OverlayOptions};
 
 /// Says why a test cannot run here.
 fn tools_missing(test: &str) -> bool {

@@ -34,12 +34,14 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use stead_model::MacAddress;
+use stead_model::{Failure, MacAddress};
 
 /// dnsmasq answers within milliseconds; this is for a host with far too much to do.
 const UP_PATIENCE: Duration = Duration::from_secs(30);
 /// The supervisor ends dnsmasq and goes.
 const DOWN_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Failure for NetworkError {}
 
 /// Why a network could not be set up.
 #[derive(Debug, thiserror::Error)]

@@ -32,7 +32,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use stead_model::{NodeName, cluster::Backend};
+use stead_model::{Failure, NodeName, cluster::Backend};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A machine that reboots again sooner than this is in a loop, and is started slower and slower.
@@ -41,6 +41,8 @@ const SHORT_LIFE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A killed machine is gone within this, or the kernel holds it for ever.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
+
+impl Failure for MachineError {}
 
 /// Why a machine could not be started, watched or stopped.
 #[derive(Debug, thiserror::Error)]

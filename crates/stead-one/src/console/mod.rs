@@ -30,6 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_incus::Endpoint;
+use stead_model::Failure;
 
 /// A console listens within this or says why not.
 const UP_PATIENCE: Duration = Duration::from_secs(10);
@@ -68,6 +69,8 @@ impl std::fmt::Debug for Spec {
             .finish_non_exhaustive()
     }
 }
+
+impl Failure for ConsoleError {}
 
 /// A console could not be started.
 #[derive(Debug, thiserror::Error)]

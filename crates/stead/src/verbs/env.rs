@@ -1,20 +1,39 @@
 //! `stead env`.
 
-use crate::{cli, output};
-use anyhow::Result;
-use std::process::ExitCode;
-use stead_cluster::{Host, Record, client_env};
+use crate::{
+    cli::{App, Exit, Run},
+    error::Result,
+};
+use clap::Args;
+use stead_cluster::{Record, client_env};
+use stead_model::ClusterName;
 
-pub async fn env(host: &Host, args: cli::Env) -> Result<ExitCode> {
-    if args.unset {
-        let record = Record::require(&host.layout(&args.cluster))?;
-        let variable = if record.engine == stead_model::EngineKind::Lxd { "LXD_CONF" } else { "INCUS_CONF" };
-        output::print(&format!("unset {variable}\n"))?;
-        return Ok(ExitCode::SUCCESS);
+/// Print the environment with which the stock `incus` or `lxc` client uses a cluster.
+///
+/// Use it as: eval "$(stead env demo)"
+#[derive(Debug, Args)]
+pub struct Env {
+    /// The cluster.
+    cluster: ClusterName,
+    /// Print the commands that undo it.
+    #[arg(long)]
+    unset: bool,
+}
+
+impl Run for Env {
+    fn run(self, app: &App) -> Result<Exit> {
+        let host = &app.host;
+        if self.unset {
+            let record = Record::require(&host.layout(&self.cluster))?;
+            let variable =
+                if record.engine == stead_model::EngineKind::Lxd { "LXD_CONF" } else { "INCUS_CONF" };
+            app.output.print(format!("unset {variable}\n"))?;
+            return Ok(Exit::SUCCESS);
+        }
+        let env = app.wait(async { Ok(client_env::client_env(host, &self.cluster).await?) })?;
+        app.output.print(format!("export {}={}\n", env.variable, quoted(&env.dir.to_string_lossy())))?;
+        Ok(Exit::SUCCESS)
     }
-    let env = client_env::client_env(host, &args.cluster).await?;
-    output::print(&format!("export {}={}\n", env.variable, quoted(&env.dir.to_string_lossy())))?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// For a POSIX shell: in single quotes, where only the quote itself needs care.

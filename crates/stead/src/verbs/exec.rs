@@ -1,54 +1,85 @@
-//! `stead exec` and `stead shell`.
+//! `stead exec`, and what it shares with `stead shell`: a command on a node, with its streams, signals and exit code.
 
-use crate::{cli, output::BadInput};
-use anyhow::{Context, Result};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
-use std::{
-    collections::BTreeMap,
-    io::{Write, stdin, stdout},
-    process::ExitCode,
+use crate::{
+    cli::{App, Exit, Run},
+    error::{Doing, Result},
+    output::Stream,
 };
+use clap::Args;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use std::io::{Write, stdin, stdout};
 use stead_agent::{Event, ExecInput};
-use stead_cluster::{ClusterError, Host, Record, remote};
-use stead_model::agent::{ExecRequest, Size};
+use stead_cluster::{ClusterError, remote};
+use stead_model::{
+    ClusterName,
+    agent::{ExecRequest, Size},
+};
 use tokio::{
     io::AsyncReadExt,
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
-pub async fn exec(host: &Host, args: cli::Exec) -> Result<ExitCode> {
-    let mut environment = BTreeMap::new();
-    for pair in &args.environment {
-        let (name, value) =
-            pair.split_once('=').ok_or_else(|| BadInput(format!("--env {pair:?} is not NAME=VALUE")))?;
-        environment.insert(name.to_owned(), value.to_owned());
+/// 128 + SIGPIPE: nobody reads what the command prints.
+const READER_GONE: i32 = 141;
+/// The connection ended without an exit code.
+const NO_EXIT_CODE: i32 = 255;
+
+/// Run a command on a node; its exit code is passed through.
+///
+/// Example: stead exec demo node1 -- incus list
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// The cluster.
+    cluster: ClusterName,
+    /// The node.
+    node: String,
+    /// Give the command a terminal (the default when stdin and stdout are terminals).
+    #[arg(long, short, overrides_with = "no_tty")]
+    tty: bool,
+    /// Give it none.
+    #[arg(long, short = 'T', overrides_with = "tty")]
+    no_tty: bool,
+    /// Set a variable; may be repeated.
+    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE", value_parser = super::pair)]
+    environment: Vec<(String, String)>,
+    /// Working directory on the node.
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<String>,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+impl Run for Exec {
+    fn run(self, app: &App) -> Result<Exit> {
+        let tty = self.tty || (!self.no_tty && is_interactive(app));
+        let request = ExecRequest {
+            command: self.command,
+            environment: self.environment.into_iter().collect(),
+            cwd: self.cwd,
+            tty: tty.then(terminal_size),
+        };
+        on_node(app, &self.cluster, &self.node, &request)
     }
-    let tty = args.tty || (!args.no_tty && isatty(stdin()) && isatty(stdout()));
-    let request =
-        ExecRequest { command: args.command, environment, cwd: args.cwd, tty: tty.then(terminal_size) };
-    run(host, &args.cluster, &args.node, request).await
 }
 
-pub async fn shell(host: &Host, args: cli::Shell) -> Result<ExitCode> {
-    let record = Record::require(&host.layout(&args.cluster))?;
-    let first = record.spec.node_names().first().map(ToString::to_string).unwrap_or_default();
-    let tty = isatty(stdin()) && isatty(stdout());
-    let environment =
-        std::env::var("TERM").map(|t| BTreeMap::from([("TERM".to_owned(), t)])).unwrap_or_default();
-    let request = ExecRequest {
-        // Every Debian has bash; an image without it has sh.
-        command: ["/bin/sh", "-c", "exec bash -l 2>/dev/null || exec sh -l"].map(str::to_owned).to_vec(),
-        environment,
-        cwd: None,
-        tty: tty.then(terminal_size),
-    };
-    run(host, &args.cluster, args.node.as_deref().unwrap_or(&first), request).await
+/// Whether a person types and reads here.
+pub fn is_interactive(app: &App) -> bool {
+    app.context.terminals.stdin && app.context.terminals.stdout
 }
 
-fn terminal_size() -> Size {
+/// The terminal's size, or the usual one.
+pub fn terminal_size() -> Size {
     tcgetwinsize(stdout())
         .map_or(Size { rows: 24, columns: 80 }, |w| Size { rows: w.ws_row, columns: w.ws_col })
+}
+
+/// Runs a command on a node to its end.
+pub fn on_node(app: &App, cluster: &ClusterName, node: &str, request: &ExecRequest) -> Result<Exit> {
+    let code = app.wait_and_leave(session(app, cluster, node, request))?;
+    // As the kernel passes it to who waits.
+    Ok(Exit((code & 0xff) as u8))
 }
 
 /// Puts the terminal back as it was.
@@ -56,10 +87,14 @@ struct Raw(Termios);
 
 impl Raw {
     fn enter() -> Result<Self> {
-        let before = tcgetattr(stdin()).context("read the terminal's settings")?;
+        let before = tcgetattr(stdin())
+            .map_err(std::io::Error::from)
+            .context("cannot read the terminal's settings")?;
         let mut raw = before.clone();
         raw.make_raw();
-        tcsetattr(stdin(), OptionalActions::Now, &raw).context("set the terminal raw")?;
+        tcsetattr(stdin(), OptionalActions::Now, &raw)
+            .map_err(std::io::Error::from)
+            .context("cannot set the terminal raw")?;
         Ok(Self(before))
     }
 }
@@ -73,46 +108,39 @@ impl Drop for Raw {
 const PASSED_ON: [(SignalKind, u8); 3] =
     [(SignalKind::interrupt(), 2), (SignalKind::terminate(), 15), (SignalKind::hangup(), 1)];
 
-async fn run(
-    host: &Host,
-    cluster: &stead_model::ClusterName,
-    node: &str,
-    request: ExecRequest,
-) -> Result<ExitCode> {
-    let client = remote::connect(host, cluster, node)?;
-    let name = remote::require_node(host, cluster, node)?;
+async fn session(app: &App, cluster: &ClusterName, node: &str, request: &ExecRequest) -> Result<i32> {
+    let client = remote::connect(&app.host, cluster, node)?;
+    let name = remote::require_node(&app.host, cluster, node)?;
     let agent_error =
         |e| ClusterError::Agent { action: "run a command", node: name.clone(), source: Box::new(e) };
     let tty = request.tty.is_some();
-    let session = client.exec(&request).await.map_err(agent_error)?;
-    let (input, mut output) = session.split();
-    let _raw = if tty && isatty(stdin()) { Some(Raw::enter()?) } else { None };
+    let session = client.exec(request).await.map_err(agent_error)?;
+    let (input, mut events) = session.split();
+    let _raw = if tty && app.context.terminals.stdin { Some(Raw::enter()?) } else { None };
     let speaker = tokio::spawn(speak(input, tty));
+    let write = |mut to: Stream, bytes: &[u8]| to.write_all(bytes).and_then(|()| to.flush());
     let code = loop {
-        match output.next().await.context("lost the connection to the node")? {
+        match events.next().await.context("lost the connection to the node")? {
             Some(Event::Stdout(bytes)) => {
-                let mut out = stdout().lock();
-                if out.write_all(&bytes).and_then(|()| out.flush()).is_err() {
-                    break 141; // 128 + SIGPIPE: our reader is gone, the command is ended by the dropped session
+                // The command is ended by the dropped session.
+                if write(app.output.out(), &bytes).is_err() {
+                    break READER_GONE;
                 }
             }
             Some(Event::Stderr(bytes)) => {
-                let mut err = std::io::stderr().lock();
-                let _ = err.write_all(&bytes).and_then(|()| err.flush());
+                let _ = write(app.output.err(), &bytes);
             }
             Some(Event::Exit(exit)) => {
                 if let Some(why) = exit.error {
-                    eprintln!("stead: {why}");
+                    app.output.note(format_args!("stead: {why}"));
                 }
                 break exit.code;
             }
-            None => break 255,
+            None => break NO_EXIT_CODE,
         }
     };
     speaker.abort();
-    drop(_raw);
-    // A blocked read of stdin keeps the runtime from ending; there is nothing left to do.
-    std::process::exit(code)
+    Ok(code)
 }
 
 enum Spoken {

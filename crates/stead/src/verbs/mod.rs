@@ -1,75 +1,59 @@
-//! One file a verb: from what was typed to the library and back to the screen.
+//! The verbs: a file holds the arguments of one and what it does, from what was typed to the library and back to the
+//! screen. They are listed in [`crate::cli`].
 
-mod cp;
-mod down;
-mod env;
-mod exec;
-mod fleet;
-mod generate;
-mod image;
-mod logs;
+pub mod completions;
+pub mod console;
+pub mod cp;
+pub mod doctor;
+pub mod down;
+pub mod env;
+pub mod exec;
+pub mod fleet;
+pub mod image;
+pub mod logs;
+pub mod ls;
+pub mod machine;
+pub mod man;
+pub mod network;
 pub mod one;
-mod reboot;
-mod status;
-mod supervise;
-mod up;
+pub mod reboot;
+pub mod scale;
+pub mod schema;
+pub mod shell;
+pub mod status;
+pub mod up;
 
-use crate::cli::{Cli, Verb};
-use anyhow::{Context, Result};
-use std::{future::Future, path::Path, process::ExitCode};
-use stead_cluster::Host;
+use crate::{
+    cli::App,
+    error::{Doing, Error, Result},
+};
+use serde::de::DeserializeOwned;
+use std::{fs, io::Read, path::Path};
 
-/// Does what was typed.
-pub fn run(cli: Cli) -> Result<ExitCode> {
-    let exe = std::env::current_exe().context("find this program's own path")?;
-    let state_dir =
-        std::path::absolute(&cli.state_dir).context("make the state directory's path absolute")?;
-    let host = Host { state_dir, exe };
-    match cli.verb {
-        Verb::Image(verb) => image::run(&host, verb),
-        Verb::Up(args) => wait(up::up(&host, args)),
-        Verb::Scale(args) => wait(up::scale(&host, args)),
-        Verb::Down(args) => wait(down::down(&host, args)),
-        Verb::Status(args) => wait(status::status(&host, args)),
-        Verb::Ls(args) => wait(status::ls(&host, args)),
-        Verb::Exec(args) => wait(exec::exec(&host, args)),
-        Verb::Shell(args) => wait(exec::shell(&host, args)),
-        Verb::Logs(args) => wait(logs::logs(&host, args)),
-        Verb::Console(args) => wait(logs::console(&host, args)),
-        Verb::Cp(args) => wait(cp::cp(&host, args)),
-        Verb::Reboot(args) => wait(reboot::reboot(&host, args)),
-        Verb::Env(args) => wait(env::env(&host, args)),
-        Verb::One(verb) => one::one(verb),
-        Verb::Fleet(verb) => wait(fleet::fleet(&host, verb)),
-        Verb::Doctor(args) => generate::doctor(&args),
-        Verb::Schema(args) => generate::schema(&args),
-        Verb::Completions(args) => generate::completions(&args),
-        Verb::Man(args) => generate::man(&args),
-        Verb::Machine(args) => supervise::machine(&args),
-        Verb::Network(args) => supervise::network(&args),
-    }
-}
-
-/// Runs a future to its end. One thread: everything here waits, nothing computes.
-fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?
-        .block_on(future)
-}
-
-/// Reads a text file that the user named, or stdin for `-`.
-fn read_text(path: &Path) -> Result<(String, String)> {
+/// Reads a text file that the user named, or standard input for `-`; with the name that errors call it by.
+fn read_text(app: &App, path: &Path) -> Result<(String, String)> {
     let name = path.display().to_string();
     let bytes = if name == "-" {
         let mut bytes = Vec::new();
-        std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut bytes).context("read stdin")?;
+        std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
         bytes
     } else {
-        std::fs::read(path).map_err(|e| crate::output::BadInput(format!("read {name}: {e}")))?
+        fs::read(app.context.absolute(path)).named_by_user(format!("cannot read {name}"))?
     };
-    let text =
-        String::from_utf8(bytes).map_err(|_| crate::output::BadInput(format!("{name} is not UTF-8 text")))?;
+    let text = String::from_utf8(bytes).map_err(|_| Error::bad_input(format!("{name} is not UTF-8 text")))?;
     Ok((name, text))
+}
+
+/// Reads a spec that another `stead` wrote.
+fn read_spec<T: DeserializeOwned>(app: &App, path: &Path) -> Result<T> {
+    let (name, text) = read_text(app, path)?;
+    serde_json::from_str(&text).named_by_user(format!("cannot understand {name}"))
+}
+
+/// `KEY=VALUE`, for clap.
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("not of the form KEY=VALUE".to_owned()),
+    }
 }

@@ -1,128 +1,221 @@
-//! `stead one`: the door to the OpenNebula driver.
+//! `stead one`: the way into the OpenNebula driver.
 
-use crate::{cli, output};
-use anyhow::{Context, Result};
+use crate::{
+    Context, Output,
+    cli::{App, Exit, Run},
+    error::{Doing, Error, Result, report},
+    output,
+};
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
 use std::{
     ffi::OsString,
     io,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::Command,
 };
 use stead_one::{act, act::Surroundings, check, console, install, lxdrc, say::Log, script::Script};
 
 /// What is mounted and running; gone after a reboot, as that is.
 const RUN: &str = "/run/stead-one";
 
+/// The OpenNebula driver: install it, check a host, run its scripts.
+#[derive(Debug, Args)]
+pub struct One {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Install the driver's scripts and probes in OpenNebula's remotes. Run it again at any time.
+    ///
+    /// Example: stead one install --remotes /var/lib/one/remotes --program /usr/local/bin/stead
+    Install(Install),
+    /// Remove them, and put back what was there before.
+    Uninstall(Install),
+    /// Check whether this host has what the driver needs.
+    Check(Check),
+    /// Run one script, as OpenNebula calls it; `stead one NAME ARGUMENTS…` is the same.
+    Run(Call),
+    /// A script by its name.
+    #[command(external_subcommand)]
+    Named(Vec<OsString>),
+    /// Supervise the console of one VM (started by its deploy).
+    #[command(hide = true)]
+    Console {
+        /// The directory of its files.
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Install {
+    /// OpenNebula's remotes: /var/lib/one/remotes on the frontend, /var/tmp/one on a host.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    remotes: PathBuf,
+    /// Where this program is on the hosts; the same place as here when absent.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    program: Option<PathBuf>,
+    /// Probes as OpenNebula 5.8 and 5.10 lay them out.
+    #[arg(long)]
+    old: bool,
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    /// Where OpenNebula's remotes are on this host.
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp/one", value_hint = ValueHint::DirPath)]
+    remotes: PathBuf,
+    /// The driver.
+    #[arg(long, value_enum, default_value = "lxd")]
+    driver: Driver,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Driver {
+    Lxd,
+    Incus,
+}
+
+impl Driver {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lxd => "lxd",
+            Self::Incus => "incus",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Call {
+    /// The path it was called by: it tells the driver and where its configuration is.
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
+    /// Its name: deploy, shutdown, …, or a probe's.
+    name: String,
+    /// Its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
 /// The script that this program was called as, by a link with its name.
 pub fn called_as(argument: &Path) -> Option<Script> {
     argument.file_name()?.to_str()?.parse().ok()
 }
 
-/// Runs a script under whose name this program was called.
-pub fn run_as(script: Script, path: PathBuf, arguments: Vec<OsString>) -> ExitCode {
-    match run_script(cli::OneRun { script: Some(path), name: script.name().to_owned(), arguments }) {
-        Ok(code) => code,
-        Err(error) => output::report(&error),
-    }
+/// Runs a script under whose name this program was called; gives the exit code.
+pub fn run_as(script: Script, path: PathBuf, arguments: &[OsString], context: Context, output: Output) -> u8 {
+    let call = Call { script: Some(path), name: script.name().to_owned(), arguments: arguments.to_vec() };
+    run_script(&context, &output, call).map_or_else(|e| report(&e, &output, false), |exit| exit.0)
 }
 
-pub fn one(verb: cli::OneVerb) -> Result<ExitCode> {
-    match verb {
-        cli::OneVerb::Run(args) => run_script(args),
-        cli::OneVerb::Named(words) => {
-            let mut words = words.into_iter();
-            let name = words.next().unwrap_or_default().to_string_lossy().into_owned();
-            if !act::is_known(&name) {
-                return Err(
-                    output::BadInput(format!("there is no script {name:?}; see `stead one --help`")).into()
-                );
+impl Run for One {
+    fn run(self, app: &App) -> Result<Exit> {
+        let context = &app.context;
+        match self.verb {
+            Verb::Run(call) => run_script(context, &app.output, call),
+            Verb::Named(words) => {
+                let mut words = words.into_iter();
+                let name = words.next().unwrap_or_default().to_string_lossy().into_owned();
+                if !act::is_known(&name) {
+                    return Err(Error::bad_input_hint(
+                        format!("there is no script {name:?}"),
+                        "see `stead one --help`",
+                    ));
+                }
+                run_script(context, &app.output, Call { script: None, name, arguments: words.collect() })
             }
-            run_script(cli::OneRun { script: None, name, arguments: words.collect() })
+            Verb::Console { directory } => {
+                console::serve(&context.absolute(&directory)).context("cannot run the console")?;
+                Ok(Exit::SUCCESS)
+            }
+            Verb::Install(args) => {
+                let remotes = context.absolute(&args.remotes);
+                let changed = install::install(&remotes, &plan(context, &args))?;
+                list(app, &changed, "installed", "everything is installed already")
+            }
+            Verb::Uninstall(args) => {
+                let mut steps = plan(context, &args);
+                steps.extend(install::plan(&program(context, &args), !args.old));
+                let removed = install::uninstall(&context.absolute(&args.remotes), &steps)?;
+                list(app, &removed, "removed", "nothing of the driver is installed")
+            }
+            Verb::Check(args) => check_host(app, &args),
         }
-        cli::OneVerb::Console { directory } => {
-            console::serve(&directory).context("run the console")?;
-            Ok(ExitCode::SUCCESS)
-        }
-        cli::OneVerb::Install(args) => {
-            let changed = install::install(&args.remotes, &plan(&args)?)?;
-            told(&changed, "installed", "everything is installed already")
-        }
-        cli::OneVerb::Uninstall(args) => {
-            let mut steps = plan(&args)?;
-            steps.extend(install::plan(&program(&args)?, !args.old));
-            let removed = install::uninstall(&args.remotes, &steps)?;
-            told(&removed, "removed", "nothing of it is installed")
-        }
-        cli::OneVerb::Check(args) => check_host(args),
     }
 }
 
-fn told(paths: &[PathBuf], what: &str, nothing: &str) -> Result<ExitCode> {
+fn list(app: &App, paths: &[PathBuf], what: &str, nothing: &str) -> Result<Exit> {
     let mut text: String = paths.iter().map(|p| format!("{what} {}\n", p.display())).collect();
     if text.is_empty() {
         text = format!("{nothing}\n");
     }
-    output::print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    app.output.print(text)?;
+    Ok(Exit::SUCCESS)
 }
 
-fn program(args: &cli::OneInstall) -> Result<PathBuf> {
-    match &args.program {
-        Some(program) => Ok(program.clone()),
-        None => std::env::current_exe().context("find this program's own path"),
+fn program(context: &Context, args: &Install) -> PathBuf {
+    args.program.clone().unwrap_or_else(|| context.exe.clone())
+}
+
+fn plan(context: &Context, args: &Install) -> Vec<install::Step> {
+    install::plan(&program(context, args), args.old)
+}
+
+fn surroundings(context: &Context, script_path: Option<PathBuf>) -> Surroundings {
+    Surroundings {
+        script_path,
+        program: context.exe.clone(),
+        run: PathBuf::from(RUN),
+        sys: PathBuf::from("/sys"),
+        user: context.sudo_user.clone(),
     }
 }
 
-fn plan(args: &cli::OneInstall) -> Result<Vec<install::Step>> {
-    Ok(install::plan(&program(args)?, args.old))
-}
-
-fn surroundings(script_path: Option<PathBuf>) -> Result<Surroundings> {
-    Ok(Surroundings {
-        script_path,
-        program: std::env::current_exe().context("find this program's own path")?,
-        run: PathBuf::from(RUN),
-        sys: PathBuf::from("/sys"),
-        user: std::env::var("SUDO_USER").ok().filter(|u| u != "root"),
-    })
-}
-
-fn run_script(args: cli::OneRun) -> Result<ExitCode> {
-    let script = args.script.map(std::path::absolute).transpose().context("find the script's path")?;
-    let surroundings = surroundings(script)?;
+fn run_script(context: &Context, output: &Output, call: Call) -> Result<Exit> {
+    let script = call.script.map(|path| context.absolute(&path));
+    let surroundings = surroundings(context, script);
     // On the frontend itself nothing is mounted.
-    let needs_root = args.name != Script::MigrateLocal.name();
-    if needs_root && !rustix::process::geteuid().is_root() {
+    let needs_root = call.name != Script::MigrateLocal.name();
+    if needs_root && !context.is_root {
         let mut command = Command::new("sudo");
         command.args(["-n", "--"]).arg(&surroundings.program).args(["one", "run"]);
         if let Some(script) = &surroundings.script_path {
             command.arg("--script").arg(script);
         }
-        let error = command.arg(&args.name).args(&args.arguments).exec();
+        let error = command.arg(&call.name).args(&call.arguments).exec();
         // OpenNebula reads this one, too.
-        let script = args.name.parse().map_or("stead one", Script::name);
-        let failed = anyhow::Error::new(error).context("cannot run sudo");
-        Log::new(script, io::stderr()).failure(failed.as_ref());
-        return Ok(ExitCode::FAILURE);
+        let script = call.name.parse().map_or("stead one", Script::name);
+        Log::new(script, output.err()).failure(&NoSudo(error));
+        return Ok(Exit::FAILURE);
     }
     // What is not text is none of the protocol's words: it is refused as what it looks like.
-    let arguments: Vec<String> = args.arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect();
+    let arguments: Vec<String> = call.arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let ending =
-        act::run_named(&args.name, &arguments, &surroundings, io::stdin(), io::stdout(), io::stderr());
-    Ok(ExitCode::from(ending.code()))
+        act::run_named(&call.name, &arguments, &surroundings, io::stdin(), output.out(), output.err());
+    Ok(Exit(ending.code()))
 }
 
-fn check_host(args: cli::OneCheck) -> Result<ExitCode> {
-    let script = args.remotes.join("vmm").join(args.driver.name()).join("deploy");
-    let surroundings = surroundings(Some(script))?;
-    let (rc, unknown) = lxdrc::load(&surroundings.lxdrc()).map_err(|e| output::BadInput(e.to_string()))?;
+/// The scripts need root, and there is no way to it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot run sudo")]
+struct NoSudo(#[source] io::Error);
+
+fn check_host(app: &App, args: &Check) -> Result<Exit> {
+    let remotes = app.context.absolute(&args.remotes);
+    let script = remotes.join("vmm").join(args.driver.name()).join("deploy");
+    let surroundings = surroundings(&app.context, Some(script));
+    let (rc, unknown) = lxdrc::load(&surroundings.lxdrc())?;
     for key in unknown {
-        eprintln!("note: {}: key {key} is not known", surroundings.lxdrc().display());
+        app.output.note(format_args!("note: {}: unknown key {key}", surroundings.lxdrc().display()));
     }
-    let found = super::wait(async { Ok(check::check(&surroundings, &rc).await) })?;
+    let found = app.wait(async { Ok(check::check(&surroundings, &rc).await) })?;
     if args.json {
-        output::json(&found)?;
+        app.output.json(&found)?;
     } else {
         let rows: Vec<Vec<String>> = found
             .iter()
@@ -135,8 +228,7 @@ fn check_host(args: cli::OneCheck) -> Result<ExitCode> {
                 vec![f.name.to_owned(), verdict.to_owned(), f.text.clone()]
             })
             .collect();
-        output::print(&output::table(&["WHAT", "IS", ""], &rows))?;
+        app.output.print(output::table(&["WHAT", "IS", ""], &rows))?;
     }
-    let bad = found.iter().any(|f| f.verdict == check::Verdict::Bad);
-    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(Exit::success_if(found.iter().all(|f| f.verdict != check::Verdict::Bad)))
 }

@@ -1,18 +1,38 @@
-//! `stead status` and `stead ls`.
+//! `stead status`.
 
-use crate::{cli, output};
-use anyhow::Result;
-use std::{fmt::Write, process::ExitCode};
-use stead_cluster::{Host, Record, observe, status, status::ClusterStatus};
+use crate::{
+    cli::{App, Exit, Run},
+    error::Result,
+    output,
+};
+use clap::Args;
+use std::fmt::Write;
+use stead_cluster::{status, status::ClusterStatus};
+use stead_model::ClusterName;
 
-pub async fn status(host: &Host, args: cli::Status) -> Result<ExitCode> {
-    let status = status::status(host, &args.cluster).await?;
-    if args.json {
-        output::json(&status)?;
-    } else {
-        output::print(&render(&status, args.verbose))?;
+/// Show a cluster: nodes, engine, instances.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// The cluster.
+    cluster: ClusterName,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Show the boot timeline and services of every node too.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+impl Run for Status {
+    fn run(self, app: &App) -> Result<Exit> {
+        let status = app.wait(async { Ok(status::status(&app.host, &self.cluster).await?) })?;
+        if self.json {
+            app.output.json(&status)?;
+        } else {
+            app.output.print(render(&status, self.verbose))?;
+        }
+        Ok(Exit::SUCCESS)
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The tables of nodes and instances.
@@ -75,31 +95,4 @@ pub fn render(status: &ClusterStatus, verbose: bool) -> String {
         let _ = writeln!(out, "warning: {w}");
     }
     out
-}
-
-pub async fn ls(host: &Host, args: cli::Json) -> Result<ExitCode> {
-    let mut rows = Vec::new();
-    let mut list = Vec::new();
-    for name in host.clusters()? {
-        let layout = host.layout(&name);
-        let Some(record) = Record::load(&layout)? else { continue };
-        let (observed, _) = observe::observe(&layout, None).await?;
-        let running = observed.nodes.values().filter(|n| n.running.is_some()).count();
-        let total = record.spec.node_names().len();
-        rows.push(vec![
-            name.to_string(),
-            format!("{running}/{total}"),
-            record.engine.to_string(),
-            record.spec.image.to_string(),
-        ]);
-        list.push(serde_json::json!({
-            "name": name, "nodes": total, "running": running, "engine": record.engine, "image": record.spec.image
-        }));
-    }
-    if args.json {
-        output::json(&list)?;
-    } else {
-        output::print(&output::table(&["CLUSTER", "RUNNING", "ENGINE", "IMAGE"], &rows))?;
-    }
-    Ok(ExitCode::SUCCESS)
 }

@@ -1,82 +1,102 @@
-//! `stead up` and `stead scale`.
+//! `stead up`, and what it shares with `stead scale`: the report.
 
-use crate::{cli, output, progress};
-use anyhow::{Context, Result, anyhow};
-use std::{path::Path, process::ExitCode};
+use super::status;
+use crate::{
+    cli::{App, Exit, Run},
+    error::{Error, Result},
+    progress,
+};
+use clap::{Args, ValueHint};
+use std::path::{Path, PathBuf};
 use stead_cluster::{
-    Host, Record, apply,
+    ClusterError, Record, apply,
     apply::{UpReport, UpRequest},
     down::{self, DownMode},
-    status,
 };
-use stead_model::{ClusterName, ClusterSpec};
+use stead_model::{ClusterName, ClusterSpec, FailureKind};
 
-pub async fn up(host: &Host, args: cli::Up) -> Result<ExitCode> {
-    let (name, text) = super::read_text(&args.file)?;
-    let spec = ClusterSpec::from_yaml(&name, &text)?;
-    // What the file names is relative to it; read from stdin, to where we are.
-    let file = std::path::absolute(&args.file).context("find the cluster file's directory")?;
-    let base_dir = file.parent().unwrap_or(Path::new("/")).to_owned();
-    let cluster = spec.name.clone();
-    let request = UpRequest { spec, base_dir };
-    if args.dry_run {
-        let (events, display) = progress::start();
-        let plan = apply::dry_run(host, request, &events).await;
-        display.end(events).await;
-        let plan = plan?;
-        if args.json {
-            output::json(&plan)?
-        } else {
-            output::print(&plan.to_string())?
+/// Make a cluster what its file says: start, join, change, remove. Run it again at any time.
+#[derive(Debug, Args)]
+pub struct Up {
+    /// The cluster file; `-` is standard input.
+    #[arg(value_hint = ValueHint::FilePath)]
+    file: PathBuf,
+    /// Only print the plan.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Run for Up {
+    fn run(self, app: &App) -> Result<Exit> {
+        let (name, text) = super::read_text(app, &self.file)?;
+        let spec = ClusterSpec::from_yaml(&name, &text)?;
+        // What the file names is relative to it; read from stdin, to where we are.
+        let file = app.context.absolute(&self.file);
+        let base_dir = file.parent().unwrap_or(Path::new("/")).to_owned();
+        let request = UpRequest { spec, base_dir };
+        match self.dry_run {
+            true => app.wait(dry_run(app, request, self.json)),
+            false => app.wait(up(app, request, self.json)),
         }
-        return Ok(ExitCode::SUCCESS);
     }
+}
+
+async fn dry_run(app: &App, request: UpRequest, json: bool) -> Result<Exit> {
+    let (events, display) = progress::start(app);
+    let plan = apply::dry_run(&app.host, request, &events).await;
+    display.end(events).await;
+    let plan = plan?;
+    match json {
+        true => app.output.json(&plan)?,
+        false => app.output.print(plan.to_string())?,
+    }
+    Ok(Exit::SUCCESS)
+}
+
+async fn up(app: &App, request: UpRequest, json: bool) -> Result<Exit> {
+    let host = &app.host;
+    let cluster = request.spec.name.clone();
     let is_new = Record::load(&host.layout(&cluster)).is_ok_and(|r| r.is_none());
-    let (events, display) = progress::start();
+    let (events, display) = progress::start(app);
     let result = tokio::select! {
         result = apply::up(host, request, &events) => Some(result),
         _ = tokio::signal::ctrl_c() => None,
     };
     display.end(events).await;
     match result {
-        Some(result) => finish(host, &cluster, result?, args.json).await,
+        Some(result) => finish(app, &cluster, &result?, json).await,
         None if is_new => {
-            eprintln!("\ninterrupted: taking down what was started");
-            let (events, display) = progress::start();
+            app.output.note("\ninterrupted: taking down what was started");
+            let (events, display) = progress::start(app);
             let result = down::down(host, &cluster, DownMode::Delete, &events).await;
             display.end(events).await;
             match result {
-                Ok(()) | Err(stead_cluster::ClusterError::NoCluster(_)) => Ok(ExitCode::from(130)),
+                Ok(()) | Err(ClusterError::NoCluster(_)) => Ok(Exit(FailureKind::Interrupted.exit_code())),
                 Err(e) => Err(e.into()),
             }
         }
-        None => Err(anyhow!(
-            "interrupted; cluster {cluster} was there before and is left as it is: `stead up` goes on"
-        )),
+        None => Err(Error::interrupted(format!(
+            "interrupted: cluster {cluster} existed before and stays as it is now; `stead up` continues"
+        ))),
     }
 }
 
-pub async fn scale(host: &Host, args: cli::Scale) -> Result<ExitCode> {
-    let (events, display) = progress::start();
-    let result = tokio::select! {
-        result = apply::scale(host, &args.cluster, args.count, &events) => result.map_err(anyhow::Error::from),
-        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted; `stead scale` again goes on")),
-    };
-    display.end(events).await;
-    finish(host, &args.cluster, result?, args.json).await
-}
-
-async fn finish(host: &Host, cluster: &ClusterName, report: UpReport, json: bool) -> Result<ExitCode> {
+/// Prints what `up` came to.
+pub async fn finish(app: &App, cluster: &ClusterName, report: &UpReport, json: bool) -> Result<Exit> {
     if json {
-        output::json(&report)?;
-        return Ok(ExitCode::SUCCESS);
+        app.output.json(report)?;
+        return Ok(Exit::SUCCESS);
     }
+    let seconds = report.seconds;
     if report.plan.is_empty() {
-        output::print(&format!("cluster {cluster}: nothing to do ({:.1} s)\n", report.seconds))?;
-        return Ok(ExitCode::SUCCESS);
+        app.output.print(format!("cluster {cluster}: nothing to do ({seconds:.1} s)\n"))?;
+        return Ok(Exit::SUCCESS);
     }
-    let status = status::status(host, cluster).await?;
-    output::print(&super::status::render(&status, false))?;
-    output::print(&format!("\ncluster {cluster} is up, in {:.1} s\n", report.seconds))?;
-    Ok(ExitCode::SUCCESS)
+    let status = stead_cluster::status::status(&app.host, cluster).await?;
+    app.output.print(status::render(&status, false))?;
+    app.output.print(format!("\ncluster {cluster} is up, in {seconds:.1} s\n"))?;
+    Ok(Exit::SUCCESS)
 }

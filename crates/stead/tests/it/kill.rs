@@ -31,7 +31,7 @@ fn rounds(w: &World, cluster: &str, file: &str, kills: u32, well: impl Fn(&World
             tries < kills * 4,
             "only {landed} of {tries} commands were still running when they were to be killed"
         );
-        let exists = !w.stead(&["status", cluster]).stderr.contains("is not here");
+        let exists = !w.stead(&["status", cluster]).stderr.contains("there is no cluster");
         let verb = random.below(if exists { 4 } else { 1 });
         let hit = match verb {
             0 => killed(w, &["up", file], Duration::from_micros(random.below(up_takes))),
@@ -49,7 +49,7 @@ fn rounds(w: &World, cluster: &str, file: &str, kills: u32, well: impl Fn(&World
             // clean it up,
             1 => {
                 let said = w.stead(&["down", cluster]);
-                assert!(said.code == 0 || said.stderr.contains("is not here"), "{}", said.stderr);
+                assert!(said.code == 0 || said.stderr.contains("there is no cluster"), "{}", said.stderr);
                 w.nothing_left(cluster);
             }
             // or be killed again on top of it.

@@ -1,6 +1,7 @@
 use super::{code, eventually, node};
 use std::{fs, io::Write, time::Duration};
 use stead_agent::Chunks;
+use stead_model::Failure;
 
 async fn text(mut chunks: Chunks) -> String {
     let mut out = Vec::new();
@@ -33,7 +34,7 @@ async fn only_services_have_logs() {
     for name in ["nosuch", "../secret", "", "/etc/passwd", "ntp.log", "ntp.log.1", "."] {
         let error = node.client.logs(Some(name), None, false).await.unwrap_err();
         assert_eq!(code(&error), 404, "{name:?}");
-        assert_eq!(error.hint(), Some("there are node, ntp"));
+        assert_eq!(error.hint().as_deref(), Some("there are node, ntp"));
     }
 }
 

@@ -1,18 +1,66 @@
 //! `stead fleet place`.
 
-use super::{client, policy};
-use crate::{cli::fleet::Place, output};
-use anyhow::{Context, Result};
-use std::process::ExitCode;
-use stead_cluster::Host;
+use super::{PolicyFile, Target};
+use crate::{
+    cli::{App, Exit, Run},
+    error::Result,
+    output,
+    verbs::pair,
+};
+use clap::Args;
 use stead_fleet::{facts, newcomers, newcomers::Asked, snapshot::snapshot};
 use stead_incus::types::Devices;
 use stead_placement::{place as find, place::Placement, snapshot::InstanceKind};
 
-pub async fn place(host: &Host, args: Place) -> Result<ExitCode> {
-    let policy = policy(args.policy.as_deref(), None)?;
-    let client = client(host, &args.target).await?;
-    let facts = facts::gather(&client).await?;
+/// Find members for new instances, or say why there are none; creates nothing.
+///
+/// The instances are described as for `incus launch`; all of a call are placed together. The exit code is 1 when there
+/// is no member for one.
+///
+/// Example: stead fleet place web1 web2 web3 -c limits.memory=2GiB -c user.stead.group=web
+#[derive(Debug, Args)]
+pub struct Place {
+    /// Names of the instances.
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+    #[command(flatten)]
+    target: Target,
+    /// A profile; may be repeated, later ones win.
+    #[arg(long, short, value_name = "NAME", default_value = "default")]
+    profile: Vec<String>,
+    /// A setting; may be repeated.
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = pair)]
+    config: Vec<(String, String)>,
+    /// A setting of a device, as in `root,size=10GiB`; may be repeated.
+    #[arg(long, short, value_name = "DEVICE,KEY=VALUE", value_parser = device)]
+    device: Vec<(String, Vec<(String, String)>)>,
+    /// They are virtual machines.
+    #[arg(long)]
+    vm: bool,
+    /// Their architecture; that of the server that answers when absent.
+    #[arg(long, value_name = "NAME")]
+    architecture: Option<String>,
+    /// Their project.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    project: String,
+    /// The engine's cluster group they are for.
+    #[arg(long, value_name = "NAME")]
+    cluster_group: Option<String>,
+    #[command(flatten)]
+    policy: PolicyFile,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Run for Place {
+    fn run(self, app: &App) -> Result<Exit> {
+        app.wait(place(app, self))
+    }
+}
+
+async fn place(app: &App, args: Place) -> Result<Exit> {
+    let policy = args.policy.read(app)?;
     let mut devices = Devices::new();
     for (name, settings) in args.device {
         devices.entry(name).or_default().extend(settings);
@@ -26,15 +74,16 @@ pub async fn place(host: &Host, args: Place) -> Result<ExitCode> {
         devices,
         cluster_group: args.cluster_group,
     };
-    let batch = newcomers::newcomers(&client, &facts, &args.names, &asked)
-        .await
-        .context("find out what the instances would be")?;
-    let placement = find(&snapshot(&facts), &policy, &batch).map_err(|e| output::BadInput(e.to_string()))?;
+    asked.check()?;
+    let client = args.target.client(app).await?;
+    let facts = facts::gather(&client).await?;
+    let batch = newcomers::newcomers(&client, &facts, &args.names, &asked).await?;
+    let placement = find(&snapshot(&facts), &policy, &batch)?;
     match args.json {
-        true => output::json(&placement)?,
-        false => output::print(&shown(&placement))?,
+        true => app.output.json(&placement)?,
+        false => app.output.print(shown(&placement))?,
     }
-    Ok(ExitCode::from(u8::from(!placement.refused.is_empty())))
+    Ok(Exit::success_if(placement.refused.is_empty()))
 }
 
 fn shown(placement: &Placement) -> String {
@@ -57,4 +106,33 @@ fn shown(placement: &Placement) -> String {
         text += &format!("{finding}\n");
     }
     text
+}
+
+fn device(text: &str) -> Result<(String, Vec<(String, String)>), String> {
+    let mut parts = text.split(',');
+    let name = parts.next().filter(|n| !n.is_empty() && !n.contains('='));
+    let settings: Vec<_> = parts.map(pair).collect::<Result<_, _>>()?;
+    match name {
+        Some(name) if !settings.is_empty() => Ok((name.to_owned(), settings)),
+        _ => Err("not of the form DEVICE,KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_and_settings() {
+        let owned = |k: &str, v: &str| (k.to_owned(), v.to_owned());
+        assert_eq!(pair("user.a=b=c"), Ok(owned("user.a", "b=c")));
+        assert_eq!(
+            device("root,size=10GiB,pool=fast"),
+            Ok(("root".to_owned(), vec![owned("size", "10GiB"), owned("pool", "fast")]))
+        );
+        for bad in ["", "root", "root,", "size=1", ",size=1", "root,size"] {
+            assert!(device(bad).is_err(), "{bad}");
+        }
+        assert!(pair("a").is_err() && pair("=a").is_err());
+    }
 }

@@ -1,0 +1,165 @@
+//! The error of a command, and how it is printed.
+//!
+//! Owns the text for people, the object for programs, and the exit code. Does not own which errors are bad input or what
+//! their remedies are: each says so itself ([`stead_model::Failure`]).
+
+use crate::output::Output;
+use serde::Serialize;
+use std::fmt::Display;
+use stead_model::{Failure, FailureKind};
+
+/// The hint of every failure that has none of its own and is Stead's fault.
+const DEFECT: &str = "this is a defect of stead: please report it with the command and this message";
+
+/// Result of a verb.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a verb ended early.
+#[derive(Debug)]
+pub enum Error {
+    /// It failed.
+    Failed {
+        /// What was being done, outermost first.
+        doing: Vec<String>,
+        /// Decided by whoever knows more than the error itself, as with a file that the user named.
+        kind: Option<FailureKind>,
+        /// The error.
+        source: Box<dyn Failure + Send + Sync>,
+    },
+    /// Whoever read standard output has gone: there is nobody left to work for, and nothing to report.
+    ReaderGone,
+}
+
+impl<E: Failure + Send + Sync + 'static> From<E> for Error {
+    fn from(source: E) -> Self {
+        Self::Failed { doing: Vec::new(), kind: None, source: Box::new(source) }
+    }
+}
+
+/// An error that is only words, for what no crate below has a type for.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+struct Words {
+    kind: FailureKind,
+    text: String,
+    hint: Option<String>,
+}
+impl Failure for Words {
+    fn failure_kind(&self) -> FailureKind {
+        self.kind
+    }
+    fn hint(&self) -> Option<String> {
+        self.hint.clone()
+    }
+}
+
+impl Error {
+    fn words(kind: FailureKind, text: impl Into<String>, hint: Option<String>) -> Self {
+        Words { kind, text: text.into(), hint }.into()
+    }
+    /// The request cannot be meant.
+    pub fn bad_input(text: impl Into<String>) -> Self {
+        Self::words(FailureKind::BadInput, text, None)
+    }
+    /// As [`Error::bad_input`], and what to do instead.
+    pub fn bad_input_hint(text: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::words(FailureKind::BadInput, text, Some(hint.into()))
+    }
+    /// It could not be done.
+    pub fn failed(text: impl Into<String>) -> Self {
+        Self::words(FailureKind::Failed, text, None)
+    }
+    /// As [`Error::failed`], and what to do about it.
+    pub fn failed_hint(text: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::words(FailureKind::Failed, text, Some(hint.into()))
+    }
+    /// The user stopped it.
+    pub fn interrupted(text: impl Into<String>) -> Self {
+        Self::words(FailureKind::Interrupted, text, None)
+    }
+}
+
+/// Says what was being done when something failed.
+pub trait Doing<T> {
+    /// The context, a lowercase fragment.
+    fn context(self, doing: impl Display) -> Result<T>;
+    /// As [`Doing::context`], for what the user named: the failure is bad input.
+    fn named_by_user(self, doing: impl Display) -> Result<T>;
+}
+impl<T, E: Into<Error>> Doing<T> for std::result::Result<T, E> {
+    fn context(self, what: impl Display) -> Result<T> {
+        self.map_err(|e| match e.into() {
+            Error::Failed { mut doing, kind, source } => {
+                doing.insert(0, what.to_string());
+                Error::Failed { doing, kind, source }
+            }
+            gone => gone,
+        })
+    }
+    fn named_by_user(self, what: impl Display) -> Result<T> {
+        self.context(what).map_err(|e| match e {
+            Error::Failed { doing, source, .. } => {
+                Error::Failed { doing, kind: Some(FailureKind::BadInput), source }
+            }
+            gone => gone,
+        })
+    }
+}
+
+/// An error as programs read it: the value of `error` in one line on standard error.
+#[derive(Debug, Serialize)]
+struct Report {
+    kind: FailureKind,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+    exit_code: u8,
+}
+
+impl Report {
+    fn of(error: &Error) -> Option<Self> {
+        let Error::Failed { doing, kind, source } = error else { return None };
+        let kind = kind.unwrap_or_else(|| source.failure_kind());
+        let hint = source.hint().or_else(|| (kind == FailureKind::Internal).then(|| DEFECT.to_owned()));
+        let mut message = String::new();
+        let mut add = |part: &str| {
+            if !message.contains(part) {
+                let colon = if message.is_empty() { "" } else { ": " };
+                message.push_str(colon);
+                message.push_str(part);
+            }
+        };
+        doing.iter().for_each(|part| add(part));
+        let mut next: Option<&dyn std::error::Error> = Some(&**source);
+        while let Some(cause) = next {
+            add(&cause.to_string());
+            next = cause.source();
+        }
+        let message = message.trim_end().to_owned();
+        Some(Self { kind, message, hint, exit_code: kind.exit_code() })
+    }
+
+    fn print(&self, output: &Output, json: bool) -> u8 {
+        if json {
+            output.note(serde_json::json!({ "error": self }));
+        } else {
+            output.note(format_args!("error: {}", self.message));
+            if let Some(hint) = &self.hint {
+                output.note(format_args!("hint: {hint}"));
+            }
+        }
+        self.exit_code
+    }
+}
+
+/// Prints an error with its causes and its hint, and gives the exit code.
+pub fn report(error: &Error, output: &Output, json: bool) -> u8 {
+    Report::of(error).map_or(0, |report| report.print(output, json))
+}
+
+/// Prints, as programs read it, what the parser of arguments says in `text`.
+pub fn report_usage(text: &str, output: &Output) -> u8 {
+    let message = text.trim().strip_prefix("error: ").unwrap_or(text.trim()).to_owned();
+    let kind = FailureKind::BadInput;
+    Report { kind, message, hint: None, exit_code: kind.exit_code() }.print(output, true)
+}

@@ -1,0 +1,26 @@
+//! `stead fleet snapshot`.
+
+use super::Target;
+use crate::{
+    cli::{App, Exit, Run},
+    error::Result,
+};
+use clap::Args;
+use stead_fleet::{facts, snapshot::snapshot};
+
+/// Print the cluster as plans see it (JSON).
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    #[command(flatten)]
+    target: Target,
+}
+
+impl Run for Snapshot {
+    fn run(self, app: &App) -> Result<Exit> {
+        app.wait(async {
+            let client = self.target.client(app).await?;
+            app.output.json(&snapshot(&facts::gather(&client).await?))?;
+            Ok(Exit::SUCCESS)
+        })
+    }
+}
