@@ -81,7 +81,7 @@ verb_list! {
 #[command(name = "stead", version, propagate_version = true, max_term_width = 110)]
 pub struct Cli {
     /// Where images and clusters are kept [default: $STEAD_STATE_DIR, else /var/lib/stead]
-    #[arg(long, global = true, value_hint = ValueHint::DirPath, value_name = "DIR")]
+    #[arg(long, global = true, display_order = 900, value_hint = ValueHint::DirPath, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     #[command(subcommand)]
     verb: Verb,

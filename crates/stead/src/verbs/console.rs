@@ -23,7 +23,7 @@ pub struct Console {
     cluster: ClusterName,
     /// The node.
     node: String,
-    /// Continue as more is printed.
+    /// Keep printing what is added.
     #[arg(long, short)]
     follow: bool,
     /// Start with the last N lines.

@@ -13,7 +13,7 @@ use stead_cluster::{
 };
 use stead_model::ClusterName;
 
-/// Take a cluster down and delete everything of it.
+/// Take a cluster down and delete everything that belongs to it.
 #[derive(Debug, Args)]
 pub struct Down {
     /// The cluster.

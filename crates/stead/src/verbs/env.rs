@@ -15,7 +15,7 @@ use stead_model::ClusterName;
 pub struct Env {
     /// The cluster.
     cluster: ClusterName,
-    /// Print the commands that undo it.
+    /// Print the commands that unset it.
     #[arg(long)]
     unset: bool,
 }

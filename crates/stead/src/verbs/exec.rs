@@ -37,7 +37,7 @@ pub struct Exec {
     /// Give the command a terminal (the default when stdin and stdout are terminals).
     #[arg(long, short, overrides_with = "no_tty")]
     tty: bool,
-    /// Give it none.
+    /// Give the command no terminal.
     #[arg(long, short = 'T', overrides_with = "tty")]
     no_tty: bool,
     /// Set a variable; may be repeated.

@@ -15,10 +15,10 @@ pub struct Logs {
     cluster: ClusterName,
     /// The node.
     node: String,
-    /// The service; the node's own log when absent.
+    /// The service; `node` is the node's own log.
     #[arg(default_value = "node")]
     service: String,
-    /// Continue as more is written.
+    /// Keep printing what is added.
     #[arg(long, short)]
     follow: bool,
     /// Start with the last N lines.

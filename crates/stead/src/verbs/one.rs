@@ -32,7 +32,7 @@ enum Verb {
     ///
     /// Example: stead one install --remotes /var/lib/one/remotes --program /usr/local/bin/stead
     Install(Install),
-    /// Remove them, and put back what was there before.
+    /// Remove the scripts and probes, and restore what was there before.
     Uninstall(Install),
     /// Check whether this host has what the driver needs.
     Check(Check),
@@ -54,10 +54,10 @@ struct Install {
     /// OpenNebula's remotes: /var/lib/one/remotes on the frontend, /var/tmp/one on a host.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     remotes: PathBuf,
-    /// Where this program is on the hosts; the same place as here when absent.
+    /// Where this program is on the hosts [default: the same path as here]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     program: Option<PathBuf>,
-    /// Probes as OpenNebula 5.8 and 5.10 lay them out.
+    /// Lay the probes out as OpenNebula 5.8 and 5.10 do.
     #[arg(long)]
     old: bool,
 }
@@ -92,7 +92,7 @@ impl Driver {
 
 #[derive(Debug, Args)]
 struct Call {
-    /// The path it was called by: it tells the driver and where its configuration is.
+    /// The path it was called by, which determines the driver and its configuration.
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
     /// Its name: deploy, shutdown, …, or a probe's.
@@ -134,14 +134,14 @@ impl Run for One {
                 Ok(Exit::SUCCESS)
             }
             Verb::Install(args) => {
-                let remotes = context.absolute(&args.remotes);
+                let remotes = remotes(context, &args)?;
                 let changed = install::install(&remotes, &plan(context, &args))?;
                 list(app, &changed, "installed", "everything is installed already")
             }
             Verb::Uninstall(args) => {
                 let mut steps = plan(context, &args);
                 steps.extend(install::plan(&program(context, &args), !args.old));
-                let removed = install::uninstall(&context.absolute(&args.remotes), &steps)?;
+                let removed = install::uninstall(&remotes(context, &args)?, &steps)?;
                 list(app, &removed, "removed", "nothing of the driver is installed")
             }
             Verb::Check(args) => check_host(app, &args),
@@ -156,6 +156,15 @@ fn list(app: &App, paths: &[PathBuf], what: &str, nothing: &str) -> Result<Exit>
     }
     app.output.print(text)?;
     Ok(Exit::SUCCESS)
+}
+
+/// A directory that does not exist is a mistyped one: OpenNebula makes its remotes.
+fn remotes(context: &Context, args: &Install) -> Result<PathBuf> {
+    let remotes = context.absolute(&args.remotes);
+    match remotes.is_dir() {
+        true => Ok(remotes),
+        false => Err(Error::bad_input(format!("there is no directory {}", args.remotes.display()))),
+    }
 }
 
 fn program(context: &Context, args: &Install) -> PathBuf {

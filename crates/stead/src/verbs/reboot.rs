@@ -27,7 +27,7 @@ pub struct Reboot {
     /// How long its services get to stop.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     deadline: u32,
-    /// Return at once instead of when the node runs again.
+    /// Do not wait until the node is running again.
     #[arg(long)]
     no_wait: bool,
 }

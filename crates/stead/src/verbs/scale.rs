@@ -15,7 +15,7 @@ use stead_model::ClusterName;
 pub struct Scale {
     /// The cluster.
     cluster: ClusterName,
-    /// How many nodes it is to have.
+    /// The new number of nodes.
     #[arg(value_parser = clap::value_parser!(u32).range(1..=250))]
     count: u32,
     /// Print JSON.

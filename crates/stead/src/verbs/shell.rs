@@ -15,7 +15,7 @@ use stead_model::{ClusterName, agent::ExecRequest};
 pub struct Shell {
     /// The cluster.
     cluster: ClusterName,
-    /// The node; the first when absent.
+    /// The node [default: the first]
     node: Option<String>,
 }
 

@@ -18,7 +18,7 @@ pub struct Status {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// Show the boot timeline and services of every node too.
+    /// Also show the boot timeline and the services of every node.
     #[arg(long, short)]
     verbose: bool,
 }

@@ -15,7 +15,7 @@ use stead_cluster::{
 };
 use stead_model::{ClusterName, ClusterSpec, FailureKind};
 
-/// Make a cluster what its file says: start, join, change, remove. Run it again at any time.
+/// Bring a cluster to the state that its file describes. Run it again at any time.
 #[derive(Debug, Args)]
 pub struct Up {
     /// The cluster file; `-` is standard input.

@@ -7,7 +7,7 @@ use crate::{
 use clap::Args;
 use stead_model::RemoteName;
 
-/// Forget a cluster, and make it stop trusting this host.
+/// Remove a registered cluster, and make it stop trusting this host.
 #[derive(Debug, Args)]
 pub struct Forget {
     /// The cluster's name here.

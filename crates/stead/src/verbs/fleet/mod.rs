@@ -26,7 +26,7 @@ use stead_placement::Policy;
 const SOCKETS: [&str; 3] =
     ["/var/lib/incus/unix.socket", "/var/lib/lxd/unix.socket", "/var/snap/lxd/common/lxd/unix.socket"];
 
-/// Look after any Incus or LXD cluster, made by Stead or not: where instances should be, and moving them there.
+/// Balance any Incus or LXD cluster, made by Stead or not: plan moves, carry them out, place new instances.
 #[derive(Debug, Args)]
 pub struct Fleet {
     #[command(subcommand)]
@@ -54,21 +54,21 @@ impl Run for Fleet {
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 pub struct Target {
-    /// A cluster that trusts this host: see `stead fleet trust`.
+    /// A registered cluster: see `stead fleet trust`.
     #[arg(long, value_name = "NAME")]
     remote: Option<RemoteName>,
     /// A cluster that `stead up` started on this host.
     #[arg(long, value_name = "NAME")]
     cluster: Option<ClusterName>,
-    /// The unix socket of an engine that is a member of the cluster; by default that of this host's Incus or LXD.
+    /// The unix socket of an engine that is a member of the cluster [default: that of this host's Incus or LXD]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     socket: Option<PathBuf>,
 }
 
-/// What is wanted of placement.
+/// The policy.
 #[derive(Debug, Args)]
 pub struct PolicyFile {
-    /// What is wanted of placement (YAML); see docs/placement.md.
+    /// The placement policy (YAML); see docs/placement.md.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     policy: Option<PathBuf>,
 }
@@ -82,7 +82,13 @@ impl Target {
             return Ok(client_env::engine_client(&app.host, cluster).await?);
         }
         let socket = match &self.socket {
-            Some(socket) => app.context.absolute(socket),
+            Some(socket) => {
+                let path = app.context.absolute(socket);
+                if !path.exists() {
+                    return Err(Error::bad_input(format!("there is no socket {}", socket.display())));
+                }
+                path
+            }
             None => SOCKETS.iter().map(PathBuf::from).find(|p| p.exists()).ok_or_else(|| {
                 Error::bad_input_hint(
                     "no engine runs on this host",
@@ -90,9 +96,6 @@ impl Target {
                 )
             })?,
         };
-        if !socket.exists() {
-            return Err(Error::bad_input(format!("there is no socket {}", socket.display())));
-        }
         Ok(Client::discover(Endpoint::Unix(socket)).await?)
     }
 }

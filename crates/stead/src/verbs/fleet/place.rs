@@ -34,16 +34,16 @@ pub struct Place {
     /// A setting of a device, as in `root,size=10GiB`; may be repeated.
     #[arg(long, short, value_name = "DEVICE,KEY=VALUE", value_parser = device)]
     device: Vec<(String, Vec<(String, String)>)>,
-    /// They are virtual machines.
+    /// Place virtual machines instead of containers.
     #[arg(long)]
     vm: bool,
-    /// Their architecture; that of the server that answers when absent.
+    /// Architecture of the instances [default: that of the server that answers]
     #[arg(long, value_name = "NAME")]
     architecture: Option<String>,
-    /// Their project.
+    /// Project of the instances.
     #[arg(long, value_name = "NAME", default_value = "default")]
     project: String,
-    /// The engine's cluster group they are for.
+    /// Cluster group of the engine that the instances are for.
     #[arg(long, value_name = "NAME")]
     cluster_group: Option<String>,
     #[command(flatten)]

@@ -17,7 +17,7 @@ pub struct Plan {
     pub target: Target,
     #[command(flatten)]
     policy: PolicyFile,
-    /// The most moves.
+    /// Plan at most N moves.
     #[arg(long, value_name = "N")]
     max_moves: Option<usize>,
     /// Print JSON.

@@ -37,10 +37,10 @@ pub struct Rebalance {
     /// Only print the plan.
     #[arg(long)]
     dry_run: bool,
-    /// Moves at the same time.
+    /// How many moves may run at the same time.
     #[arg(long, value_name = "N", default_value_t = 1)]
     at_once: usize,
-    /// Begin moves only as fast as instances may be copied on average.
+    /// Limit the mean rate at which instances are copied: a move begins only when the rate allows it.
     #[arg(long, value_name = "MIB_PER_S")]
     bandwidth: Option<u64>,
     /// How long an instance may take to shut down; one that takes longer is not moved.

@@ -10,7 +10,7 @@ use clap::Args;
 /// Of a certificate's fingerprint so many digits are shown, as the engines' clients do.
 const FINGERPRINT_DIGITS: usize = 12;
 
-/// List the clusters that trust this host.
+/// List the registered clusters.
 #[derive(Debug, Args)]
 pub struct Remotes {
     /// Print JSON.

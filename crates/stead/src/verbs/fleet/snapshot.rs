@@ -8,7 +8,7 @@ use crate::{
 use clap::Args;
 use stead_fleet::{facts, snapshot::snapshot};
 
-/// Print the cluster as plans see it (JSON).
+/// Print what plans are made from: members and instances (JSON).
 #[derive(Debug, Args)]
 pub struct Snapshot {
     #[command(flatten)]

@@ -17,7 +17,7 @@ use stead_model::RemoteName;
 /// A token is some hundred bytes, with many addresses a few thousand.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
 
-/// Make a cluster trust this host, by a one-time token, and keep it under a name for `--remote`.
+/// Register a cluster under a name for `--remote`, by a one-time trust token.
 ///
 /// The token is what `incus config trust add NAME` or `lxc config trust add --name NAME` prints on a member. It is
 /// read from a file or from stdin.
@@ -25,9 +25,9 @@ const MAX_TOKEN_BYTES: u64 = 64 << 10;
 /// Example: ssh node1 incus config trust add stead | stead fleet trust lab
 #[derive(Debug, Args)]
 pub struct Trust {
-    /// What to call the cluster.
+    /// The name to register the cluster under.
     name: RemoteName,
-    /// The file with the token; stdin when absent.
+    /// The file with the token [default: standard input]
     #[arg(long, value_name = "FILE", default_value = "-", hide_default_value = true, value_hint = ValueHint::FilePath)]
     token: PathBuf,
     /// The address of a member, if those in the token cannot be reached from here; may be repeated.

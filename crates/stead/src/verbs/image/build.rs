@@ -19,13 +19,13 @@ pub struct Build {
     /// The recipe.
     #[arg(value_hint = ValueHint::FilePath)]
     recipe: PathBuf,
-    /// The node's program; the one beside `stead` when absent.
+    /// The node's program [default: `stead-node` beside this program]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     stead_node: Option<PathBuf>,
-    /// Build base and kernel again though nothing changed here: the mirror may have newer packages.
+    /// Build base and kernel again even if nothing changed here: the mirror may have newer packages.
     #[arg(long)]
     refresh: bool,
-    /// For instance images: make the unified tar too.
+    /// For instance images: also make the unified tar.
     #[arg(long)]
     unified: bool,
     /// Only print the plan.
@@ -43,7 +43,7 @@ impl Run for Build {
             Some(path) => app.context.absolute(path),
             None => app.host.exe.with_file_name("stead-node"),
         };
-        let mut request = BuildRequest::new(&self.recipe, stead_node);
+        let mut request = BuildRequest::new(app.context.absolute(&self.recipe), stead_node);
         request.refresh = self.refresh;
         request.unified = self.unified;
         let store = app.host.store()?;

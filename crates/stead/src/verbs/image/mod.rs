@@ -15,7 +15,7 @@ use clap::Args;
 use stead_image::store;
 use stead_model::Manifest;
 
-/// Build and keep images.
+/// Build and manage images.
 #[derive(Debug, Args)]
 pub struct Image {
     #[command(subcommand)]
