@@ -25,8 +25,7 @@ use std::{
     time::Instant,
 };
 use stead_model::{
-    Failure,
-    Artifact, Bytes, Digest, ImageName, Manifest,
+    Artifact, Bytes, Digest, Failure, ImageName, Manifest,
     manifest::{Boot, FlatArtifact, Layer},
     recipe::{Base, RecipeKind},
 };

@@ -7,12 +7,12 @@
 
 use crate::{engine::Driver, monitor::Probe, script::Script};
 use serde::Serialize;
-use stead_model::{Failure, FailureKind};
 use std::{
     fs, io,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
+use stead_model::{Failure, FailureKind};
 
 /// In every file of ours; a file without it is somebody else's.
 const MARK: &str = "Installed by stead one install";

@@ -370,7 +370,7 @@ fn bad_input_is_told_from_failure() {
     fs::write(bench.path("stead-node"), "#!/bin/sh\n").unwrap();
     assert!(fails("name: t\nbase: {tar: base.tar}\n").contains("not a statically linked executable"));
     let e = store.manifest(&name("nobody")).unwrap_err();
-    assert_eq!(e.to_string(), "no image nobody; build it with: stead image build images/nobody.yaml");
+    assert_eq!(e.to_string(), "there is no image nobody");
     assert_eq!(store.list().unwrap(), []);
 }
 
