@@ -21,22 +21,17 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_agent::{Identity, client::Client};
-use stead_machine::supervise;
+use stead_machine::{backend, supervise};
 use stead_model::{
     EngineKind, NodeName, NodeSpec,
     agent::{
         EngineState, EngineStatus, JoinRequest, JoinTokenRequest, NodePhase, NodeStatus, RemoveMemberRequest,
         RestoreMemberRequest, StopRequest,
     },
-    cluster::Backend,
     node::EngineRole,
 };
 use tokio::sync::{Mutex, watch};
 
-/// How long a namespace node may take to run. It takes half a second; a loaded host takes longer.
-const NAMESPACE_DEADLINE: Duration = Duration::from_secs(120);
-/// How long an emulated machine may take (measured: 40 s to the engine on two cores).
-const QEMU_DEADLINE: Duration = Duration::from_secs(600);
 /// How often a node tries to join before `up` gives up on it.
 const JOIN_TRIES: u32 = 3;
 
@@ -129,8 +124,7 @@ async fn bring_inner(work: &Work, plan: &NodePlan, desired: &DesiredNode) -> Res
     let agent = dial::agent(&work.operator, &work.netns, name, desired.agent).map_err(|e| {
         ClusterError::Agent { action: "prepare a connection", node: name.clone(), source: Box::new(e) }
     })?;
-    let deadline = Instant::now()
-        + if desired.machine.backend == Backend::Qemu { QEMU_DEADLINE } else { NAMESPACE_DEADLINE };
+    let deadline = Instant::now() + backend::patience(&desired.machine).running;
 
     let status = wait_for(work, desired, &agent, deadline, "its services to run", |s| {
         (matches!(s.phase, NodePhase::Running) && wait::settled(s))

@@ -10,12 +10,13 @@ use std::{
 };
 use stead_agent::Identity;
 use stead_machine::{
-    MachineSpec,
+    MachineSpec, backend,
+    host::HostFacts,
     network::{BridgeSpec, HostEntry, HostNetworkSpec, PublishTarget},
     spec::{MachineDisk, MachineNic},
 };
 use stead_model::{
-    Bytes, Digest, EngineKind, Manifest, NodeName,
+    Digest, EngineKind, Manifest, NodeName,
     cluster::{Backend, DiskRole, Publish, ResolvedNode},
     manifest::Artifact,
     node::{
@@ -27,10 +28,6 @@ use stead_model::{
 
 /// Bridge in a node that runs an engine: instances are put on it beside the node itself.
 pub const NODE_BRIDGE: &str = "br0";
-/// Memory of a qemu machine when none is asked for: incusd, its database and two small instances fit.
-const QEMU_MEMORY: Bytes = Bytes::gib(2);
-/// CPUs of a qemu machine when none are asked for.
-const QEMU_CPUS: u32 = 2;
 /// Time for a clean stop: instances get 30 s by the engines' defaults.
 const STOP_TIMEOUT_S: u32 = 60;
 
@@ -71,10 +68,10 @@ pub struct Inputs<'a> {
     pub overlays: &'a BTreeMap<NodeName, Vec<Digest>>,
     /// Certificates of each node.
     pub identities: &'a BTreeMap<NodeName, Identity>,
-    /// What `auto` means on this host.
+    /// The host.
+    pub host: &'a HostFacts,
+    /// What `auto` means on it.
     pub auto: Backend,
-    /// The host's memory (or cgroup limit), for percentages.
-    pub host_memory: Bytes,
 }
 
 /// Works out what should be.
@@ -95,11 +92,14 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, ClusterError> {
     let engine = inputs.record.engine;
     let mut nodes = Vec::with_capacity(resolved.len());
     for node in &resolved {
-        let backend = if node.backend == Backend::Auto { inputs.auto } else { node.backend };
-        if backend == Backend::Qemu && (boot.vmlinux.is_none() || boot.initrd.is_none()) {
+        let backend = node.backend.or(inputs.auto);
+        let profile = backend::profile(backend);
+        if profile.needs_kernel && (boot.vmlinux.is_none() || boot.initrd.is_none()) {
             return refused(format!(
-                "node {}: image {} has no kernel, so it cannot run in qemu; use `backend: namespace` or add a kernel to the recipe",
-                node.name, inputs.manifest.name
+                "node {}: image {} has no kernel, and {backend} machines boot one; add a kernel to the recipe, or use a backend that needs none: {}",
+                node.name,
+                inputs.manifest.name,
+                backends_without_kernel()
             ));
         }
         let layers = inputs
@@ -114,11 +114,9 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, ClusterError> {
             cluster: spec.name.clone(),
             name: node.name.clone(),
             backend,
-            cpus: node.cpus.or((backend == Backend::Qemu).then_some(QEMU_CPUS)),
-            memory: node
-                .memory
-                .map(|m| m.of(inputs.host_memory))
-                .or((backend == Backend::Qemu).then_some(QEMU_MEMORY)),
+            accelerator: backend::accelerator(backend, inputs.host),
+            cpus: node.cpus.or(profile.cpus),
+            memory: node.memory.map(|m| m.of(inputs.host.memory)).or(profile.memory),
             vmlinux: boot.vmlinux.as_ref().map(blob),
             initrd: boot.initrd.as_ref().map(blob),
             stead_node: blob(&boot.stead_node),
@@ -159,6 +157,11 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, ClusterError> {
         });
     }
     Ok(Desired { network: host_network(inputs, &resolved), nodes })
+}
+
+fn backends_without_kernel() -> String {
+    let names = backend::ALL.iter().filter(|b| !backend::profile(**b).needs_kernel).map(ToString::to_string);
+    names.collect::<Vec<_>>().join(", ")
 }
 
 fn first_address(node: &ResolvedNode) -> IpAddr {

@@ -9,11 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_agent::{Client, Identity};
-use stead_machine::{MachinePhase, MachineSpec, MachineState, network::HostNetworkSpec, supervise};
+use stead_machine::{MachinePhase, MachineSpec, MachineState, backend, network::HostNetworkSpec, supervise};
 use stead_model::{
     NodeName, NodeSpec,
     agent::{EngineState, NodePhase, NodeStatus},
-    cluster::Backend,
     node::AGENT_PORT,
 };
 
@@ -26,8 +25,6 @@ const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
 /// A leader of the engines' database that has lost its quorum goes on answering until it notices, after 3 s without a word
 /// of the others (the election timeout of dqlite and cowsql).
 const STEP_DOWN_PATIENCE: Duration = Duration::from_secs(5);
-/// A node that was just started answers within this, in a namespace (half a second, on an idle host) and emulated (40 s).
-const START_PATIENCE: [Duration; 2] = [Duration::from_secs(15), Duration::from_secs(120)];
 /// Whoever waits longer is told for what.
 const TELL_AFTER: Duration = Duration::from_secs(1);
 /// Pause between two looks at an engine that is not settled.
@@ -126,7 +123,7 @@ pub async fn settle_engines(
     let online_patience = if one_is_gone { STEP_DOWN_PATIENCE } else { Duration::ZERO };
     let looks = agents.iter().map(|(name, agent)| async {
         let machine = observed.nodes.get(name).and_then(|n| n.machine.as_ref());
-        let emulated = machine.is_some_and(|m| m.backend == Backend::Qemu);
+        let start_patience = machine.map_or(Duration::ZERO, |m| backend::patience(m).agent);
         let (began, mut told) = (Instant::now(), false);
         loop {
             let engine = agent.engine().await.ok();
@@ -134,7 +131,7 @@ pub async fn settle_engines(
                 Some(EngineState::Waiting) => Duration::ZERO,
                 Some(EngineState::Online | EngineState::Evacuated) => online_patience,
                 Some(EngineState::Offline | EngineState::Failed) => ELECTION_PATIENCE,
-                _ => START_PATIENCE[usize::from(emulated)],
+                _ => start_patience,
             };
             if began.elapsed() >= patience {
                 let status = agent.status().await.ok()?;

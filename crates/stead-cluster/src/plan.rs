@@ -295,7 +295,7 @@ mod tests {
     use proptest::prelude::*;
     use std::{collections::BTreeMap, path::Path};
     use stead_agent::Identity;
-    use stead_machine::{MachinePhase, MachineState};
+    use stead_machine::{Accelerator, MachinePhase, MachineState, host::HostFacts};
     use stead_model::{
         Artifact, Bytes, ClusterSpec, Digest, Manifest, Memory,
         agent::{EngineStatus, NodePhase, NodeStatus},
@@ -355,8 +355,8 @@ mod tests {
             blobs: "/b".into(),
             overlays: &BTreeMap::new(),
             identities: &record.spec.node_names().into_iter().map(|n| (n, identity.clone())).collect(),
+            host: &HostFacts { memory: Bytes::gib(8), ..HostFacts::default() },
             auto: Backend::Namespace,
-            host_memory: Bytes::gib(8),
         })
         .unwrap()
     }
@@ -580,6 +580,8 @@ mod tests {
         let m = &want(&r, 7).nodes[0].machine;
         assert_eq!(m.memory, Some("25%".parse::<Memory>().unwrap().of(Bytes::gib(8))));
         assert!(m.cpus.is_some() && m.vmlinux.is_some());
+        // The host has no KVM.
+        assert_eq!(m.accelerator, Some(Accelerator::Tcg));
     }
 
     proptest! {

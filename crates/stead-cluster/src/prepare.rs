@@ -68,8 +68,8 @@ pub(crate) async fn prepare(
         blobs: store.blob_dir(),
         overlays: &overlays,
         identities: &identities,
+        host: &facts,
         auto: choice.backend,
-        host_memory: facts.memory,
     })?;
     let (mut observed, agents) = observe::observe(&layout, Some(&operator)).await?;
     if !record.engine.is_none() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use stead_model::{
     ClusterName, EngineKind, NodeName,
     agent::{EngineState, InstanceStatus, NodePhase, NodeStatus},
-    cluster::Backend,
+    cluster::BackendChoice,
 };
 
 /// The engine lists its instances within this or not at all (quorum lost).
@@ -35,7 +35,7 @@ pub struct NodeLine {
     /// `stopping`.
     pub phase: String,
     /// How it is run.
-    pub backend: Backend,
+    pub backend: BackendChoice,
     /// Its addresses.
     pub addresses: Vec<String>,
     /// The engine on it.
@@ -95,7 +95,7 @@ pub async fn status(host: &Host, cluster: &ClusterName) -> Result<ClusterStatus,
         }
         nodes.push(NodeLine {
             phase,
-            backend: seen.and_then(|o| o.machine.as_ref()).map_or(resolved.backend, |m| m.backend),
+            backend: seen.and_then(|o| o.machine.as_ref()).map_or(resolved.backend, |m| m.backend.into()),
             addresses: fixed.collect(),
             engine: EngineLine { kind: record.engine, state },
             name: resolved.name,

@@ -1,6 +1,6 @@
 //! Files that are a machine's disks.
 
-use crate::{spec::MachineDisk, supervise::MachineError, sys::LoopDevice};
+use crate::{MachineError, spec::MachineDisk, sys::LoopDevice};
 use std::{fs::File, io, os::unix::fs::OpenOptionsExt};
 
 /// Makes the file, sparse, when it is missing. One that is there keeps its content and its size.

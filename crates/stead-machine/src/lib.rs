@@ -6,11 +6,16 @@
 
 pub mod backend;
 mod cgroup;
+mod console;
 mod daemon;
 mod disks;
 pub mod doctor;
+mod error;
 mod files;
+mod guest;
+pub mod host;
 pub mod layers;
+mod links;
 mod mountinfo;
 mod netlink;
 pub mod netns;
@@ -23,6 +28,7 @@ mod tether;
 
 pub use cgroup::CgroupError;
 pub use daemon::DaemonError;
+pub use error::MachineError;
 pub use netlink::LinkError;
-pub use spec::{MachinePhase, MachineSpec, MachineState};
+pub use spec::{Accelerator, MachinePhase, MachineSpec, MachineState};
 pub use teardown::TeardownError;

@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub(crate) struct Tethered {
     pub pid: i32,
-    pub exit: oneshot::Receiver<io::Result<ExitStatus>>,
+    exit: oneshot::Receiver<io::Result<ExitStatus>>,
     pidfd: OwnedFd,
 }
 
@@ -58,6 +58,18 @@ impl Tethered {
         let (pid, pidfd) =
             is_started.await.map_err(|_| io::Error::other("the thread that starts it is gone"))??;
         Ok(Self { pid, exit, pidfd })
+    }
+
+    /// Waits for its end; may be dropped and called again until it has answered.
+    pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
+        (&mut self.exit)
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that waits for it is gone")))
+    }
+
+    /// How it ended, when it has; to be asked until then.
+    pub(crate) fn has_ended(&mut self) -> Option<io::Result<ExitStatus>> {
+        self.exit.try_recv().ok()
     }
 
     /// Sends a signal; to one that has ended it does nothing.

@@ -51,12 +51,9 @@ impl fmt::Display for EngineKind {
 }
 
 /// How a machine is started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
-    /// The best that works here; `stead doctor` says which and why.
-    #[default]
-    Auto,
     /// Linux namespaces on this host's kernel.
     Namespace,
     /// QEMU, with KVM where it works.
@@ -64,11 +61,49 @@ pub enum Backend {
 }
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Auto => "auto",
-            Self::Namespace => "namespace",
-            Self::Qemu => "qemu",
-        })
+        self.serialize(f)
+    }
+}
+
+/// The backend a cluster file asks for: `auto`, or one by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema, Default, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendChoice {
+    /// The best that works here; `stead doctor` says which and why.
+    #[default]
+    Auto,
+    /// This one.
+    #[serde(untagged)]
+    Fixed(Backend),
+}
+impl BackendChoice {
+    /// The backend, where `auto` means this one.
+    pub fn or(self, auto: Backend) -> Backend {
+        match self {
+            Self::Auto => auto,
+            Self::Fixed(backend) => backend,
+        }
+    }
+}
+impl From<Backend> for BackendChoice {
+    fn from(backend: Backend) -> Self {
+        Self::Fixed(backend)
+    }
+}
+impl fmt::Display for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+/// By hand: an untagged variant would answer an unknown word without saying which words there are.
+impl<'de> Deserialize<'de> for BackendChoice {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let word = String::deserialize(d)?;
+        if word == "auto" {
+            return Ok(Self::Auto);
+        }
+        let named: Result<_, serde::de::value::Error> = Backend::deserialize(word.into_deserializer());
+        named.map(Self::Fixed).map_err(|e| serde::de::Error::custom(format_args!("{e}, or `auto`")))
     }
 }
 
@@ -147,9 +182,9 @@ pub struct NodeEntry {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub struct MachineDefaults {
-    /// `auto`, `namespace` or `qemu`.
+    /// `auto` or a backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backend: Option<Backend>,
+    pub backend: Option<BackendChoice>,
     /// Number of CPUs; for namespaces a limit on CPU time. 2 for qemu, unlimited for namespaces when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
@@ -317,7 +352,7 @@ pub struct ResolvedNode {
     /// Position, from 0: addresses follow from it.
     pub index: u32,
     /// Backend, perhaps `auto` still.
-    pub backend: Backend,
+    pub backend: BackendChoice,
     /// CPUs, when limited.
     pub cpus: Option<u32>,
     /// Memory, when limited.
@@ -611,6 +646,7 @@ mod tests {
         insta::assert_snapshot!(err("nodes: many"), @r#"c.yaml:3:1: invalid type: string "many", expected a number of nodes or a list of them"#);
         insta::assert_snapshot!(err("nodes: -1"), @"c.yaml:3:1: invalid type: integer `-1`, expected a number of nodes or a list of them");
         insta::assert_snapshot!(err("engine: docker"), @r#"c.yaml:3:1: unknown variant "docker", expected one of none, incus, lxd"#);
+        insta::assert_snapshot!(err("nodes: 1\nmachine: {backend: quemu}"), @r#"c.yaml:4:20: unknown variant "quemu", expected "namespace" or "qemu", or "auto"; did you mean "qemu"?"#);
         insta::assert_snapshot!(err("engine: {kind: incus, pressed: {}}"), @r#"c.yaml:3:23: unknown key "pressed", expected one of kind, preseed; did you mean "preseed"?"#);
         insta::assert_snapshot!(err("overlays: [{paht: x}]"), @r#"c.yaml:3:13: unknown key "paht", expected one of path, environment, inputs, keep_owners; did you mean "path"?"#);
         assert!(err("nodes: 1\npublish: ['127.0.0.1:1:b:2']").contains("b is no node"));
@@ -620,6 +656,19 @@ mod tests {
         assert!(err("nodes: 1\nmachine: {persistent_root: true}").contains("no disk of role data"));
         assert!(err("nodes: 4294967296").starts_with("c.yaml:3"));
         assert!(err("nodes: 1\nmachine: {memry: 1GiB}").contains("did you mean \"memory\"?"));
+    }
+
+    #[test]
+    fn a_backend_is_auto_or_named() {
+        let choice = |s: &str| serde_json::from_str::<BackendChoice>(s).unwrap();
+        for (text, choice, auto) in [
+            ("\"auto\"", choice("\"auto\""), Backend::Namespace),
+            ("\"qemu\"", choice("\"qemu\""), Backend::Qemu),
+        ] {
+            assert_eq!(serde_json::to_string(&choice).unwrap(), text);
+            assert_eq!(format!("\"{choice}\""), text);
+            assert_eq!(choice.or(Backend::Namespace), auto);
+        }
     }
 
     proptest! {

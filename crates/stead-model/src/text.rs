@@ -138,6 +138,7 @@ fn build(file: &str, text: &str, line: Option<u64>, column: Option<u64>, message
             .trim_start_matches(", expected one of ")
             .trim_start_matches(", expected ")
             .split(',')
+            .flat_map(|w| w.trim().trim_start_matches("or ").split(" or "))
             .map(|w| w.trim().trim_matches('`'))
             .map(|w| (strsim::damerau_levenshtein(w, &unknown), w))
             .filter(|(d, w)| *d <= 1 + w.len().min(unknown.len()) / 3)

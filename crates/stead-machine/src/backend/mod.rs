@@ -1,46 +1,148 @@
-//! Which backend `auto` means on this host.
+//! The backends: ways to start a machine.
+//!
+//! Owns their table, and what `auto` means. Whoever wants to know in what backends differ asks here; nothing outside of
+//! this folder matches on [`Backend`].
 
-pub(crate) mod namespace;
-pub(crate) mod qemu;
+mod driver;
+mod namespace;
+mod qemu;
 
-use crate::doctor::HostFacts;
+pub use driver::{Patience, Profile};
+
+use crate::{
+    MachineSpec,
+    host::{HostFacts, Program},
+    spec::Accelerator,
+};
+use driver::Driver;
+use std::time::Duration;
 use stead_model::cluster::Backend;
+
+/// One row a backend. A variant of [`Backend`] without a row does not compile. Of two that suit a host equally well,
+/// `auto` takes the upper one.
+macro_rules! table {
+    ($($backend:ident => $driver:expr,)+) => {
+        /// Every backend.
+        pub const ALL: &[Backend] = &[$(Backend::$backend),+];
+
+        pub(crate) fn driver(backend: Backend) -> &'static dyn Driver {
+            match backend {
+                $(Backend::$backend => &$driver,)+
+            }
+        }
+    };
+}
+
+table! {
+    Qemu => qemu::Qemu,
+    Namespace => namespace::Namespace,
+}
+
+/// How long an emulated node may take, whatever emulates it. Measured on two cores: 18 s to its agent, 40 s to an engine.
+const EMULATED: Patience = Patience { agent: Duration::from_secs(120), running: Duration::from_secs(600) };
+
+/// What a backend needs and gives.
+pub fn profile(backend: Backend) -> Profile {
+    driver(backend).profile()
+}
+
+/// What keeps a backend from working on this host, as fragments for people; empty when nothing does.
+pub fn obstacles(backend: Backend, host: &HostFacts) -> Vec<String> {
+    driver(backend).obstacles(host)
+}
+
+/// What runs the instructions of a backend's machines on this host; `None` when they share the host's kernel.
+pub fn accelerator(backend: Backend, host: &HostFacts) -> Option<Accelerator> {
+    driver(backend).accelerator(host)
+}
+
+/// How long a node on this machine may take to start.
+pub fn patience(machine: &MachineSpec) -> Patience {
+    if machine.is_emulated() { EMULATED } else { profile(machine.backend).patience }
+}
+
+/// Programs a backend runs on the host.
+pub(crate) fn programs(backend: Backend) -> &'static [Program] {
+    driver(backend).programs()
+}
 
 /// A backend and the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
-    /// `namespace` or `qemu`.
+    /// The backend.
     pub backend: Backend,
-    /// Why, a sentence fragment for people.
+    /// The reason, a sentence fragment for people.
     pub why: String,
 }
 
-/// What `auto` means: qemu where KVM really works, else namespaces when they do, else qemu by emulation. Pure.
-pub fn choose(facts: &HostFacts) -> Choice {
-    let say = |backend, why: String| Choice { backend, why };
-    if facts.kvm_works() && facts.has_qemu() {
-        let flag = facts.cpu_virtualisation.as_deref().unwrap_or_default();
-        return say(Backend::Qemu, format!("/dev/kvm opens and the processor has {flag}"));
-    }
-    let no_kvm = match (facts.kvm_works(), facts.cpu_virtualisation.is_some()) {
-        (true, _) => "KVM works, but qemu is not installed",
-        (false, true) => "/dev/kvm does not open",
-        (false, false) => "KVM cannot work (the processor shows neither vmx nor svm)",
+/// What `auto` means: of the backends that work here one with KVM, else one on the host's own kernel, else one that
+/// emulates. Where none works, the one that asks least of a host. Pure.
+pub fn choose(host: &HostFacts) -> Choice {
+    let mut backends: Vec<Backend> = ALL.to_vec();
+    backends.sort_by_key(|b| match accelerator(*b, host) {
+        Some(Accelerator::Kvm) => 0,
+        None => 1,
+        Some(Accelerator::Tcg) => 2,
+    });
+    let works = |b: &Backend| obstacles(*b, host).is_empty();
+    let at = backends.iter().position(works).unwrap_or(backends.len() - 1);
+    let backend = backends[at];
+    let mut why = match (host.kvm_works(), &host.cpu_virtualisation) {
+        (true, flag) => {
+            format!("/dev/kvm opens and the processor has {}", flag.as_deref().unwrap_or_default())
+        }
+        (false, Some(_)) => "/dev/kvm does not open".to_owned(),
+        (false, None) => "KVM cannot work (the processor shows neither vmx nor svm)".to_owned(),
     };
-    let obstacles = facts.namespace_obstacles();
-    if obstacles.is_empty() {
-        return say(Backend::Namespace, format!("{no_kvm}, and this is root on a kernel with all it needs"));
+    for passed_over in &backends[..at] {
+        why.push_str(&format!("; {passed_over} does not work: {}", obstacles(*passed_over, host).join(", ")));
     }
-    say(
-        Backend::Qemu,
-        format!("{no_kvm}, and no namespaces: {}; so qemu emulates, which is slow", obstacles.join(", ")),
-    )
+    match accelerator(backend, host) {
+        Some(Accelerator::Kvm) => {}
+        None => why.push_str(&format!("; {backend} machines run on this host's kernel")),
+        Some(Accelerator::Tcg) => why.push_str(&format!("; so {backend} emulates, which is slow")),
+    }
+    Choice { backend, why }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::doctor::{Device, tests::well};
+    use crate::host::{CgroupFacts, Device, NAMESPACES};
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+    };
+    use stead_model::Bytes;
+
+    /// A host on which all is well.
+    pub(crate) fn well() -> HostFacts {
+        HostFacts {
+            root: true,
+            kernel: "6.12".into(),
+            programs: ALL
+                .iter()
+                .flat_map(|b| programs(*b))
+                .map(|p| (p.name.to_owned(), Some(PathBuf::from("/usr/bin").join(p.name))))
+                .collect(),
+            cpu_virtualisation: Some("vmx".into()),
+            kvm: Device::Opens,
+            tun: Device::Opens,
+            loop_control: Device::Opens,
+            namespaces: NAMESPACES.iter().map(|n| (*n).to_owned()).collect(),
+            filesystems: ["squashfs", "overlay", "ext4", "btrfs"].iter().map(|n| (*n).to_owned()).collect(),
+            cgroups: CgroupFacts {
+                v2: true,
+                v1: false,
+                controllers: ["cpu", "memory", "pids"].iter().map(|n| (*n).to_owned()).collect(),
+            },
+            subids: true,
+            memory: Bytes::gib(8),
+            memory_available: Bytes::gib(6),
+            disk_free: Bytes::gib(50),
+            disk_at: "/var/lib".into(),
+        }
+    }
 
     #[test]
     fn kvm_then_namespaces_then_emulation() {
@@ -53,11 +155,70 @@ mod tests {
         let no_device = HostFacts { kvm: Device::Missing, ..well() };
         assert_eq!(choose(&no_device).backend, Backend::Namespace);
         let mut no_qemu = well();
-        no_qemu.tools.insert("qemu-system-x86_64".into(), None);
-        assert_eq!(choose(&no_qemu).backend, Backend::Namespace);
+        no_qemu.programs.insert("qemu-system-x86_64".into(), None);
+        let choice = choose(&no_qemu);
+        assert_eq!(choice.backend, Backend::Namespace);
+        assert!(choice.why.contains("qemu does not work: qemu-system-x86_64"), "{}", choice.why);
+        let no_taps = HostFacts { tun: Device::Missing, ..well() };
+        assert_eq!(choose(&no_taps).backend, Backend::Namespace);
         let user = HostFacts { root: false, ..no_flags };
         let choice = choose(&user);
         assert_eq!(choice.backend, Backend::Qemu);
         assert!(choice.why.contains("not root") && choice.why.contains("slow"), "{}", choice.why);
+    }
+
+    #[test]
+    fn only_what_is_emulated_is_slow() {
+        let machine =
+            |backend, accelerator| MachineSpec { backend, accelerator, ..crate::spec::tests::spec() };
+        for backend in ALL {
+            let ours = profile(*backend).patience;
+            assert!(ours.agent < ours.running && ours.running < EMULATED.running);
+            for accelerator in [None, Some(Accelerator::Kvm)] {
+                assert_eq!(patience(&machine(*backend, accelerator)), ours);
+            }
+            assert_eq!(patience(&machine(*backend, Some(Accelerator::Tcg))), EMULATED);
+        }
+    }
+
+    /// What makes a backend one folder and one row: no other source names one.
+    #[test]
+    fn nothing_else_matches_on_a_backend() {
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let here = crates.join("stead-machine/src/backend");
+        let mut folders: Vec<PathBuf> = fs::read_dir(crates)
+            .unwrap()
+            .map(|e| e.unwrap().path().join("src"))
+            .filter(|p| p.is_dir())
+            .collect();
+        assert!(folders.len() > 5, "{folders:?}");
+        let mut found = Vec::new();
+        while let Some(folder) = folders.pop() {
+            for path in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| *p != here) {
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                if path.extension().is_none_or(|e| e != "rs") {
+                    continue;
+                }
+                let text = fs::read_to_string(&path).unwrap();
+                // Tests, at the end of a file, may name one.
+                let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+                let names = |b: &&Backend| code.contains(&format!("Backend::{b:?}"));
+                found.extend(ALL.iter().filter(names).map(|b| format!("{b:?} in {}", path.display())));
+            }
+        }
+        assert!(found.is_empty(), "{found:#?}");
+    }
+
+    #[test]
+    fn a_backend_with_a_kernel_of_its_own_says_what_runs_it() {
+        for host in [well(), HostFacts::default()] {
+            for backend in ALL {
+                assert_eq!(profile(*backend).needs_kernel, accelerator(*backend, &host).is_some());
+                assert_eq!(obstacles(*backend, &host).is_empty(), host == well(), "{backend}");
+            }
+        }
     }
 }

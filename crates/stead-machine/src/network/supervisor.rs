@@ -117,7 +117,7 @@ async fn supervise(spec: HostNetworkSpec) -> Result<(), NetworkError> {
 /// Waits for the end of dnsmasq; for ever when none runs.
 async fn died(dnsmasq: &mut Option<Tethered>) {
     match dnsmasq {
-        Some(child) => drop((&mut child.exit).await),
+        Some(child) => drop(child.ended().await),
         None => std::future::pending().await,
     }
 }
@@ -198,9 +198,9 @@ impl Supervisor {
     async fn end_dnsmasq(&mut self) {
         let Some(mut child) = self.dnsmasq.take() else { return };
         child.signal(Signal::TERM);
-        if tokio::time::timeout(END_PATIENCE, &mut child.exit).await.is_err() {
+        if tokio::time::timeout(END_PATIENCE, child.ended()).await.is_err() {
             child.signal(Signal::KILL);
-            let _ = tokio::time::timeout(END_PATIENCE, &mut child.exit).await;
+            let _ = tokio::time::timeout(END_PATIENCE, child.ended()).await;
         }
     }
 }
@@ -241,7 +241,7 @@ async fn answering(spec: &HostNetworkSpec, child: &mut Tethered) -> Result<(), N
             if ask.await.is_ok_and(|answer| answer.is_ok()) {
                 break;
             }
-            if let Ok(ended) = child.exit.try_recv() {
+            if let Some(ended) = child.has_ended() {
                 let why = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
                 return Err(NetworkError::Dnsmasq { why: format!("it ended: {why}"), log: log() });
             }

@@ -1,9 +1,7 @@
 //! The other side of the lock: starting a supervisor, asking it, ending it, and clearing up after a killed one.
 
-use super::MachineError;
 use crate::{
-    MachinePhase, MachineSpec, MachineState, TeardownError,
-    backend::namespace,
+    MachineError, MachinePhase, MachineSpec, MachineState, TeardownError, backend,
     daemon::{self, End},
     files::{self, Durability},
 };
@@ -22,7 +20,8 @@ const FINISH_PATIENCE: Duration = Duration::from_secs(65);
 /// the lock.
 ///
 /// # Errors
-/// [`MachineError::AlreadyRuns`]; or [`MachineError::Daemon`] with the end of `supervisor.log` when it ended early.
+/// [`MachineError::AlreadyRuns`]; [`MachineError::Teardown`] when the directory's last machine was of another backend and
+/// cannot be cleared away; or [`MachineError::Daemon`] with the end of `supervisor.log` when it ended early.
 pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
     let dir = &spec.dir;
     files::private_dir(dir).map_err(MachineError::file("make", dir))?;
@@ -30,6 +29,10 @@ pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
         return Err(MachineError::AlreadyRuns(dir.clone()));
     }
     let file = dir.join("machine.json");
+    // What a killed supervisor left, no machine of another backend would use or remove.
+    if let Some(old) = files::read_json::<MachineSpec>(&file).filter(|old| old.backend != spec.backend) {
+        cleanup(&old).map_err(MachineError::Teardown)?;
+    }
     files::write_json(&file, spec, Durability::Durable).map_err(MachineError::file("write", &file))?;
     let args = [OsStr::new("machine"), OsStr::new("run"), file.as_os_str()];
     let is_up = |pid| observe(dir).is_some_and(|s| s.supervisor_pid == pid);
@@ -94,11 +97,11 @@ pub fn finish_end(dir: &Path) -> Result<(), MachineError> {
     }
 }
 
-/// Removes what a killed supervisor may have left: cgroups, processes in them, links. Idempotent. The machine must not
+/// Removes what a killed supervisor may have left: processes, cgroups, links, sockets. Idempotent. The machine must not
 /// run.
 ///
 /// # Errors
 /// Everything that could not be removed.
 pub fn cleanup(spec: &MachineSpec) -> Result<(), TeardownError> {
-    namespace::cleanup(spec)
+    backend::driver(spec.backend).cleanup(spec)
 }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use stead_machine::{
-    MachinePhase, MachineSpec, layers,
+    MachineError, MachinePhase, MachineSpec, layers,
     spec::{MachineDisk, MachineNic},
     supervise,
 };
@@ -67,6 +67,7 @@ fn spec(up: &Up, name: &str, n: u8) -> MachineSpec {
         cluster: up.0.cluster.clone(),
         name: name.parse().unwrap(),
         backend: Backend::Namespace,
+        accelerator: None,
         dir: dir.clone(),
         cpus: Some(1),
         memory: Some(Bytes::mib(64)),
@@ -146,7 +147,7 @@ fn life() -> Outcome {
     assert!(said.contains("cgroups / \n"), "{said}");
     let state = supervise::observe(&a.dir).unwrap();
     assert_eq!((state.phase, state.boots), (MachinePhase::Running, 1));
-    assert!(matches!(supervise::spawn(&exe(), &a), Err(supervise::MachineError::AlreadyRuns(_))));
+    assert!(matches!(supervise::spawn(&exe(), &a), Err(MachineError::AlreadyRuns(_))));
     sh(&up.netns(), &["ping", "-c1", "-W2", "10.88.0.2"]);
     sh(&up.netns(), &["ping", "-c1", "-W2", "10.88.0.3"]);
     let link = sh(&up.netns(), &["ip", "-d", "link", "show", "type", "veth"]);
@@ -253,6 +254,17 @@ fn killed_supervisor() -> Outcome {
     supervise::cleanup(&s).expect("cleanup again");
     gone(&s);
     layers::unmount_all(&s.layers_dir).expect("unmount");
+    // What a killed one left is cleared away though the next machine is of another backend, which knows nothing of it.
+    let pid = supervise::spawn(&exe(), &s).expect("spawn once more");
+    eventually("the machine to be up once more", || boots(&s) == 4);
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    eventually("the lock to be free", || supervise::observe(&s.dir).is_none());
+    let without_kernel = MachineSpec { backend: Backend::Qemu, ..s.clone() };
+    let _ = supervise::spawn(&exe(), &without_kernel);
+    gone(&s);
+    let why = supervise::last_state(&s.dir).unwrap().error.unwrap();
+    assert!(why.contains("cannot be a qemu machine"), "{why}");
+    layers::unmount_all(&s.layers_dir).expect("unmount again");
     let name = s.cluster.to_string();
     up.down();
     assert_no_traces(&name);

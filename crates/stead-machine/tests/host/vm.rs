@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_machine::{
-    MachinePhase, MachineSpec,
+    MachinePhase, MachineSpec, backend,
     spec::{MachineDisk, MachineNic},
     supervise,
 };
@@ -75,6 +75,7 @@ fn spec(up: &Up, image: &Image) -> MachineSpec {
         cluster: up.0.cluster.clone(),
         name: "node1".parse().unwrap(),
         backend: Backend::Qemu,
+        accelerator: backend::accelerator(Backend::Qemu, &stead_machine::doctor::observe()),
         dir: dir.clone(),
         cpus: Some(1),
         memory: Some(Bytes::mib(512)),

@@ -7,55 +7,84 @@
 //! parent-death signal to the thread that forked it, and a thread can be given the new network and pid namespaces
 //! before there is a child, so that the interfaces are in place before PID 1 runs its first instruction.
 
+use super::driver::{Driver, Patience, Prepared, Profile};
 use crate::{
-    MachineSpec, TeardownError,
+    MachineError, MachineSpec, TeardownError,
     cgroup::{self, Cgroups},
-    disks,
+    console, disks,
     files::{self, Durability},
+    guest::{Exit, Guest},
+    host::{Device, HostFacts, NAMESPACES, Program},
     layers,
+    links::{LinkKind, link_name, open_netns},
     netlink::{self, Links, VethPeer},
     netns,
-    supervise::{Exit, MachineError, Running},
+    spec::Accelerator,
     sys::{self, ChildSetup, LoopDevice},
     teardown::Failures,
     tether::Tethered,
 };
+use futures_util::future::LocalBoxFuture;
 use rustix::{
     fs::{Mode, OFlags},
+    process::Signal,
     thread::UnshareFlags,
 };
-use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, PipeWriter},
+    io::PipeWriter,
     os::{fd::AsFd, unix::process::ExitStatusExt},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
+    time::Duration,
 };
-use stead_model::{Bytes, NodeName, node::NamespaceBoot};
+use stead_model::{Bytes, node::NamespaceBoot};
 
-/// The console log turns over at this size, so one machine takes at most twice of it.
-pub(crate) const MAX_CONSOLE_BYTES: u64 = 16 << 20;
+/// A node takes half a second to run; a loaded host takes longer.
+const PATIENCE: Patience = Patience { agent: Duration::from_secs(15), running: Duration::from_secs(120) };
 
-/// The death of a pid namespace's init by which the kernel tells of `reboot(2)` in it (reboot(2), pid_namespaces(7)).
+/// The signal that a pid namespace's init dies of after `reboot(2)` in it (reboot(2), pid_namespaces(7)).
 const REBOOTED: i32 = 1;
 /// The same for power off and halt.
 const POWERED_OFF: i32 = 2;
 
-/// What lasts over reboots of one machine.
-#[derive(Debug)]
-pub(crate) struct Machine {
-    spec: Arc<MachineSpec>,
-    cgroups: Cgroups,
-    boot_file: PathBuf,
-    _disks: Vec<LoopDevice>,
-}
+/// The backend.
+pub(super) struct Namespace;
 
-impl Machine {
-    /// Makes everything around PID 1.
-    pub(crate) fn prepare(spec: &Arc<MachineSpec>) -> Result<Self, MachineError> {
+impl Driver for Namespace {
+    fn profile(&self) -> Profile {
+        Profile { needs_kernel: false, cpus: None, memory: None, patience: PATIENCE }
+    }
+
+    fn programs(&self) -> &'static [Program] {
+        &[]
+    }
+
+    fn obstacles(&self, host: &HostFacts) -> Vec<String> {
+        let mut found = Vec::new();
+        if !host.root {
+            found.push("this is not root".to_owned());
+        }
+        let namespaces = NAMESPACES.iter().filter(|n| !host.namespaces.contains(**n));
+        found.extend(namespaces.map(|n| format!("the kernel has no {n} namespaces")));
+        let filesystems = ["squashfs", "overlay"].iter().filter(|f| !host.filesystems.contains(**f));
+        found.extend(filesystems.map(|f| format!("the kernel has no {f}")));
+        if host.loop_control != Device::Opens {
+            found.push("/dev/loop-control does not open".to_owned());
+        }
+        if !host.cgroups.v1 && !host.cgroups.v2 {
+            found.push("no cgroups are mounted".to_owned());
+        }
+        found
+    }
+
+    fn accelerator(&self, _: &HostFacts) -> Option<Accelerator> {
+        None
+    }
+
+    fn prepare(&self, spec: &Arc<MachineSpec>) -> Result<Box<dyn Prepared>, MachineError> {
         let cgroups = Cgroups::make(&spec.cluster, &spec.name, spec.cpus, spec.memory)?;
         let mounted = layers::mount_all(&spec.layers_dir, &spec.layers)?;
         let mut attached = Vec::new();
@@ -69,20 +98,68 @@ impl Machine {
         let boot_file = spec.dir.join("boot.json");
         files::write_json(&boot_file, &boot, Durability::Volatile)
             .map_err(MachineError::file("write", &boot_file))?;
-        Ok(Self { spec: Arc::clone(spec), cgroups, boot_file, _disks: attached })
+        Ok(Box::new(Machine { spec: Arc::clone(spec), cgroups, boot_file, _disks: attached }))
     }
 
-    /// Starts PID 1.
-    pub(crate) async fn boot(&mut self) -> Result<Running, MachineError> {
-        // What a machine that rebooted left behind in its cgroups would stay for ever.
-        self.cgroups.empty().map_err(MachineError::Teardown)?;
-        let doors = self.cgroups.doors()?;
-        let failed = |source| MachineError::Start { name: self.spec.name.clone(), source };
-        let (console, writer) = io::pipe().map_err(failed)?;
-        files::log_from(console, self.spec.dir.join("console.log"), MAX_CONSOLE_BYTES).map_err(failed)?;
-        let (spec, boot_file) = (Arc::clone(&self.spec), self.boot_file.clone());
-        let child = Tethered::start_by(move || start(&spec, boot_file, doors, writer)).await?;
-        Ok(Running::Init(child))
+    /// Its cgroups with all that is in them, and its links.
+    fn cleanup(&self, spec: &MachineSpec) -> Result<(), TeardownError> {
+        let mut failures = Failures::default();
+        failures.absorb(cgroup::remove(&spec.cluster, &spec.name));
+        // Without the cluster's namespace its links are gone too.
+        if let Ok(cluster) = netns::open(&spec.netns) {
+            failures.note(netlink::with(Some(cluster.as_fd()), async |links: Links| {
+                for i in 0..spec.nics.len() {
+                    links.delete(&link_name(LinkKind::Veth, &spec.name, i)).await?;
+                }
+                Ok(())
+            }));
+        }
+        failures.into_result()
+    }
+}
+
+/// Everything around PID 1.
+struct Machine {
+    spec: Arc<MachineSpec>,
+    cgroups: Cgroups,
+    boot_file: PathBuf,
+    _disks: Vec<LoopDevice>,
+}
+
+impl Prepared for Machine {
+    fn boot(&mut self) -> LocalBoxFuture<'_, Result<Box<dyn Guest>, MachineError>> {
+        Box::pin(async {
+            // What a machine that rebooted left behind in its cgroups would stay for ever.
+            self.cgroups.empty().map_err(MachineError::Teardown)?;
+            let doors = self.cgroups.doors()?;
+            let console = console::writer(&self.spec)?;
+            let (spec, boot_file) = (Arc::clone(&self.spec), self.boot_file.clone());
+            let init = Tethered::start_by(move || start(&spec, boot_file, doors, console)).await?;
+            Ok(Box::new(Init(init)) as Box<dyn Guest>)
+        })
+    }
+}
+
+/// The node's PID 1.
+struct Init(Tethered);
+
+impl Guest for Init {
+    fn pid(&self) -> i32 {
+        self.0.pid
+    }
+    fn exit(&mut self) -> LocalBoxFuture<'_, Exit> {
+        Box::pin(async {
+            match self.0.ended().await {
+                Ok(status) => exit_of(status),
+                Err(e) => Exit::Crashed(format!("cannot wait for init: {e}")),
+            }
+        })
+    }
+    fn ask_to_end(&self) {
+        self.0.signal(Signal::TERM);
+    }
+    fn kill(&self) {
+        self.0.signal(Signal::KILL);
     }
 }
 
@@ -103,16 +180,17 @@ fn start(
     doors: Vec<File>,
     console: PipeWriter,
 ) -> Result<Child, MachineError> {
-    let failed = |source| MachineError::Start { name: spec.name.clone(), source };
+    let failed = MachineError::start(spec);
     sys::unshare_thread(UnshareFlags::NEWNET).map_err(failed)?;
     let own = rustix::fs::open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| failed(e.into()))?;
-    let cluster = netns::open(&spec.netns)
-        .map_err(|source| MachineError::NoNetwork { netns: spec.netns.clone(), source })?;
+    let cluster = open_netns(spec)?;
     netlink::with(Some(cluster.as_fd()), async |links: Links| {
         for (i, nic) in spec.nics.iter().enumerate() {
             let peer = VethPeer { name: &nic.name, netns: own.as_fd(), mac: Some(nic.mac) };
-            links.add_veth(&link_name('v', &spec.name, i), Some(&nic.bridge), nic.mtu, peer).await?;
+            links
+                .add_veth(&link_name(LinkKind::Veth, &spec.name, i), Some(&nic.bridge), nic.mtu, peer)
+                .await?;
         }
         Ok(())
     })?;
@@ -142,8 +220,8 @@ fn start(
     command.spawn().map_err(|source| MachineError::Exec { exe: spec.stead_node.clone(), source })
 }
 
-/// What became of a machine whose init ended so.
-pub(crate) fn exit_of(status: ExitStatus) -> Exit {
+/// How a machine ended, by how its init did.
+fn exit_of(status: ExitStatus) -> Exit {
     match status.signal() {
         Some(REBOOTED) => Exit::Reboot,
         Some(POWERED_OFF) => Exit::PowerOff,
@@ -151,43 +229,9 @@ pub(crate) fn exit_of(status: ExitStatus) -> Exit {
     }
 }
 
-/// Name of the host's end of an interface: unique in the cluster's namespace, within the kernel's 15 characters.
-pub(crate) fn link_name(kind: char, node: &NodeName, index: usize) -> String {
-    let digest = Sha256::digest(node.as_str());
-    let hex: String = digest[..5].iter().map(|b| format!("{b:02x}")).collect();
-    format!("{kind}{hex}{index}")
-}
-
-/// Removes what a machine may have left on the host: its cgroups with all that is in them, and its links.
-pub(crate) fn cleanup(spec: &MachineSpec) -> Result<(), TeardownError> {
-    let mut failures = Failures::default();
-    failures.absorb(cgroup::remove(&spec.cluster, &spec.name));
-    // Without the cluster's namespace its links are gone too.
-    if let Ok(cluster) = netns::open(&spec.netns) {
-        failures.note(netlink::with(Some(cluster.as_fd()), async |links: Links| {
-            for i in 0..spec.nics.len() {
-                links.delete(&link_name('v', &spec.name, i)).await?;
-            }
-            Ok(())
-        }));
-    }
-    failures.into_result()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn link_names_are_short_and_differ() {
-        let long = "n".repeat(48).parse().unwrap();
-        let a = link_name('v', &long, 12);
-        assert!(a.len() <= 15, "{a}");
-        assert_ne!(
-            link_name('v', &"node1".parse().unwrap(), 1),
-            link_name('v', &"node11".parse().unwrap(), 0)
-        );
-    }
 
     #[test]
     fn deaths_of_init_are_told_apart() {

@@ -2,7 +2,7 @@
 //!
 //! Pure: no file is opened here and no descriptor made.
 
-use crate::{MachineSpec, supervise::MachineError};
+use crate::{MachineError, MachineSpec, host::Program, spec::Accelerator};
 use serde_json::json;
 use std::{
     ffi::OsString,
@@ -10,27 +10,19 @@ use std::{
 };
 use stead_model::{Bytes, cluster::Backend, node::VmBoot};
 
-/// RAM of a machine whose spec leaves it open.
-const DEFAULT_MEMORY: Bytes = Bytes::gib(2);
-/// Virtual CPUs of a machine whose spec leaves them open.
-const DEFAULT_CPUS: u32 = 2;
+/// Memory of a machine when none is asked for: incusd, its database and two small instances fit.
+pub(crate) const MEMORY: Bytes = Bytes::gib(2);
+/// CPUs of a machine when none are asked for.
+pub(crate) const CPUS: u32 = 2;
+/// QEMU itself.
+pub(crate) const PROGRAM: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };
 /// The `pc` machine has 32 slots on its one PCI bus; four are the chipset's, and one is the random number generator's.
 const MAX_DEVICES: usize = 27;
-
-/// How the guest's instructions are run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Accelerator {
-    /// By the processor.
-    Kvm,
-    /// By emulation.
-    Tcg,
-}
 
 /// What the invocation depends on besides the spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Facts {
-    pub accelerator: Accelerator,
-    /// Whether the kernel carries packets of taps by itself.
+    /// Whether the kernel can carry packets of taps by itself, between itself and a guest that KVM runs.
     pub vhost: bool,
     /// Descriptors of the taps, one a NIC, open in QEMU.
     pub taps: Vec<i32>,
@@ -41,7 +33,7 @@ pub(crate) struct Facts {
 /// The program, its arguments, and the files it needs made before it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Invocation {
-    pub program: &'static str,
+    pub program: Program,
     pub argv: Vec<OsString>,
     /// Where it runs: sockets are named relative to it, as their paths must be short.
     pub cwd: PathBuf,
@@ -49,6 +41,8 @@ pub(crate) struct Invocation {
     pub spec_drive: PathBuf,
 }
 
+/// The drive with the node's spec, in the machine's directory.
+pub(crate) const SPEC_DRIVE: &str = "spec.tar";
 /// QMP's socket in the machine's directory.
 pub(crate) const QMP_SOCKET: &str = "qmp.sock";
 /// The serial console's socket in the machine's directory.
@@ -59,6 +53,10 @@ pub(crate) fn invocation(spec: &MachineSpec, facts: &Facts) -> Result<Invocation
     let refuse = |why: String| MachineError::Spec { name: spec.name.clone(), backend: Backend::Qemu, why };
     let kernel = spec.vmlinux.as_ref().ok_or_else(|| refuse("its image has no kernel".to_owned()))?;
     let initrd = spec.initrd.as_ref().ok_or_else(|| refuse("its image has no initrd".to_owned()))?;
+    let Some(accelerator) = spec.accelerator else {
+        let why = "its spec names no accelerator, as those of older versions: run `stead up` again";
+        return Err(refuse(why.to_owned()));
+    };
     let devices = spec.layers.len() + 1 + spec.disks.len() + spec.nics.len();
     if devices > MAX_DEVICES {
         return Err(refuse(format!(
@@ -68,22 +66,22 @@ pub(crate) fn invocation(spec: &MachineSpec, facts: &Facts) -> Result<Invocation
             spec.nics.len()
         )));
     }
-    let spec_drive = spec.dir.join("spec.tar");
+    let spec_drive = spec.dir.join(SPEC_DRIVE);
     let mut argv = Argv::default();
     argv.pair("-name", format!("stead:{}/{}", spec.cluster, spec.name));
     // Nothing that is not named here: no default devices, no host's configuration.
     argv.words(&["-nodefaults", "-no-user-config", "-display", "none"]);
     argv.words(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    match facts.accelerator {
+    match accelerator {
         Accelerator::Kvm => argv.words(&["-accel", "kvm", "-cpu", "host"]),
         Accelerator::Tcg => argv.words(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
     }
     argv.words(&["-machine", "pc,usb=off,vmport=off,dump-guest-core=off"]);
-    argv.pair("-smp", spec.cpus.unwrap_or(DEFAULT_CPUS).to_string());
-    argv.pair("-m", format!("{}M", spec.memory.unwrap_or(DEFAULT_MEMORY).0 >> 20));
+    argv.pair("-smp", spec.cpus.unwrap_or(CPUS).to_string());
+    argv.pair("-m", format!("{}M", spec.memory.unwrap_or(MEMORY).0 >> 20));
     argv.pair("-kernel", kernel);
     argv.pair("-initrd", initrd);
-    argv.pair("-append", kernel_command_line(facts.accelerator));
+    argv.pair("-append", kernel_command_line(accelerator));
     // A reset ends QEMU, and the supervisor starts it again: the kernel is then loaded anew, and the spec read anew.
     argv.words(&["-no-reboot"]);
     argv.pair("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off"));
@@ -105,12 +103,12 @@ pub(crate) fn invocation(spec: &MachineSpec, facts: &Facts) -> Result<Invocation
         argv.drive(&disk.serial, &disk.path, Access::ReadWrite);
     }
     for (i, (nic, tap)) in spec.nics.iter().zip(&facts.taps).enumerate() {
-        let vhost = if facts.vhost { ",vhost=on" } else { "" };
+        let vhost = if facts.vhost && accelerator == Accelerator::Kvm { ",vhost=on" } else { "" };
         argv.pair("-netdev", format!("tap,id=net{i},fd={tap}{vhost}"));
         // Without its ROM: nothing is booted from it.
         argv.pair("-device", format!("virtio-net-pci,netdev=net{i},mac={},romfile=", nic.mac));
     }
-    Ok(Invocation { program: "qemu-system-x86_64", argv: argv.0, cwd: spec.dir.clone(), spec_drive })
+    Ok(Invocation { program: PROGRAM, argv: argv.0, cwd: spec.dir.clone(), spec_drive })
 }
 
 /// Nothing secret goes here: any process of the guest can read it.
@@ -174,44 +172,18 @@ impl Argv {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{MachineDisk, MachineNic};
+    use crate::spec::tests::spec;
 
-    fn spec() -> MachineSpec {
-        MachineSpec {
-            cluster: "demo".parse().unwrap(),
-            name: "node1".parse().unwrap(),
-            backend: Backend::Qemu,
-            dir: "/s/demo/node1".into(),
-            cpus: None,
-            memory: Some(Bytes::mib(1536)),
-            vmlinux: Some("/store/vmlinux".into()),
-            initrd: Some("/store/initrd".into()),
-            stead_node: "/store/stead-node".into(),
-            layers: vec!["/store/a".into(), "/store/b, \"c\"".into()],
-            layers_dir: "/s/demo/layers".into(),
-            spec_dir: "/s/demo/node1/spec".into(),
-            disks: vec![MachineDisk {
-                serial: "data".into(),
-                path: "/s/demo/node1/data.img".into(),
-                size: Bytes::gib(4),
-            }],
-            nics: vec![MachineNic {
-                name: "eth0".into(),
-                bridge: "lan".into(),
-                mac: "02:00:00:00:00:01".parse().unwrap(),
-                mtu: 1500,
-            }],
-            netns: "stead-demo".into(),
-            stop_timeout_s: 30,
-        }
+    fn with(accelerator: Accelerator) -> MachineSpec {
+        MachineSpec { accelerator: Some(accelerator), ..spec() }
     }
 
-    fn facts(accelerator: Accelerator) -> Facts {
-        Facts { accelerator, vhost: accelerator == Accelerator::Kvm, taps: vec![7], console_log: 9 }
+    fn facts() -> Facts {
+        Facts { vhost: true, taps: vec![7], console_log: 9 }
     }
 
     fn lines(i: &Invocation) -> String {
-        let mut out = i.program.to_owned();
+        let mut out = i.program.name.to_owned();
         for arg in &i.argv {
             let arg = arg.to_str().unwrap();
             out.push_str(if arg.starts_with('-') { "\n" } else { " " });
@@ -222,7 +194,7 @@ mod tests {
 
     #[test]
     fn emulated() {
-        let made = invocation(&spec(), &facts(Accelerator::Tcg)).unwrap();
+        let made = invocation(&with(Accelerator::Tcg), &facts()).unwrap();
         assert_eq!(made.cwd, Path::new("/s/demo/node1"));
         insta::assert_snapshot!(lines(&made), @r#"
         qemu-system-x86_64
@@ -264,9 +236,8 @@ mod tests {
 
     #[test]
     fn kvm_differs_only_where_it_may() {
-        let (tcg, kvm) = (Accelerator::Tcg, Accelerator::Kvm);
-        let tcg = lines(&invocation(&spec(), &facts(tcg)).unwrap());
-        let kvm = lines(&invocation(&spec(), &facts(kvm)).unwrap());
+        let tcg = lines(&invocation(&with(Accelerator::Tcg), &facts()).unwrap());
+        let kvm = lines(&invocation(&with(Accelerator::Kvm), &facts()).unwrap());
         let differing: Vec<(&str, &str)> = tcg.lines().zip(kvm.lines()).filter(|(a, b)| a != b).collect();
         let of_kvm: Vec<&str> = differing.iter().map(|(_, k)| *k).collect();
         assert_eq!(
@@ -282,12 +253,15 @@ mod tests {
     }
 
     #[test]
-    fn too_many_devices_and_missing_kernels_are_refused() {
-        let mut s = spec();
-        s.layers = vec!["/l".into(); 30];
-        assert!(invocation(&s, &facts(Accelerator::Tcg)).unwrap_err().to_string().contains("room for"));
-        let mut s = spec();
-        s.vmlinux = None;
-        assert!(invocation(&s, &facts(Accelerator::Tcg)).unwrap_err().to_string().contains("no kernel"));
+    fn what_cannot_be_is_refused() {
+        let refused = |change: fn(&mut MachineSpec)| {
+            let mut s = spec();
+            change(&mut s);
+            invocation(&s, &facts()).unwrap_err().to_string()
+        };
+        assert!(refused(|s| s.layers = vec!["/l".into(); 30]).contains("room for"));
+        assert!(refused(|s| s.vmlinux = None).contains("no kernel"));
+        assert!(refused(|s| s.initrd = None).contains("no initrd"));
+        assert!(refused(|s| s.accelerator = None).contains("run `stead up` again"));
     }
 }

@@ -100,10 +100,9 @@ impl Qmp {
         Ok(Self { commands, watch })
     }
 
-    /// Presses the power button.
-    pub(crate) fn power_button(&self) {
-        // A QEMU that is gone needs no button.
-        let _ = self.commands.send("system_powerdown");
+    /// Its power button.
+    pub(crate) fn power_button(&self) -> PowerButton {
+        PowerButton(self.commands.clone())
     }
 
     /// Why it ended: asked after QEMU has, when all it said is there to be read.
@@ -112,6 +111,17 @@ impl Qmp {
             Ok(Ok(Ok(reason))) => reason,
             _ => None,
         }
+    }
+}
+
+/// The power button of one guest.
+#[derive(Debug)]
+pub(crate) struct PowerButton(mpsc::UnboundedSender<&'static str>);
+
+impl PowerButton {
+    /// Presses it; false when QEMU is gone.
+    pub(crate) fn press(&self) -> bool {
+        self.0.send("system_powerdown").is_ok()
     }
 }
 
@@ -188,7 +198,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("q")).unwrap();
         let mut qmp = Qmp::connect(dir.path(), "q").unwrap();
-        qmp.power_button();
+        assert!(qmp.power_button().press());
         let (stream, _) = listener.accept().await.unwrap();
         let (reading, mut writing) = stream.into_split();
         let mut lines = BufReader::new(reading).lines();
@@ -206,5 +216,6 @@ mod tests {
             .unwrap();
         drop((lines, writing));
         assert_eq!(qmp.reason().await, Some(Reason::PowerOff));
+        assert!(!qmp.power_button().press());
     }
 }

@@ -1,77 +1,15 @@
-//! What this host can do, and the mend for what it cannot.
+//! What this host can do, and the fix for what it cannot.
 //!
-//! Owns the questions and the judgement. [`observe`] looks, [`checks`] judges; nothing is changed.
+//! Owns the judgement of [`crate::host`]'s facts: [`checks`]. Changes nothing.
 
-mod observe;
-
-pub(crate) use observe::kvm_works;
-pub use observe::observe;
-
-use serde::Serialize;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+use crate::{
+    backend::{self, ALL},
+    host::{self, Device, HostFacts, NAMESPACES, Program},
+    spec::Accelerator,
 };
+use serde::Serialize;
+use std::borrow::Cow;
 use stead_model::{Bytes, cluster::Backend};
-
-/// What was seen of the host.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct HostFacts {
-    /// Whether this process is root.
-    pub root: bool,
-    /// `uname -r`.
-    pub kernel: String,
-    /// Programs of [`TOOLS`], by name, with where they are.
-    pub tools: BTreeMap<String, Option<PathBuf>>,
-    /// What the processor calls its virtualisation: `vmx` or `svm`; absent when it has none to offer.
-    pub cpu_virtualisation: Option<String>,
-    /// `/dev/kvm`.
-    pub kvm: Device,
-    /// `/dev/net/tun`.
-    pub tun: Device,
-    /// `/dev/loop-control`.
-    pub loop_control: Device,
-    /// Namespaces the kernel has: `mnt`, `pid`, `net`, …
-    pub namespaces: BTreeSet<String>,
-    /// Filesystems the kernel has, or has a module for.
-    pub filesystems: BTreeSet<String>,
-    /// Version and controllers of the cgroups.
-    pub cgroups: CgroupFacts,
-    /// Whether root has ranges in /etc/subuid and /etc/subgid.
-    pub subids: bool,
-    /// Memory of the host (or of the cgroup this runs in).
-    pub memory: Bytes,
-    /// Of it, what is free for machines.
-    pub memory_available: Bytes,
-    /// Free space where images and machines are kept.
-    pub disk_free: Bytes,
-    /// The directory that was measured.
-    pub disk_at: PathBuf,
-}
-
-/// State of a device node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Device {
-    /// It is not there.
-    #[default]
-    Missing,
-    /// It is there, and cannot be opened.
-    Refused,
-    /// It can be opened.
-    Opens,
-}
-
-/// What cgroups a host has.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct CgroupFacts {
-    /// The unified hierarchy is mounted.
-    pub v2: bool,
-    /// Hierarchies of version 1 are mounted.
-    pub v1: bool,
-    /// Controllers in either.
-    pub controllers: BTreeSet<String>,
-}
 
 /// Outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -94,123 +32,63 @@ pub struct Check {
     pub ok: Verdict,
     /// What was seen.
     pub detail: String,
-    /// The mend, when there is one.
+    /// The fix, when there is one.
     pub fix: Option<String>,
 }
 
 /// A program Stead runs on the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tool {
-    /// Its name.
-    pub name: &'static str,
-    /// Debian's package.
-    pub package: &'static str,
+struct Tool {
+    program: Program,
     /// What is missing without it.
-    pub without: &'static str,
+    without: Cow<'static, str>,
     /// How bad that is.
-    pub verdict: Verdict,
+    verdict: Verdict,
 }
 
-/// Programs Stead runs on the host.
-pub const TOOLS: [Tool; 8] = [
-    Tool {
-        name: "dnsmasq",
-        package: "dnsmasq-base",
-        without: "networks have no DHCP and DNS, and clusters need both",
-        verdict: Verdict::Fail,
-    },
-    Tool {
-        name: "mksquashfs",
-        package: "squashfs-tools",
-        without: "images and overlays cannot be packed",
-        verdict: Verdict::Warn,
-    },
-    Tool {
-        name: "mmdebstrap",
-        package: "mmdebstrap",
-        without: "images cannot be built from Debian packages",
-        verdict: Verdict::Warn,
-    },
-    Tool {
-        name: "nft",
-        package: "nftables",
-        without: "networks with \"nat: true\" do not work",
-        verdict: Verdict::Warn,
-    },
-    Tool {
-        name: "qemu-system-x86_64",
-        package: "qemu-system-x86",
-        without: "the qemu backend does not work",
-        verdict: Verdict::Warn,
-    },
-    Tool {
-        name: "mkfs.ext4",
-        package: "e2fsprogs",
-        without: "disk outputs of images cannot be made",
-        verdict: Verdict::Warn,
-    },
-    Tool {
-        name: "xz",
-        package: "xz-utils",
-        without: "kernel modules and images cannot be unpacked",
-        verdict: Verdict::Warn,
-    },
-    Tool {
-        name: "zstd",
-        package: "zstd",
-        without: "images in zstd cannot be unpacked",
-        verdict: Verdict::Warn,
-    },
+/// Programs that Stead runs on the host, whatever the backend: name, Debian's package, what is missing without it, and
+/// how bad that is.
+const TOOLS: [(&str, &str, &str, Verdict); 7] = [
+    ("dnsmasq", "dnsmasq-base", "networks have no DHCP and DNS, and clusters need both", Verdict::Fail),
+    ("mksquashfs", "squashfs-tools", "images and overlays cannot be packed", Verdict::Warn),
+    ("mmdebstrap", "mmdebstrap", "images cannot be built from Debian packages", Verdict::Warn),
+    ("nft", "nftables", "networks with \"nat: true\" do not work", Verdict::Warn),
+    ("mkfs.ext4", "e2fsprogs", "disk outputs of images cannot be made", Verdict::Warn),
+    ("xz", "xz-utils", "kernel modules and images cannot be unpacked", Verdict::Warn),
+    ("zstd", "zstd", "images in zstd cannot be unpacked", Verdict::Warn),
 ];
 
-/// Namespaces a namespace machine has.
-const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
+/// Programs that Stead runs on the host: its own and those of the backends.
+fn tools() -> impl Iterator<Item = Tool> {
+    let own = TOOLS.iter().map(|&(name, package, without, verdict)| Tool {
+        program: Program { name, package },
+        without: without.into(),
+        verdict,
+    });
+    let of_backends = ALL.iter().flat_map(|b| {
+        backend::programs(*b).iter().map(move |program| Tool {
+            program: *program,
+            without: format!("backend {b} does not work").into(),
+            verdict: Verdict::Warn,
+        })
+    });
+    own.chain(of_backends)
+}
+
+/// Looks at the host.
+pub fn observe() -> HostFacts {
+    host::observe(tools().map(|t| t.program.name))
+}
+
 /// An image with an engine, three machines' changes and a pool take this much, bytes.
 const ENOUGH_DISK: Bytes = Bytes::gib(5);
 /// Three namespace machines with an engine and two instances take about half of this.
 const ENOUGH_MEMORY: Bytes = Bytes::gib(1);
 
-impl HostFacts {
-    /// Whether KVM really works: `/dev/kvm` opens on hosts whose processor then never runs the machine.
-    pub fn kvm_works(&self) -> bool {
-        self.kvm == Device::Opens && self.cpu_virtualisation.is_some()
-    }
-    /// What keeps namespace machines from working; empty when nothing does.
-    pub fn namespace_obstacles(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        if !self.root {
-            missing.push("this is not root".to_owned());
-        }
-        missing.extend(
-            NAMESPACES
-                .iter()
-                .filter(|n| !self.namespaces.contains(**n))
-                .map(|n| format!("the kernel has no {n} namespaces")),
-        );
-        missing.extend(
-            ["squashfs", "overlay"]
-                .iter()
-                .filter(|f| !self.filesystems.contains(**f))
-                .map(|f| format!("the kernel has no {f}")),
-        );
-        if self.loop_control != Device::Opens {
-            missing.push("/dev/loop-control does not open".to_owned());
-        }
-        if !self.cgroups.v1 && !self.cgroups.v2 {
-            missing.push("no cgroups are mounted".to_owned());
-        }
-        missing
-    }
-    /// Whether QEMU is installed.
-    pub fn has_qemu(&self) -> bool {
-        self.tools.get("qemu-system-x86_64").is_some_and(Option::is_some)
-    }
-}
-
-/// Judges what was seen. Pure. In the order a person would mend things.
+/// Judges what was seen. Pure. In the order a person would fix things.
 pub fn checks(facts: &HostFacts) -> Vec<Check> {
-    let mut all = vec![root(facts), backend(facts)];
-    all.extend(TOOLS.iter().map(|tool| tool_check(facts, tool)));
+    let mut all = vec![root(facts), auto(facts)];
+    all.extend(ALL.iter().map(|b| backend_check(facts, *b)));
+    all.extend(tools().map(|tool| tool_check(facts, &tool)));
     all.extend([kvm(facts), tun(facts), namespaces(facts), cgroups(facts), loops(facts)]);
     all.extend(filesystems(facts));
     all.extend([subids(facts), disk(facts), memory(facts)]);
@@ -234,25 +112,38 @@ fn root(facts: &HostFacts) -> Check {
     }
 }
 
-fn backend(facts: &HostFacts) -> Check {
-    let choice = crate::backend::choose(facts);
-    let works = match choice.backend {
-        Backend::Namespace => facts.namespace_obstacles().is_empty(),
-        _ => facts.has_qemu(),
-    };
+fn auto(facts: &HostFacts) -> Check {
+    let choice = backend::choose(facts);
+    let works = backend::obstacles(choice.backend, facts).is_empty();
     let verdict = if works { Verdict::Ok } else { Verdict::Fail };
     let detail = format!("auto means {}: {}", choice.backend, choice.why);
-    check("backend", verdict, detail, Some("mend what is said below about namespaces, or about qemu"))
+    check("backend", verdict, detail, Some("fix what keeps one of the backends below from working"))
+}
+
+fn backend_check(facts: &HostFacts, backend: Backend) -> Check {
+    let name = format!("backend {backend}");
+    let obstacles = backend::obstacles(backend, facts);
+    if !obstacles.is_empty() {
+        let fix = "fix the checks below that speak of this";
+        return check(&name, Verdict::Warn, obstacles.join(", "), Some(fix));
+    }
+    let detail = match backend::accelerator(backend, facts) {
+        None => "works, on this host's kernel",
+        Some(Accelerator::Kvm) => "works, with KVM",
+        Some(Accelerator::Tcg) => "works, by emulation, which is slow",
+    };
+    check(&name, Verdict::Ok, detail, None)
 }
 
 fn tool_check(facts: &HostFacts, tool: &Tool) -> Check {
-    match facts.tools.get(tool.name).and_then(Option::as_ref) {
-        Some(path) => check(tool.name, Verdict::Ok, path.display().to_string(), None),
+    let Program { name, package } = tool.program;
+    match facts.programs.get(name).and_then(Option::as_ref) {
+        Some(path) => check(name, Verdict::Ok, path.display().to_string(), None),
         None => check(
-            tool.name,
+            name,
             tool.verdict,
             format!("not installed: {}", tool.without),
-            Some(&format!("apt-get install {}", tool.package)),
+            Some(&format!("apt-get install {package}")),
         ),
     }
 }
@@ -416,35 +307,15 @@ fn memory(facts: &HostFacts) -> Check {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::backend::tests::well as well_for_backends;
 
     /// A host on which all is well.
-    pub(crate) fn well() -> HostFacts {
-        HostFacts {
-            root: true,
-            kernel: "6.12".into(),
-            tools: TOOLS
-                .iter()
-                .map(|t| (t.name.to_owned(), Some(PathBuf::from("/usr/bin").join(t.name))))
-                .collect(),
-            cpu_virtualisation: Some("vmx".into()),
-            kvm: Device::Opens,
-            tun: Device::Opens,
-            loop_control: Device::Opens,
-            namespaces: NAMESPACES.iter().map(|n| (*n).to_owned()).collect(),
-            filesystems: ["squashfs", "overlay", "ext4", "btrfs"].iter().map(|n| (*n).to_owned()).collect(),
-            cgroups: CgroupFacts {
-                v2: true,
-                v1: false,
-                controllers: ["cpu", "memory", "pids"].iter().map(|n| (*n).to_owned()).collect(),
-            },
-            subids: true,
-            memory: Bytes::gib(8),
-            memory_available: Bytes::gib(6),
-            disk_free: Bytes::gib(50),
-            disk_at: "/var/lib".into(),
-        }
+    fn well() -> HostFacts {
+        let mut facts = well_for_backends();
+        facts.programs = tools().map(|t| (t.program.name.to_owned(), Some("/bin/x".into()))).collect();
+        facts
     }
 
     fn find<'a>(all: &'a [Check], name: &str) -> &'a Check {
@@ -452,14 +323,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_good_host_has_nothing_to_mend() {
+    fn a_good_host_has_nothing_to_fix() {
         for c in checks(&well()) {
             assert_eq!((c.ok, &c.fix), (Verdict::Ok, &None), "{c:?}");
         }
     }
 
     #[test]
-    fn a_bare_host_is_told_every_mend() {
+    fn a_bare_host_gets_every_fix() {
         let all = checks(&HostFacts::default());
         for c in &all {
             assert!(c.ok != Verdict::Ok && c.fix.is_some(), "{c:?}");

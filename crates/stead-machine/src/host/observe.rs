@@ -1,6 +1,6 @@
 //! Looking at the host. Reads, opens and closes; changes nothing.
 
-use super::{CgroupFacts, Device, HostFacts, TOOLS};
+use super::{CgroupFacts, Device, HostFacts};
 use crate::mountinfo;
 use std::{
     collections::BTreeSet,
@@ -12,8 +12,8 @@ use stead_model::Bytes;
 /// Where state is kept unless told otherwise; its nearest existing parent is measured.
 const STATE_DIR: &str = "/var/lib/stead";
 
-/// Looks at the host.
-pub fn observe() -> HostFacts {
+/// Looks at the host, and for these programs.
+pub fn observe(programs: impl IntoIterator<Item = &'static str>) -> HostFacts {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -24,7 +24,7 @@ pub fn observe() -> HostFacts {
     let (disk_at, disk_free) = disk();
     HostFacts {
         root: rustix::process::geteuid().is_root(),
-        tools: TOOLS.iter().map(|t| (t.name.to_owned(), find(&dirs, t.name))).collect(),
+        programs: programs.into_iter().map(|p| (p.to_owned(), find(&dirs, p))).collect(),
         cpu_virtualisation: virtualisation(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         kvm: device("/dev/kvm"),
         tun: device("/dev/net/tun"),
@@ -42,12 +42,6 @@ pub fn observe() -> HostFacts {
         disk_at,
         kernel,
     }
-}
-
-/// Whether KVM really works here, without looking at anything else.
-pub(crate) fn kvm_works() -> bool {
-    device("/dev/kvm") == Device::Opens
-        && virtualisation(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()).is_some()
 }
 
 fn device(path: &str) -> Device {
@@ -149,7 +143,8 @@ mod tests {
 
     #[test]
     fn a_look_at_this_host_finds_something() {
-        let facts = observe();
+        let facts = observe(["sh", "no-such-program"]);
+        assert!(facts.has("sh") && !facts.has("no-such-program"));
         assert!(!facts.kernel.is_empty() && facts.memory.0 > 0 && facts.namespaces.contains("net"));
     }
 }
