@@ -2,24 +2,27 @@
 //!
 //! Owns `stead/<cluster>/<node>`: made before the machine, limited, emptied and removed after it.
 
-use crate::{TeardownError, mountinfo, mountinfo::MountPoint, teardown::Failures};
-use rustix::process::{Pid, Signal, kill_process};
+use crate::{TeardownError, teardown::Failures};
+use rustix::process::Signal;
 use std::{
-    collections::BTreeSet,
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 use stead_model::{Bytes, ClusterName, NodeName};
+use stead_os::{
+    PathError,
+    cgroup::{Entrance, Hierarchy, Version, hierarchies, processes, signal_below, subtree},
+    mountinfo,
+};
 
 /// A cgroup could not be made, limited or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The host's hierarchies cannot be read.
     #[error("cannot read which cgroup hierarchies are mounted")]
-    Hierarchies(#[source] io::Error),
+    Hierarchies(#[source] PathError),
     /// None is there to use.
     #[error("no writable cgroup hierarchy is mounted")]
     None,
@@ -69,53 +72,10 @@ const MAKE_TRIES: u32 = 100;
 /// How long removed processes may take to be gone from a cgroup.
 const EMPTYING_PATIENCE: Duration = Duration::from_secs(10);
 
-/// One mounted hierarchy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Hierarchy {
-    /// The unified one.
-    V2(PathBuf),
-    /// One of version 1, with its controllers (or `name=systemd`).
-    V1(PathBuf, Vec<String>),
-}
-
-impl Hierarchy {
-    fn root(&self) -> &Path {
-        match self {
-            Self::V2(at) | Self::V1(at, _) => at,
-        }
-    }
-    fn has(&self, controller: &str) -> bool {
-        matches!(self, Self::V1(_, list) if list.iter().any(|c| c == controller))
-    }
-}
-
-/// The hierarchies among the mounts; what is mounted read-only or twice counts not.
-pub(crate) fn hierarchies(mounts: &[MountPoint]) -> Vec<Hierarchy> {
-    let mut seen = BTreeSet::new();
-    mounts
-        .iter()
-        .filter(|m| !m.read_only)
-        .filter_map(|m| match m.filesystem.as_str() {
-            "cgroup2" => Some((vec![], Hierarchy::V2(m.at.clone()))),
-            "cgroup" => {
-                let ours = ["rw", "ro", "xattr", "clone_children", "noprefix", "none", "cpuset_v2_mode"];
-                let controllers: Vec<String> = m
-                    .options
-                    .iter()
-                    .filter(|o| !ours.contains(&o.as_str()) && !o.starts_with("release_agent="))
-                    .cloned()
-                    .collect();
-                Some((controllers.clone(), Hierarchy::V1(m.at.clone(), controllers)))
-            }
-            _ => None,
-        })
-        .filter(|(key, _)| seen.insert(key.clone()))
-        .map(|(_, h)| h)
-        .collect()
-}
-
+/// The hierarchies that can be used here.
 fn here() -> Result<Vec<Hierarchy>, CgroupError> {
-    Ok(hierarchies(&mountinfo::read().map_err(CgroupError::Hierarchies)?))
+    let mounts = mountinfo::read().map_err(CgroupError::Hierarchies)?;
+    Ok(hierarchies(&mounts).into_iter().filter(|h| !h.read_only).collect())
 }
 
 /// Path below a hierarchy's root.
@@ -171,12 +131,8 @@ impl Cgroups {
         let (mut limited_cpus, mut limited_memory) = (cpus.is_none(), memory.is_none());
         let mut leaves = Vec::new();
         for h in &hierarchies {
-            let levels = [
-                h.root().to_owned(),
-                h.root().join(&stead),
-                h.root().join(&of_cluster),
-                h.root().join(&of_node),
-            ];
+            let levels =
+                [h.root.clone(), h.root.join(&stead), h.root.join(&of_cluster), h.root.join(&of_node)];
             let leaf = &levels[3];
             for pair in levels.windows(2) {
                 make_level(h, &pair[0], &pair[1])?;
@@ -198,19 +154,9 @@ impl Cgroups {
         Ok(Self { leaves })
     }
 
-    /// Opens what a process writes "0" to in order to move in.
-    pub(crate) fn doors(&self) -> Result<Vec<File>, CgroupError> {
-        self.leaves
-            .iter()
-            .map(|leaf| {
-                let path = leaf.join("cgroup.procs");
-                File::options().write(true).open(&path).map_err(|source| CgroupError::Set {
-                    path,
-                    value: "0".to_owned(),
-                    source,
-                })
-            })
-            .collect()
+    /// The way in for a process.
+    pub(crate) fn entrance(&self) -> Result<Entrance, PathError> {
+        Entrance::open(&self.leaves)
     }
 
     /// Kills what is left in them and removes what the machine made below them, so that it can boot again.
@@ -224,7 +170,7 @@ impl Cgroups {
 }
 
 fn make_level(h: &Hierarchy, parent: &Path, path: &Path) -> Result<(), CgroupError> {
-    if let Hierarchy::V2(_) = h {
+    if h.version == Version::V2 {
         // Each by itself: a controller that v1 has taken, or that processes in the parent forbid, is not offered;
         // a limit that needs it says so then.
         for controller in ["+cpu", "+memory", "+pids", "+io", "+cpuset"] {
@@ -237,7 +183,7 @@ fn make_level(h: &Hierarchy, parent: &Path, path: &Path) -> Result<(), CgroupErr
         }
         _ => {}
     }
-    if h.has("cpuset") {
+    if h.has_v1("cpuset") {
         // A cpuset without CPUs and memory nodes takes no process; children take after it.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if fs::read_to_string(path.join(file)).is_ok_and(|t| t.trim().is_empty()) {
@@ -251,23 +197,23 @@ fn make_level(h: &Hierarchy, parent: &Path, path: &Path) -> Result<(), CgroupErr
 }
 
 fn limit_memory(h: &Hierarchy, leaf: &Path, memory: Bytes) -> Result<bool, CgroupError> {
-    let file = match h {
-        Hierarchy::V2(_) => "memory.max",
-        Hierarchy::V1(..) if h.has("memory") => "memory.limit_in_bytes",
-        Hierarchy::V1(..) => return Ok(false),
+    let file = match h.version {
+        Version::V2 => "memory.max",
+        Version::V1(_) if h.has_v1("memory") => "memory.limit_in_bytes",
+        Version::V1(_) => return Ok(false),
     };
     set_if_there(&leaf.join(file), &memory.0.to_string())
 }
 
 fn limit_cpus(h: &Hierarchy, leaf: &Path, cpus: u32) -> Result<bool, CgroupError> {
     let quota = u64::from(cpus) * CPU_PERIOD_US;
-    match h {
-        Hierarchy::V2(_) => set_if_there(&leaf.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}")),
-        Hierarchy::V1(..) if h.has("cpu") => {
+    match h.version {
+        Version::V2 => set_if_there(&leaf.join("cpu.max"), &format!("{quota} {CPU_PERIOD_US}")),
+        Version::V1(_) if h.has_v1("cpu") => {
             set_if_there(&leaf.join("cpu.cfs_period_us"), &CPU_PERIOD_US.to_string())?;
             set_if_there(&leaf.join("cpu.cfs_quota_us"), &quota.to_string())
         }
-        Hierarchy::V1(..) => Ok(false),
+        Version::V1(_) => Ok(false),
     }
 }
 
@@ -298,10 +244,10 @@ pub(crate) fn remove(cluster: &ClusterName, node: &NodeName) -> Result<(), Teard
     };
     let [stead, of_cluster, of_node] = below(cluster, node);
     for h in hierarchies {
-        failures.note(clear(&h.root().join(&of_node), true));
+        failures.note(clear(&h.root.join(&of_node), true));
         // Other machines and clusters may be there still: then these stay.
-        let _ = fs::remove_dir(h.root().join(&of_cluster));
-        let _ = fs::remove_dir(h.root().join(&stead));
+        let _ = fs::remove_dir(h.root.join(&of_cluster));
+        let _ = fs::remove_dir(h.root.join(&stead));
     }
     failures.into_result()
 }
@@ -311,12 +257,7 @@ fn clear(top: &Path, itself: bool) -> Result<(), CgroupError> {
     let deadline = Instant::now() + EMPTYING_PATIENCE;
     loop {
         let mut all = subtree(top);
-        let _ = fs::write(top.join("cgroup.kill"), "1");
-        for path in &all {
-            for pid in processes(path) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
+        signal_below(top, Signal::KILL);
         if !itself {
             all.retain(|p| p != top);
         }
@@ -337,52 +278,5 @@ fn clear(top: &Path, itself: bool) -> Result<(), CgroupError> {
             }
             _ => thread::sleep(Duration::from_millis(10)),
         }
-    }
-}
-
-/// A cgroup and those below it, parents first.
-fn subtree(top: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    let mut todo = vec![top.to_owned()];
-    while let Some(path) = todo.pop() {
-        let Ok(entries) = fs::read_dir(&path) else { continue };
-        todo.extend(
-            entries
-                .filter_map(Result::ok)
-                .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
-                .map(|e| e.path()),
-        );
-        all.push(path);
-    }
-    all
-}
-
-fn processes(cgroup: &Path) -> Vec<Pid> {
-    let text = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    text.lines().filter_map(|l| Pid::from_raw(l.trim().parse().ok()?)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hybrid_hierarchies_are_all_found_once() {
-        let text = b"31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
-            32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct\n\
-            40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
-            41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n\
-            42 31 0:38 / /elsewhere rw - cgroup2 cgroup2 rw\n\
-            43 31 0:39 / /sys/fs/cgroup/pids ro - cgroup cgroup rw,pids\n";
-        let found = hierarchies(&mountinfo::parse(text));
-        let at = |s: &str| PathBuf::from(format!("/sys/fs/cgroup/{s}"));
-        assert_eq!(
-            found,
-            [
-                Hierarchy::V1(at("cpu"), vec!["cpu".into(), "cpuacct".into()]),
-                Hierarchy::V1(at("systemd"), vec!["name=systemd".into()]),
-                Hierarchy::V2(at("unified")),
-            ]
-        );
     }
 }

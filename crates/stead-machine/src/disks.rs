@@ -1,10 +1,11 @@
 //! Files that are a machine's disks.
 
-use crate::{MachineError, spec::MachineDisk, sys::LoopDevice};
+use crate::spec::MachineDisk;
 use std::{fs::File, io, os::unix::fs::OpenOptionsExt};
+use stead_os::{LoopDevice, PathContext, PathError, loops::Options};
 
 /// Makes the file, sparse, when it is missing. One that is there keeps its content and its size.
-pub(crate) fn ensure_file(disk: &MachineDisk) -> Result<(), MachineError> {
+pub(crate) fn ensure_file(disk: &MachineDisk) -> Result<(), PathError> {
     let make = || -> io::Result<()> {
         let file = File::options()
             .read(true)
@@ -19,14 +20,13 @@ pub(crate) fn ensure_file(disk: &MachineDisk) -> Result<(), MachineError> {
         }
         Ok(())
     };
-    make().map_err(|source| MachineError::Disk { path: disk.path.clone(), source })
+    make().at("make disk", &disk.path)
 }
 
-/// Attaches a disk to a loop device that is let go when nobody uses it any more.
-pub(crate) fn attach(disk: &MachineDisk) -> Result<LoopDevice, MachineError> {
+/// Attaches a disk to a loop device that lets go of it once nothing uses it.
+pub(crate) fn attach(disk: &MachineDisk) -> Result<LoopDevice, PathError> {
     ensure_file(disk)?;
-    LoopDevice::attach(&disk.path, false)
-        .map_err(|source| MachineError::Disk { path: disk.path.clone(), source })
+    LoopDevice::attach(&disk.path, &Options { autoclear: true, ..Options::default() })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use crate::{
     backend::{self, ALL},
-    host::{self, Device, HostFacts, NAMESPACES, Program},
+    host::{self, Device, HostFacts, NAMESPACES, Tool},
     spec::Accelerator,
 };
 use serde::Serialize;
@@ -37,8 +37,8 @@ pub struct Check {
 }
 
 /// A program Stead runs on the host.
-struct Tool {
-    program: Program,
+struct Wanted {
+    tool: Tool,
     /// What is missing without it.
     without: Cow<'static, str>,
     /// How bad that is.
@@ -58,15 +58,15 @@ const TOOLS: [(&str, &str, &str, Verdict); 7] = [
 ];
 
 /// Programs that Stead runs on the host: its own and those of the backends.
-fn tools() -> impl Iterator<Item = Tool> {
-    let own = TOOLS.iter().map(|&(name, package, without, verdict)| Tool {
-        program: Program { name, package },
+fn tools() -> impl Iterator<Item = Wanted> {
+    let own = TOOLS.iter().map(|&(name, package, without, verdict)| Wanted {
+        tool: Tool { name, package },
         without: without.into(),
         verdict,
     });
     let of_backends = ALL.iter().flat_map(|b| {
-        backend::programs(*b).iter().map(move |program| Tool {
-            program: *program,
+        backend::tools(*b).iter().map(move |tool| Wanted {
+            tool: *tool,
             without: format!("backend {b} does not work").into(),
             verdict: Verdict::Warn,
         })
@@ -76,7 +76,7 @@ fn tools() -> impl Iterator<Item = Tool> {
 
 /// Looks at the host.
 pub fn observe() -> HostFacts {
-    host::observe(tools().map(|t| t.program.name))
+    host::observe(tools().map(|t| t.tool.name))
 }
 
 /// An image with an engine, three machines' changes and a pool take this much, bytes.
@@ -88,7 +88,7 @@ const ENOUGH_MEMORY: Bytes = Bytes::gib(1);
 pub fn checks(facts: &HostFacts) -> Vec<Check> {
     let mut all = vec![root(facts), auto(facts)];
     all.extend(ALL.iter().map(|b| backend_check(facts, *b)));
-    all.extend(tools().map(|tool| tool_check(facts, &tool)));
+    all.extend(tools().map(|wanted| tool_check(facts, &wanted)));
     all.extend([kvm(facts), tun(facts), namespaces(facts), cgroups(facts), loops(facts)]);
     all.extend(filesystems(facts));
     all.extend([subids(facts), disk(facts), memory(facts)]);
@@ -135,14 +135,14 @@ fn backend_check(facts: &HostFacts, backend: Backend) -> Check {
     check(&name, Verdict::Ok, detail, None)
 }
 
-fn tool_check(facts: &HostFacts, tool: &Tool) -> Check {
-    let Program { name, package } = tool.program;
-    match facts.programs.get(name).and_then(Option::as_ref) {
+fn tool_check(facts: &HostFacts, wanted: &Wanted) -> Check {
+    let Tool { name, package } = wanted.tool;
+    match facts.tools.get(name).and_then(Option::as_ref) {
         Some(path) => check(name, Verdict::Ok, path.display().to_string(), None),
         None => check(
             name,
-            tool.verdict,
-            format!("not installed: {}", tool.without),
+            wanted.verdict,
+            format!("not installed: {}", wanted.without),
             Some(&format!("apt-get install {package}")),
         ),
     }
@@ -314,7 +314,7 @@ mod tests {
     /// A host on which all is well.
     fn well() -> HostFacts {
         let mut facts = well_for_backends();
-        facts.programs = tools().map(|t| (t.program.name.to_owned(), Some("/bin/x".into()))).collect();
+        facts.tools = tools().map(|t| (t.tool.name.to_owned(), Some("/bin/x".into()))).collect();
         facts
     }
 

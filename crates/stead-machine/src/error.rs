@@ -1,13 +1,11 @@
 //! What can go wrong with a machine, whichever backend starts it.
 
 use crate::{
-    CgroupError, DaemonError, LinkError, MachineSpec, TeardownError, host::Program, layers::LayerError,
+    CgroupError, DaemonError, LinkError, MachineSpec, TeardownError, host::Tool, layers::LayerError,
 };
-use std::{
-    io,
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
 use stead_model::{Failure, NodeName, cluster::Backend};
+use stead_os::PathError;
 
 impl Failure for MachineError {}
 
@@ -17,26 +15,9 @@ pub enum MachineError {
     /// Another supervisor holds the lock.
     #[error("machine in {} already runs", .0.display())]
     AlreadyRuns(PathBuf),
-    /// A file of the machine's directory.
-    #[error("cannot {operation} {}", .path.display())]
-    File {
-        /// `write`, `lock`, …
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A disk's file or its loop device.
-    #[error("cannot attach disk {}", .path.display())]
-    Disk {
-        /// The disk's file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// A file of the machine, or a disk.
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// Its layers.
     #[error(transparent)]
     Layer(#[from] LayerError),
@@ -94,7 +75,7 @@ pub enum MachineError {
     },
     /// A program is not installed.
     #[error("{} is not installed; it comes with the package {}", .0.name, .0.package)]
-    Missing(Program),
+    Missing(Tool),
     /// The machine ended neither by power off nor by reboot.
     #[error("machine {name} crashed: {why}; the end of its console: {console}")]
     Crashed {
@@ -114,27 +95,8 @@ impl From<io::Error> for MachineError {
 }
 
 impl MachineError {
-    /// Wraps an error about a file.
-    pub(crate) fn file<'a>(
-        operation: &'static str,
-        path: &'a Path,
-    ) -> impl FnOnce(io::Error) -> Self + Copy + 'a {
-        move |source| Self::File { operation, path: path.to_owned(), source }
-    }
     /// Wraps an error on the way to the machine's first process.
     pub(crate) fn start(spec: &MachineSpec) -> impl FnOnce(io::Error) -> Self + Copy + '_ {
         move |source| Self::Start { name: spec.name.clone(), source }
     }
-}
-
-/// An error with all its causes, in one line.
-pub(crate) fn chain(error: &MachineError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -5,8 +5,6 @@
 use crate::{
     TeardownError,
     files::{self, Lock},
-    mountinfo::{self, MountPoint},
-    sys::LoopDevice,
     teardown::Failures,
 };
 use rustix::{
@@ -20,6 +18,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
+use stead_os::{LoopDevice, PathError, loops::Options, mountinfo};
 
 /// A layer could not be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -43,14 +42,11 @@ pub enum LayerError {
         source: io::Error,
     },
     /// No loop device could be attached to it.
-    #[error("cannot attach a loop device to layer {}", .path.display())]
-    Loop {
-        /// The layer.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Loop(PathError),
+    /// What is mounted cannot be read.
+    #[error(transparent)]
+    Mounts(PathError),
     /// The kernel does not mount it.
     #[error("cannot mount layer {} at {}", .path.display(), .at.display())]
     Mount {
@@ -99,11 +95,11 @@ pub fn mount_all(dir: &Path, layers: &[PathBuf]) -> Result<Vec<PathBuf>, LayerEr
         }
     };
     // Every machine of a cluster comes here at its start; most find all there and need no lock.
-    if mounted_under(dir).map_err(directory)?.is_superset(&points.iter().cloned().collect()) {
+    if mounted_under(dir)?.is_superset(&points.iter().cloned().collect()) {
         return Ok(points);
     }
     let _lock = Lock::wait(&dir.join("lock")).map_err(directory)?;
-    let mounted = mounted_under(dir).map_err(directory)?;
+    let mounted = mounted_under(dir)?;
     for (path, at) in layers.iter().zip(&points).filter(|(_, at)| !mounted.contains(*at)) {
         mount(path, at)?;
     }
@@ -112,12 +108,12 @@ pub fn mount_all(dir: &Path, layers: &[PathBuf]) -> Result<Vec<PathBuf>, LayerEr
 
 fn mount(path: &Path, at: &Path) -> Result<(), LayerError> {
     let failed = |source| LayerError::Mount { path: path.to_owned(), at: at.to_owned(), source };
-    let device = LoopDevice::attach(path, true)
-        .map_err(|source| LayerError::Loop { path: path.to_owned(), source })?;
+    let options = Options { read_only: true, autoclear: true, ..Options::default() };
+    let device = LoopDevice::attach(path, &options).map_err(LayerError::Loop)?;
     files::private_dir(at).map_err(failed)?;
     // The flags bind whoever walks in here on the host; the overlay of a node has its own.
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount(&device.path, at, "squashfs", flags, None).map_err(|e| failed(e.into()))
+    rustix::mount::mount(device.path(), at, "squashfs", flags, None).map_err(|e| failed(e.into()))
 }
 
 /// Unmounts what is mounted under `dir` except the layers given: those of machines that still run.
@@ -141,18 +137,19 @@ fn unmount(dir: &Path, goes: impl Fn(&str) -> bool) -> Result<(), TeardownError>
     let mut failures = Failures::default();
     let Ok(dir) = dir.canonicalize() else { return Ok(()) };
     let directory = |source| LayerError::Directory { path: dir.clone(), source };
-    let points = match Lock::wait(&dir.join("lock")).and_then(|lock| Ok((lock, mountinfo::read()?))) {
+    let locked = Lock::wait(&dir.join("lock")).map_err(directory);
+    let mounts = locked.and_then(|lock| Ok((lock, mountinfo::read().map_err(LayerError::Mounts)?)));
+    match mounts {
         Ok((_lock, mounts)) => {
             let points: Vec<PathBuf> =
                 mounts.into_iter().rev().map(|m| m.at).filter(|at| at.parent() == Some(&*dir)).collect();
             for at in points.iter().filter(|at| goes(&name(at))) {
                 failures.note(detach(at).map_err(|source| LayerError::Unmount { at: at.clone(), source }));
             }
-            fs::read_dir(&dir)
         }
-        Err(e) => Err(e),
-    };
-    match points {
+        Err(e) => failures.note(Err(e)),
+    }
+    match fs::read_dir(&dir) {
         Ok(entries) => {
             for at in entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir() && goes(&name(p))) {
                 failures.note(fs::remove_dir(&at).map_err(|source| LayerError::Unmount { at, source }));
@@ -176,10 +173,11 @@ fn name(at: &Path) -> String {
     at.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn mounted_under(dir: &Path) -> io::Result<BTreeSet<PathBuf>> {
-    Ok(mountinfo::read()?
+fn mounted_under(dir: &Path) -> Result<BTreeSet<PathBuf>, LayerError> {
+    Ok(mountinfo::read()
+        .map_err(LayerError::Mounts)?
         .into_iter()
-        .filter(|m: &MountPoint| m.filesystem == "squashfs" && m.at.parent() == Some(dir))
+        .filter(|m| m.filesystem == "squashfs" && m.at.parent() == Some(dir))
         .map(|m| m.at)
         .collect())
 }

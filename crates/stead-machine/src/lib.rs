@@ -16,7 +16,6 @@ mod guest;
 pub mod host;
 pub mod layers;
 mod links;
-mod mountinfo;
 mod netlink;
 pub mod netns;
 pub mod network;

@@ -1,28 +1,26 @@
 //! The few kernel calls that no safe interface offers: every `unsafe` of this crate is here.
 //!
-//! Owns: what a child does between fork and exec, unsharing of single threads, and the ioctls of loop devices and
-//! taps. Does not own when and why they are used.
+//! Owns: what a child does between fork and exec, unsharing of single threads, and the ioctl of taps. Does not own when and why they are used.
 #![allow(unsafe_code)]
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags},
     io::Errno,
-    ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl},
+    ioctl::{Opcode, Updater, ioctl},
     mount::MountPropagationFlags,
     process::{PidfdFlags, Signal, getpid, pidfd_open, set_parent_process_death_signal},
     thread::{UnshareFlags, unshare_unsafe},
 };
 use std::{
-    fs::File,
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
-    path::{Path, PathBuf},
     process::Command,
 };
+use stead_os::cgroup::Entrance;
 
 /// Gives the calling thread namespaces of its own. Children forked by it later are in them too.
 pub(crate) fn unshare_thread(flags: UnshareFlags) -> io::Result<()> {
@@ -38,8 +36,8 @@ pub(crate) struct ChildSetup {
     pub die_with_parent: bool,
     /// Lead a session of its own.
     pub new_session: bool,
-    /// Open `cgroup.procs` files of the cgroups it moves into.
-    pub cgroups: Vec<File>,
+    /// Cgroups it moves into.
+    pub cgroups: Entrance,
     /// Namespaces it makes for itself, after it is in its cgroups.
     pub unshare: Option<UnshareFlags>,
     /// Descriptors it passes on to the program.
@@ -70,9 +68,7 @@ fn setup_child(setup: &ChildSetup, parent: Option<&OwnedFd>) -> io::Result<()> {
     if setup.new_session {
         tell(rustix::process::setsid().map(drop), b"cannot lead a session\n")?;
     }
-    for procs in &setup.cgroups {
-        tell(rustix::io::write(procs, b"0").map(drop), b"cannot enter its cgroup\n")?;
-    }
+    tell(setup.cgroups.enter(), b"cannot enter its cgroups\n")?;
     if let Some(flags) = setup.unshare {
         // SAFETY: as in `unshare_thread`; this process has a single thread.
         tell(unsafe { unshare_unsafe(flags) }, b"cannot make its namespaces\n")?;
@@ -105,134 +101,6 @@ fn tell(result: Result<(), Errno>, failed: &[u8]) -> io::Result<()> {
 pub(crate) fn open_descriptors() -> Vec<RawFd> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
     entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).filter(|fd| *fd > 2).collect()
-}
-
-const LOOP_CTL_GET_FREE: Opcode = 0x4C82;
-const LOOP_CONFIGURE: Opcode = 0x4C0A;
-const LO_FLAGS_READ_ONLY: u32 = 1;
-const LO_FLAGS_AUTOCLEAR: u32 = 4;
-/// Block devices of the loop driver.
-const LOOP_MAJOR: u32 = 7;
-
-struct LoopGetFree;
-// SAFETY: LOOP_CTL_GET_FREE takes no argument and answers the number of a device.
-unsafe impl Ioctl for LoopGetFree {
-    type Output = IoctlOutput;
-    const IS_MUTATING: bool = true;
-    fn opcode(&self) -> Opcode {
-        LOOP_CTL_GET_FREE
-    }
-    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
-        std::ptr::null_mut()
-    }
-    unsafe fn output_from_ptr(
-        out: IoctlOutput,
-        _: *mut std::ffi::c_void,
-    ) -> rustix::io::Result<Self::Output> {
-        Ok(out)
-    }
-}
-
-/// `struct loop_config` of linux/loop.h.
-#[repr(C)]
-struct LoopConfig {
-    fd: u32,
-    block_size: u32,
-    info: LoopInfo,
-    reserved: [u64; 8],
-}
-/// `struct loop_info64`.
-#[repr(C)]
-struct LoopInfo {
-    device: u64,
-    inode: u64,
-    rdevice: u64,
-    offset: u64,
-    sizelimit: u64,
-    number: u32,
-    encrypt_type: u32,
-    encrypt_key_size: u32,
-    flags: u32,
-    file_name: [u8; 64],
-    crypt_name: [u8; 64],
-    encrypt_key: [u8; 32],
-    init: [u64; 2],
-}
-const _: () = assert!(size_of::<LoopConfig>() == 304 && size_of::<LoopInfo>() == 232);
-
-/// A loop device that lets go of its file once nothing uses it. Held open for as long as this lives.
-#[derive(Debug)]
-pub(crate) struct LoopDevice {
-    /// Its device node.
-    pub path: PathBuf,
-    _device: File,
-}
-
-impl LoopDevice {
-    /// Attaches `file` to a free device.
-    pub(crate) fn attach(file: &Path, read_only: bool) -> io::Result<Self> {
-        let backing = File::options().read(true).write(!read_only).open(file)?;
-        let control = File::options().read(true).write(true).open("/dev/loop-control")?;
-        // Others take devices between our asking and attaching; each round one of us gets on, so this ends.
-        for _ in 0..1000 {
-            // SAFETY: the control device and the ioctl belong together.
-            let number = unsafe { ioctl(&control, LoopGetFree) }?;
-            let path = PathBuf::from(format!("/dev/loop{number}"));
-            let device = match File::options().read(true).write(!read_only).open(&path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    // A /dev that the kernel does not fill by itself.
-                    make_loop_node(&path, number as u32)?;
-                    File::options().read(true).write(!read_only).open(&path)?
-                }
-                other => other?,
-            };
-            let mut file_name = [0; 64];
-            let text = file.as_os_str().as_encoded_bytes();
-            let shown = text.len().min(63);
-            file_name[..shown].copy_from_slice(&text[..shown]);
-            let config = LoopConfig {
-                fd: backing.as_raw_fd() as u32,
-                block_size: 0,
-                info: LoopInfo {
-                    device: 0,
-                    inode: 0,
-                    rdevice: 0,
-                    offset: 0,
-                    sizelimit: 0,
-                    number: 0,
-                    encrypt_type: 0,
-                    encrypt_key_size: 0,
-                    flags: LO_FLAGS_AUTOCLEAR | if read_only { LO_FLAGS_READ_ONLY } else { 0 },
-                    file_name,
-                    crypt_name: [0; 64],
-                    encrypt_key: [0; 32],
-                    init: [0; 2],
-                },
-                reserved: [0; 8],
-            };
-            // SAFETY: LOOP_CONFIGURE reads a `struct loop_config`, whose layout is asserted above.
-            match unsafe { ioctl(&device, Setter::<LOOP_CONFIGURE, LoopConfig>::new(config)) } {
-                Ok(()) => return Ok(Self { path, _device: device }),
-                Err(Errno::BUSY | Errno::AGAIN) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Err(io::Error::new(io::ErrorKind::ResourceBusy, "no free loop device after 1000 tries"))
-    }
-}
-
-fn make_loop_node(path: &Path, number: u32) -> io::Result<()> {
-    let device = rustix::fs::makedev(LOOP_MAJOR, number);
-    match rustix::fs::mknodat(
-        rustix::fs::CWD,
-        path,
-        rustix::fs::FileType::BlockDevice,
-        Mode::RUSR | Mode::WUSR,
-        device,
-    ) {
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(e) => Err(e.into()),
-    }
 }
 
 const TUNSETIFF: Opcode = 0x4004_54CA;

@@ -1,6 +1,7 @@
 //! Every error of a teardown, not just the first.
 
 use std::fmt;
+use stead_os::Chain;
 
 /// What could not be removed; each entry is one error with its causes.
 #[derive(Debug)]
@@ -12,12 +13,7 @@ impl fmt::Display for TeardownError {
             if i > 0 {
                 f.write_str("; ")?;
             }
-            write!(f, "{error}")?;
-            let mut source = error.source();
-            while let Some(cause) = source {
-                write!(f, ": {cause}")?;
-                source = cause.source();
-            }
+            write!(f, "{}", Chain(&**error))?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use crate::{
     MachineError, MachineSpec, TeardownError,
     guest::Guest,
-    host::{HostFacts, Program},
+    host::{HostFacts, Tool},
     spec::Accelerator,
 };
 use futures_util::future::LocalBoxFuture;
@@ -37,7 +37,7 @@ pub(crate) trait Driver: Sync {
     /// What it needs and gives.
     fn profile(&self) -> Profile;
     /// Programs it runs on the host.
-    fn programs(&self) -> &'static [Program];
+    fn tools(&self) -> &'static [Tool];
     /// What keeps it from working on this host, as fragments for people; empty when nothing does.
     fn obstacles(&self, host: &HostFacts) -> Vec<String>;
     /// What runs the guests' instructions on this host; `None` when they share the host's kernel.

@@ -11,7 +11,7 @@ pub use driver::{Patience, Profile};
 
 use crate::{
     MachineSpec,
-    host::{HostFacts, Program},
+    host::{HostFacts, Tool},
     spec::Accelerator,
 };
 use driver::Driver;
@@ -62,8 +62,8 @@ pub fn patience(machine: &MachineSpec) -> Patience {
 }
 
 /// Programs a backend runs on the host.
-pub(crate) fn programs(backend: Backend) -> &'static [Program] {
-    driver(backend).programs()
+pub(crate) fn tools(backend: Backend) -> &'static [Tool] {
+    driver(backend).tools()
 }
 
 /// A backend and the reason for it.
@@ -120,9 +120,9 @@ pub(crate) mod tests {
         HostFacts {
             root: true,
             kernel: "6.12".into(),
-            programs: ALL
+            tools: ALL
                 .iter()
-                .flat_map(|b| programs(*b))
+                .flat_map(|b| tools(*b))
                 .map(|p| (p.name.to_owned(), Some(PathBuf::from("/usr/bin").join(p.name))))
                 .collect(),
             cpu_virtualisation: Some("vmx".into()),
@@ -155,7 +155,7 @@ pub(crate) mod tests {
         let no_device = HostFacts { kvm: Device::Missing, ..well() };
         assert_eq!(choose(&no_device).backend, Backend::Namespace);
         let mut no_qemu = well();
-        no_qemu.programs.insert("qemu-system-x86_64".into(), None);
+        no_qemu.tools.insert("qemu-system-x86_64".into(), None);
         let choice = choose(&no_qemu);
         assert_eq!(choice.backend, Backend::Namespace);
         assert!(choice.why.contains("qemu does not work: qemu-system-x86_64"), "{}", choice.why);

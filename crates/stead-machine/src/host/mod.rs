@@ -22,7 +22,7 @@ pub struct HostFacts {
     /// `uname -r`.
     pub kernel: String,
     /// The programs that were looked for, by name, with where they are.
-    pub programs: BTreeMap<String, Option<PathBuf>>,
+    pub tools: BTreeMap<String, Option<PathBuf>>,
     /// What the processor calls its virtualisation: `vmx` or `svm`; absent when it has none to offer.
     pub cpu_virtualisation: Option<String>,
     /// `/dev/kvm`.
@@ -75,7 +75,7 @@ pub struct CgroupFacts {
 
 /// A program and the Debian package it comes with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Program {
+pub struct Tool {
     /// Its name.
     pub name: &'static str,
     /// The package.
@@ -91,7 +91,7 @@ impl HostFacts {
         self.kvm == Device::Opens && self.cpu_virtualisation.is_some()
     }
     /// Whether a program that was looked for is installed.
-    pub fn has(&self, program: &str) -> bool {
-        self.programs.get(program).is_some_and(Option::is_some)
+    pub fn has(&self, tool: &str) -> bool {
+        self.tools.get(tool).is_some_and(Option::is_some)
     }
 }

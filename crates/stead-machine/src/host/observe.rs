@@ -1,13 +1,16 @@
 //! Looking at the host. Reads, opens and closes; changes nothing.
 
 use super::{CgroupFacts, Device, HostFacts};
-use crate::mountinfo;
 use std::{
     collections::BTreeSet,
     fs::{self, File},
     path::{Path, PathBuf},
 };
 use stead_model::Bytes;
+use stead_os::{
+    cgroup::{Version, hierarchies},
+    mountinfo,
+};
 
 /// Where state is kept unless told otherwise; its nearest existing parent is measured.
 const STATE_DIR: &str = "/var/lib/stead";
@@ -24,7 +27,7 @@ pub fn observe(programs: impl IntoIterator<Item = &'static str>) -> HostFacts {
     let (disk_at, disk_free) = disk();
     HostFacts {
         root: rustix::process::geteuid().is_root(),
-        programs: programs.into_iter().map(|p| (p.to_owned(), find(&dirs, p))).collect(),
+        tools: programs.into_iter().map(|p| (p.to_owned(), find(&dirs, p))).collect(),
         cpu_virtualisation: virtualisation(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         kvm: device("/dev/kvm"),
         tun: device("/dev/net/tun"),
@@ -87,18 +90,17 @@ fn filesystems(kernel: &str) -> BTreeSet<String> {
 
 fn cgroups() -> CgroupFacts {
     let mut facts = CgroupFacts::default();
-    for mount in mountinfo::read().unwrap_or_default() {
-        match mount.filesystem.as_str() {
-            "cgroup2" => {
+    for hierarchy in hierarchies(&mountinfo::read().unwrap_or_default()) {
+        match hierarchy.version {
+            Version::V2 => {
                 facts.v2 = true;
-                let list = fs::read_to_string(mount.at.join("cgroup.controllers")).unwrap_or_default();
+                let list = fs::read_to_string(hierarchy.root.join("cgroup.controllers")).unwrap_or_default();
                 facts.controllers.extend(list.split_whitespace().map(str::to_owned));
             }
-            "cgroup" => {
+            Version::V1(controllers) => {
                 facts.v1 = true;
-                facts.controllers.extend(mount.options);
+                facts.controllers.extend(controllers);
             }
-            _ => {}
         }
     }
     facts

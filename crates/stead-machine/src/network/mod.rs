@@ -30,11 +30,12 @@ use std::{
     fs, io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
-    path::{Path, PathBuf},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
 use stead_model::{Failure, MacAddress};
+use stead_os::{PathContext, PathError};
 
 /// dnsmasq answers within milliseconds; this is for a host with far too much to do.
 const UP_PATIENCE: Duration = Duration::from_secs(30);
@@ -50,16 +51,8 @@ pub enum NetworkError {
     #[error("network of {0} is already supervised")]
     AlreadyRuns(String),
     /// A file of the network's directory.
-    #[error("cannot {operation} {}", .path.display())]
-    File {
-        /// `write`, `lock`, …
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// The network namespace.
     #[error("cannot {operation} network namespace {netns}")]
     Namespace {
@@ -121,24 +114,6 @@ pub enum NetworkError {
     Reported(String),
 }
 
-impl NetworkError {
-    fn file<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + Copy + 'a {
-        move |source| Self::File { operation, path: path.to_owned(), source }
-    }
-}
-
-/// An error with all its causes, in one line.
-fn chain(error: &NetworkError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
 fn digest(spec: &HostNetworkSpec) -> String {
     // A spec is a plain tree: it always serialises.
     let json = serde_json::to_vec(spec).unwrap_or_default();
@@ -151,9 +126,8 @@ fn digest(spec: &HostNetworkSpec) -> String {
 /// # Errors
 /// [`NetworkError`]; what was made so far stays, for the next `up` or `down`.
 pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkError> {
-    files::private_dir(&spec.dir).map_err(NetworkError::file("make", &spec.dir))?;
-    let _one_at_a_time = Lock::wait(&spec.dir.join("up.lock"))
-        .map_err(NetworkError::file("lock", &spec.dir.join("up.lock")))?;
+    files::private_dir(&spec.dir).at("make", &spec.dir)?;
+    let _one_at_a_time = Lock::wait(&spec.dir.join("up.lock")).at("lock", spec.dir.join("up.lock"))?;
     let name = spec.netns();
     netns::create(&name).map_err(|source| NetworkError::Namespace {
         operation: "make",
@@ -163,7 +137,7 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
     make_links(spec)?;
     nat::ensure(spec)?;
     let file = spec.dir.join("network.json");
-    files::write_json(&file, spec, Durability::Durable).map_err(NetworkError::file("write", &file))?;
+    files::write_json(&file, spec, Durability::Durable).at("write", &file)?;
     let wanted = digest(spec);
     if daemon::announced_end(&spec.dir).is_some() {
         // By a `down` that was killed.

@@ -23,9 +23,9 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 use stead_model::ClusterName;
+use stead_os::{CommandError, PathContext, PathError, Program};
 
 /// Name of the uplink inside the namespace.
 const UPLINK: &str = "uplink";
@@ -45,39 +45,20 @@ const MTU: u16 = 1500;
 #[derive(Debug, thiserror::Error)]
 pub enum NatError {
     /// A file.
-    #[error("cannot {operation} {}", .path.display())]
-    File {
-        /// `write`, `read`, …
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Path(#[from] PathError),
     /// The veth, its addresses or routes.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// nft is not there.
-    #[error("nft is not installed; it comes with the package nftables")]
-    NoNft,
-    /// nft did not take the rules.
-    #[error("nft refuses the rules of {}: {said}", .path.display())]
-    Rules {
-        /// The file they are in.
-        path: PathBuf,
-        /// What it said.
-        said: String,
-    },
+    /// nft is not there, or refuses the rules.
+    #[error(transparent)]
+    Nft(#[from] CommandError),
+    /// The namespace that nft was to run in.
+    #[error("cannot enter network namespace")]
+    Enter(#[source] io::Error),
     /// Every small network tried is in use.
     #[error("no free network for the uplink of {0} within {UPLINKS}")]
     NoRoom(ClusterName),
-}
-
-impl NatError {
-    fn file<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + Copy + 'a {
-        move |source| Self::File { operation, path: path.to_owned(), source }
-    }
 }
 
 /// What was chosen; kept as `<dir>/nat.json` so that `down` knows what to remove.
@@ -183,10 +164,10 @@ pub(super) fn ensure(spec: &HostNetworkSpec) -> Result<(), NatError> {
         None => choose(&spec.cluster)?,
     };
     // Remembered before anything is made, so that whatever is made can be found again.
-    files::write_json(&path, &plan, Durability::Durable).map_err(NatError::file("write", &path))?;
+    files::write_json(&path, &plan, Durability::Durable).at("write", &path)?;
     let name = spec.netns();
     let ns_path = netns::path(&name);
-    let ns = netns::open(&name).map_err(NatError::file("open", &ns_path))?;
+    let ns = netns::open(&name).at("open", &ns_path)?;
     make_link(&plan, ns.as_fd())?;
     let rules = spec.dir.join("nat-inside.nft");
     nft(&rules, &inner_rules(spec), Some(ns.as_fd()))?;
@@ -240,30 +221,24 @@ fn make_link(plan: &Plan, ns: BorrowedFd<'_>) -> Result<(), NatError> {
 
 /// Has nft apply a file of rules as one transaction, inside `ns` when given.
 fn nft(path: &Path, rules: &str, ns: Option<BorrowedFd<'_>>) -> Result<(), NatError> {
-    files::write(path, rules.as_bytes(), Durability::Volatile).map_err(NatError::file("write", path))?;
+    files::write(path, rules.as_bytes(), Durability::Volatile).at("write", path)?;
+    let program = Program::new("nft").package("nftables").arg("-f").arg(path);
     let run = || {
         if let Some(ns) = ns {
             netns::enter(ns)?;
         }
-        Command::new("nft").arg("-f").arg(path).stdin(Stdio::null()).output()
+        Ok(program.run())
     };
-    match netns::on_thread(run) {
-        Ok(out) if out.status.success() => Ok(()),
-        Ok(out) => {
-            let said = String::from_utf8_lossy(&out.stderr).trim().replace('\n', "; ");
-            Err(NatError::Rules { path: path.to_owned(), said })
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(NatError::NoNft),
-        Err(source) => Err(NatError::File { operation: "have nft read", path: path.to_owned(), source }),
-    }
+    netns::on_thread(run).map_err(NatError::Enter)??;
+    Ok(())
 }
 
 /// Turns forwarding on where packets come in: from the uplink, and from the interfaces that lead out. What was turned on
 /// is remembered, to be turned off with the last cluster.
 fn forward(plan: &Plan) -> Result<(), NatError> {
     let dir = Path::new(FORWARDING_DIR);
-    fs::create_dir_all(dir).map_err(NatError::file("make", dir))?;
-    let _lock = Lock::wait(&dir.join(".lock")).map_err(NatError::file("lock", dir))?;
+    fs::create_dir_all(dir).at("make", dir)?;
+    let _lock = Lock::wait(&dir.join(".lock")).at("lock", dir)?;
     let ways_out = netlink::with(None, async |links: Links| links.default_interfaces().await)?;
     let sysctl = Path::new("/proc/sys/net");
     for (family, key, on) in [("ipv4", "forwarding", false), ("ipv6", "force_forwarding", v6_forwards())] {
@@ -275,13 +250,13 @@ fn forward(plan: &Plan) -> Result<(), NatError> {
         if !uplink.exists() {
             continue;
         }
-        fs::write(&uplink, "1").map_err(NatError::file("write", &uplink))?;
+        fs::write(&uplink, "1").at("write", &uplink)?;
         for interface in interfaces {
             let path = sysctl.join(family).join("conf").join(interface).join(key);
             if fs::read_to_string(&path).is_ok_and(|v| v.trim() == "0") {
                 let mark = dir.join(format!("{family}@{interface}"));
-                fs::write(&mark, "").map_err(NatError::file("write", &mark))?;
-                fs::write(&path, "1").map_err(NatError::file("write", &path))?;
+                fs::write(&mark, "").at("write", &mark)?;
+                fs::write(&path, "1").at("write", &path)?;
             }
         }
     }
@@ -332,21 +307,21 @@ fn stop_forwarding() -> Result<(), NatError> {
     if !dir.exists() {
         return Ok(());
     }
-    let _lock = Lock::wait(&dir.join(".lock")).map_err(NatError::file("lock", dir))?;
+    let _lock = Lock::wait(&dir.join(".lock")).at("lock", dir)?;
     let links = netlink::with(None, async |links: Links| links.list().await)?;
     if links.iter().any(|(name, _, _)| name.starts_with(LINK_PREFIX)) {
         return Ok(());
     }
-    for entry in fs::read_dir(dir).map_err(NatError::file("read", dir))?.filter_map(Result::ok) {
+    for entry in fs::read_dir(dir).at("read", dir)?.filter_map(Result::ok) {
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some((family, interface)) = name.split_once('@') else { continue };
         let key = if family == "ipv4" { "forwarding" } else { "force_forwarding" };
         let path = Path::new("/proc/sys/net").join(family).join("conf").join(interface).join(key);
         // An interface that is gone needs nothing.
         if path.exists() {
-            fs::write(&path, "0").map_err(NatError::file("write", &path))?;
+            fs::write(&path, "0").at("write", &path)?;
         }
-        fs::remove_file(entry.path()).map_err(NatError::file("remove", &entry.path()))?;
+        fs::remove_file(entry.path()).at("remove", entry.path())?;
     }
     Ok(())
 }

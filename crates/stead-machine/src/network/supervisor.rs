@@ -23,6 +23,7 @@ use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
+use stead_os::{PathContext, chain};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// dnsmasq's log turns over at this size.
@@ -43,7 +44,7 @@ pub fn run(spec: HostNetworkSpec) -> Result<(), NetworkError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(NetworkError::file("supervise the network in", &spec.dir))?;
+        .at("supervise the network in", &spec.dir)?;
     runtime.block_on(supervise(spec))
 }
 
@@ -60,13 +61,13 @@ struct Supervisor {
 
 async fn supervise(spec: HostNetworkSpec) -> Result<(), NetworkError> {
     let dir = spec.dir.clone();
-    let signals = NetworkError::file("take signals for", &dir);
-    let mut end = signal(SignalKind::terminate()).map_err(signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
-    let mut quit = signal(SignalKind::quit()).map_err(signals)?;
-    let mut reload = signal(SignalKind::hangup()).map_err(signals)?;
+    let taken = |signals: io::Result<_>| signals.at("take signals for", &dir);
+    let mut end = taken(signal(SignalKind::terminate()))?;
+    let mut interrupt = taken(signal(SignalKind::interrupt()))?;
+    let mut quit = taken(signal(SignalKind::quit()))?;
+    let mut reload = taken(signal(SignalKind::hangup()))?;
     let _lock = daemon::hold(&dir)
-        .map_err(NetworkError::file("lock", &dir))?
+        .at("lock", &dir)?
         .ok_or_else(|| NetworkError::AlreadyRuns(spec.cluster.to_string()))?;
     let netns = netns::open(&spec.netns()).map_err(|source| NetworkError::Namespace {
         operation: "enter",
@@ -74,7 +75,7 @@ async fn supervise(spec: HostNetworkSpec) -> Result<(), NetworkError> {
         source,
     })?;
     let mut me = Supervisor {
-        gate: Gate::open(netns).map_err(NetworkError::file("publish ports of", &dir))?,
+        gate: Gate::open(netns).at("publish ports of", &dir)?,
         forwarders: Vec::new(),
         ports: files::read_json(&dir.join("ports.json")).unwrap_or_default(),
         config: None,
@@ -130,10 +131,10 @@ impl Supervisor {
             listening: self.forwarders.iter().map(|f| f.listening).collect(),
             attempts: self.attempts,
             spec_digest: digest(&self.spec),
-            error: error.map(super::chain),
+            error: error.map(|e| chain(e)),
         };
         let path = self.spec.dir.join("state.json");
-        files::write_json(&path, &state, Durability::Volatile).map_err(NetworkError::file("write", &path))
+        Ok(files::write_json(&path, &state, Durability::Volatile).at("write", &path)?)
     }
 
     /// Has names served and ports published as the spec says.
@@ -172,8 +173,7 @@ impl Supervisor {
             self.forwarders.push(forwarder);
         }
         let path = self.spec.dir.join("ports.json");
-        files::write_json(&path, &self.ports, Durability::Volatile)
-            .map_err(NetworkError::file("write", &path))?;
+        files::write_json(&path, &self.ports, Durability::Volatile).at("write", &path)?;
         first_failure.map_or(Ok(()), Err)
     }
 
@@ -187,8 +187,7 @@ impl Supervisor {
         self.config = config;
         let Some(config) = &self.config else { return Ok(()) };
         let path = self.spec.dir.join("dnsmasq.conf");
-        files::write(&path, config.as_bytes(), Durability::Volatile)
-            .map_err(NetworkError::file("write", &path))?;
+        files::write(&path, config.as_bytes(), Durability::Volatile).at("write", &path)?;
         let mut child = start(&self.spec, path).await?;
         let answered = answering(&self.spec, &mut child).await;
         self.dnsmasq = Some(child);

@@ -7,6 +7,7 @@ use crate::{
 };
 use rustix::process::Signal;
 use std::{ffi::OsStr, path::Path, time::Duration};
+use stead_os::PathContext;
 
 /// A supervisor says who it is at once; this is for a host with far too much to do.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -24,7 +25,7 @@ const FINISH_PATIENCE: Duration = Duration::from_secs(65);
 /// cannot be cleared away; or [`MachineError::Daemon`] with the end of `supervisor.log` when it ended early.
 pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
     let dir = &spec.dir;
-    files::private_dir(dir).map_err(MachineError::file("make", dir))?;
+    files::private_dir(dir).at("make", dir)?;
     if files::is_supervised(dir) {
         return Err(MachineError::AlreadyRuns(dir.clone()));
     }
@@ -33,7 +34,7 @@ pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
     if let Some(old) = files::read_json::<MachineSpec>(&file).filter(|old| old.backend != spec.backend) {
         cleanup(&old).map_err(MachineError::Teardown)?;
     }
-    files::write_json(&file, spec, Durability::Durable).map_err(MachineError::file("write", &file))?;
+    files::write_json(&file, spec, Durability::Durable).at("write", &file)?;
     let args = [OsStr::new("machine"), OsStr::new("run"), file.as_os_str()];
     let is_up = |pid| observe(dir).is_some_and(|s| s.supervisor_pid == pid);
     Ok(daemon::start(exe, &args, dir, START_PATIENCE, is_up)?)
@@ -55,7 +56,7 @@ pub fn observe(dir: &Path) -> Option<MachineState> {
 /// # Errors
 /// The note cannot be written.
 pub fn announce_end(dir: &Path) -> Result<(), MachineError> {
-    daemon::announce_end(dir, End::Stop).map_err(MachineError::file("note the end of", dir))
+    Ok(daemon::announce_end(dir, End::Stop).at("note the end of", dir)?)
 }
 
 /// What the last supervisor said, whether or not it lives: for why a machine ended.

@@ -19,7 +19,6 @@ pub use control::{announce_end, cleanup, finish_end, kill, last_state, observe, 
 
 use crate::{
     MachineError, MachinePhase, MachineSpec, MachineState, backend, console, daemon,
-    error::chain,
     files::{self, Durability},
     guest::{Exit, Guest},
 };
@@ -29,6 +28,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use stead_os::{PathContext, chain};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A machine that reboots again sooner than this is in a loop, and is started slower and slower.
@@ -48,7 +48,7 @@ pub fn run(spec: MachineSpec) -> Result<(), MachineError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(MachineError::file("supervise the machine in", &spec.dir))?;
+        .at("supervise the machine in", &spec.dir)?;
     runtime.block_on(supervise(Arc::new(spec)))
 }
 
@@ -64,15 +64,14 @@ impl Ledger {
         self.write()
     }
     fn write(&self) -> Result<(), MachineError> {
-        files::write_json(&self.path, &self.state, Durability::Volatile)
-            .map_err(MachineError::file("write", &self.path))
+        Ok(files::write_json(&self.path, &self.state, Durability::Volatile).at("write", &self.path)?)
     }
 }
 
 async fn supervise(spec: Arc<MachineSpec>) -> Result<(), MachineError> {
-    let mut wishes = Wishes::listen().map_err(MachineError::file("take signals for", &spec.dir))?;
+    let mut wishes = Wishes::listen().at("take signals for", &spec.dir)?;
     let _lock = daemon::hold(&spec.dir)
-        .map_err(MachineError::file("lock", &spec.dir))?
+        .at("lock", &spec.dir)?
         .ok_or_else(|| MachineError::AlreadyRuns(spec.dir.clone()))?;
     let mut ledger = Ledger {
         path: spec.dir.join("state.json"),
@@ -90,7 +89,7 @@ async fn supervise(spec: Arc<MachineSpec>) -> Result<(), MachineError> {
     ledger.phase(MachinePhase::Stopping)?;
     let removed = cleanup(&spec).map_err(MachineError::Teardown);
     let outcome = lived.and(removed);
-    ledger.state.error = outcome.as_ref().err().map(chain);
+    ledger.state.error = outcome.as_ref().err().map(|e| chain(e));
     ledger.phase(if outcome.is_ok() { MachinePhase::Stopped } else { MachinePhase::Failed })?;
     outcome
 }

@@ -14,13 +14,13 @@ use crate::{
     console, disks,
     files::{self, Durability},
     guest::{Exit, Guest},
-    host::{Device, HostFacts, NAMESPACES, Program},
+    host::{Device, HostFacts, NAMESPACES, Tool},
     layers,
     links::{LinkKind, link_name, open_netns},
     netlink::{self, Links, VethPeer},
     netns,
     spec::Accelerator,
-    sys::{self, ChildSetup, LoopDevice},
+    sys::{self, ChildSetup},
     teardown::Failures,
     tether::Tethered,
 };
@@ -32,7 +32,6 @@ use rustix::{
 };
 use std::{
     collections::BTreeMap,
-    fs::File,
     io::PipeWriter,
     os::{fd::AsFd, unix::process::ExitStatusExt},
     path::PathBuf,
@@ -41,6 +40,7 @@ use std::{
     time::Duration,
 };
 use stead_model::{Bytes, node::NamespaceBoot};
+use stead_os::{LoopDevice, PathContext, cgroup::Entrance};
 
 /// A node takes half a second to run; a loaded host takes longer.
 const PATIENCE: Patience = Patience { agent: Duration::from_secs(15), running: Duration::from_secs(120) };
@@ -58,7 +58,7 @@ impl Driver for Namespace {
         Profile { needs_kernel: false, cpus: None, memory: None, patience: PATIENCE }
     }
 
-    fn programs(&self) -> &'static [Program] {
+    fn tools(&self) -> &'static [Tool] {
         &[]
     }
 
@@ -91,13 +91,12 @@ impl Driver for Namespace {
         let mut nodes = BTreeMap::new();
         for disk in &spec.disks {
             let device = disks::attach(disk)?;
-            nodes.insert(disk.serial.clone(), device.path.clone());
+            nodes.insert(disk.serial.clone(), device.path().to_owned());
             attached.push(device);
         }
         let boot = boot(spec, mounted, nodes);
         let boot_file = spec.dir.join("boot.json");
-        files::write_json(&boot_file, &boot, Durability::Volatile)
-            .map_err(MachineError::file("write", &boot_file))?;
+        files::write_json(&boot_file, &boot, Durability::Volatile).at("write", &boot_file)?;
         Ok(Box::new(Machine { spec: Arc::clone(spec), cgroups, boot_file, _disks: attached }))
     }
 
@@ -131,10 +130,10 @@ impl Prepared for Machine {
         Box::pin(async {
             // What a machine that rebooted left behind in its cgroups would stay for ever.
             self.cgroups.empty().map_err(MachineError::Teardown)?;
-            let doors = self.cgroups.doors()?;
+            let cgroups = self.cgroups.entrance()?;
             let console = console::writer(&self.spec)?;
             let (spec, boot_file) = (Arc::clone(&self.spec), self.boot_file.clone());
-            let init = Tethered::start_by(move || start(&spec, boot_file, doors, console)).await?;
+            let init = Tethered::start_by(move || start(&spec, boot_file, cgroups, console)).await?;
             Ok(Box::new(Init(init)) as Box<dyn Guest>)
         })
     }
@@ -177,7 +176,7 @@ fn boot(spec: &MachineSpec, layers: Vec<PathBuf>, disks: BTreeMap<String, PathBu
 fn start(
     spec: &MachineSpec,
     boot_file: PathBuf,
-    doors: Vec<File>,
+    cgroups: Entrance,
     console: PipeWriter,
 ) -> Result<Child, MachineError> {
     let failed = MachineError::start(spec);
@@ -210,7 +209,7 @@ fn start(
     let setup = ChildSetup {
         die_with_parent: true,
         new_session: true,
-        cgroups: doors,
+        cgroups,
         unshare: Some(
             UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWCGROUP,
         ),

@@ -2,7 +2,7 @@
 //!
 //! Pure: no file is opened here and no descriptor made.
 
-use crate::{MachineError, MachineSpec, host::Program, spec::Accelerator};
+use crate::{MachineError, MachineSpec, host::Tool, spec::Accelerator};
 use serde_json::json;
 use std::{
     ffi::OsString,
@@ -15,7 +15,7 @@ pub(crate) const MEMORY: Bytes = Bytes::gib(2);
 /// CPUs of a machine when none are asked for.
 pub(crate) const CPUS: u32 = 2;
 /// QEMU itself.
-pub(crate) const PROGRAM: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };
+pub(crate) const PROGRAM: Tool = Tool { name: "qemu-system-x86_64", package: "qemu-system-x86" };
 /// The `pc` machine has 32 slots on its one PCI bus; four are the chipset's, and one is the random number generator's.
 const MAX_DEVICES: usize = 27;
 
@@ -33,7 +33,7 @@ pub(crate) struct Facts {
 /// The program, its arguments, and the files it needs made before it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Invocation {
-    pub program: Program,
+    pub program: Tool,
     pub argv: Vec<OsString>,
     /// Where it runs: sockets are named relative to it, as their paths must be short.
     pub cwd: PathBuf,

@@ -4,14 +4,14 @@
 
 mod drive;
 mod invocation;
-mod qmp;
+mod monitor;
 
 use super::driver::{Driver, Patience, Prepared, Profile};
 use crate::{
     MachineError, MachineSpec, TeardownError, console, disks,
     files::{self, Durability},
     guest::{Exit, Guest},
-    host::{Device, HostFacts, Program},
+    host::{Device, HostFacts, Tool},
     links::{LinkKind, link_name, open_netns},
     netlink::{self, Links},
     netns,
@@ -22,7 +22,7 @@ use crate::{
 };
 use futures_util::future::LocalBoxFuture;
 use invocation::{CONSOLE_SOCKET, CPUS, Facts, MEMORY, PROGRAM, QMP_SOCKET, SPEC_DRIVE, invocation};
-use qmp::Qmp;
+use monitor::{Monitor, Reason};
 use rustix::process::Signal;
 use std::{
     fs, io,
@@ -33,13 +33,12 @@ use std::{
     time::Duration,
 };
 use stead_model::node::VmBoot;
+use stead_os::PathContext;
 
 /// A kernel boots first: seconds with KVM, and more on a loaded host.
 const PATIENCE: Patience = Patience { agent: Duration::from_secs(30), running: Duration::from_secs(180) };
 /// QEMU's own messages; it says a few lines at most.
 const MAX_LOG_BYTES: u64 = 1 << 20;
-/// How long a guest has before its power button is pressed again.
-const PRESS_AGAIN: Duration = Duration::from_secs(2);
 /// A tap whose last owner was just killed may still be there for a moment.
 const TAP_TRIES: u32 = 100;
 
@@ -51,7 +50,7 @@ impl Driver for Qemu {
         Profile { needs_kernel: true, cpus: Some(CPUS), memory: Some(MEMORY), patience: PATIENCE }
     }
 
-    fn programs(&self) -> &'static [Program] {
+    fn tools(&self) -> &'static [Tool] {
         &[PROGRAM]
     }
 
@@ -83,10 +82,8 @@ impl Driver for Qemu {
         for file in [SPEC_DRIVE, QMP_SOCKET, CONSOLE_SOCKET] {
             let path = spec.dir.join(file);
             match fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    failures.note(Err(MachineError::file("remove", &path)(e)));
-                }
-                _ => {}
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                removed => failures.note(removed.at("remove", &path)),
             }
         }
         failures.into_result()
@@ -114,9 +111,8 @@ async fn boot(spec: &MachineSpec) -> Result<Vm, MachineError> {
     };
     let made = invocation(spec, &facts)?;
     let tar = drive::spec_tar(&spec.spec_dir, VmBoot { layers: spec.layers.len() as u32 })
-        .map_err(MachineError::file("read", &spec.spec_dir))?;
-    files::write(&made.spec_drive, &tar, Durability::Volatile)
-        .map_err(MachineError::file("write", &made.spec_drive))?;
+        .at("read", &spec.spec_dir)?;
+    files::write(&made.spec_drive, &tar, Durability::Volatile).at("write", &made.spec_drive)?;
     for socket in [QMP_SOCKET, CONSOLE_SOCKET] {
         let _ = fs::remove_file(spec.dir.join(socket));
     }
@@ -138,14 +134,13 @@ async fn boot(spec: &MachineSpec) -> Result<Vm, MachineError> {
         io::ErrorKind::NotFound => MachineError::Missing(made.program),
         _ => MachineError::Exec { exe: made.program.name.into(), source: e },
     })?;
-    let qmp = Qmp::connect(&spec.dir, QMP_SOCKET).map_err(failed)?;
-    Ok(Vm { child, qmp, dir: spec.dir.clone() })
+    Ok(Vm { child, monitor: Monitor::start(spec.dir.join(QMP_SOCKET)), dir: spec.dir.clone() })
 }
 
 /// A running QEMU.
 struct Vm {
     child: Tethered,
-    qmp: Qmp,
+    monitor: Monitor,
     dir: PathBuf,
 }
 
@@ -159,10 +154,10 @@ impl Guest for Vm {
                 Ok(status) => status,
                 Err(e) => return Exit::Crashed(format!("cannot wait for qemu: {e}")),
             };
-            match (self.qmp.reason().await, status.success()) {
-                (Some(qmp::Reason::Reset), true) => Exit::Reboot,
-                (Some(qmp::Reason::PowerOff | qmp::Reason::Host), true) => Exit::PowerOff,
-                (Some(qmp::Reason::Panic), true) => Exit::Crashed("the guest's kernel panicked".to_owned()),
+            match (self.monitor.reason().await, status.success()) {
+                (Some(Reason::Reset), true) => Exit::Reboot,
+                (Some(Reason::PowerOff | Reason::Host), true) => Exit::PowerOff,
+                (Some(Reason::Panic), true) => Exit::Crashed("the guest's kernel panicked".to_owned()),
                 _ => {
                     let said = files::tail(&self.dir.join("qemu.log"), 500);
                     Exit::Crashed(format!("qemu ended: {status}; {said}"))
@@ -170,14 +165,8 @@ impl Guest for Vm {
             }
         })
     }
-    /// Presses the power button, again and again: a guest's kernel forgets a press when nothing listens to it yet.
     fn ask_to_end(&self) {
-        let button = self.qmp.power_button();
-        tokio::spawn(async move {
-            while button.press() {
-                tokio::time::sleep(PRESS_AGAIN).await;
-            }
-        });
+        self.monitor.press_power_button();
     }
     fn kill(&self) {
         self.child.signal(Signal::KILL);
