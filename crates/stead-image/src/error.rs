@@ -153,7 +153,10 @@ impl ImageError {
             self,
             Self::Recipe(_)
                 | Self::Input { .. }
-                | Self::Archive { source: TarError::Refused { .. } | TarError::TooLarge { .. }, .. }
+                | Self::Archive {
+                    source: TarError::Refused { .. } | TarError::Broken { .. } | TarError::TooLarge { .. },
+                    ..
+                }
                 | Self::NoPackage { .. }
                 | Self::NoSuite { .. }
                 | Self::NoImage { .. }

@@ -120,9 +120,14 @@ fn extract(
 /// A module's name and bytes without compression.
 fn decompress(path: &Path, name: &str) -> Result<(String, Vec<u8>)> {
     let file = fs::File::open(path).at("open", path)?;
-    let reader = crate::tarball::decompressed(file).at("read", path)?;
+    let reader = crate::compression::decompressed(file).at("read", path)?;
     let mut bytes = Vec::new();
-    reader.take(MAX_MODULE_BYTES).read_to_end(&mut bytes).at("decompress", path)?;
+    reader.take(MAX_MODULE_BYTES + 1).read_to_end(&mut bytes).at("decompress", path)?;
+    if bytes.len() as u64 > MAX_MODULE_BYTES {
+        return Err(ImageError::Damaged {
+            what: format!("module {name} has more than {MAX_MODULE_BYTES} bytes"),
+        });
+    }
     if !bytes.starts_with(b"\x7fELF") {
         return Err(ImageError::Damaged { what: format!("module {name} is not an ELF file") });
     }

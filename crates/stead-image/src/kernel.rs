@@ -219,7 +219,13 @@ fn open_package(reader: impl Read, modules: &Path) -> Result<Opened, TarError> {
             let name = entry.name();
             let whole = |data: &mut dyn Read| {
                 let mut bytes = Vec::new();
-                data.take(MAX_BOOT_FILE_BYTES).read_to_end(&mut bytes).map_err(TarError::Read)?;
+                data.take(MAX_BOOT_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(TarError::Read)?;
+                if bytes.len() as u64 > MAX_BOOT_FILE_BYTES {
+                    return Err(TarError::TooLarge {
+                        what: "bytes in a file of /boot",
+                        limit: MAX_BOOT_FILE_BYTES,
+                    });
+                }
                 Ok::<_, TarError>(bytes)
             };
             if let Some(release) = name.strip_prefix("boot/vmlinuz-") {

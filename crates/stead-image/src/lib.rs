@@ -9,6 +9,7 @@
 
 pub mod build;
 pub mod bzimage;
+pub mod compression;
 pub mod cpio;
 pub mod debian;
 pub mod digest;
@@ -18,6 +19,7 @@ pub mod initrd;
 pub mod inputs;
 pub mod instance;
 pub mod kernel;
+pub mod members;
 pub mod merge;
 pub mod modules;
 pub mod oci;

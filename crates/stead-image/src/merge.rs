@@ -3,6 +3,7 @@
 //! Two passes: the first reads every source and decides, the second reads them again and writes. Nothing is unpacked.
 
 use crate::{
+    compression::decompressed,
     error::{ImageError, IoContext, Result},
     source::{self, Each},
     tarball::{self, Entry, Kind, TarError, TarPolicy, Tree},
@@ -10,7 +11,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{self, BufReader, Read},
+    io::{self, Read},
     path::PathBuf,
 };
 
@@ -53,8 +54,8 @@ impl Source {
             }
             Self::Tar { path, name, policy } => {
                 let file = File::open(path).at("open", path)?;
-                let reader =
-                    tarball::decompressed(BufReader::with_capacity(256 << 10, file)).at("read", path)?;
+                let reader = decompressed(file)
+                    .map_err(|e| ImageError::Archive { archive: name.clone(), source: TarError::Read(e) })?;
                 // An error of `each` is carried past the tar reader, which knows only its own.
                 let mut failed = None;
                 let walked = tarball::walk(reader, policy, |entry, data| {
@@ -85,18 +86,34 @@ impl Source {
     }
 }
 
-/// What is at a path in the end.
+/// A chain of links longer than this is a loop: the kernel's own bound.
+const MAX_LINKS: usize = 40;
+
+/// What names lead to: a file with all its names, or a directory, link or pipe.
 #[derive(Debug, Clone)]
-struct Winner {
+struct Inode {
     source: usize,
     ordinal: u64,
+    /// Never a hard link. Its path is the one that it was read under.
     entry: Entry,
 }
 
 /// A decided merge.
 #[derive(Debug, Default)]
 pub struct Merged {
-    winners: BTreeMap<Vec<u8>, Winner>,
+    inodes: Vec<Inode>,
+    /// Paths and the inodes they lead to: as on a disk, a path that is replaced or removed leaves the others alone.
+    names: BTreeMap<Vec<u8>, usize>,
+}
+
+/// What the source that is being read did so far.
+#[derive(Debug, Default)]
+struct Layer {
+    number: usize,
+    /// Paths that it put itself: not what it hides or resolves through.
+    own: BTreeSet<Vec<u8>>,
+    /// Files that its whiteouts hide. Its hard links may still name them: whiteouts come in any order.
+    hidden: BTreeMap<Vec<u8>, usize>,
 }
 
 /// Mode of directories that a tar leaves out but that are not 0755 anywhere.
@@ -108,100 +125,100 @@ fn implied_mode(path: &[u8]) -> u32 {
     }
 }
 
-/// A chain of links longer than this is a loop: the kernel's own bound.
-const MAX_LINKS: usize = 40;
+/// Every path above a path, from the top.
+fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| &path[..at])
+}
 
 impl Merged {
-    /// Decides what is at each path. `sources` go from lowest to topmost.
+    /// Reads every source once and decides.
     ///
     /// # Errors
-    /// A source cannot be read, or one of its entries is refused.
+    /// A source is refused or cannot be read.
     pub fn of(sources: &[Source]) -> Result<Self> {
         let mut merged = Self::default();
         for (number, source) in sources.iter().enumerate() {
             let refused = |e| ImageError::Archive { archive: source.name(), source: e };
-            let mut tree = Tree::default();
-            // Paths of this source: what it puts itself is not what it hides or resolves through.
-            let mut own = BTreeSet::new();
+            let mut tree = if number == 0 { Tree::default() } else { Tree::over_others() };
+            let mut layer = Layer { number, ..Layer::default() };
             let mut ordinal = 0;
             source.each(&mut |entry, _| {
                 let at = ordinal;
                 ordinal += 1;
                 tree.add(&entry).map_err(refused)?;
-                merged.take(number, at, entry, &mut own).map_err(refused)
+                merged.take(&mut layer, at, entry).map_err(refused)
             })?;
         }
         merged.add_parents();
         Ok(merged)
     }
 
-    fn take(
-        &mut self,
-        source: usize,
-        ordinal: u64,
-        mut entry: Entry,
-        own: &mut BTreeSet<Vec<u8>>,
-    ) -> Result<(), TarError> {
+    fn take(&mut self, layer: &mut Layer, ordinal: u64, mut entry: Entry) -> Result<(), TarError> {
         entry.path = self.resolve(&entry.path)?;
-        if let Kind::Hardlink(target) = &entry.kind {
-            entry.kind = Kind::Hardlink(self.resolve(target)?);
-        }
         if entry.path.is_empty() && entry.kind != Kind::Opaque {
             return Ok(());
         }
         let path = entry.path.clone();
-        match entry.kind {
-            Kind::Whiteout | Kind::Opaque => {
-                self.remove_below(&path, own);
-                if entry.kind == Kind::Whiteout && !own.contains(&path) {
-                    self.winners.remove(&path);
-                }
-                return Ok(());
+        if matches!(entry.kind, Kind::Whiteout | Kind::Opaque) {
+            let gone = self.remove_below(&path, layer);
+            layer.hidden.extend(gone);
+            if entry.kind == Kind::Whiteout && !layer.own.contains(&path) {
+                layer.hidden.extend(self.names.remove_entry(&path));
             }
-            Kind::Directory => {}
-            // A lower directory, listed or not, is replaced with all that is in it.
-            _ => self.remove_below(&path, own),
+            return Ok(());
         }
-        // And a lower file by the directory that this entry needs above it.
-        for (at, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
-            if self.winners.get(&path[..at]).is_some_and(|w| w.entry.kind != Kind::Directory) {
-                self.winners.remove(&path[..at]);
+        let inode = if let Kind::Hardlink(target) = &entry.kind {
+            let target = self.resolve(target)?;
+            let found = self.names.get(&target).or_else(|| layer.hidden.get(&target)).copied();
+            let found = found.filter(|i| self.inodes[*i].entry.kind != Kind::Directory);
+            found.ok_or_else(|| tarball::no_target(&path, &target))?
+        } else {
+            self.inodes.push(Inode { source: layer.number, ordinal, entry });
+            self.inodes.len() - 1
+        };
+        // A lower directory, listed or not, is replaced with all that is in it.
+        if self.inodes[inode].entry.kind != Kind::Directory {
+            self.remove_below(&path, layer);
+        }
+        // And a lower file by the directory that this entry needs above it, listed or not.
+        for parent in parents(&path) {
+            match self.names.get(parent) {
+                Some(i) if self.inodes[*i].entry.kind == Kind::Directory => {}
+                _ => self.imply(parent),
             }
         }
-        own.insert(path.clone());
-        self.winners.insert(path, Winner { source, ordinal, entry });
+        layer.own.insert(path.clone());
+        self.names.insert(path, inode);
         Ok(())
     }
 
-    /// Removes what lower sources have below a directory.
-    fn remove_below(&mut self, dir: &[u8], own: &BTreeSet<Vec<u8>>) {
+    /// Removes what lower sources have below a directory, and returns it.
+    fn remove_below(&mut self, dir: &[u8], layer: &Layer) -> Vec<(Vec<u8>, usize)> {
         let below = if dir.is_empty() { Vec::new() } else { [dir, b"/"].concat() };
         let gone: Vec<Vec<u8>> = self
-            .winners
+            .names
             .range(below.clone()..)
             .take_while(|(p, _)| p.starts_with(&below))
             .map(|(p, _)| p.clone())
-            .filter(|p| !own.contains(p))
+            .filter(|p| !layer.own.contains(p))
             .collect();
-        for path in gone {
-            self.winners.remove(&path);
-        }
+        gone.into_iter().filter_map(|path| self.names.remove_entry(&path)).collect()
     }
 
     /// A path with links of lower sources on the way followed, within the root: `bin/x` over a base where `bin` leads to
     /// `usr/bin` means `usr/bin/x`.
     fn resolve(&self, path: &[u8]) -> Result<Vec<u8>, TarError> {
         let mut path = path.to_vec();
-        'again: for _ in 0..MAX_LINKS {
-            for (at, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
-                if let Some(Winner { entry: Entry { kind: Kind::Symlink(target), .. }, .. }) =
-                    self.winners.get(&path[..at])
-                {
-                    path = join(&path[..at], target, &path[at + 1..]);
-                    continue 'again;
-                }
+        for _ in 0..MAX_LINKS {
+            let followed =
+                parents(&path).find_map(|parent| match &self.inodes[*self.names.get(parent)?].entry.kind {
+                    Kind::Symlink(target) => Some(join(parent, target, &path[parent.len() + 1..])),
+                    _ => None,
+                });
+            match followed {
+                Some(next) => path = next,
+                None => return Ok(path),
             }
-            return Ok(path);
         }
         Err(TarError::Refused {
             entry: String::from_utf8_lossy(&path).into_owned(),
@@ -209,23 +226,23 @@ impl Merged {
         })
     }
 
-    /// Directories that nobody listed.
+    /// Directories that a whiteout removed from above what stays.
     fn add_parents(&mut self) {
-        let mut missing = BTreeMap::new();
-        for path in self.winners.keys() {
-            for (at, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
-                let parent = &path[..at];
-                if !self.winners.contains_key(parent) {
-                    missing.insert(parent.to_vec(), Entry::directory(parent, implied_mode(parent)));
-                }
-            }
+        let mut missing = BTreeSet::new();
+        for path in self.names.keys() {
+            missing.extend(parents(path).filter(|p| !self.names.contains_key(*p)).map(<[u8]>::to_vec));
         }
-        for (path, entry) in missing {
-            self.winners.insert(path, Winner { source: usize::MAX, ordinal: 0, entry });
-        }
+        missing.iter().for_each(|path| self.imply(path));
     }
 
-    /// Writes the result: directories first, then everything else by source.
+    fn imply(&mut self, path: &[u8]) {
+        let entry = Entry::directory(path, implied_mode(path));
+        self.inodes.push(Inode { source: usize::MAX, ordinal: 0, entry });
+        self.names.insert(path.to_vec(), self.inodes.len() - 1);
+    }
+
+    /// Writes the result: directories first, then everything else by source, then the further names of files. A file's
+    /// contents go under the name that it was read under, or under its first name when it lost that one.
     ///
     /// # Errors
     /// A source changed since it was decided upon, or an error of `put`.
@@ -235,13 +252,26 @@ impl Merged {
         put: &mut dyn FnMut(&Entry, &mut dyn Read) -> io::Result<()>,
     ) -> Result<()> {
         let mut put = |entry: &Entry, data: &mut dyn Read| put(entry, data).at("pack", entry.name());
-        let mut others: BTreeMap<(usize, u64), &Entry> = BTreeMap::new();
-        let mut links = Vec::new();
-        for winner in self.winners.values() {
-            match winner.entry.kind {
-                Kind::Directory => put(&winner.entry, &mut io::empty())?,
-                Kind::Hardlink(_) => links.push(&winner.entry),
-                _ => drop(others.insert((winner.source, winner.ordinal), &winner.entry)),
+        let mut names: BTreeMap<usize, Vec<&[u8]>> = BTreeMap::new();
+        for (path, inode) in &self.names {
+            names.entry(*inode).or_default().push(path);
+        }
+        let named = |path: &[u8], entry: &Entry| Entry { path: path.to_vec(), ..entry.clone() };
+        let mut others: BTreeMap<(usize, u64), Entry> = BTreeMap::new();
+        let mut links: BTreeMap<&[u8], Entry> = BTreeMap::new();
+        for (path, inode) in &self.names {
+            let Inode { source, ordinal, entry } = &self.inodes[*inode];
+            if entry.kind == Kind::Directory {
+                put(&named(path, entry), &mut io::empty())?;
+                continue;
+            }
+            let all = &names[inode];
+            let main = all.iter().find(|n| **n == entry.path).unwrap_or(&all[0]);
+            if *main == path {
+                others.insert((*source, *ordinal), named(path, entry));
+            } else {
+                let kind = Kind::Hardlink(main.to_vec());
+                links.insert(path, Entry { kind, ..named(path, entry) });
             }
         }
         for (number, source) in sources.iter().enumerate() {
@@ -251,7 +281,7 @@ impl Merged {
                 ordinal += 1;
                 match chosen {
                     None => Ok(()),
-                    Some(chosen) if chosen.kind == entry.kind => put(chosen, data),
+                    Some(chosen) if chosen.kind == entry.kind => put(&chosen, data),
                     Some(_) => Err(changed(source)),
                 }
             })?;
@@ -260,18 +290,14 @@ impl Merged {
             return Err(changed(&sources[0]));
         }
         // A hard link comes after every file it may name.
-        links.into_iter().try_for_each(|entry| put(entry, &mut io::empty()))
+        links.values().try_for_each(|entry| put(entry, &mut io::empty()))
     }
 
     /// Number of entries and bytes of contents.
     pub fn summary(&self) -> tarball::Summary {
-        let bytes = self.winners.values().map(|w| if let Kind::File(len) = w.entry.kind { len } else { 0 });
-        tarball::Summary { entries: self.winners.len() as u64, bytes: bytes.sum() }
-    }
-
-    /// What is at a path.
-    pub fn get(&self, path: &[u8]) -> Option<&Entry> {
-        self.winners.get(path).map(|w| &w.entry)
+        let inodes: BTreeSet<usize> = self.names.values().copied().collect();
+        let bytes = |i: usize| if let Kind::File(len) = self.inodes[i].entry.kind { len } else { 0 };
+        tarball::Summary { entries: self.names.len() as u64, bytes: inodes.into_iter().map(bytes).sum() }
     }
 }
 
@@ -375,7 +401,7 @@ mod tests {
             special("b/three", Kind::Whiteout),
             special("c", Kind::Whiteout),
         ]);
-        assert_eq!(written(&[base, over]), ["a/ 755", "a/new: n"]);
+        assert_eq!(written(&[base, over]), ["a/ 755", "b/ 755", "a/new: n"]);
     }
 
     #[test]
@@ -392,6 +418,49 @@ mod tests {
     fn hard_links_come_last() {
         let one = Source::Memory(vec![file("z", "data"), special("a", Kind::Hardlink(b"z".to_vec()))]);
         assert_eq!(written(&[one]), ["z: data", "a = z"]);
+    }
+
+    #[test]
+    fn hard_links_are_bound_to_what_they_named() {
+        let hard = |path: &str, target: &str| special(path, Kind::Hardlink(target.as_bytes().to_vec()));
+        let base = || Source::Memory(vec![file("a", "old"), hard("b", "a"), hard("c", "b")]);
+        let over = |entries| Source::Memory(entries);
+        // The name that was read loses: the contents go to the first one left.
+        assert_eq!(written(&[base(), over(vec![file("a", "new")])]), ["b: old", "a: new", "c = b"]);
+        assert_eq!(written(&[base(), over(vec![file("b", "new")])]), ["a: old", "b: new", "c = a"]);
+        assert_eq!(written(&[base(), over(vec![special("a", Kind::Whiteout)])]), ["b: old", "c = b"]);
+        let all = ["a", "b", "c"].map(|n| special(n, Kind::Whiteout));
+        assert_eq!(written(&[base(), over(all.to_vec())]), [""; 0]);
+        // Links to files below, which are then replaced or removed, before or after.
+        assert_eq!(
+            written(&[base(), over(vec![hard("d", "a"), file("a", "new")])]),
+            ["b: old", "a: new", "c = b", "d = b"]
+        );
+        let gone = special("a", Kind::Whiteout);
+        let rest = [special("b", Kind::Whiteout), special("c", Kind::Whiteout)];
+        for entries in [vec![hard("d", "a"), gone.clone()], vec![gone, hard("d", "a")]] {
+            let entries = [entries, rest.to_vec()].concat();
+            assert_eq!(written(&[base(), over(entries)]), ["d: old"]);
+        }
+        // Within one archive, too; and a link to a link is another name of that.
+        assert_eq!(written(&[over(vec![file("a", "1"), hard("b", "a"), file("a", "2")])]), ["b: 1", "a: 2"]);
+        assert_eq!(written(&[over(vec![link("s", "x"), hard("t", "s")])]), ["s -> x", "t = s"]);
+        for (what, target) in [("nothing", "none"), ("a directory", "d"), ("what is replaced", "d/x")] {
+            let below = Source::Memory(vec![file("d/x", "1")]);
+            let mut entries = vec![hard("y", target)];
+            if what == "what is replaced" {
+                entries.insert(0, file("d", "f"));
+            }
+            let e = Merged::of(&[below, over(entries)]).unwrap_err();
+            let why = std::error::Error::source(&e).unwrap().to_string();
+            assert!(e.is_bad_input() && why.starts_with("entry \"y\" is a hard link to"), "{what}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_file_over_a_directory_of_its_own_archive_is_refused() {
+        let e = Merged::of(&[Source::Memory(vec![file("d/x", "1"), file("d", "f")])]).unwrap_err();
+        assert_eq!(std::error::Error::source(&e).unwrap().to_string(), "entry \"d\" replaces a directory");
     }
 
     #[test]

@@ -347,6 +347,147 @@ fn hostile_overlays_leave_nothing_in_the_store() {
     assert!(e.is_bad_input() && e.to_string().contains("pipes/p"), "{e}");
 }
 
+/// An error with its causes.
+fn chain(e: &ImageError) -> String {
+    let causes = std::iter::successors(std::error::Error::source(e), |e| e.source());
+    causes.fold(e.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[test]
+fn damaged_archives_are_refused_whatever_they_are_compressed_with() {
+    if tools_missing("damaged_archives_are_refused") {
+        return;
+    }
+    let bench = Bench::new();
+    let text: String = (0..2000u32).map(|n| format!("{}\n", n.wrapping_mul(2_654_435_761))).collect();
+    let plain = tar_of(&[("etc/a", &text), ("etc/b", "last\n")]);
+    fs::write(bench.path("o.tar"), &plain).unwrap();
+    for (program, suffix) in [("gzip", "gz"), ("xz", "xz"), ("zstd", "zst")] {
+        let out = Command::new(program).args(["-c", "-q"]).arg(bench.path("o.tar")).output();
+        let Ok(out) = out else {
+            println!("SKIP part of damaged_archives_are_refused: {program} is not installed");
+            continue;
+        };
+        assert!(out.status.success());
+        let (good, name) = (out.stdout, format!("o.tar.{suffix}"));
+        let at = |n: usize| {
+            let mut bytes = good.clone();
+            bytes[n] ^= 1;
+            bytes
+        };
+        let cases = [
+            ("ends early", good[..good.len() - 1].to_vec()),
+            ("ends early", good[..good.len() / 2].to_vec()),
+            ("is damaged", at(good.len() / 2)),
+            ("is damaged", [&good[..], b"something else"].concat()),
+        ];
+        let store = bench.store(suffix);
+        for (number, (expected, bytes)) in cases.into_iter().enumerate() {
+            fs::write(bench.path(&name), bytes).unwrap();
+            let e = overlay::build_layer(&store, &options(&name), bench.dir.path()).unwrap_err();
+            let shown = chain(&e);
+            assert!(
+                e.is_bad_input() && shown.contains(&name) && shown.contains(program),
+                "{number}: {shown}"
+            );
+            assert!(shown.contains(expected), "{number}: {shown}");
+            bench.recipe(&format!("name: t\nbase: {{tar: {name}}}\n"));
+            let e = build(&store, &bench.request(), &mut |_| ()).unwrap_err();
+            assert!(e.is_bad_input() && chain(&e).contains(expected), "{}", chain(&e));
+        }
+        // The last bytes are the checksum: behind the tar's own end.
+        fs::write(bench.path(&name), at(good.len() - 6)).unwrap();
+        assert!(overlay::build_layer(&store, &options(&name), bench.dir.path()).unwrap_err().is_bad_input());
+        assert!(store.list().unwrap().is_empty());
+        fs::write(bench.path(&name), &good).unwrap();
+        overlay::build_layer(&store, &options(&name), bench.dir.path()).unwrap();
+    }
+    let store = bench.store("plain");
+    for (bytes, expected) in [
+        (&plain[..plain.len() - 1024], "it has no end marker: it is cut off after entry \"etc/b\""),
+        (&[][..], "it is empty"),
+        (b"BZh91AY&SY", "it is compressed with bzip2; only gzip, xz and zstd are understood"),
+    ] {
+        fs::write(bench.path("o.tar"), bytes).unwrap();
+        let e = overlay::build_layer(&store, &options("o.tar"), bench.dir.path()).unwrap_err();
+        assert!(e.is_bad_input() && chain(&e).contains(expected), "{}", chain(&e));
+    }
+}
+
+#[test]
+fn sparse_files_of_overlays_keep_their_names_and_sizes() {
+    if tools_missing("sparse_files_of_overlays_keep_their_names_and_sizes") {
+        return;
+    }
+    let bench = Bench::new();
+    let dir = bench.path("tree");
+    fs::create_dir(&dir).unwrap();
+    let disk = fs::File::create(dir.join("disk.img")).unwrap();
+    disk.set_len(5_000_001).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&disk, b"in the middle", 2_500_000).unwrap();
+    for format in ["gnu", "pax"] {
+        let tar = bench.path(&format!("{format}.tar"));
+        let status = Command::new("tar")
+            .args(["--sparse", &format!("--format={format}"), "-cf"])
+            .arg(&tar)
+            .args(["-C", dir.to_str().unwrap(), "disk.img"])
+            .status()
+            .unwrap();
+        assert!(status.success() && fs::metadata(&tar).unwrap().len() < 100_000);
+        let store = bench.store(format);
+        let layer =
+            overlay::build_layer(&store, &options(&format!("{format}.tar")), bench.dir.path()).unwrap();
+        let blob = store.blob(&layer.artifact.digest);
+        let text = cat(&blob, "disk.img");
+        assert_eq!((text.len(), &text[2_500_000..2_500_013]), (5_000_001, "in the middle"), "{format}");
+    }
+}
+
+#[test]
+fn a_replaced_name_leaves_the_other_names_of_its_file_alone() {
+    if tools_missing("a_replaced_name_leaves_the_other_names_of_its_file_alone") {
+        return;
+    }
+    let bench = Bench::new();
+    let dir = bench.path("root");
+    fs::create_dir_all(dir.join("usr/bin")).unwrap();
+    let path = |name: &str| dir.join("usr/bin").join(name);
+    fs::write(path("perl"), "perl\n").unwrap();
+    fs::hard_link(path("perl"), path("perl5.36.0")).unwrap();
+    fs::hard_link(path("perl"), path("perl5")).unwrap();
+    symlink("perl", path("link")).unwrap();
+    fs::hard_link(path("link"), path("link2")).unwrap();
+    let out =
+        Command::new("tar").arg("-cf").arg(bench.path("base.tar")).arg("-C").arg(&dir).arg("usr").status();
+    assert!(out.unwrap().success());
+    bench.recipe(
+        "name: i\nkind: instance\nbase: {tar: base.tar}\nfiles: [{path: /usr/bin/perl, contents: \"new\\n\"}]\n",
+    );
+    let store = bench.store("s");
+    let image = bench.build(&store).manifest.instance.unwrap();
+    let out = bench.path("out");
+    let status = Command::new("unsquashfs")
+        .args(["-quiet", "-no-progress", "-d"])
+        .arg(&out)
+        .arg(store.blob(&image.rootfs.digest))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let inode = |name: &str| {
+        use std::os::unix::fs::MetadataExt;
+        let meta = fs::symlink_metadata(out.join("usr/bin").join(name)).unwrap();
+        (meta.ino(), meta.nlink())
+    };
+    let read = |name: &str| fs::read_to_string(out.join("usr/bin").join(name)).unwrap();
+    assert_eq!(
+        (read("perl"), read("perl5"), read("perl5.36.0")),
+        ("new\n".into(), "perl\n".into(), "perl\n".into())
+    );
+    assert_eq!(inode("perl5"), inode("perl5.36.0"));
+    assert_eq!((inode("perl").1, inode("perl5").1, inode("link").1), (1, 2, 2));
+    assert_eq!(fs::read_link(out.join("usr/bin/link2")).unwrap(), Path::new("perl"));
+}
+
 #[test]
 fn bad_input_is_told_from_failure() {
     let bench = Bench::new();
@@ -524,7 +665,7 @@ fn instances_get_one_root_and_metadata() {
     assert_eq!(cat(&root, "etc/os-release"), "ID=new\n");
     assert_eq!(cat(&root, "etc/motd"), "hello\n");
     let names = |path: PathBuf| -> Vec<String> {
-        let reader = stead_image::tarball::decompressed(fs::File::open(path).unwrap()).unwrap();
+        let reader = stead_image::compression::decompressed(fs::File::open(path).unwrap()).unwrap();
         let mut archive = tar::Archive::new(reader);
         archive.entries().unwrap().map(|e| e.unwrap().path().unwrap().display().to_string()).collect()
     };
