@@ -7,7 +7,10 @@ use std::{
     path::Path,
 };
 use stead_agent::frame::{self, Frame};
-use stead_image::tarball::{TarError, TarPolicy, walk};
+use stead_image::{
+    compression::decompressed,
+    tarball::{TarError, TarPolicy, walk},
+};
 use stead_incus::{
     Envelope, JoinToken, TrustToken, envelope, events, metrics,
     types::{
@@ -38,6 +41,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("agent_frames", agent_frames),
     ("agent_requests", agent_requests),
     ("cluster_file", cluster_file),
+    ("compressed", compressed),
     ("engine_envelope", engine_envelope),
     ("engine_events", engine_events),
     ("engine_metrics", engine_metrics),
@@ -214,6 +218,27 @@ pub fn tar_overlay(data: &[u8]) {
             assert!(entry.mode & !0o7777 == 0, "{path:?} has a mode of {:o}", entry.mode);
             io::copy(contents, &mut io::sink()).map(drop).map_err(TarError::Read)
         });
+    }
+}
+
+/// Compressed data is refused, or unpacks to the same bytes however it is read.
+pub fn compressed(data: &[u8]) {
+    /// A few bytes may unpack to very many.
+    const MOST: u64 = 4 << 20;
+    let unpacked = |piece: usize| -> io::Result<Vec<u8>> {
+        let mut reader = decompressed(io::Cursor::new(data.to_vec()))?.take(MOST);
+        let (mut out, mut buf) = (Vec::new(), vec![0; piece]);
+        loop {
+            match reader.read(&mut buf)? {
+                0 => return Ok(out),
+                n => out.extend_from_slice(&buf[..n]),
+            }
+        }
+    };
+    match (unpacked(64 << 10), unpacked(61)) {
+        (Ok(whole), Ok(pieces)) => assert!(whole == pieces, "the bytes depend on how they are read"),
+        (Err(_), Err(_)) => {}
+        (whole, pieces) => panic!("{:?} and {:?}", whole.is_ok(), pieces.is_ok()),
     }
 }
 

@@ -90,7 +90,7 @@ impl<R: Read> Members<R> {
     ///
     /// # Errors
     /// [`TarError::Read`], [`TarError::Broken`], or [`TarError::Refused`] with the member's name.
-    pub fn next(&mut self) -> Result<Option<Member>, TarError> {
+    pub fn advance(&mut self) -> Result<Option<Member>, TarError> {
         let mut local: Option<Records> = None;
         let (mut long_name, mut long_link) = (None, None);
         loop {
@@ -134,7 +134,7 @@ impl<R: Read> Members<R> {
         }
     }
 
-    /// A reader of the contents of the member that [`Members::next`] gave last, to its full size.
+    /// A reader of the contents of the member that [`Members::advance`] gave last, to its full size.
     pub fn contents<'a>(&'a mut self, member: &'a Member) -> Contents<'a, R> {
         Contents { members: self, size: member.size, at: 0, pieces: member.pieces.iter(), piece: None }
     }
@@ -404,7 +404,7 @@ impl<R: Read> Members<R> {
             }
             // GNU tar lets each piece begin in a block of its own, libarchive and others do not: only when it makes no
             // difference is it clear what is meant.
-            if number > 0 && *length > 0 && stored % BLOCK_BYTES != 0 {
+            if number > 0 && *length > 0 && !stored.is_multiple_of(BLOCK_BYTES) {
                 return Err(bad(format!("with a piece at {offset} that begins within a block")));
             }
             end = offset.checked_add(*length).ok_or_else(|| bad("larger than there can be".into()))?;
@@ -584,7 +584,7 @@ mod tests {
     fn files(archive: &[u8]) -> Result<Vec<(String, Vec<u8>)>, TarError> {
         let mut members = Members::new(archive);
         let mut out = Vec::new();
-        while let Some(member) = members.next()? {
+        while let Some(member) = members.advance()? {
             let mut data = Vec::new();
             members.contents(&member).read_to_end(&mut data).map_err(TarError::Read)?;
             assert_eq!(data.len() as u64, member.size);
@@ -709,7 +709,8 @@ mod tests {
             (good[0].0.as_str(), good[0].1.len(), &good[0].1[1000..1003]),
             ("dir/f", 2000, &b"abc"[..])
         );
-        let cases: [(&[(&str, &str)], Vec<u8>, &str); 12] = [
+        type Records<'a> = &'a [(&'a str, &'a str)];
+        let cases: [(Records<'_>, Vec<u8>, &str); 12] = [
             (&one, map("1\n1000\n4\n", b"abc"), "4 stored bytes end at 1004, with 3"),
             (&one, map("1\n1998\n3\n", b"abc"), "of 2000 bytes whose 3 stored bytes end at 2001"),
             (&one, map("2\n0\n1\n9\n2\n", b"abc"), "begins within a block"),

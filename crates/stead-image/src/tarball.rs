@@ -176,7 +176,7 @@ fn walk_members<R: Read>(
     mut each: impl FnMut(Entry, &mut dyn Read) -> Result<(), TarError>,
 ) -> Result<(), TarError> {
     let (mut entries, mut bytes) = (0u64, 0u64);
-    while let Some(member) = members.next()? {
+    while let Some(member) = members.advance()? {
         entries += 1;
         if entries > policy.max_entries {
             return Err(TarError::TooLarge { what: "entries", limit: policy.max_entries });

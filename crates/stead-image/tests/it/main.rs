@@ -1,4 +1,5 @@
 //! The builder with real tools.
 
 mod debian;
+mod hard_links;
 mod store;
