@@ -8,7 +8,9 @@ use std::{
 };
 use stead_agent::frame::{self, Frame};
 use stead_image::{
+    ImageError,
     compression::decompressed,
+    oci,
     tarball::{TarError, TarPolicy, walk},
 };
 use stead_incus::{
@@ -19,7 +21,7 @@ use stead_incus::{
         Resources, Server, Snapshot, StoragePool, StorageSpace, Volume, VolumeState, Warning,
     },
 };
-use stead_model::{ClusterSpec, NodeSpec, Recipe, agent};
+use stead_model::{ClusterSpec, Failure, NodeSpec, Recipe, agent};
 use stead_node::api::{Route, route, unpack};
 use stead_one::{disks, document, instance, lxdrc, payload, raw};
 use stead_os::{
@@ -49,6 +51,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("engine_operations", engine_operations),
     ("mountinfo", mountinfo),
     ("node_spec", node_spec),
+    ("oci_layout", oci_layout),
     ("one_document", one_document),
     ("one_lxdrc", one_lxdrc),
     ("one_raw", one_raw),
@@ -239,6 +242,32 @@ pub fn compressed(data: &[u8]) {
         (Ok(whole), Ok(pieces)) => assert!(whole == pieces, "the bytes depend on how they are read"),
         (Err(_), Err(_)) => {}
         (whole, pieces) => panic!("{:?} and {:?}", whole.is_ok(), pieces.is_ok()),
+    }
+}
+
+/// The JSON documents of an OCI layout, or of a Docker archive, with lines `---` between them: the first is the index, the
+/// others are found by a descriptor's size. None or one image is chosen, whatever its documents say.
+pub fn oci_layout(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let documents: Vec<&[u8]> = text.split("\n---\n").map(str::as_bytes).collect();
+    let (index, others) = (documents[0], &documents[1..]);
+    let any = |n: u64| {
+        let missing = || ImageError::Input { subject: "layout".into(), why: "has no such document".into() };
+        let at = n.checked_rem(others.len() as u64).ok_or_else(missing)?;
+        Ok(others[usize::try_from(at).unwrap_or(0)].to_vec())
+    };
+    for reference in [None, Some("v1".to_owned())] {
+        let wanted = oci::Wanted { architecture: "amd64".into(), reference };
+        let chosen = [
+            oci::choose(index, &wanted, &|descriptor| any(descriptor.size)),
+            oci::choose_saved(index, &wanted, &|name| any(name.len() as u64)),
+        ];
+        for result in chosen {
+            match result {
+                Ok(layers) => assert!(!layers.is_empty(), "an image without layers was chosen"),
+                Err(e) => assert!(e.is_bad_input(), "{e}"),
+            }
+        }
     }
 }
 

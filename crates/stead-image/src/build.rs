@@ -187,7 +187,7 @@ impl Run<'_> {
         let what = match &self.job.recipe.base {
             Base::Debian(d) => format!("Debian {}", d.suite),
             Base::Tar(path) => path.clone(),
-            Base::Oci(path) => format!("OCI image {path}"),
+            Base::Oci(oci) => format!("OCI image {}", oci.path),
         };
         let blobs = |b: &BaseParts| vec![b.artifact.digest.clone()];
         self.step("base", &what, &self.job.base_key, self.refresh, blobs, |scratch| self.make_base(scratch))
@@ -224,12 +224,15 @@ impl Run<'_> {
             }
             Base::Tar(path) => {
                 let full = existing(&self.job.dir, path, "base.tar")?;
-                let source = Source::Tar { path: full, name: path.clone(), policy: TarPolicy::BASE };
+                let source =
+                    Source::Tar { path: full, part: None, name: path.clone(), policy: TarPolicy::BASE };
                 self.merged_base(scratch, &[source])
             }
-            Base::Oci(path) => {
-                let full = existing(&self.job.dir, path, "base.oci")?;
-                let sources = oci::layers(&full, architecture())?;
+            Base::Oci(oci) => {
+                let full = existing(&self.job.dir, &oci.path, "base.oci")?;
+                let wanted =
+                    oci::Wanted { architecture: architecture().to_owned(), reference: oci.reference.clone() };
+                let sources = oci::layers(&full, &wanted)?;
                 self.merged_base(scratch, &sources)
             }
         }
@@ -436,6 +439,7 @@ impl Run<'_> {
             self.step("rootfs", "root and metadata", &key, false, InstanceParts::blobs, |scratch| {
                 let mut sources = vec![Source::Tar {
                     path: self.store.blob(&base.artifact.digest),
+                    part: None,
                     name: "base".into(),
                     policy: TarPolicy::BASE,
                 }];

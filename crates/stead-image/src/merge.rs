@@ -11,7 +11,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     path::PathBuf,
 };
 
@@ -29,6 +29,8 @@ pub enum Source {
     Tar {
         /// Where.
         path: PathBuf,
+        /// Where in that file it begins, and how many bytes it has; absent when it is the whole.
+        part: Option<(u64, u64)>,
         /// For messages.
         name: String,
         /// What it may hold.
@@ -52,9 +54,13 @@ impl Source {
                     each(entry, data)
                 })
             }
-            Self::Tar { path, name, policy } => {
-                let file = File::open(path).at("open", path)?;
-                let reader = decompressed(file)
+            Self::Tar { path, part, name, policy } => {
+                let mut file = File::open(path).at("open", path)?;
+                let (offset, len) = part.unwrap_or((0, u64::MAX));
+                if offset > 0 {
+                    file.seek(SeekFrom::Start(offset)).at("read", path)?;
+                }
+                let reader = decompressed(file.take(len))
                     .map_err(|e| ImageError::Archive { archive: name.clone(), source: TarError::Read(e) })?;
                 // An error of `each` is carried past the tar reader, which knows only its own.
                 let mut failed = None;

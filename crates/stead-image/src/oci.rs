@@ -1,125 +1,797 @@
-//! OCI image layouts as bases: index, manifest and layers, each checked against its digest before it is used.
+//! OCI images as bases: a layout's folder or tar, or what `docker save` writes. Which of its images is meant, and that
+//! image's layers, each checked against its digest before it is used.
+//!
+//! Choosing is pure ([`choose`]): an image is for the wanted platform when its own configuration says so and its index
+//! does not contradict. More than one, or none, is refused with a list of what there is.
 
 use crate::{
+    compression::{Compression, decompressed},
     digest,
     error::{ImageError, IoContext, Result},
+    members::Members,
     merge::Source,
     tarball::TarPolicy,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::Read,
+    io::{BufReader, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 use stead_model::Digest;
 
-/// The largest index or manifest that is read; the specification asks registries to take 4 MiB.
+/// The largest index, manifest or configuration that is read; the specification asks registries to take 4 MiB.
 const MAX_JSON_BYTES: u64 = 4 << 20;
 /// The most layers of an image; Docker's own limit is 127.
 const MAX_LAYERS: usize = 512;
 /// How deep indexes may be nested.
 const MAX_NESTING: u32 = 4;
+/// The most manifests that are read to find one.
+const MAX_MANIFESTS: u32 = 1000;
+/// The most files of an archive that holds a layout.
+const MAX_ARCHIVE_FILES: usize = 100_000;
+/// How many images a message lists.
+const SHOWN: usize = 12;
 
-#[derive(Debug, Deserialize)]
-struct Descriptor {
-    digest: String,
-    size: u64,
-    #[serde(default, rename = "mediaType")]
+/// What an index, a manifest or a configuration is found by.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// Digest of its bytes.
+    pub digest: String,
+    /// Their number.
+    pub size: u64,
+    #[serde(default)]
     media_type: String,
     #[serde(default)]
     platform: Option<Platform>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Platform {
     #[serde(default)]
-    architecture: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Index {
+    annotations: BTreeMap<String, String>,
     #[serde(default)]
-    manifests: Vec<Descriptor>,
+    artifact_type: Option<String>,
 }
 
+/// What an image runs on, in an index and in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Platform {
+    /// `linux` and others.
+    #[serde(default)]
+    pub os: String,
+    /// `amd64` and others.
+    #[serde(default)]
+    pub architecture: String,
+    /// `v8` and others; empty for the usual one.
+    #[serde(default)]
+    pub variant: String,
+}
+
+impl Platform {
+    /// In Go's words, with the usual variant left out.
+    fn normal(&self) -> Self {
+        let architecture = match self.architecture.to_ascii_lowercase().as_str() {
+            "x86_64" | "x86-64" => "amd64".to_owned(),
+            "aarch64" => "arm64".to_owned(),
+            other => other.to_owned(),
+        };
+        let usual =
+            matches!((architecture.as_str(), self.variant.as_str()), ("amd64", "v1") | ("arm64", "v8"));
+        let variant = if usual { String::new() } else { self.variant.clone() };
+        Self { os: self.os.to_ascii_lowercase(), architecture, variant }
+    }
+    fn says_nothing(&self) -> bool {
+        self.os.is_empty() && self.architecture.is_empty()
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", self.variant) }
+    }
+}
+
+/// An index or a manifest: told apart by what it holds.
 #[derive(Debug, Deserialize)]
-struct ImageManifest {
-    layers: Vec<Descriptor>,
+#[serde(rename_all = "camelCase")]
+struct Document {
+    #[serde(default)]
+    media_type: String,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Descriptor>,
+    layers: Option<Vec<Descriptor>>,
+    artifact_type: Option<String>,
+    subject: Option<serde::de::IgnoredAny>,
 }
 
-/// The layers of the layout's image for this architecture (or of its first), lowest first, their digests verified.
+/// An image's configuration, as far as it matters here.
+#[derive(Debug, Default, Deserialize)]
+struct Config {
+    #[serde(flatten)]
+    platform: Platform,
+    #[serde(default)]
+    rootfs: RootFs,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Vec<String>,
+}
+
+/// An image that a layout holds.
+#[derive(Debug)]
+struct Offer {
+    /// Digest of its manifest (of its configuration, in Docker's archives).
+    digest: String,
+    /// Everything it can be called by: tags, and its digest and those of the indexes it is in.
+    names: BTreeSet<String>,
+    tags: BTreeSet<String>,
+    /// What the index says.
+    indexed: Option<Platform>,
+    config: Config,
+    layers: Vec<Layer>,
+}
+
+/// A layer of the chosen image.
+#[derive(Debug, Clone)]
+pub enum Layer {
+    /// By descriptor.
+    Blob(Descriptor),
+    /// A file of a Docker archive, and the digest of its plain bytes.
+    File(String, String),
+}
+
+impl Offer {
+    /// What it runs on; `Err` when index and configuration disagree or say nothing.
+    fn platform(&self) -> Result<Platform, String> {
+        let config = self.config.platform.normal();
+        let Some(indexed) = self.indexed.as_ref().map(Platform::normal).filter(|p| !p.says_nothing()) else {
+            return if config.says_nothing() { Err("says no platform".into()) } else { Ok(config) };
+        };
+        if config.says_nothing() {
+            return Ok(indexed);
+        }
+        let differ = |a: &str, b: &str| !a.is_empty() && !b.is_empty() && a != b;
+        if differ(&config.os, &indexed.os)
+            || differ(&config.architecture, &indexed.architecture)
+            || differ(&config.variant, &indexed.variant)
+        {
+            return Err(format!("{config} by its configuration, {indexed} by its index"));
+        }
+        let or = |a: String, b: String| if a.is_empty() { b } else { a };
+        Ok(Platform {
+            os: or(config.os, indexed.os),
+            architecture: or(config.architecture, indexed.architecture),
+            variant: or(config.variant, indexed.variant),
+        })
+    }
+
+    fn shown(&self) -> String {
+        let platform = self.platform().map_or_else(|why| why, |p| p.to_string());
+        let digest: String = self.digest.chars().take(19).collect();
+        let tags: Vec<String> = self.tags.iter().map(|t| format!("{t:?}")).collect();
+        if tags.is_empty() {
+            format!("{digest} ({platform})")
+        } else {
+            format!("{} ({platform}, {digest})", tags.join(" "))
+        }
+    }
+}
+
+fn list(offers: &[Offer]) -> String {
+    let mut shown: Vec<String> = offers.iter().take(SHOWN).map(Offer::shown).collect();
+    if offers.len() > SHOWN {
+        shown.push(format!("and {} more", offers.len() - SHOWN));
+    }
+    if shown.is_empty() { "no image at all".to_owned() } else { shown.join(", ") }
+}
+
+/// Which image is wanted.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Go's word for the architecture; the operating system is Linux.
+    pub architecture: String,
+    /// A tag, or the digest of a manifest or index.
+    pub reference: Option<String>,
+}
+
+/// Reads the JSON of a descriptor, which is verified.
+type ReadBlob<'a> = dyn Fn(&Descriptor) -> Result<Vec<u8>> + 'a;
+
+/// The layers of the one image of an OCI index that is wanted, lowest first.
 ///
 /// # Errors
-/// Something is missing, malformed, or not what its digest says.
-pub fn layers(dir: &Path, architecture: &str) -> Result<Vec<Source>> {
-    let shown = dir.display().to_string();
-    let bad = |why: String| ImageError::input(shown.clone(), why);
-    let path = dir.join("index.json");
-    let mut json = read_bounded(&path)?;
-    let mut manifest: Option<ImageManifest> = None;
-    for _ in 0..MAX_NESTING {
-        let index: Index =
-            serde_json::from_str(&json).map_err(|e| bad(format!("index not understood: {e}")))?;
-        let fits = |d: &&Descriptor| d.platform.as_ref().is_some_and(|p| p.architecture == architecture);
-        let chosen = index
-            .manifests
-            .iter()
-            .find(fits)
-            .or_else(|| index.manifests.first())
-            .ok_or_else(|| bad("its index lists no image".into()))?;
-        json = read_bounded(&verified(dir, chosen)?)?;
-        if chosen.media_type.contains("image.index") || chosen.media_type.contains("manifest.list") {
-            continue;
+/// Something is not understood, or none or several images are what is wanted; without the layout's name.
+pub fn choose(index: &[u8], wanted: &Wanted, read: &ReadBlob<'_>) -> Result<Vec<Layer>, ImageError> {
+    let mut offers = Vec::new();
+    let mut walk = Walk { read, left: Cell::new(MAX_MANIFESTS) };
+    let document: Document = parse(index, "its index")?;
+    let manifests = document.manifests.ok_or_else(|| bad("index.json lists no manifests"))?;
+    walk.index(&manifests, &Found::default(), &mut offers)?;
+    pick(offers, wanted)
+}
+
+fn bad(why: impl Into<String>) -> ImageError {
+    ImageError::input("layout", why)
+}
+
+fn parse<T: DeserializeOwned>(json: &[u8], what: &str) -> Result<T> {
+    serde_json::from_slice(json).map_err(|e| bad(format!("{what} is not understood: {e}")))
+}
+
+struct Walk<'a> {
+    read: &'a ReadBlob<'a>,
+    left: Cell<u32>,
+}
+
+/// How a manifest was come by.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    names: BTreeSet<String>,
+    tags: BTreeSet<String>,
+    depth: u32,
+}
+
+const INDEX_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+const MANIFEST_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
+const CONFIG_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+
+impl Walk<'_> {
+    fn index(&mut self, manifests: &[Descriptor], above: &Found, offers: &mut Vec<Offer>) -> Result<()> {
+        if above.depth >= MAX_NESTING {
+            return Err(bad(format!("indexes are nested deeper than {MAX_NESTING}")));
         }
-        manifest =
-            Some(serde_json::from_str(&json).map_err(|e| bad(format!("manifest not understood: {e}")))?);
-        break;
-    }
-    let manifest = manifest.ok_or_else(|| bad(format!("indexes are nested deeper than {MAX_NESTING}")))?;
-    if manifest.layers.is_empty() || manifest.layers.len() > MAX_LAYERS {
-        return Err(bad(format!("{} layers are not 1 to {MAX_LAYERS}", manifest.layers.len())));
-    }
-    manifest
-        .layers
-        .iter()
-        .map(|layer| {
-            if layer.media_type.contains("encrypted") || !layer.media_type.contains("tar") {
-                return Err(bad(format!(
-                    "layer {} is of kind {:?}, not a tar",
-                    layer.digest, layer.media_type
-                )));
+        for descriptor in manifests {
+            if is_attachment(descriptor) {
+                continue;
             }
-            let path = verified(dir, layer)?;
-            Ok(Source::Tar { path, name: format!("layer {}", layer.digest), policy: TarPolicy::OCI })
-        })
-        .collect()
-}
-
-/// The blob of a descriptor, once its size and digest are found right.
-fn verified(dir: &Path, descriptor: &Descriptor) -> Result<PathBuf> {
-    let bad =
-        |why: String| ImageError::input(format!("blob {:?} of {}", descriptor.digest, dir.display()), why);
-    let digest: Digest = descriptor.digest.parse().map_err(bad)?;
-    let path = dir.join("blobs/sha256").join(digest.hex());
-    match fs::metadata(&path) {
-        Ok(meta) if meta.len() == descriptor.size => {}
-        Ok(meta) => return Err(bad(format!("has {} bytes, not {}", meta.len(), descriptor.size))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(bad("is missing".into())),
-        Err(e) => return Err(e).at("look at", &path),
-    }
-    let (found, _) = digest::of_file(&path)?;
-    if found == digest { Ok(path) } else { Err(bad(format!("has digest {found}"))) }
-}
-
-fn read_bounded(path: &Path) -> Result<String> {
-    let mut text = String::new();
-    let file = match File::open(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(ImageError::input(path.display().to_string(), "is missing: not an OCI image layout"));
+            let left = self.left.get();
+            self.left.set(
+                left.checked_sub(1)
+                    .ok_or_else(|| bad(format!("lists more than {MAX_MANIFESTS} manifests")))?,
+            );
+            let mut found = above.clone();
+            found.depth += 1;
+            found.names.insert(descriptor.digest.clone());
+            // Tags are what the layout itself says; what an index of a registry says of its parts names nothing.
+            if above.depth == 0 {
+                for key in ["org.opencontainers.image.ref.name", "io.containerd.image.name"] {
+                    found.tags.extend(descriptor.annotations.get(key).filter(|t| !t.is_empty()).cloned());
+                }
+                found.names.extend(found.tags.iter().cloned());
+            }
+            self.manifest(descriptor, found, offers)?;
         }
-        other => other.at("open", path)?,
+        Ok(())
+    }
+
+    fn manifest(&mut self, descriptor: &Descriptor, found: Found, offers: &mut Vec<Offer>) -> Result<()> {
+        let what = format!("manifest {}", descriptor.digest);
+        let document: Document = parse(&(self.read)(descriptor)?, &what)?;
+        let declared = [&descriptor.media_type, &document.media_type];
+        let is = |types: &[&str]| declared.iter().any(|t| types.contains(&t.as_str()));
+        // One document that is an index to some and a manifest to others is meant to deceive.
+        if document.manifests.is_some() && document.layers.is_some()
+            || is(&INDEX_TYPES) && is(&MANIFEST_TYPES)
+            || document.manifests.is_some() && is(&MANIFEST_TYPES)
+            || document.layers.is_some() && is(&INDEX_TYPES)
+        {
+            return Err(bad(format!("{what} is an index and a manifest at once")));
+        }
+        if let Some(manifests) = &document.manifests {
+            return self.index(manifests, &found, offers);
+        }
+        let (Some(layers), Some(config)) = (document.layers, document.config) else {
+            return Err(bad(format!("{what} has no layers or no configuration")));
+        };
+        // Signatures, attestations, charts: what has the form of an image without being one.
+        let no_image = document.artifact_type.is_some()
+            || document.subject.is_some()
+            || !(config.media_type.is_empty() || CONFIG_TYPES.contains(&config.media_type.as_str()))
+            || (!layers.is_empty() && !layers.iter().any(|l| l.media_type.contains("tar")));
+        if no_image {
+            return Ok(());
+        }
+        let config: Config = parse(&(self.read)(&config)?, &format!("configuration {}", config.digest))?;
+        offers.push(Offer {
+            digest: descriptor.digest.clone(),
+            names: found.names,
+            tags: found.tags,
+            indexed: descriptor.platform.clone(),
+            config,
+            layers: layers.into_iter().map(Layer::Blob).collect(),
+        });
+        Ok(())
+    }
+}
+
+/// Whether a descriptor leads to something about an image rather than to one.
+fn is_attachment(descriptor: &Descriptor) -> bool {
+    let known = |t: &str| t.is_empty() || INDEX_TYPES.contains(&t) || MANIFEST_TYPES.contains(&t);
+    descriptor.annotations.contains_key("vnd.docker.reference.type")
+        || descriptor
+            .artifact_type
+            .as_ref()
+            .is_some_and(|t| !t.is_empty() && !CONFIG_TYPES.contains(&t.as_str()))
+        || descriptor.platform.as_ref().is_some_and(|p| p.os == "unknown" && p.architecture == "unknown")
+        || !known(&descriptor.media_type)
+}
+
+/// The one offer that is wanted.
+fn pick(mut offers: Vec<Offer>, wanted: &Wanted) -> Result<Vec<Layer>> {
+    // Several names of one image are one image.
+    let mut seen: Vec<Offer> = Vec::new();
+    for offer in offers.drain(..) {
+        let same = |o: &&mut Offer| o.digest == offer.digest && o.indexed == offer.indexed;
+        match seen.iter_mut().find(same) {
+            Some(other) => {
+                other.names.extend(offer.names);
+                other.tags.extend(offer.tags);
+            }
+            None => seen.push(offer),
+        }
+    }
+    let everything = list(&seen);
+    let platform =
+        Platform { os: "linux".into(), architecture: wanted.architecture.clone(), variant: String::new() };
+    if let Some(reference) = &wanted.reference {
+        seen.retain(|o| o.names.contains(reference));
+        if seen.is_empty() {
+            return Err(bad(format!("has no image {reference:?}; it has {everything}")));
+        }
+    }
+    let named = list(&seen);
+    seen.retain(|offer| {
+        // A processor of a later generation is asked for only by naming that very image.
+        let by_digest = wanted.reference.as_ref() == Some(&offer.digest);
+        offer.platform().is_ok_and(|p| {
+            let p = if by_digest { Platform { variant: String::new(), ..p } } else { p };
+            p == platform
+        })
+    });
+    let chosen = match (seen.pop(), seen.is_empty()) {
+        (Some(only), true) => only,
+        (None, _) => return Err(bad(format!("has no image for {platform}; it has {named}"))),
+        (Some(last), false) => {
+            seen.push(last);
+            let count = seen.len();
+            return Err(bad(format!(
+                "has {count} images for {platform}; name one by \"ref\", a tag or a digest: {}",
+                list(&seen)
+            )));
+        }
     };
-    file.take(MAX_JSON_BYTES).read_to_string(&mut text).at("read", path)?;
-    Ok(text)
+    let (layers, ids) = (chosen.layers.len(), chosen.config.rootfs.diff_ids.len());
+    if layers == 0 || layers > MAX_LAYERS {
+        return Err(bad(format!("image {}: {layers} layers are not 1 to {MAX_LAYERS}", chosen.shown())));
+    }
+    if ids != 0 && ids != layers {
+        return Err(bad(format!(
+            "image {}: its manifest has {layers} layers, its configuration {ids}",
+            chosen.shown()
+        )));
+    }
+    Ok(chosen.layers)
+}
+
+/// What `docker save` wrote of one image.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Saved {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+/// The layers of the one image of a Docker archive's `manifest.json` that is wanted.
+///
+/// # Errors
+/// As [`choose`].
+pub fn choose_saved(
+    manifest: &[u8],
+    wanted: &Wanted,
+    read: &dyn Fn(&str) -> Result<Vec<u8>>,
+) -> Result<Vec<Layer>> {
+    let saved: Vec<Saved> = parse(manifest, "manifest.json")?;
+    if saved.len() > MAX_MANIFESTS as usize {
+        return Err(bad(format!("lists more than {MAX_MANIFESTS} images")));
+    }
+    let mut offers = Vec::new();
+    for image in saved {
+        let json = read(&image.config)?;
+        let config: Config = parse(&json, &image.config)?;
+        let ids = &config.rootfs.diff_ids;
+        // No digests but these vouch for the layers.
+        if ids.len() != image.layers.len() {
+            let counts = format!("{} layers, {} in its configuration", image.layers.len(), ids.len());
+            return Err(bad(format!("{}: {counts}", image.config)));
+        }
+        let tags: BTreeSet<String> = image.repo_tags.unwrap_or_default().into_iter().collect();
+        let digest = digest::of_bytes(&json).to_string();
+        offers.push(Offer {
+            names: tags.iter().cloned().chain([digest.clone()]).collect(),
+            tags,
+            digest,
+            indexed: None,
+            layers: image
+                .layers
+                .iter()
+                .cloned()
+                .zip(ids.iter().cloned())
+                .map(|(f, d)| Layer::File(f, d))
+                .collect(),
+            config,
+        });
+    }
+    pick(offers, wanted)
+}
+
+/// Where a layout's files are: a folder, or an archive and where in it each begins and how long it is.
+enum Layout {
+    Folder(PathBuf),
+    Archive { path: PathBuf, files: BTreeMap<String, (u64, u64)>, links: BTreeMap<String, String> },
+}
+
+/// The file of a layout that names everything else by digest.
+pub fn key_file(path: &Path) -> PathBuf {
+    if path.is_file() {
+        return path.to_owned();
+    }
+    let (index, saved) = (path.join("index.json"), path.join("manifest.json"));
+    if !index.exists() && saved.exists() { saved } else { index }
+}
+
+/// The layers of the image that is wanted, lowest first, their digests verified.
+///
+/// # Errors
+/// Something is missing, malformed, or not what its digest says; or none or several images are what is wanted.
+pub fn layers(path: &Path, wanted: &Wanted) -> Result<Vec<Source>> {
+    let layout = Layout::open(path)?;
+    layout.layers(wanted).map_err(|e| match e {
+        ImageError::Input { subject, why } if subject == "layout" => {
+            ImageError::input(path.display().to_string(), why)
+        }
+        other => other,
+    })
+}
+
+impl Layout {
+    fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Ok(Self::Folder(path.to_owned()));
+        }
+        let shown = path.display().to_string();
+        let mut file = File::open(path).at("open", path)?;
+        let mut magic = [0; 6];
+        let n = file.read(&mut magic).at("read", path)?;
+        if Compression::of(&magic[..n]) != Compression::Plain {
+            return Err(ImageError::input(shown, "is a compressed archive; decompress it first"));
+        }
+        file.seek(SeekFrom::Start(0)).at("read", path)?;
+        let mut members = Members::new(BufReader::with_capacity(256 << 10, file));
+        let (mut files, mut links) = (BTreeMap::new(), BTreeMap::new());
+        let refused = |source| ImageError::Archive { archive: shown.clone(), source };
+        while let Some(member) = members.advance().map_err(refused)? {
+            let name = String::from_utf8_lossy(&member.name);
+            let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
+            if let (true, Some(offset)) = (member.kind.is_file(), member.offset) {
+                files.insert(name, (offset, member.size));
+            } else if !member.link.is_empty() {
+                links.insert(name, String::from_utf8_lossy(&member.link).into_owned());
+            }
+            if files.len() + links.len() > MAX_ARCHIVE_FILES {
+                return Err(ImageError::input(shown, format!("has more than {MAX_ARCHIVE_FILES} files")));
+            }
+        }
+        members.finish(false, MAX_JSON_BYTES).map_err(refused)?;
+        Ok(Self::Archive { path: path.to_owned(), files, links })
+    }
+
+    /// A file of the layout: in which file it is, and where in that.
+    fn find(&self, name: &str) -> Result<Option<(PathBuf, u64, u64)>> {
+        match self {
+            Self::Folder(dir) => {
+                let path = dir.join(name);
+                match fs::metadata(&path) {
+                    Ok(meta) if meta.is_file() => Ok(Some((path, 0, meta.len()))),
+                    Ok(_) => Ok(None),
+                    Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                    Err(e) => Err(e).at("look at", path),
+                }
+            }
+            Self::Archive { path, files, links } => {
+                // Docker writes a layer that several images share once, and links to it.
+                let name = match links.get(name) {
+                    Some(target) => beside(name, target),
+                    None => name.to_owned(),
+                };
+                Ok(files.get(&name).map(|(offset, len)| (path.clone(), *offset, *len)))
+            }
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some((path, offset, len)) = self.find(name)? else { return Ok(None) };
+        if len > MAX_JSON_BYTES {
+            return Err(bad(format!("{name} has {len} bytes, more than {MAX_JSON_BYTES}")));
+        }
+        let mut bytes = Vec::new();
+        part(&path, offset, len)?.read_to_end(&mut bytes).at("read", &path)?;
+        Ok(Some(bytes))
+    }
+
+    fn layers(&self, wanted: &Wanted) -> Result<Vec<Source>> {
+        let chosen = if let Some(index) = self.read("index.json")? {
+            choose(&index, wanted, &|descriptor| self.blob(descriptor))?
+        } else if let Some(manifest) = self.read("manifest.json")? {
+            choose_saved(&manifest, wanted, &|name| {
+                harmless(name)?;
+                self.read(name)?.ok_or_else(|| bad(format!("{name} is missing")))
+            })?
+        } else {
+            return Err(bad("index.json is missing: not an OCI image layout"));
+        };
+        chosen.iter().map(|layer| self.layer(layer)).collect()
+    }
+
+    /// The place of a blob, once its size is found right.
+    fn located(&self, descriptor: &Descriptor) -> Result<(Digest, PathBuf, u64, u64)> {
+        let why = |why: String| bad(format!("blob {:?} {why}", descriptor.digest));
+        let digest: Digest = descriptor.digest.parse().map_err(bad)?;
+        match self.find(&format!("blobs/sha256/{}", digest.hex()))? {
+            Some((path, offset, len)) if len == descriptor.size => Ok((digest, path, offset, len)),
+            Some((_, _, len)) => Err(why(format!("has {len} bytes, not {}", descriptor.size))),
+            None => Err(why("is missing".into())),
+        }
+    }
+
+    /// The bytes of an index, manifest or configuration, verified.
+    fn blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        if descriptor.size > MAX_JSON_BYTES {
+            let (size, digest) = (descriptor.size, &descriptor.digest);
+            return Err(bad(format!("blob {digest:?} has {size} bytes, more than {MAX_JSON_BYTES}")));
+        }
+        let (digest, path, offset, len) = self.located(descriptor)?;
+        let mut bytes = Vec::new();
+        part(&path, offset, len)?.read_to_end(&mut bytes).at("read", &path)?;
+        let found = digest::of_bytes(&bytes);
+        if found == digest { Ok(bytes) } else { Err(bad(format!("blob {digest} has digest {found}"))) }
+    }
+
+    fn layer(&self, layer: &Layer) -> Result<Source> {
+        let (name, path, part) = match layer {
+            Layer::Blob(descriptor) => {
+                let (digest, media) = (&descriptor.digest, &descriptor.media_type);
+                if media.contains("encrypted") || !media.contains("tar") {
+                    return Err(bad(format!("layer {digest} is of kind {media:?}, not a tar")));
+                }
+                let (digest, path, offset, len) = self.located(descriptor)?;
+                let found = digest::of_reader(part(&path, offset, len)?).at("read", &path)?.0;
+                if found != digest {
+                    return Err(bad(format!("layer {digest} has digest {found}")));
+                }
+                (format!("layer {digest}"), path, (offset, len))
+            }
+            Layer::File(name, said) => {
+                harmless(name)?;
+                let (path, offset, len) =
+                    self.find(name)?.ok_or_else(|| bad(format!("layer {name} is missing")))?;
+                let broken = |e| bad(format!("layer {name} cannot be read: {e}"));
+                let plain = decompressed(part(&path, offset, len)?).map_err(broken)?;
+                let found = digest::of_reader(plain).map_err(broken)?.0;
+                if found.as_str() != said {
+                    return Err(bad(format!("layer {name} has digest {found}, not {said}")));
+                }
+                (format!("layer {name}"), path, (offset, len))
+            }
+        };
+        Ok(Source::Tar { path, part: Some(part), name, policy: TarPolicy::OCI })
+    }
+}
+
+/// A part of a file.
+fn part(path: &Path, offset: u64, len: u64) -> Result<std::io::Take<File>> {
+    let mut file = File::open(path).at("open", path)?;
+    file.seek(SeekFrom::Start(offset)).at("read", path)?;
+    Ok(file.take(len))
+}
+
+/// A file's name that stays within its layout.
+fn harmless(name: &str) -> Result<()> {
+    if name.is_empty() || name.starts_with('/') || name.split('/').any(|p| p == "..") || name.contains('\0') {
+        return Err(bad(format!("{name:?} is outside of it")));
+    }
+    Ok(())
+}
+
+/// Where a link at `name` to `target` leads, within an archive.
+fn beside(name: &str, target: &str) -> String {
+    let mut parts: Vec<&str> = name.split('/').collect();
+    parts.pop();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            _ => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    const MANIFEST: &str = MANIFEST_TYPES[0];
+    const INDEX: &str = INDEX_TYPES[0];
+
+    /// Blobs in memory.
+    #[derive(Default)]
+    struct Blobs(std::cell::RefCell<BTreeMap<String, Vec<u8>>>);
+    impl Blobs {
+        fn put(&self, media: &str, value: &Value) -> Value {
+            let bytes = value.to_string().into_bytes();
+            let digest = digest::of_bytes(&bytes).to_string();
+            let descriptor = json!({ "mediaType": media, "digest": digest, "size": bytes.len() });
+            self.0.borrow_mut().insert(digest, bytes);
+            descriptor
+        }
+        /// An image whose only layer is called `layer`.
+        fn image(&self, platform: &str, layer: &str) -> Value {
+            let mut parts = platform.split('/');
+            let mut next = || parts.next().unwrap_or("");
+            let config = self.put(
+                CONFIG_TYPES[0],
+                &json!({ "os": next(), "architecture": next(), "variant": next(), "rootfs": { "diff_ids": [layer] } }),
+            );
+            let layer = json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": layer, "size": 1 });
+            self.put(MANIFEST, &json!({ "schemaVersion": 2, "config": config, "layers": [layer] }))
+        }
+        fn index(&self, manifests: &[Value]) -> Value {
+            self.put(INDEX, &json!({ "schemaVersion": 2, "manifests": manifests }))
+        }
+        fn choose(&self, manifests: &[Value], reference: Option<&str>) -> Result<String, String> {
+            let wanted = Wanted { architecture: "amd64".into(), reference: reference.map(str::to_owned) };
+            let index = json!({ "schemaVersion": 2, "manifests": manifests }).to_string();
+            let read = |d: &Descriptor| {
+                self.0.borrow().get(&d.digest).cloned().ok_or_else(|| bad(format!("{} is missing", d.digest)))
+            };
+            match choose(index.as_bytes(), &wanted, &read) {
+                Ok(layers) => match &layers[..] {
+                    [Layer::Blob(d)] => Ok(d.digest.clone()),
+                    other => panic!("{other:?}"),
+                },
+                Err(e) => Err(e.to_string()),
+            }
+        }
+    }
+    fn on(mut descriptor: Value, platform: &str) -> Value {
+        let mut parts = platform.split('/');
+        let mut next = || parts.next().unwrap_or("");
+        descriptor["platform"] = json!({ "os": next(), "architecture": next(), "variant": next() });
+        descriptor
+    }
+    fn tagged(mut descriptor: Value, tag: &str) -> Value {
+        descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": tag });
+        descriptor
+    }
+
+    #[test]
+    fn the_image_for_this_platform_is_chosen_wherever_it_stands() {
+        let b = Blobs::default();
+        let (amd, arm) = (b.image("linux/amd64", "amd"), b.image("linux/arm64", "arm"));
+        let windows = b.image("windows/amd64", "win");
+        assert_eq!(b.choose(&[amd.clone()], None).unwrap(), "amd");
+        // With and without platforms in the index; another operating system or architecture first.
+        assert_eq!(b.choose(&[windows.clone(), arm.clone(), amd.clone()], None).unwrap(), "amd");
+        let listed = [
+            on(windows.clone(), "windows/amd64"),
+            on(arm.clone(), "linux/arm64/v8"),
+            on(amd.clone(), "linux/amd64"),
+        ];
+        assert_eq!(b.choose(&listed, None).unwrap(), "amd");
+        let nested = b.index(&[b.index(&listed), on(arm.clone(), "linux/arm64")]);
+        assert_eq!(b.choose(&[nested.clone()], None).unwrap(), "amd");
+        let deep = b.index(&[b.index(&[nested])]);
+        assert!(b.choose(&[deep], None).unwrap_err().contains("nested deeper than 4"));
+        // Other words for it, and the usual variant.
+        assert_eq!(b.choose(&[b.image("Linux/x86_64/v1", "x")], None).unwrap(), "x");
+        // Two names of one image are one image.
+        assert_eq!(b.choose(&[tagged(amd.clone(), "a"), tagged(amd, "b")], None).unwrap(), "amd");
+    }
+
+    #[test]
+    fn what_is_not_clear_is_refused_with_a_list() {
+        let b = Blobs::default();
+        let (one, two) =
+            (tagged(b.image("linux/amd64", "1"), "one"), tagged(b.image("linux/amd64", "2"), "two"));
+        let e = b.choose(&[one.clone(), two.clone()], None).unwrap_err();
+        assert!(e.contains("has 2 images for linux/amd64; name one by \"ref\""), "{e}");
+        assert!(e.contains("\"one\" (linux/amd64, sha256:") && e.contains("\"two\" ("), "{e}");
+        assert_eq!(b.choose(&[one.clone(), two.clone()], Some("two")).unwrap(), "2");
+        let digest = two["digest"].as_str().unwrap();
+        assert_eq!(b.choose(&[one.clone(), two.clone()], Some(digest)).unwrap(), "2");
+        let e = b.choose(&[one.clone(), two], Some("three")).unwrap_err();
+        assert!(e.contains("has no image \"three\"; it has \"one\" ("), "{e}");
+        let e = b.choose(&[b.image("linux/arm64", "arm"), b.image("windows/amd64", "w")], None).unwrap_err();
+        assert!(
+            e.contains("has no image for linux/amd64; it has sha256:") && e.contains("windows/amd64"),
+            "{e}"
+        );
+        // What the index says is not what it is.
+        let lying = on(b.image("linux/arm64", "arm"), "linux/amd64");
+        let e = b.choose(&[lying.clone()], None).unwrap_err();
+        assert!(e.contains("linux/arm64 by its configuration, linux/amd64 by its index"), "{e}");
+        let e = b.choose(&[on(b.image("linux/amd64", "1"), "linux/arm64")], None).unwrap_err();
+        assert!(e.contains("linux/amd64 by its configuration, linux/arm64 by its index"), "{e}");
+        assert_eq!(b.choose(&[lying, one], None).unwrap(), "1");
+        assert!(b.choose(&[b.image("", "1")], None).unwrap_err().contains("says no platform"));
+        assert!(b.choose(&[], None).unwrap_err().contains("it has no image at all"));
+        // A later generation of processors only by its own name.
+        let v3 = tagged(b.image("linux/amd64/v3", "3"), "v3");
+        assert!(b.choose(&[v3.clone()], Some("v3")).unwrap_err().contains("linux/amd64/v3"));
+        assert_eq!(b.choose(&[v3.clone()], v3["digest"].as_str()).unwrap(), "3");
+        assert_eq!(b.choose(&[v3, b.image("linux/amd64", "1")], None).unwrap(), "1");
+    }
+
+    #[test]
+    fn what_is_about_an_image_is_passed_over() {
+        let b = Blobs::default();
+        let amd = on(b.image("linux/amd64", "amd"), "linux/amd64");
+        let in_toto = json!({ "mediaType": "application/vnd.in-toto+json", "digest": "x", "size": 1 });
+        let config = b.put(CONFIG_TYPES[0], &json!({ "os": "linux", "architecture": "amd64" }));
+        let attestation = json!({ "config": config, "layers": [in_toto] });
+        let plain = b.put(MANIFEST, &attestation);
+        let unknown = on(plain.clone(), "unknown/unknown");
+        let mut marked = plain.clone();
+        marked["annotations"] = json!({ "vnd.docker.reference.type": "attestation-manifest" });
+        let empty = b.put("application/vnd.oci.empty.v1+json", &json!({}));
+        let layer =
+            json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": "x", "size": 1 });
+        let chart = b.put(MANIFEST, &json!({ "config": empty, "layers": [layer] }));
+        let artifact =
+            b.put(MANIFEST, &json!({ "artifactType": "x/y", "config": config, "layers": [layer] }));
+        let signature = b.put(MANIFEST, &json!({ "subject": amd, "config": config, "layers": [layer] }));
+        let missing = json!({ "mediaType": "application/x-other+json", "digest": "sha256:0", "size": 1 });
+        let others = [plain, unknown, marked, chart, artifact, signature, missing];
+        let all: Vec<Value> = others.iter().cloned().chain([amd]).collect();
+        assert_eq!(b.choose(&all, None).unwrap(), "amd");
+        assert_eq!(b.choose(&[b.index(&all)], None).unwrap(), "amd");
+        assert!(b.choose(&others, None).unwrap_err().contains("it has no image at all"));
+    }
+
+    #[test]
+    fn documents_with_two_faces_are_refused() {
+        let b = Blobs::default();
+        let amd = b.image("linux/amd64", "amd");
+        let config = b.put(CONFIG_TYPES[0], &json!({ "os": "linux", "architecture": "amd64" }));
+        for two_faced in [
+            b.put(MANIFEST, &json!({ "manifests": [amd], "config": config, "layers": [] })),
+            b.put(INDEX, &json!({ "mediaType": MANIFEST, "manifests": [amd] })),
+            b.put(INDEX, &json!({ "config": config, "layers": [] })),
+        ] {
+            assert!(b.choose(&[two_faced], None).unwrap_err().contains("an index and a manifest at once"));
+        }
+        let counts = b.put(
+            CONFIG_TYPES[0],
+            &json!({ "os": "linux", "architecture": "amd64", "rootfs": { "diff_ids": ["a", "b"] } }),
+        );
+        let layer =
+            json!({ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": "x", "size": 1 });
+        let manifest = b.put(MANIFEST, &json!({ "config": counts, "layers": [layer] }));
+        assert!(b.choose(&[manifest], None).unwrap_err().contains("has 1 layers, its configuration 2"));
+    }
+
+    #[test]
+    fn links_of_an_archive_lead_within_it() {
+        assert_eq!(beside("abc/layer.tar", "../def/layer.tar"), "def/layer.tar");
+        assert_eq!(beside("abc/layer.tar", "../../../x"), "x");
+        assert!(harmless("../x").is_err() && harmless("/x").is_err() && harmless("a/b").is_ok());
+    }
 }

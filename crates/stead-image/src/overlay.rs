@@ -168,10 +168,17 @@ pub(crate) fn source(observed: &Observed, options: &OverlayOptions, scratch: &Sc
         OverlayKind::Directory => {
             Source::Directory { path: observed.path.clone(), keep_owners: options.keep_owners }
         }
-        OverlayKind::Tar => Source::Tar { path: observed.path.clone(), name, policy: TarPolicy::OVERLAY },
+        OverlayKind::Tar => {
+            Source::Tar { path: observed.path.clone(), part: None, name, policy: TarPolicy::OVERLAY }
+        }
         OverlayKind::Script => {
             let path = run_script(observed, options, scratch)?;
-            Source::Tar { path, name: format!("output of {name}/tar"), policy: TarPolicy::OVERLAY }
+            Source::Tar {
+                path,
+                part: None,
+                name: format!("output of {name}/tar"),
+                policy: TarPolicy::OVERLAY,
+            }
         }
     })
 }

@@ -212,7 +212,10 @@ impl Job {
                 debian::bootstrap(d, &store.dir().join("tmp")).map(|i| i.argv()).unwrap_or_default(),
             ),
             Base::Tar(path) => (format!("take the root filesystem {path}"), Vec::new()),
-            Base::Oci(path) => (format!("take the OCI image in {path}"), Vec::new()),
+            Base::Oci(oci) => {
+                let which = oci.reference.as_ref().map_or(String::new(), |r| format!("{r} "));
+                (format!("take the OCI image {which}in {}", oci.path), Vec::new())
+            }
         };
         step("base", what, Some(self.base_key.clone()), base.is_some(), argv);
         let mut kernel: Option<KernelParts> = None;
@@ -288,7 +291,7 @@ fn json(value: &impl Serialize) -> String {
 }
 
 fn base_key(recipe: &Recipe, dir: &Path, inputs: &mut Inputs) -> Result<Digest> {
-    let mut key = Key::new("base-2");
+    let mut key = Key::new("base-3");
     // Nodes and instances keep their base in different forms.
     key.text(&json(&recipe.kind)).text(architecture());
     match &recipe.base {
@@ -303,10 +306,15 @@ fn base_key(recipe: &Recipe, dir: &Path, inputs: &mut Inputs) -> Result<Digest> 
             let path = existing(dir, path, "base.tar")?;
             key.text("tar").text(inputs.file(&path)?.as_str());
         }
-        Base::Oci(path) => {
-            let path = existing(dir, path, "base.oci")?;
-            // The index names everything else by digest.
-            key.text("oci").text(inputs.file(&path.join("index.json"))?.as_str());
+        Base::Oci(oci) => {
+            let path = existing(dir, &oci.path, "base.oci")?;
+            let index = crate::oci::key_file(&path);
+            if !index.exists() {
+                let why = "has neither index.json nor manifest.json: not an OCI image layout";
+                return Err(ImageError::input(path.display().to_string(), why));
+            }
+            key.text("oci").text(inputs.file(&index)?.as_str());
+            key.text(oci.reference.as_deref().unwrap_or_default());
         }
     }
     Ok(key.digest())

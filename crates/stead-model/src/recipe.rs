@@ -115,8 +115,55 @@ pub enum Base {
     Debian(Debian),
     /// A root filesystem as a tar file (plain, gz, xz or zst).
     Tar(String),
-    /// A folder in OCI image layout; its only (or first) image is used.
-    Oci(String),
+    /// An OCI image layout (a folder or its tar), or what `docker save` writes.
+    Oci(OciBase),
+}
+
+/// An OCI image: a path, or a path with the image that is meant when there are several.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OciBase {
+    /// The layout's folder or tar.
+    pub path: String,
+    /// A tag, or the digest of a manifest or an index. Without it the layout has one image for this architecture.
+    #[serde(rename = "ref", skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for OciBase {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        UntaggedEnumVisitor::new()
+            .expecting("a layout's path, or its path with \"ref\"")
+            .string(|path| Ok(Self { path: path.to_owned(), reference: None }))
+            .map(|keys| {
+                let OciKeys { path, reference } = keys.deserialize()?;
+                Ok(Self { path, reference })
+            })
+            .deserialize(deserializer)
+    }
+}
+
+/// [`OciBase`] as a map.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct OciKeys {
+    /// The layout's folder or tar.
+    path: String,
+    /// A tag, or the digest of a manifest or an index. Without it the layout has one image for this architecture.
+    #[serde(default, rename = "ref")]
+    reference: Option<String>,
+}
+
+impl JsonSchema for OciBase {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "OciBase".into()
+    }
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let keys = generator.subschema_for::<OciKeys>();
+        schemars::json_schema!({
+            "description": "An OCI image: a path, or a path with the image that is meant when there are several.",
+            "anyOf": [{ "type": "string" }, keys]
+        })
+    }
 }
 
 /// A Debian base.
@@ -389,6 +436,11 @@ impl Recipe {
                 return err("kernel".into(), "an instance image has no kernel: it runs on its node's");
             }
         }
+        if let Base::Oci(o) = &self.base
+            && o.reference.as_ref().is_some_and(String::is_empty)
+        {
+            return err("base.oci.ref".into(), "is empty: it is a tag or a digest");
+        }
         if let Base::Debian(d) = &self.base {
             let word = |s: &String| {
                 !s.is_empty()
@@ -593,6 +645,19 @@ mod tests {
         );
         assert!(err(GOOD.replace("iproute2", "'--hook=x'")).contains("is not a Debian name"));
         assert!(err(GOOD.replace("suite", "suit")).contains("did you mean \"suite\""));
+    }
+
+    #[test]
+    fn an_oci_base_is_a_path_or_a_path_with_a_reference() {
+        let base = |text: &str| Recipe::from_yaml("r.yaml", &format!("name: x\nbase: {{oci: {text}}}\n"));
+        let of = |path: &str, reference: Option<&str>| {
+            Base::Oci(OciBase { path: path.into(), reference: reference.map(str::to_owned) })
+        };
+        assert_eq!(base("layout").unwrap().base, of("layout", None));
+        assert_eq!(base("{path: layout, ref: v1}").unwrap().base, of("layout", Some("v1")));
+        assert_eq!(base("{path: layout, ref: \"1.50\"}").unwrap().base, of("layout", Some("1.50")));
+        assert!(base("{path: layout, tag: v1}").unwrap_err().to_string().contains("tag"));
+        assert!(base("{path: layout, ref: \"\"}").unwrap_err().to_string().contains("a tag or a digest"));
     }
 
     proptest! {

@@ -201,7 +201,7 @@ fn hard_links_of_merged_layers_are_those_of_layers_unpacked_one_after_another() 
             .map(|(number, ops)| {
                 let path = dir.path().join(format!("{number}.tar"));
                 fs::write(&path, layer(number, ops.iter().enumerate())).unwrap();
-                Source::Tar { path, name: format!("layer {number}"), policy: TarPolicy::OCI }
+                Source::Tar { path, part: None, name: format!("layer {number}"), policy: TarPolicy::OCI }
             })
             .collect();
         let merged = match Merged::of(&sources) {

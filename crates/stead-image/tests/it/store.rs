@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 use stead_image::{BuildOutcome, BuildRequest, ImageError, Store, build, digest, overlay, plan};
-use stead_model::{Digest, Failure, ImageName, recipe::OverlayOptions};
+use stead_model::{Failure, ImageName, recipe::OverlayOptions};
 
 /// Says why a test cannot run here.
 fn tools_missing(test: &str) -> bool {
@@ -596,56 +596,214 @@ fn the_same_overlay_made_by_many_at_once_is_made_once() {
     assert_eq!(fs::read_dir(store.dir().join("tmp")).unwrap().count(), 0);
 }
 
+/// An OCI layout in the making, as a folder.
+struct OciLayout {
+    dir: PathBuf,
+}
+
+impl OciLayout {
+    fn new(dir: PathBuf) -> Self {
+        fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
+        fs::write(dir.join("oci-layout"), "{\"imageLayoutVersion\":\"1.0.0\"}").unwrap();
+        Self { dir }
+    }
+    fn put(&self, media: &str, bytes: &[u8]) -> serde_json::Value {
+        let digest = digest::of_bytes(bytes);
+        fs::write(self.dir.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        serde_json::json!({ "mediaType": media, "digest": digest, "size": bytes.len() })
+    }
+    fn image(&self, architecture: &str, layers: &[(&str, Vec<u8>)]) -> serde_json::Value {
+        let media = |kind: &str| format!("application/vnd.oci.image.{kind}");
+        let config = serde_json::json!({ "os": "linux", "architecture": architecture });
+        let config = self.put(&media("config.v1+json"), config.to_string().as_bytes());
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|(how, bytes)| self.put(&media(&format!("layer.v1.tar{how}")), bytes))
+            .collect();
+        let manifest = serde_json::json!({ "schemaVersion": 2, "config": config, "layers": layers });
+        self.put(&media("manifest.v1+json"), manifest.to_string().as_bytes())
+    }
+    fn index(&self, manifests: &[serde_json::Value]) {
+        let index = serde_json::json!({ "schemaVersion": 2, "manifests": manifests });
+        fs::write(self.dir.join("index.json"), index.to_string()).unwrap();
+    }
+    fn blob(&self, descriptor: &serde_json::Value) -> PathBuf {
+        self.dir
+            .join("blobs/sha256")
+            .join(descriptor["digest"].as_str().unwrap().trim_start_matches("sha256:"))
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut e = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    e.write_all(bytes).unwrap();
+    e.finish().unwrap()
+}
+/// The builder's architecture in Go's word, and another.
+fn architectures() -> (&'static str, &'static str) {
+    if plan::architecture() == "amd64" { ("amd64", "arm64") } else { ("arm64", "amd64") }
+}
+
 #[test]
 fn oci_layouts_are_bases_with_whiteouts_and_checked_digests() {
     if tools_missing("oci_layouts_are_bases") {
         return;
     }
     let bench = Bench::new();
-    let dir = bench.path("oci");
-    fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
-    let put = |bytes: &[u8]| -> (Digest, usize) {
-        let digest = digest::of_bytes(bytes);
-        fs::write(dir.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
-        (digest, bytes.len())
-    };
-    let gzip = |bytes: &[u8]| {
-        let mut e = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        e.write_all(bytes).unwrap();
-        e.finish().unwrap()
-    };
+    let layout = OciLayout::new(bench.path("oci"));
     let lower = gzip(&tar_of(&[("etc/a", "1"), ("etc/b", "2"), ("opt/x/y", "3"), ("opt/z", "4")]));
-    let upper = tar_of(&[("etc/.wh.a", ""), ("etc/b", "two"), ("opt/.wh..wh..opq", ""), ("opt/new", "5")]);
-    let layers: Vec<_> = [
-        (lower, "application/vnd.oci.image.layer.v1.tar+gzip"),
-        (upper, "application/vnd.oci.image.layer.v1.tar"),
-    ]
-    .iter()
-    .map(|(bytes, media)| {
-        let (digest, size) = put(bytes);
-        serde_json::json!({ "mediaType": media, "digest": digest, "size": size })
-    })
-    .collect();
-    let (manifest, size) =
-        put(serde_json::json!({ "schemaVersion": 2, "layers": layers }).to_string().as_bytes());
-    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [
-        { "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest, "size": size } ] });
-    fs::write(dir.join("index.json"), index.to_string()).unwrap();
+    let middle = tar_of(&[("etc/.wh.a", ""), ("etc/b", "two"), ("opt/.wh..wh..opq", ""), ("opt/new", "5")]);
+    let upper = zstd::encode_all(&tar_of(&[("etc/c", "six")])[..], 1).unwrap();
+    let ours = layout.image(architectures().0, &[("+gzip", lower.clone()), ("", middle), ("+zstd", upper)]);
+    let other = layout.image(architectures().1, &[("", tar_of(&[("other", "")]))]);
+    layout.index(&[other, ours]);
     bench.recipe("name: t\nbase: {oci: oci}\n");
     let store = bench.store("s");
     let base = store.blob(&bench.build(&store).manifest.layers[0].artifact.digest);
     let paths: Vec<String> = listing(&base).iter().map(|l| l.split(' ').next().unwrap().to_owned()).collect();
-    assert_eq!(paths, ["/", "/etc", "/etc/b", "/opt", "/opt/new"]);
-    assert_eq!(cat(&base, "etc/b"), "two");
+    assert_eq!(paths, ["/", "/etc", "/etc/b", "/etc/c", "/opt", "/opt/new"]);
+    assert_eq!((cat(&base, "etc/b"), cat(&base, "etc/c")), ("two".into(), "six".into()));
 
-    let victim =
-        dir.join("blobs/sha256").join(layers[1]["digest"].as_str().unwrap().trim_start_matches("sha256:"));
+    // The same layout in an archive.
+    let tar = Command::new("tar")
+        .arg("-cf")
+        .arg(bench.path("oci.tar"))
+        .arg("-C")
+        .arg(bench.path("oci"))
+        .arg(".")
+        .status();
+    assert!(tar.unwrap().success());
+    bench.recipe("name: t\nbase: {oci: oci.tar}\n");
+    let packed = store.blob(&bench.build(&store).manifest.layers[0].artifact.digest);
+    assert_eq!(packed, base);
+
+    bench.recipe("name: t\nbase: {oci: oci}\n");
+    let victim = layout.blob(&layout.put("", &lower));
     let mut bytes = fs::read(&victim).unwrap();
-    bytes[600] ^= 1;
+    bytes[60] ^= 1;
     fs::write(&victim, bytes).unwrap();
     let fresh = bench.store("fresh");
     let e = build(&fresh, &bench.request(), &mut |_| ()).unwrap_err();
     assert!(e.is_bad_input() && e.to_string().contains("has digest"), "{e}");
+}
+
+#[test]
+fn an_oci_layout_of_several_images_needs_a_reference() {
+    if tools_missing("an_oci_layout_of_several_images_needs_a_reference") {
+        return;
+    }
+    let bench = Bench::new();
+    let layout = OciLayout::new(bench.path("oci"));
+    let image = |text: &str| {
+        let mut descriptor = layout.image(architectures().0, &[("", tar_of(&[("which", text)]))]);
+        descriptor["annotations"] = serde_json::json!({ "org.opencontainers.image.ref.name": text });
+        descriptor
+    };
+    layout.index(&[image("v1"), image("v2")]);
+    let store = bench.store("s");
+    let with = |base: &str| {
+        bench.recipe(&format!("name: t\nbase: {{oci: {base}}}\n"));
+        build(&store, &bench.request(), &mut |_| ())
+    };
+    let e = with("oci").unwrap_err();
+    let shown = e.to_string();
+    assert!(e.is_bad_input() && shown.contains("/oci: has 2 images for linux/"), "{shown}");
+    assert!(shown.contains("\"v1\"") && shown.contains("\"v2\""), "{shown}");
+    for wanted in ["v1", "v2"] {
+        let outcome = with(&format!("{{path: oci, ref: {wanted}}}")).unwrap();
+        let base = store.blob(&outcome.manifest.layers[0].artifact.digest);
+        assert_eq!(cat(&base, "which"), wanted);
+    }
+    let e = with("{path: oci, ref: v3}").unwrap_err();
+    assert!(e.is_bad_input() && e.to_string().contains("has no image \"v3\"; it has \"v1\""), "{e}");
+    layout.index(&[layout.image(architectures().1, &[("", tar_of(&[("a", "")]))])]);
+    let e = with("oci").unwrap_err();
+    assert!(e.is_bad_input() && e.to_string().contains("has no image for linux/"), "{e}");
+}
+
+/// kaniko writes names and targets of hard links from the root, and real images have links that climb above it.
+#[test]
+fn absolute_names_and_targets_of_oci_layers_mean_the_root() {
+    if tools_missing("absolute_names_and_targets_of_oci_layers") {
+        return;
+    }
+    let bench = Bench::new();
+    let layout = OciLayout::new(bench.path("oci"));
+    let entry = |name: &str, kind: tar::EntryType, link: &str, data: &[u8]| {
+        let mut h = tar::Header::new_gnu();
+        h.set_mode(0o644);
+        h.set_uid(0);
+        h.set_gid(0);
+        h.set_size(data.len() as u64);
+        h.set_entry_type(kind);
+        h.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        h.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        h.set_cksum();
+        let mut out = h.as_bytes().to_vec();
+        out.extend_from_slice(data);
+        out.resize(out.len().next_multiple_of(512), 0);
+        out
+    };
+    use tar::EntryType as T;
+    let lower = [entry("/", T::Directory, "", b""), entry("/usr/bin/a", T::Regular, "", b"a"), vec![0; 1024]]
+        .concat();
+    let upper = [
+        entry("/usr/bin/b", T::Link, "/usr/bin/a", b""),
+        entry("/usr/.wh.lib", T::Regular, "", b""),
+        entry("/etc/c", T::Symlink, "../../../usr/bin/a", b""),
+        entry("/usr/bin/.wh.a", T::Regular, "", b""),
+    ]
+    .concat();
+    layout.index(&[layout.image(architectures().0, &[("", lower), ("", upper)])]);
+    bench.recipe("name: t\nbase: {oci: oci}\n");
+    let store = bench.store("s");
+    let base = store.blob(&bench.build(&store).manifest.layers[0].artifact.digest);
+    let paths: Vec<String> = listing(&base).iter().map(|l| l.split(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(paths, ["/", "/etc", "/etc/c", "/usr", "/usr/bin", "/usr/bin/b"]);
+    assert_eq!(cat(&base, "usr/bin/b"), "a");
+    // In an archive that nobody vouches for they are refused.
+    fs::write(bench.path("o.tar"), [entry("/x", T::Regular, "", b"1"), vec![0; 1024]].concat()).unwrap();
+    let e = overlay::build_layer(&store, &options("o.tar"), bench.dir.path()).unwrap_err();
+    assert!(e.is_bad_input() && chain(&e).contains("\"/x\" is an absolute path"), "{e}");
+}
+
+#[test]
+fn docker_archives_are_bases() {
+    if tools_missing("docker_archives_are_bases") {
+        return;
+    }
+    let bench = Bench::new();
+    let dir = bench.path("saved");
+    fs::create_dir_all(dir.join("one")).unwrap();
+    fs::create_dir_all(dir.join("two")).unwrap();
+    let (lower, upper) = (tar_of(&[("a", "1"), ("b", "2")]), tar_of(&[(".wh.a", ""), ("c", "3")]));
+    fs::write(dir.join("one/layer.tar"), &lower).unwrap();
+    fs::write(dir.join("upper.tar"), &upper).unwrap();
+    // As Docker writes a layer that is there already.
+    symlink("../upper.tar", dir.join("two/layer.tar")).unwrap();
+    let ids = [digest::of_bytes(&lower), digest::of_bytes(&upper)];
+    let config = serde_json::json!({ "os": "linux", "architecture": architectures().0,
+        "rootfs": { "type": "layers", "diff_ids": ids } });
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let manifest = serde_json::json!([{ "Config": "config.json", "RepoTags": ["a/b:1"],
+        "Layers": ["one/layer.tar", "two/layer.tar"] }]);
+    fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
+    let store = bench.store("s");
+    let with = |base: &str| {
+        let tar =
+            Command::new("tar").arg("-cf").arg(bench.path("saved.tar")).arg("-C").arg(&dir).arg(".").status();
+        assert!(tar.unwrap().success());
+        bench.recipe(&format!("name: t\nbase: {{oci: {base}}}\n"));
+        build(&store, &bench.request(), &mut |_| ())
+    };
+    let archive = with("saved.tar").unwrap().manifest.layers[0].artifact.digest.clone();
+    let base = store.blob(&archive);
+    assert_eq!(listing(&base).len(), 3, "{:?}", listing(&base));
+    assert_eq!((cat(&base, "b"), cat(&base, "c")), ("2".into(), "3".into()));
+    assert_eq!(with("{path: saved, ref: \"a/b:1\"}").unwrap().manifest.layers[0].artifact.digest, archive);
+    fs::write(dir.join("upper.tar"), tar_of(&[("c", "4")])).unwrap();
+    let e = with("saved.tar").unwrap_err();
+    assert!(e.is_bad_input() && e.to_string().contains("layer two/layer.tar has digest"), "{e}");
 }
 
 #[test]
