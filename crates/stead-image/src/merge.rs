@@ -155,7 +155,6 @@ impl Merged {
                 merged.take(&mut layer, at, entry).map_err(refused)
             })?;
         }
-        merged.add_parents();
         Ok(merged)
     }
 
@@ -171,6 +170,7 @@ impl Merged {
             if entry.kind == Kind::Whiteout && !layer.own.contains(&path) {
                 layer.hidden.extend(self.names.remove_entry(&path));
             }
+            self.add_parents(&path);
             return Ok(());
         }
         let inode = if let Kind::Hardlink(target) = &entry.kind {
@@ -232,10 +232,11 @@ impl Merged {
         })
     }
 
-    /// Directories that a whiteout removed from above what stays.
-    fn add_parents(&mut self) {
+    /// Directories that a whiteout at `dir` removed from above what its own layer has there.
+    fn add_parents(&mut self, dir: &[u8]) {
+        let below = if dir.is_empty() { Vec::new() } else { [dir, b"/"].concat() };
         let mut missing = BTreeSet::new();
-        for path in self.names.keys() {
+        for (path, _) in self.names.range(below.clone()..).take_while(|(p, _)| p.starts_with(&below)) {
             missing.extend(parents(path).filter(|p| !self.names.contains_key(*p)).map(<[u8]>::to_vec));
         }
         missing.iter().for_each(|path| self.imply(path));

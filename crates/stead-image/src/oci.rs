@@ -627,6 +627,7 @@ fn beside(name: &str, target: &str) -> String {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+    use std::slice::from_ref;
 
     const MANIFEST: &str = MANIFEST_TYPES[0];
     const INDEX: &str = INDEX_TYPES[0];
@@ -687,7 +688,7 @@ mod tests {
         let b = Blobs::default();
         let (amd, arm) = (b.image("linux/amd64", "amd"), b.image("linux/arm64", "arm"));
         let windows = b.image("windows/amd64", "win");
-        assert_eq!(b.choose(&[amd.clone()], None).unwrap(), "amd");
+        assert_eq!(b.choose(from_ref(&amd), None).unwrap(), "amd");
         // With and without platforms in the index; another operating system or architecture first.
         assert_eq!(b.choose(&[windows.clone(), arm.clone(), amd.clone()], None).unwrap(), "amd");
         let listed = [
@@ -697,7 +698,7 @@ mod tests {
         ];
         assert_eq!(b.choose(&listed, None).unwrap(), "amd");
         let nested = b.index(&[b.index(&listed), on(arm.clone(), "linux/arm64")]);
-        assert_eq!(b.choose(&[nested.clone()], None).unwrap(), "amd");
+        assert_eq!(b.choose(from_ref(&nested), None).unwrap(), "amd");
         let deep = b.index(&[b.index(&[nested])]);
         assert!(b.choose(&[deep], None).unwrap_err().contains("nested deeper than 4"));
         // Other words for it, and the usual variant.
@@ -726,7 +727,7 @@ mod tests {
         );
         // What the index says is not what it is.
         let lying = on(b.image("linux/arm64", "arm"), "linux/amd64");
-        let e = b.choose(&[lying.clone()], None).unwrap_err();
+        let e = b.choose(from_ref(&lying), None).unwrap_err();
         assert!(e.contains("linux/arm64 by its configuration, linux/amd64 by its index"), "{e}");
         let e = b.choose(&[on(b.image("linux/amd64", "1"), "linux/arm64")], None).unwrap_err();
         assert!(e.contains("linux/amd64 by its configuration, linux/arm64 by its index"), "{e}");
@@ -735,8 +736,8 @@ mod tests {
         assert!(b.choose(&[], None).unwrap_err().contains("it has no image at all"));
         // A later generation of processors only by its own name.
         let v3 = tagged(b.image("linux/amd64/v3", "3"), "v3");
-        assert!(b.choose(&[v3.clone()], Some("v3")).unwrap_err().contains("linux/amd64/v3"));
-        assert_eq!(b.choose(&[v3.clone()], v3["digest"].as_str()).unwrap(), "3");
+        assert!(b.choose(from_ref(&v3), Some("v3")).unwrap_err().contains("linux/amd64/v3"));
+        assert_eq!(b.choose(from_ref(&v3), v3["digest"].as_str()).unwrap(), "3");
         assert_eq!(b.choose(&[v3, b.image("linux/amd64", "1")], None).unwrap(), "1");
     }
 

@@ -155,7 +155,6 @@ pub fn drain_lines(mut reader: impl Read, mut each: impl FnMut(&str)) -> Vec<u8>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use stead_model::Failure;
 
     #[test]
     fn missing_program_names_its_package() {
