@@ -23,7 +23,7 @@ pub enum CgroupError {
     /// The host's hierarchies cannot be read.
     #[error("cannot read which cgroup hierarchies are mounted")]
     Hierarchies(#[source] PathError),
-    /// None is there to use.
+    /// There is no hierarchy to use.
     #[error("no writable cgroup hierarchy is mounted")]
     None,
     /// A directory could not be made.
@@ -46,7 +46,7 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
-    /// No hierarchy offers the controller a limit needs.
+    /// No hierarchy has the controller that a limit needs.
     #[error("cannot limit {what}: no cgroup hierarchy offers the {controller:?} controller here")]
     NoController {
         /// What was to be limited.
@@ -67,9 +67,9 @@ pub enum CgroupError {
 
 /// Period of the CPU quota, microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
-/// How often a cgroup is made again that vanished while it was made.
+/// How many attempts there are when a parent is removed while the cgroup is made.
 const MAKE_TRIES: u32 = 100;
-/// How long removed processes may take to be gone from a cgroup.
+/// How long killed processes may take to leave a cgroup.
 const EMPTYING_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The hierarchies that can be used here.
@@ -100,7 +100,7 @@ pub(crate) struct Cgroups {
 }
 
 impl Cgroups {
-    /// Makes them and sets the limits. What is left in them of an earlier machine stays until [`Self::empty`].
+    /// Makes them and sets the limits. Processes of an earlier machine stay until [`Self::empty`].
     pub(crate) fn make(
         cluster: &ClusterName,
         node: &NodeName,
@@ -110,7 +110,7 @@ impl Cgroups {
         let mut tries = 0;
         loop {
             match Self::make_once(cluster, node, cpus, memory) {
-                // The cluster's last machine but this took the cgroup above with it, just now.
+                // The last other machine of the cluster has just ended and removed the cgroup above.
                 Err(e) if tries < MAKE_TRIES && e.is_missing() => tries += 1,
                 other => return other,
             }
@@ -159,7 +159,7 @@ impl Cgroups {
         Entrance::open(&self.leaves)
     }
 
-    /// Kills what is left in them and removes what the machine made below them, so that it can boot again.
+    /// Kills the processes in them and removes the groups below, so that the machine can boot again.
     pub(crate) fn empty(&self) -> Result<(), TeardownError> {
         let mut failures = Failures::default();
         for leaf in &self.leaves {
@@ -171,8 +171,8 @@ impl Cgroups {
 
 fn make_level(h: &Hierarchy, parent: &Path, path: &Path) -> Result<(), CgroupError> {
     if h.version == Version::V2 {
-        // Each by itself: a controller that v1 has taken, or that processes in the parent forbid, is not offered;
-        // a limit that needs it says so then.
+        // One by one: a controller that version 1 has, or that processes in the parent forbid, is refused. A limit that
+        // needs it reports that later.
         for controller in ["+cpu", "+memory", "+pids", "+io", "+cpuset"] {
             let _ = fs::write(parent.join("cgroup.subtree_control"), controller);
         }
@@ -184,7 +184,7 @@ fn make_level(h: &Hierarchy, parent: &Path, path: &Path) -> Result<(), CgroupErr
         _ => {}
     }
     if h.has_v1("cpuset") {
-        // A cpuset without CPUs and memory nodes takes no process; children take after it.
+        // A cpuset without CPUs and memory nodes accepts no process; children inherit them.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if fs::read_to_string(path.join(file)).is_ok_and(|t| t.trim().is_empty()) {
                 let value = fs::read_to_string(parent.join(file)).unwrap_or_default();
@@ -232,7 +232,7 @@ fn set_if_there(path: &Path, value: &str) -> Result<bool, CgroupError> {
     set(path, value).map(|()| true)
 }
 
-/// Kills what is in a machine's cgroups and removes them, and those above when they are empty. Idempotent.
+/// Kills the processes in a machine's cgroups and removes the groups, and their parents when they are empty. Idempotent.
 pub(crate) fn remove(cluster: &ClusterName, node: &NodeName) -> Result<(), TeardownError> {
     let mut failures = Failures::default();
     let hierarchies = match here() {
@@ -245,14 +245,14 @@ pub(crate) fn remove(cluster: &ClusterName, node: &NodeName) -> Result<(), Teard
     let [stead, of_cluster, of_node] = below(cluster, node);
     for h in hierarchies {
         failures.note(clear(&h.root.join(&of_node), true));
-        // Other machines and clusters may be there still: then these stay.
+        // Refused while other machines or clusters are there.
         let _ = fs::remove_dir(h.root.join(&of_cluster));
         let _ = fs::remove_dir(h.root.join(&stead));
     }
     failures.into_result()
 }
 
-/// Kills all processes in a cgroup and below and removes what is below it, and itself when `itself`.
+/// Kills all processes in a cgroup and below it, removes the groups below, and the cgroup when `itself`.
 fn clear(top: &Path, itself: bool) -> Result<(), CgroupError> {
     let deadline = Instant::now() + EMPTYING_PATIENCE;
     loop {

@@ -17,18 +17,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A supervisor's own log begins anew past this size; it says a few lines a start.
+/// A supervisor's log starts anew past this size; each start adds a few lines.
 const MAX_LOG_BYTES: u64 = 1 << 20;
 /// How much of the log an error carries.
 const TAIL_BYTES: u64 = 2000;
-/// A killed process lets go of its lock within this, or the kernel holds it for ever.
+/// A killed process that has not released its lock within this never will: it hangs in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
-/// File beside the lock that says its holder was told to end. Means nothing while nobody holds the lock.
+/// File beside the lock: its holder is to end. Without meaning while nobody holds the lock.
 const ENDING: &str = "ending";
-/// Looked at this often while waiting for another process.
+/// Pause between two looks at another process.
 const GLANCE: Duration = Duration::from_millis(3);
 
-/// How a process is told to end.
+/// How a process is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// Cleanly, in its own time.
@@ -68,23 +68,23 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// It ended before it was up.
-    #[error("supervisor in {} ended at once ({status}): {log}", .path.display())]
+    #[error("the supervisor in {} ended at once ({status}): {log}", .path.display())]
     EndedEarly {
         /// Its directory.
         path: PathBuf,
-        /// How.
+        /// Its exit status.
         status: String,
-        /// The end of what it said.
+        /// The end of its log.
         log: String,
     },
     /// It did not come up in time.
-    #[error("supervisor in {} is not up after {seconds} s: {log}", .path.display())]
+    #[error("the supervisor in {} is not up after {seconds} s: {log}", .path.display())]
     NotUp {
         /// Its directory.
         path: PathBuf,
-        /// How long was waited.
+        /// The patience, in seconds.
         seconds: u64,
-        /// The end of what it said.
+        /// The end of its log.
         log: String,
     },
     /// It does not go away, even when killed.
@@ -97,9 +97,9 @@ pub enum DaemonError {
     },
 }
 
-/// Starts `exe args…` detached with `<dir>/supervisor.log` as its output and waits until `is_up` says so of its pid.
-/// Nobody else may hold `<dir>/lock`. Until the new process has it ([`hold`]) it dies with whoever starts it: one that a
-/// killed command began to start never comes to a lock that the next command found free.
+/// Starts `exe args…` detached, with its output in `<dir>/supervisor.log`, and waits until `is_up` accepts its pid.
+/// Nobody may hold `<dir>/lock`. Until the new process holds it ([`hold`]), it dies with the caller: so a process that a killed
+/// command was starting can never take a lock that the next command found free.
 pub(crate) fn start(
     exe: &Path,
     args: &[&OsStr],
@@ -150,14 +150,14 @@ pub(crate) fn start(
         }
         thread::sleep(GLANCE);
     }
-    // Whoever started it may live on: it must not keep a zombie for ever.
+    // The caller may live on, and must not keep a zombie.
     let reap = move || drop(child.wait());
     let _ = thread::Builder::new().name("reaper".to_owned()).spawn(reap);
     Ok(pid)
 }
 
-/// The started process's side of [`start`]: takes `<dir>/lock` and from then on lives by itself. `None` when somebody
-/// else has the lock. For the thread that the process began with: the kernel ties that one to the starter.
+/// The started process's side of [`start`]: takes `<dir>/lock` and from then on outlives its starter. `None` when
+/// another process has the lock. To be called on the process's first thread: the kernel ties that one to the starter.
 pub(crate) fn hold(dir: &Path) -> io::Result<Option<Lock>> {
     let lock = Lock::take(&dir.join("lock"), files::LOCK_PATIENCE)?;
     if lock.is_some() {
@@ -166,8 +166,8 @@ pub(crate) fn hold(dir: &Path) -> io::Result<Option<Lock>> {
     Ok(lock)
 }
 
-/// Notes that whoever holds `<dir>/lock` is told to end. Comes before anything that ends it, so that whoever goes on
-/// after a command that was killed in between does not build on what is on its way down.
+/// Notes that the holder of `<dir>/lock` is to end. The note comes before the end: if the command is killed in between,
+/// the next one does not build on what is about to go.
 pub(crate) fn announce_end(dir: &Path, how: End) -> io::Result<()> {
     if !files::is_supervised(dir) {
         return Ok(());
@@ -175,16 +175,16 @@ pub(crate) fn announce_end(dir: &Path, how: End) -> io::Result<()> {
     files::write(&dir.join(ENDING), how.word().as_bytes(), Durability::Volatile)
 }
 
-/// How the holder of `<dir>/lock` was told to end, if it was.
+/// How the holder of `<dir>/lock` is to end, if it is.
 pub(crate) fn announced_end(dir: &Path) -> Option<End> {
     let said = fs::read(dir.join(ENDING)).ok()?;
     Some(if said == End::Kill.word().as_bytes() { End::Kill } else { End::Stop })
 }
 
-/// Sends the holder of `<dir>/lock` one signal after the other until the lock is free, giving each its time; then
+/// Sends the holder of `<dir>/lock` one signal after the other, each with its patience, until the lock is free; at last
 /// SIGKILL.
 pub(crate) fn end(dir: &Path, how: End, signals: &[(Signal, Duration)]) -> Result<(), DaemonError> {
-    // On a full disk it must end all the same.
+    // It must end even when the disk is full.
     let _ = announce_end(dir, how);
     for (signal, patience) in signals.iter().copied().chain([(Signal::KILL, KILL_PATIENCE)]) {
         let deadline = Instant::now() + patience;

@@ -79,12 +79,12 @@ pub fn observe() -> HostFacts {
     host::observe(tools().map(|t| t.tool.name))
 }
 
-/// An image with an engine, three machines' changes and a pool take this much, bytes.
+/// Enough for an image with an engine, the changes of three machines and a pool.
 const ENOUGH_DISK: Bytes = Bytes::gib(5);
-/// Three namespace machines with an engine and two instances take about half of this.
+/// Twice what three namespace machines with an engine and two instances take.
 const ENOUGH_MEMORY: Bytes = Bytes::gib(1);
 
-/// Judges what was seen. Pure. In the order a person would fix things.
+/// Judges the facts, in the order in which a person would fix things. Pure.
 pub fn checks(facts: &HostFacts) -> Vec<Check> {
     let mut all = vec![root(facts), auto(facts)];
     all.extend(ALL.iter().map(|b| backend_check(facts, *b)));
@@ -102,11 +102,11 @@ fn check(name: &str, ok: Verdict, detail: impl Into<String>, fix: Option<&str>) 
 
 fn root(facts: &HostFacts) -> Check {
     match facts.root {
-        true => check("root", Verdict::Ok, "this is root", None),
+        true => check("root", Verdict::Ok, "stead runs as root", None),
         false => check(
             "root",
             Verdict::Fail,
-            "this is not root: namespaces, networks and mounts need it",
+            "stead does not run as root, which namespaces, networks and mounts need",
             Some("run stead as root"),
         ),
     }
@@ -124,7 +124,7 @@ fn backend_check(facts: &HostFacts, backend: Backend) -> Check {
     let name = format!("backend {backend}");
     let obstacles = backend::obstacles(backend, facts);
     if !obstacles.is_empty() {
-        let fix = "fix the checks below that speak of this";
+        let fix = "fix the checks below that name these";
         return check(&name, Verdict::Warn, obstacles.join(", "), Some(fix));
     }
     let detail = match backend::accelerator(backend, facts) {
@@ -155,10 +155,10 @@ fn kvm(facts: &HostFacts) -> Check {
         }
         (Device::Opens, None) => (
             Verdict::Warn,
-            "/dev/kvm opens, but the processor shows neither vmx nor svm: a machine would be made and never run; \
-             qemu emulates"
+            "/dev/kvm opens, but the processor shows neither vmx nor svm: a virtual machine would be created and never \
+             run; qemu emulates"
                 .to_owned(),
-            Some("if this is a virtual machine, turn nested virtualisation on in the host above it"),
+            Some("if this host is a virtual machine, enable nested virtualisation on its host"),
         ),
         (Device::Refused, _) => {
             (Verdict::Warn, "/dev/kvm does not open".to_owned(), Some("run stead as root, or join group kvm"))
@@ -171,7 +171,7 @@ fn kvm(facts: &HostFacts) -> Check {
         (Device::Missing, None) => (
             Verdict::Warn,
             "no /dev/kvm, and the processor shows neither vmx nor svm; qemu emulates".to_owned(),
-            Some("turn virtualisation on in the firmware, or nested virtualisation in the host above"),
+            Some("enable virtualisation in the firmware, or nested virtualisation on the host of this machine"),
         ),
     };
     check("kvm", verdict, detail, fix)
@@ -215,7 +215,7 @@ fn cgroups(facts: &HostFacts) -> Check {
             return check(
                 "cgroups",
                 Verdict::Fail,
-                "none are mounted",
+                "no cgroup hierarchy is mounted",
                 Some("mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
             );
         }
@@ -230,7 +230,7 @@ fn cgroups(facts: &HostFacts) -> Check {
         false => check(
             "cgroups",
             Verdict::Warn,
-            format!("{version}, without {}: limits of these are refused", missing.join(", ")),
+            format!("{version}, without {}: limits on these are refused", missing.join(", ")),
             Some("boot without cgroup_disable=, or have the container's runtime delegate the controllers"),
         ),
     }
@@ -274,7 +274,7 @@ fn subids(facts: &HostFacts) -> Check {
         false => check(
             "subuids",
             Verdict::Warn,
-            "root has no range in /etc/subuid or /etc/subgid: an engine on this host itself (not in a node) cannot \
+            "root has no range in /etc/subuid or /etc/subgid: an engine on the host itself (not in a node) cannot \
              start unprivileged instances",
             Some(
                 "apt-get install uidmap, then: usermod --add-subuids 1000000-1000999999 --add-subgids \
@@ -291,7 +291,7 @@ fn disk(facts: &HostFacts) -> Check {
         "disk space",
         verdict,
         detail,
-        Some("free some, or keep the state elsewhere; 5 GiB are comfortable"),
+        Some("free some space, or keep the state elsewhere; 5 GiB is comfortable"),
     )
 }
 
@@ -302,7 +302,7 @@ fn memory(facts: &HostFacts) -> Check {
         "memory",
         verdict,
         detail,
-        Some("end something, or start fewer machines; 1 GiB is the least for three"),
+        Some("stop something, or start fewer machines; three need at least 1 GiB"),
     )
 }
 

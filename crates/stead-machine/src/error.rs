@@ -30,11 +30,11 @@ pub enum MachineError {
     /// Its process.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
-    /// What an earlier boot left could not be removed.
+    /// Something of the machine could not be removed.
     #[error("cannot remove what the machine left")]
     Teardown(#[source] TeardownError),
-    /// The cluster's network is not there.
-    #[error("network namespace {netns} of the cluster cannot be entered")]
+    /// The cluster's network namespace is missing.
+    #[error("cannot enter network namespace {netns} of the cluster")]
     NoNetwork {
         /// Its name.
         netns: String,
@@ -42,7 +42,7 @@ pub enum MachineError {
         #[source]
         source: io::Error,
     },
-    /// The kernel refused something on the way to PID 1.
+    /// The kernel refused a step of the start.
     #[error("cannot start machine {name}")]
     Start {
         /// The machine.
@@ -51,7 +51,7 @@ pub enum MachineError {
         #[source]
         source: io::Error,
     },
-    /// The supervisor itself could not get what it needs.
+    /// The supervisor cannot start or watch a thread or process.
     #[error("cannot watch the machine's process")]
     Thread(#[source] io::Error),
     /// A program could not be run.

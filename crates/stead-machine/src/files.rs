@@ -1,7 +1,6 @@
 //! The files of a supervised directory: its lock, its state, its logs.
 //!
-//! Owns who holds a lock, and rotation of logs. Does not own how files are written and locks taken (`stead-files`), or
-//! what is in them.
+//! Finds the holder of a lock and rotates logs. How files are written and locks taken is in `stead-files`.
 
 use serde::de::DeserializeOwned;
 use std::{
@@ -13,7 +12,7 @@ use std::{
 };
 pub(crate) use stead_files::{Durability, Lock, private_dir, write, write_json};
 
-/// How long a supervisor tries for its lock: one that only looks holds it for microseconds.
+/// How long a supervisor tries to take its lock: a process that only tests the lock holds it for microseconds.
 pub(crate) const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Whether a supervisor holds `<dir>/lock`.
@@ -21,7 +20,7 @@ pub(crate) fn is_supervised(dir: &Path) -> bool {
     Lock::is_held(&dir.join("lock"))
 }
 
-/// The process that holds `<dir>/lock`, as the kernel knows it: a pid out of a file may be another's by now.
+/// The process that holds `<dir>/lock`, from the kernel: a pid read from a file may belong to another process by now.
 pub(crate) fn supervisor(dir: &Path) -> Option<i32> {
     use std::os::unix::fs::MetadataExt;
     let inode = dir.join("lock").metadata().ok()?.ino();
@@ -29,7 +28,7 @@ pub(crate) fn supervisor(dir: &Path) -> Option<i32> {
     let said = read_json::<serde_json::Value>(&dir.join("state.json"))
         .and_then(|s| Some(s.get("supervisor_pid")?.as_i64()? as i32));
     let holders = lock_holders(&locks, inode);
-    // Two filesystems may use the same inode number: then both must agree.
+    // Two filesystems may use the same inode number: then the state file decides.
     match holders.as_slice() {
         [only] => Some(*only),
         several => several.iter().copied().find(|pid| Some(*pid) == said),
@@ -51,7 +50,7 @@ fn lock_holders(locks: &str, inode: u64) -> Vec<i32> {
         .collect()
 }
 
-/// Reads JSON back; `None` when it is not there or not whole.
+/// Reads JSON; `None` when the file is missing or damaged.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     stead_files::read_json(path).ok().flatten()
 }
@@ -61,7 +60,7 @@ pub(crate) fn tail(path: &Path, max: u64) -> String {
     stead_files::tail(path, max).trim().to_owned()
 }
 
-/// A log that never grows past a bound: when full it becomes `<name>.1` and starts anew.
+/// A log with a bound: when full it becomes `<name>.1` and starts anew.
 #[derive(Debug)]
 pub(crate) struct RotatingLog {
     path: PathBuf,
@@ -103,8 +102,8 @@ impl Write for RotatingLog {
     }
 }
 
-/// Copies what comes from `from` into a rotating log until its end, on a thread of its own. A full disk loses log, not
-/// the machine: reading goes on.
+/// Copies `from` into a rotating log until its end, on a thread. Reading goes on when the disk is full: the log loses
+/// lines, and the machine does not block.
 pub(crate) fn log_from(mut from: impl Read + Send + 'static, path: PathBuf, max: u64) -> io::Result<()> {
     let mut log = RotatingLog::open(path, max)?;
     std::thread::Builder::new().name("log".to_owned()).spawn(move || {

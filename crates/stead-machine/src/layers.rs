@@ -44,7 +44,7 @@ pub enum LayerError {
     /// No loop device could be attached to it.
     #[error(transparent)]
     Loop(PathError),
-    /// What is mounted cannot be read.
+    /// The mount table cannot be read.
     #[error(transparent)]
     Mounts(PathError),
     /// The kernel does not mount it.
@@ -69,8 +69,8 @@ pub enum LayerError {
     },
 }
 
-/// Mounts each layer at `<dir>/<key>` unless it is mounted there; answers the mount points in order. The key is the
-/// digest a content-addressed file is named by, or else one of the file's identity, so that a replaced file is another
+/// Mounts each layer at `<dir>/<key>` unless it is mounted there, and returns the mount points in order. The key is the
+/// digest in a content-addressed file's name, or else a digest of the file's identity, so that a replaced file is a new
 /// layer.
 ///
 /// # Errors
@@ -87,14 +87,14 @@ pub fn mount_all(dir: &Path, layers: &[PathBuf]) -> Result<Vec<PathBuf>, LayerEr
     let points = match points {
         Ok(points) => points,
         Err(_) => {
-            // Name the layer that cannot be read.
+            // The error names the layer that cannot be read.
             for path in layers {
                 fs::File::open(path).map_err(|source| LayerError::Open { path: path.clone(), source })?;
             }
             points?
         }
     };
-    // Every machine of a cluster comes here at its start; most find all there and need no lock.
+    // Every start of a machine comes here; most find all layers mounted and need no lock.
     if mounted_under(dir)?.is_superset(&points.iter().cloned().collect()) {
         return Ok(points);
     }
@@ -111,12 +111,12 @@ fn mount(path: &Path, at: &Path) -> Result<(), LayerError> {
     let options = Options { read_only: true, autoclear: true, ..Options::default() };
     let device = LoopDevice::attach(path, &options).map_err(LayerError::Loop)?;
     files::private_dir(at).map_err(failed)?;
-    // The flags bind whoever walks in here on the host; the overlay of a node has its own.
+    // The flags are for processes of the host; the overlay of a node has its own.
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount(device.path(), at, "squashfs", flags, None).map_err(|e| failed(e.into()))
 }
 
-/// Unmounts what is mounted under `dir` except the layers given: those of machines that still run.
+/// Unmounts what is mounted under `dir`, except the given layers, which running machines use.
 ///
 /// # Errors
 /// Every mount point that could not be unmounted.
@@ -160,7 +160,7 @@ fn unmount(dir: &Path, goes: impl Fn(&str) -> bool) -> Result<(), TeardownError>
     failures.into_result()
 }
 
-/// A mount that someone's shell sits in still goes: from the host's view at once, wholly when the shell leaves.
+/// Unmounts a mount even while a shell is in it: it disappears at once, and is released when the shell leaves.
 fn detach(at: &Path) -> io::Result<()> {
     match rustix::mount::unmount(at, UnmountFlags::NOFOLLOW) {
         Err(Errno::BUSY) => Ok(rustix::mount::unmount(at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)?),
@@ -187,7 +187,7 @@ fn key(layer: &Path) -> io::Result<String> {
     let stem = layer.file_stem().unwrap_or_default().to_string_lossy();
     let hex = stem.rsplit(['-', '_', ':', '.']).next().unwrap_or_default();
     if hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-        // Half of a SHA-256 tells layers apart and keeps mount options of many layers within a page.
+        // Half of a SHA-256 is unique enough, and the mount options of many layers fit in a page.
         return Ok(hex[..32].to_ascii_lowercase());
     }
     let meta = fs::metadata(layer)?;

@@ -1,6 +1,6 @@
 //! Links, addresses and routes of a network namespace, by netlink, from blocking code.
 //!
-//! Owns the wording of netlink requests. Does not own which links there should be.
+//! Owns the netlink requests. Does not own which links there should be.
 
 use crate::netns;
 use futures_util::TryStreamExt;
@@ -134,7 +134,7 @@ impl Links {
         self.0.link().change(message).execute().await.map_err(failed("set up link", name))
     }
 
-    /// Makes a bridge, or has the one that is there be as wanted: up, of that MTU, with just these addresses.
+    /// Makes a bridge, or changes the existing one: up, with this MTU and exactly these addresses.
     pub(crate) async fn ensure_bridge(
         &self,
         name: &str,
@@ -142,9 +142,9 @@ impl Links {
         mtu: u16,
         addresses: &[IpNet],
     ) -> Result<()> {
-        // Without snooping, multicast (neighbour discovery!) reaches every node; there are few, and no querier.
-        // Without an address of its own it takes its ports' lowest. With each change the kernel forgets all neighbours
-        // and what waits for them: a connection begun while a machine is attached would wait a second for TCP to retry.
+        // Without snooping, multicast (and so neighbour discovery) reaches every node; there is no querier.
+        // Without a hardware address of its own, a bridge takes the lowest of its ports. On each change the kernel drops
+        // all neighbour entries and the packets that wait for them: a connection would wait a second for TCP to retry.
         let bridge = LinkBridge::new(name)
             .append_info_data(InfoBridge::MulticastSnooping(false))
             .address(mac.0.to_vec())
@@ -223,7 +223,7 @@ impl Links {
     }
 
     /// Makes a veth pair: `name` here (on `bridge`, when given), its peer in another namespace. A pair of that name
-    /// that is still there is of a machine that died, and goes first.
+    /// is left from a machine that died; it is deleted first.
     pub(crate) async fn add_veth(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! Named network namespaces, as `ip netns` has them, entered by single threads.
+//! Named network namespaces, compatible with `ip netns`, entered by single threads.
 //!
 //! Owns their making, removal and entering. Does not own what is in them.
 
@@ -69,21 +69,21 @@ pub fn remove(netns: &str) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    // With the last name goes what `share` made, so that nothing is left; with names in it, this is refused.
+    // After the last name, undo `share`. Refused while there are names.
     if fs::read_dir(DIR)?.next().is_none() {
         let _ = rustix::mount::unmount(DIR, UnmountFlags::NOFOLLOW);
     }
     Ok(())
 }
 
-/// Only one of us at a time adds or removes names. Not a lock within `DIR`: that would keep its mount busy.
+/// Names are added and removed by one process at a time. The lock is not within `DIR`: it would keep that mount busy.
 fn lock() -> io::Result<Lock> {
     fs::create_dir_all(LOCK_DIR)?;
     Lock::wait(&Path::new(LOCK_DIR).join("netns.lock"))
 }
 
-/// Has the directory be a shared mount, as `ip netns add` does: else its next use would put such a mount on top, and our
-/// names would be hidden below.
+/// Makes the directory a shared mount, as `ip netns add` does. Otherwise the next `ip netns add` would mount one on top
+/// and hide our names.
 fn share() -> io::Result<()> {
     let shared = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
     match rustix::mount::mount_change(DIR, shared) {
@@ -95,13 +95,13 @@ fn share() -> io::Result<()> {
     }
 }
 
-/// How long the first try to connect waits; each further one waits twice as long.
+/// Timeout of the first attempt to connect; it doubles with each attempt.
 const FIRST_TRY: Duration = Duration::from_millis(100);
 
 /// Connects from inside the named namespace; the socket may then be used anywhere.
 ///
-/// Tries anew within `timeout`, sooner than TCP would (after a second): while machines are attached to a bridge the kernel
-/// forgets its neighbours, and with them the packets that wait for their hardware addresses.
+/// Within `timeout` it tries again sooner than TCP would (after a second): while machines are attached to a bridge, the
+/// kernel drops its neighbour entries together with the packets that wait for them.
 pub fn dial(netns: &str, addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     inside(open(netns)?.as_fd(), || {
         let deadline = Instant::now() + timeout;
@@ -137,7 +137,7 @@ pub(crate) fn inside<T: Send>(
     })
 }
 
-/// Runs `work` on a thread that ends with it: what it does to itself touches nobody else.
+/// Runs `work` on a thread that ends with it, so that a change of the thread's namespaces affects nothing else.
 pub(crate) fn on_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         std::thread::Builder::new()

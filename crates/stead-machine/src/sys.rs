@@ -1,6 +1,6 @@
 //! The few kernel calls that no safe interface offers: every `unsafe` of this crate is here.
 //!
-//! Owns: what a child does between fork and exec, unsharing of single threads, and the ioctl of taps. Does not own when and why they are used.
+//! Owns what a child does between fork and exec, unsharing of single threads, and the ioctl of taps.
 #![allow(unsafe_code)]
 
 use rustix::{
@@ -22,7 +22,7 @@ use std::{
 };
 use stead_os::cgroup::Entrance;
 
-/// Gives the calling thread namespaces of its own. Children forked by it later are in them too.
+/// Moves the calling thread, and the children it forks later, into new namespaces.
 pub(crate) fn unshare_thread(flags: UnshareFlags) -> io::Result<()> {
     debug_assert!(!flags.contains(UnshareFlags::FILES));
     // SAFETY: unsharing is unsound only with CLONE_FILES, when threads stop sharing descriptors; no caller asks for it.
@@ -42,7 +42,7 @@ pub(crate) struct ChildSetup {
     pub unshare: Option<UnshareFlags>,
     /// Descriptors it passes on to the program.
     pub keep: Vec<OwnedFd>,
-    /// Descriptors it does not pass on, though they are open for it.
+    /// Inherited descriptors that it does not pass on.
     pub drop: Vec<RawFd>,
 }
 
@@ -88,7 +88,7 @@ fn setup_child(setup: &ChildSetup, parent: Option<&OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-/// Says on the child's standard error which step failed: the error number alone would not tell.
+/// Writes to the child's standard error which step failed: the error number alone does not show it.
 fn tell(result: Result<(), Errno>, failed: &[u8]) -> io::Result<()> {
     result.map_err(|e| {
         // SAFETY: descriptor 2 of a child is its standard error; borrowed for one call.

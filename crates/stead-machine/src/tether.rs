@@ -1,6 +1,6 @@
 //! Child processes that die with their supervisor, and may be started inside a network namespace.
 //!
-//! Each has a thread of its own that stays until it ends: the kernel ties the parent-death signal to that thread.
+//! Each has a thread that stays until the child ends: the kernel ties the parent-death signal to that thread.
 
 use crate::{
     netns,
@@ -40,7 +40,7 @@ impl Tethered {
         .await
     }
 
-    /// Has `spawn` start the child on its thread. The child must have been told to die with its parent.
+    /// Calls `spawn` on the child's thread. The command must be set up to die with its parent.
     pub(crate) async fn start_by<E: From<io::Error> + Send + 'static>(
         spawn: impl FnOnce() -> Result<Child, E> + Send + 'static,
     ) -> Result<Self, E> {
@@ -67,12 +67,12 @@ impl Tethered {
             .unwrap_or_else(|_| Err(io::Error::other("the thread that waits for it is gone")))
     }
 
-    /// How it ended, when it has; to be asked until then.
+    /// How it ended, or `None` while it runs. Not to be called again after it has answered.
     pub(crate) fn has_ended(&mut self) -> Option<io::Result<ExitStatus>> {
         self.exit.try_recv().ok()
     }
 
-    /// Sends a signal; to one that has ended it does nothing.
+    /// Sends a signal. Does nothing when the child has ended.
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.pidfd, signal);
     }

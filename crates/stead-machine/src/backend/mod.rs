@@ -38,7 +38,7 @@ table! {
     Namespace => namespace::Namespace,
 }
 
-/// How long an emulated node may take, whatever emulates it. Measured on two cores: 18 s to its agent, 40 s to an engine.
+/// How long an emulated node may take, whatever emulates it. Measured on two cores: 18 s to agent, 40 s to engine.
 const EMULATED: Patience = Patience { agent: Duration::from_secs(120), running: Duration::from_secs(600) };
 
 /// What a backend needs and gives.
@@ -164,7 +164,7 @@ pub(crate) mod tests {
         let user = HostFacts { root: false, ..no_flags };
         let choice = choose(&user);
         assert_eq!(choice.backend, Backend::Qemu);
-        assert!(choice.why.contains("not root") && choice.why.contains("slow"), "{}", choice.why);
+        assert!(choice.why.contains("does not run as root") && choice.why.contains("slow"), "{}", choice.why);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::{
 };
 use stead_model::Bytes;
 
-/// What was seen of the host.
+/// Facts about the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct HostFacts {
     /// Whether this process is root.
@@ -23,7 +23,7 @@ pub struct HostFacts {
     pub kernel: String,
     /// The programs that were looked for, by name, with where they are.
     pub tools: BTreeMap<String, Option<PathBuf>>,
-    /// What the processor calls its virtualisation: `vmx` or `svm`; absent when it has none to offer.
+    /// The processor's flag for virtualisation, `vmx` or `svm`; absent when it offers none.
     pub cpu_virtualisation: Option<String>,
     /// `/dev/kvm`.
     pub kvm: Device,
@@ -41,7 +41,7 @@ pub struct HostFacts {
     pub subids: bool,
     /// Memory of the host (or of the cgroup this runs in).
     pub memory: Bytes,
-    /// Of it, what is free for machines.
+    /// How much of it is free for machines.
     pub memory_available: Bytes,
     /// Free space where images and machines are kept.
     pub disk_free: Bytes,
@@ -86,7 +86,8 @@ pub struct Tool {
 pub(crate) const NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
 
 impl HostFacts {
-    /// Whether KVM really works: `/dev/kvm` opens on hosts whose processor then never runs the machine.
+    /// Whether KVM really works. That `/dev/kvm` opens proves nothing: on some hosts the processor then never runs the
+    /// machine.
     pub fn kvm_works(&self) -> bool {
         self.kvm == Device::Opens && self.cpu_virtualisation.is_some()
     }

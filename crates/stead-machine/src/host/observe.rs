@@ -15,12 +15,12 @@ use stead_os::{
 /// Where state is kept unless told otherwise; its nearest existing parent is measured.
 const STATE_DIR: &str = "/var/lib/stead";
 
-/// Looks at the host, and for these programs.
+/// Looks at the host, and looks for these programs.
 pub fn observe(programs: impl IntoIterator<Item = &'static str>) -> HostFacts {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    // Root's tools are there though a user's PATH may not say so.
+    // A user's PATH may lack the directories of root's programs.
     dirs.extend(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let limit = memory_limit();

@@ -1,6 +1,6 @@
 //! The configuration dnsmasq runs with, as text made from the network's spec.
 //!
-//! Owns which addresses are given away and who has which name. Does not own the process.
+//! Owns the ranges of leases and the names. Does not own the process.
 
 use super::{BridgeSpec, HostNetworkSpec};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -16,7 +16,7 @@ const LEASE: &str = "1h";
 const NODE_MARGIN: u32 = 50;
 /// Where leases begin in a prefix that has room for it, so that a few more nodes do not move the range.
 const USUAL_START: u32 = 100;
-/// More leases than this are not given from one prefix.
+/// The most leases in one prefix.
 const MAX_LEASES: u32 = 4096;
 
 /// The configuration; `None` when no bridge wants DHCP and DNS. `upstream` are asked for other names.
@@ -31,7 +31,7 @@ pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<Stri
     };
     let domain = &spec.cluster;
     for line in [
-        // Only what is said here counts, nothing of the host's own.
+        // Nothing of the host's own configuration.
         "no-hosts",
         "no-resolv",
         "no-poll",
@@ -42,7 +42,7 @@ pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<Stri
         "group=root",
         "bind-dynamic",
         "except-interface=lo",
-        // The range is nobody else's: no need to look before giving an address away.
+        // Nobody else uses the range: a lease needs no probe.
         "no-ping",
         "dhcp-authoritative",
         "dhcp-rapid-commit",
@@ -59,7 +59,7 @@ pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<Stri
     for server in upstream {
         say(format!("server={server}"));
     }
-    // A machine on several networks has one way out: by the first that leads out, else by the first.
+    // A machine on several networks has one default route: by the first network with NAT, else by the first.
     let way_out = bridges.iter().position(|b| b.nat).unwrap_or(0);
     for (i, bridge) in bridges.iter().enumerate() {
         let name = &bridge.name;
@@ -115,7 +115,7 @@ pub(crate) fn leases_file(spec: &HostNetworkSpec) -> PathBuf {
     spec.dir.join("leases")
 }
 
-/// The part of an IPv4 prefix that is given away: behind the nodes, with room for more of them.
+/// The range of leases in an IPv4 prefix: behind the nodes, with room for more of them.
 fn range_v4(net: Ipv4Net, bridge: &BridgeSpec) -> Option<(Ipv4Addr, Ipv4Addr)> {
     let network = u32::from(net.network());
     let last = u32::from(net.broadcast()).checked_sub(1)?;
@@ -130,19 +130,19 @@ fn range_v4(net: Ipv4Net, bridge: &BridgeSpec) -> Option<(Ipv4Addr, Ipv4Addr)> {
         })
         .max()?;
     let wanted = (network + USUAL_START).max(taken + NODE_MARGIN);
-    // In a small prefix nodes to come get half of what is left.
+    // In a small prefix, half of the rest stays free for nodes to come.
     let start = if wanted + 16 <= last { wanted } else { taken + 1 + last.checked_sub(taken)? / 2 };
     let end = last.min(start.saturating_add(MAX_LEASES - 1));
     (start <= end).then(|| (start.into(), end.into()))
 }
 
-/// The part of an IPv6 prefix that is given away: `::1:0` to `::1:ffff`, where no node is (they are numbered from 2).
+/// The range of leases in an IPv6 prefix: `::1:0` to `::1:ffff`. Nodes are below, numbered from 2.
 fn range_v6(net: Ipv6Net) -> (Ipv6Addr, Ipv6Addr) {
     let network = u128::from(net.network());
     ((network | 0x1_0000).into(), (network | 0x1_ffff).into())
 }
 
-/// Name servers out of a resolv.conf's text that can be asked from another network namespace.
+/// The name servers in a resolv.conf that can be reached from another network namespace.
 pub(crate) fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
     resolv_conf
         .lines()

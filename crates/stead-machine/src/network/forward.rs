@@ -17,11 +17,11 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// A node that does not answer within this is down.
+/// Timeout of a connection to a node.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections through all published ports together; each takes two descriptors of the supervisor.
 const MAX_CONNECTIONS: usize = 400;
-/// After an accept that failed (mostly: no descriptor left), so as not to spin.
+/// Pause after a failed accept, e.g. when no descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 struct Accepted {
@@ -77,23 +77,23 @@ async fn carry(one: Accepted) {
         let mut node = match connecting.map_err(|_| io::ErrorKind::TimedOut.into()).flatten() {
             Ok(node) => node,
             Err(e) => {
-                // A reset tells the client that nobody is there; an orderly end would look like an empty answer.
+                // With a reset the client sees a refusal; an orderly end would look like an empty answer.
                 let _ = client.set_zero_linger();
                 return Err(e);
             }
         };
-        // Small requests and answers must not wait for more.
+        // Small requests and answers are sent at once.
         let _ = (client.set_nodelay(true), node.set_nodelay(true));
         tokio::io::copy_bidirectional(&mut client, &mut node).await
     };
-    // A connection that breaks is its two ends' business.
+    // A broken connection concerns its two ends only.
     let _: io::Result<_> = go.await;
 }
 
 /// One published port.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
-    /// Where it really listens.
+    /// The address it listens on, with the port resolved.
     pub listening: SocketAddr,
     publish: String,
     target: watch::Sender<SocketAddr>,
@@ -126,7 +126,7 @@ impl Forwarder {
         self.publish == wish.publish.to_string()
     }
 
-    /// New connections go there from now on.
+    /// Sets the target of new connections.
     pub(crate) fn aim(&self, target: SocketAddr) {
         self.target.send_replace(target);
     }

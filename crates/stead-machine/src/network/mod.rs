@@ -37,7 +37,7 @@ use std::{
 use stead_model::{Failure, MacAddress};
 use stead_os::{PathContext, PathError};
 
-/// dnsmasq answers within milliseconds; this is for a host with far too much to do.
+/// dnsmasq answers within milliseconds; the rest is for an overloaded host.
 const UP_PATIENCE: Duration = Duration::from_secs(30);
 /// The supervisor ends dnsmasq and goes.
 const DOWN_PATIENCE: Duration = Duration::from_secs(10);
@@ -109,7 +109,7 @@ pub enum NetworkError {
         /// Debian's package.
         package: &'static str,
     },
-    /// The running supervisor says that it could not do as the spec says.
+    /// The running supervisor could not bring about what the spec asks for.
     #[error("the network's supervisor reports: {0}")]
     Reported(String),
 }
@@ -140,14 +140,14 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
     files::write_json(&file, spec, Durability::Durable).at("write", &file)?;
     let wanted = digest(spec);
     if daemon::announced_end(&spec.dir).is_some() {
-        // By a `down` that was killed.
+        // A `down` was killed.
         end_supervisor(spec)?;
     }
     let now = supervisor_state(spec);
     if let Some(state) = now.as_ref().filter(|s| s.ready && s.spec_digest == wanted) {
         return Ok(state.clone());
     }
-    // What it said before it was told again is not the answer.
+    // A state from before the signal is not the answer.
     let mut attempts_before = 0;
     match files::supervisor(&spec.dir).and_then(Pid::from_raw) {
         Some(pid) => {
@@ -185,7 +185,7 @@ fn end_supervisor(spec: &HostNetworkSpec) -> Result<(), DaemonError> {
     daemon::end(&spec.dir, End::Stop, &[(Signal::TERM, DOWN_PATIENCE)])
 }
 
-/// What the supervisor says, when one runs and was not told to end.
+/// The supervisor's state, when one runs and is not about to end.
 fn supervisor_state(spec: &HostNetworkSpec) -> Option<NetworkState> {
     if daemon::announced_end(&spec.dir).is_some() {
         return None;
@@ -197,19 +197,19 @@ fn supervisor_state(spec: &HostNetworkSpec) -> Option<NetworkState> {
 const SYSCTLS: [(&str, &str, bool); 6] = [
     ("net/ipv4/ip_forward", "1", true),
     ("net/ipv6/conf/all/forwarding", "1", false),
-    // Addresses are ours to give: waiting a second for each to be proved unique would only make `up` slower.
+    // The addresses are ours and unique: duplicate detection would only cost a second each.
     ("net/ipv6/conf/default/accept_dad", "0", false),
     ("net/ipv6/conf/default/accept_ra", "0", false),
-    // Where br_netfilter is loaded: what stays on a bridge is no business of nftables.
+    // Where br_netfilter is loaded: nftables does not filter what stays on a bridge.
     ("net/bridge/bridge-nf-call-iptables", "0", false),
     ("net/bridge/bridge-nf-call-ip6tables", "0", false),
 ];
 
-/// How long the host waits for an answer before it asks again for a node's hardware address. The kernel's own second is
-/// for networks with wires: here it would be a second from a node being up to its being reached.
+/// How long the host waits before it asks again for a node's hardware address. With the kernel's default of a second, a
+/// node would be reached up to a second after it is up.
 const NEIGHBOUR_RETRY_MS: &str = "50";
 
-/// The host's part of addresses on every network; nodes' begin at 2 (`ClusterSpec::resolve`).
+/// The host's number on every network; nodes have numbers from 2 (`ClusterSpec::resolve`).
 const HOST_PART: u8 = 1;
 
 fn make_links(spec: &HostNetworkSpec) -> Result<(), NetworkError> {
@@ -263,7 +263,7 @@ fn set_sysctls(
     refused.map_or(Ok(()), Err)
 }
 
-/// What the supervisor says, or `None` when the network is not (wholly) there.
+/// The supervisor's state, or `None` when the network is not complete.
 pub fn observe(spec: &HostNetworkSpec) -> Option<NetworkState> {
     netns::open(&spec.netns()).ok()?;
     supervisor_state(spec)
@@ -275,7 +275,7 @@ pub fn observe(spec: &HostNetworkSpec) -> Option<NetworkState> {
 /// Everything that could not be removed.
 pub fn down(spec: &HostNetworkSpec) -> Result<(), TeardownError> {
     let mut failures = Failures::default();
-    // Without its directory there was never an `up` to exclude.
+    // Without the directory there was no `up` to exclude.
     let _one_at_a_time = Lock::wait(&spec.dir.join("up.lock")).ok();
     failures.note(end_supervisor(spec));
     failures.absorb(nat::remove(spec));

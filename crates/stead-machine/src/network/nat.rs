@@ -4,8 +4,8 @@
 //! clusters with the same prefixes can all go out at once. On the host there are just the veth `stead-<hash>`, the
 //! nftables table `stead_<cluster>`, and forwarding on the interfaces that need it; all three go with [`remove`].
 //!
-//! IPv6 goes out only where the host forwards IPv6 anyway or its kernel can forward on single interfaces (Linux 6.17):
-//! turning all of it on would make a host deaf to its own router's advertisements.
+//! IPv6 goes out only where the host forwards IPv6 anyway, or its kernel can forward on single interfaces (Linux 6.17):
+//! with forwarding on everywhere, a host ignores the advertisements of its own router.
 
 use super::HostNetworkSpec;
 use crate::{
@@ -29,16 +29,16 @@ use stead_os::{CommandError, PathContext, PathError, Program};
 
 /// Name of the uplink inside the namespace.
 const UPLINK: &str = "uplink";
-/// Names of all uplinks on the host begin so.
+/// Prefix of the names of uplinks on the host.
 const LINK_PREFIX: &str = "stead-";
-/// Where it is remembered, until the last cluster with NAT goes, on which interfaces forwarding was turned on.
+/// Marks of the interfaces on which forwarding was enabled; removed with the last cluster that has NAT.
 const FORWARDING_DIR: &str = "/run/stead/forwarding";
 /// The prefix the small networks of uplinks are taken from: shared address space (RFC 6598), which no private network
 /// uses for itself.
 const UPLINKS: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
-/// Candidates tried before giving up: on a host with a sane number of networks the first or second is free.
+/// How many candidates are tried. On a host with few networks the first or second is free.
 const MAX_TRIES: u32 = 64;
-/// An uplink carries whatever the LAN does; more than Ethernet's usual is not promised outside.
+/// Ethernet's usual MTU: more is not certain outside the host.
 const MTU: u16 = 1500;
 
 /// The way out could not be made or removed.
@@ -54,8 +54,14 @@ pub enum NatError {
     #[error(transparent)]
     Nft(#[from] CommandError),
     /// The namespace that nft was to run in.
-    #[error("cannot enter network namespace")]
-    Enter(#[source] io::Error),
+    #[error("cannot enter the network namespace for {}", .rules.display())]
+    Enter {
+        /// The file with the rules.
+        rules: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Every small network tried is in use.
     #[error("no free network for the uplink of {0} within {UPLINKS}")]
     NoRoom(ClusterName),
@@ -163,7 +169,7 @@ pub(super) fn ensure(spec: &HostNetworkSpec) -> Result<(), NatError> {
         Some(plan) => plan,
         None => choose(&spec.cluster)?,
     };
-    // Remembered before anything is made, so that whatever is made can be found again.
+    // Written before anything is made, so that all of it can be found again.
     files::write_json(&path, &plan, Durability::Durable).at("write", &path)?;
     let name = spec.netns();
     let ns_path = netns::path(&name);
@@ -219,7 +225,7 @@ fn make_link(plan: &Plan, ns: BorrowedFd<'_>) -> Result<(), NatError> {
     Ok(())
 }
 
-/// Has nft apply a file of rules as one transaction, inside `ns` when given.
+/// Applies a file of rules as one transaction with nft, inside `ns` when given.
 fn nft(path: &Path, rules: &str, ns: Option<BorrowedFd<'_>>) -> Result<(), NatError> {
     files::write(path, rules.as_bytes(), Durability::Volatile).at("write", path)?;
     let program = Program::new("nft").package("nftables").arg("-f").arg(path);
@@ -229,12 +235,12 @@ fn nft(path: &Path, rules: &str, ns: Option<BorrowedFd<'_>>) -> Result<(), NatEr
         }
         Ok(program.run())
     };
-    netns::on_thread(run).map_err(NatError::Enter)??;
+    netns::on_thread(run).map_err(|source| NatError::Enter { rules: path.to_owned(), source })??;
     Ok(())
 }
 
-/// Turns forwarding on where packets come in: from the uplink, and from the interfaces that lead out. What was turned on
-/// is remembered, to be turned off with the last cluster.
+/// Enables forwarding where packets come in: on the uplink, and on the interfaces that lead out. Marks each, so that it
+/// is disabled with the last cluster.
 fn forward(plan: &Plan) -> Result<(), NatError> {
     let dir = Path::new(FORWARDING_DIR);
     fs::create_dir_all(dir).at("make", dir)?;
@@ -301,7 +307,7 @@ fn take_down(spec: &HostNetworkSpec, failed: &mut dyn FnMut(NatError)) {
     }
 }
 
-/// Turns off what [`forward`] turned on, once no cluster has an uplink any more.
+/// Disables what [`forward`] enabled, once no cluster has an uplink.
 fn stop_forwarding() -> Result<(), NatError> {
     let dir = Path::new(FORWARDING_DIR);
     if !dir.exists() {

@@ -8,7 +8,7 @@ use std::{
 
 /// A lost or unanswered question is asked again after this.
 const ANSWER_PATIENCE: Duration = Duration::from_millis(200);
-/// Any question gets an answer of a server that runs; this one is answered without asking others.
+/// Any question will do; this one the server answers without asking others.
 const QUESTION_ID: [u8; 2] = [0x57, 0xEA];
 
 /// Asks the server at `address` for its own existence; any well-formed answer will do.

@@ -28,11 +28,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// dnsmasq's log turns over at this size.
 const MAX_LOG_BYTES: u64 = 4 << 20;
-/// dnsmasq answers within this, or something is wrong.
+/// How long dnsmasq may take to answer.
 const DNS_PATIENCE: Duration = Duration::from_secs(10);
-/// A dnsmasq that dies is started again after this, so as not to spin.
+/// Pause before a dnsmasq that died is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
-/// One that was told to end is killed after this.
+/// How long dnsmasq may take to end before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Body of `stead network run FILE`: dnsmasq and the published ports, until SIGTERM. SIGHUP: reads `network.json` again.
@@ -137,7 +137,7 @@ impl Supervisor {
         Ok(files::write_json(&path, &state, Durability::Volatile).at("write", &path)?)
     }
 
-    /// Has names served and ports published as the spec says.
+    /// Serves names and publishes ports as the spec asks.
     async fn converge(&mut self) -> Result<(), NetworkError> {
         let outcome = match self.publish().await {
             Ok(()) => self.serve_names().await,
@@ -149,7 +149,7 @@ impl Supervisor {
 
     async fn publish(&mut self) -> Result<(), NetworkError> {
         let mut old = std::mem::take(&mut self.forwarders);
-        // Those no longer wanted go first: a new one may want their port.
+        // Ports that are no longer published go first: a new one may need the address.
         old.retain(|f| self.spec.publish.iter().any(|wish| f.is_for(wish)));
         let mut first_failure = None;
         for wish in &self.spec.publish {
@@ -159,7 +159,7 @@ impl Supervisor {
                     let before = self.ports.get(&wish.publish.to_string()).copied();
                     match Forwarder::listen(&self.gate, wish, before).await {
                         Ok(forwarder) => forwarder,
-                        // The other ports are not to suffer.
+                        // The other ports are published all the same.
                         Err(source) => {
                             let address = wish.publish.listen;
                             first_failure.get_or_insert(NetworkError::Listen { address, source });
@@ -254,7 +254,7 @@ async fn answering(spec: &HostNetworkSpec, child: &mut Tethered) -> Result<(), N
     Ok(())
 }
 
-/// The host's own name servers, as far as they can be asked from the cluster's namespace.
+/// The host's name servers that can be reached from the cluster's namespace.
 fn upstream() -> Vec<IpAddr> {
     // systemd-resolved's stub listens on a loopback address; the servers behind it are in the second file.
     for file in ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"] {

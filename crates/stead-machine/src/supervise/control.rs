@@ -1,4 +1,4 @@
-//! The other side of the lock: starting a supervisor, asking it, ending it, and clearing up after a killed one.
+//! The other side of the lock: starts a supervisor, reads its state, ends it, and cleans up after a killed one.
 
 use crate::{
     MachineError, MachinePhase, MachineSpec, MachineState, TeardownError, backend,
@@ -9,20 +9,20 @@ use rustix::process::Signal;
 use std::{ffi::OsStr, path::Path, time::Duration};
 use stead_os::PathContext;
 
-/// A supervisor says who it is at once; this is for a host with far too much to do.
+/// A supervisor writes its state at once; the rest is for an overloaded host.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a supervisor may take, beyond its machine, to take down what it made.
+/// How long a supervisor may take to remove what it made, after its machine has ended.
 const TEARDOWN_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A machine that was told to stop has got this long; supervisors kill theirs after `stop_timeout_s`.
+/// How long a machine that is stopping may take; its supervisor kills it after `stop_timeout_s`.
 const FINISH_PATIENCE: Duration = Duration::from_secs(65);
 
 /// Writes `<dir>/machine.json` and starts `exe machine run <dir>/machine.json` detached; returns its pid once it holds
 /// the lock.
 ///
 /// # Errors
-/// [`MachineError::AlreadyRuns`]; [`MachineError::Teardown`] when the directory's last machine was of another backend and
-/// cannot be cleared away; or [`MachineError::Daemon`] with the end of `supervisor.log` when it ended early.
+/// [`MachineError::AlreadyRuns`]; [`MachineError::Teardown`] when the directory's last machine was of another backend
+/// and cannot be cleaned up; or [`MachineError::Daemon`] with the end of `supervisor.log` when it ended early.
 pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
     let dir = &spec.dir;
     files::private_dir(dir).at("make", dir)?;
@@ -30,7 +30,7 @@ pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
         return Err(MachineError::AlreadyRuns(dir.clone()));
     }
     let file = dir.join("machine.json");
-    // What a killed supervisor left, no machine of another backend would use or remove.
+    // A machine of another backend neither uses nor removes what a killed supervisor left.
     if let Some(old) = files::read_json::<MachineSpec>(&file).filter(|old| old.backend != spec.backend) {
         cleanup(&old).map_err(MachineError::Teardown)?;
     }
@@ -40,8 +40,8 @@ pub fn spawn(exe: &Path, spec: &MachineSpec) -> Result<i32, MachineError> {
     Ok(daemon::start(exe, &args, dir, START_PATIENCE, is_up)?)
 }
 
-/// What the supervisor says, or `None` when none holds the lock. One that was told to end ([`announce_end`], [`stop`],
-/// [`kill`]) is [`MachinePhase::Stopping`], whether or not the signal has come to it yet.
+/// The supervisor's state, or `None` when none holds the lock. After [`announce_end`], [`stop`] or [`kill`] the phase is
+/// [`MachinePhase::Stopping`], even before the signal has arrived.
 pub fn observe(dir: &Path) -> Option<MachineState> {
     let mut state = files::is_supervised(dir).then(|| last_state(dir)).flatten()?;
     if daemon::announced_end(dir).is_some() {
@@ -50,8 +50,8 @@ pub fn observe(dir: &Path) -> Option<MachineState> {
     Some(state)
 }
 
-/// Notes that the machine that runs is to end. For who ends it by other means than [`stop`], such as its own agent, to
-/// be called before.
+/// Notes that the running machine is to end. Call it before ending the machine by other means than [`stop`], such as
+/// through its agent.
 ///
 /// # Errors
 /// The note cannot be written.
@@ -59,13 +59,13 @@ pub fn announce_end(dir: &Path) -> Result<(), MachineError> {
     Ok(daemon::announce_end(dir, End::Stop).at("note the end of", dir)?)
 }
 
-/// What the last supervisor said, whether or not it lives: for why a machine ended.
+/// The last state that a supervisor wrote, whether or not it lives: it has the reason why a machine ended.
 pub fn last_state(dir: &Path) -> Option<MachineState> {
     files::read_json(&dir.join("state.json"))
 }
 
-/// Stops cleanly, waiting until the supervisor is gone; after `timeout` the machine is killed. Nothing running: nothing
-/// done.
+/// Stops the machine cleanly and waits until the supervisor is gone; after `timeout` the machine is killed. Does nothing
+/// when none runs.
 ///
 /// # Errors
 /// [`MachineError::Daemon`] when even a killed one does not end.
@@ -81,8 +81,8 @@ pub fn kill(dir: &Path) -> Result<(), MachineError> {
     Ok(daemon::end(dir, End::Kill, &[(Signal::QUIT, TEARDOWN_PATIENCE)])?)
 }
 
-/// Brings to its end what an interrupted command began: a machine that is [`MachinePhase::Stopping`] is gone when this
-/// returns, one that nobody told to end is left alone.
+/// Finishes what an interrupted command began: a machine that is [`MachinePhase::Stopping`] is gone when this returns.
+/// Any other is left alone.
 ///
 /// # Errors
 /// [`MachineError::Daemon`] when it does not end.
@@ -93,7 +93,7 @@ pub fn finish_end(dir: &Path) -> Result<(), MachineError> {
     }
     match daemon::announced_end(dir) {
         Some(End::Kill) => kill(dir),
-        // Nobody's word: it has ended by itself and is being cleared away.
+        // No note: it ended by itself and is being cleaned up.
         Some(End::Stop) | None => stop(dir, FINISH_PATIENCE),
     }
 }

@@ -6,7 +6,7 @@
 //!                      ^                |       |
 //!                      '----------------|-------'--> power off, or anything else ----.
 //!                                       |                                            v
-//!                                       | SIGTERM (polite, then SIGKILL           stopping: all it made is removed
+//!                                       | SIGTERM (clean, then SIGKILL            stopping: all it made is removed
 //!                                       |   after stop_timeout_s),                   |
 //!                                       | SIGQUIT (SIGKILL)                          v
 //!                                       '-----------------------> stopping --> stopped, Ok; or failed, Err
@@ -31,11 +31,11 @@ use std::{
 use stead_os::{PathContext, chain};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A machine that reboots again sooner than this is in a loop, and is started slower and slower.
+/// A machine that reboots sooner than this is in a loop; the pause before its next start doubles.
 const SHORT_LIFE: Duration = Duration::from_secs(5);
-/// The slowest a machine in a reboot loop is started again.
+/// The longest pause before a machine in a reboot loop starts again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// A killed machine is gone within this, or the kernel holds it for ever.
+/// A killed machine that is not gone within this never will be: it hangs in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Body of `stead machine run FILE`: supervises the machine until it powers off or is stopped. Blocks; for the process's
@@ -94,7 +94,7 @@ async fn supervise(spec: Arc<MachineSpec>) -> Result<(), MachineError> {
     outcome
 }
 
-/// What the supervisor was told by signals.
+/// The signals to the supervisor.
 struct Wishes {
     end: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
@@ -161,7 +161,7 @@ async fn live(spec: &Arc<MachineSpec>, ledger: &mut Ledger, wishes: &mut Wishes)
     }
 }
 
-/// Ends a running guest: politely within its time unless killing is wished, now or while it stops.
+/// Ends a running guest: cleanly within its time, or at once if a signal asks for that, now or while it stops.
 async fn end(spec: &MachineSpec, guest: &mut dyn Guest, wish: Wish, wishes: &mut Wishes) {
     if wish == Wish::End {
         guest.ask_to_end();

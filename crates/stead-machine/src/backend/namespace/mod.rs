@@ -1,7 +1,7 @@
 //! The `namespace` backend: a machine on this host's kernel, in pid, mount, uts, ipc, network and cgroup namespaces.
 //!
-//! Owns what stands around the node's PID 1: cgroups, loop devices, veths, console, and how it ended. Does not own what
-//! PID 1 does inside (`stead-node namespace FILE`).
+//! Owns everything around the node's PID 1: cgroups, loop devices, veths, console, and its end. Does not own what PID 1
+//! does inside (`stead-node namespace FILE`).
 //!
 //! One thread per boot starts the machine and stays until it ends, for two reasons: the kernel ties a child's
 //! parent-death signal to the thread that forked it, and a thread can be given the new network and pid namespaces
@@ -65,7 +65,7 @@ impl Driver for Namespace {
     fn obstacles(&self, host: &HostFacts) -> Vec<String> {
         let mut found = Vec::new();
         if !host.root {
-            found.push("this is not root".to_owned());
+            found.push("stead does not run as root".to_owned());
         }
         let namespaces = NAMESPACES.iter().filter(|n| !host.namespaces.contains(**n));
         found.extend(namespaces.map(|n| format!("the kernel has no {n} namespaces")));
@@ -104,7 +104,7 @@ impl Driver for Namespace {
     fn cleanup(&self, spec: &MachineSpec) -> Result<(), TeardownError> {
         let mut failures = Failures::default();
         failures.absorb(cgroup::remove(&spec.cluster, &spec.name));
-        // Without the cluster's namespace its links are gone too.
+        // Without the cluster's namespace there are no links.
         if let Ok(cluster) = netns::open(&spec.netns) {
             failures.note(netlink::with(Some(cluster.as_fd()), async |links: Links| {
                 for i in 0..spec.nics.len() {
@@ -128,7 +128,7 @@ struct Machine {
 impl Prepared for Machine {
     fn boot(&mut self) -> LocalBoxFuture<'_, Result<Box<dyn Guest>, MachineError>> {
         Box::pin(async {
-            // What a machine that rebooted left behind in its cgroups would stay for ever.
+            // Processes and groups of the boot before would stay for ever.
             self.cgroups.empty().map_err(MachineError::Teardown)?;
             let cgroups = self.cgroups.entrance()?;
             let console = console::writer(&self.spec)?;
@@ -168,7 +168,7 @@ fn boot(spec: &MachineSpec, layers: Vec<PathBuf>, disks: BTreeMap<String, PathBu
         layers,
         spec_dir: spec.spec_dir.clone(),
         disks,
-        // Without it the node would take half of the host's memory for its own.
+        // Without it the node would reckon with half of the host's memory.
         root_limit: spec.memory.map(|m| Bytes(m.0 / 2)),
     }
 }
@@ -193,7 +193,7 @@ fn start(
         }
         Ok(())
     })?;
-    // From here on this thread can start no thread any more: only the one child.
+    // From here on this thread can start no thread, only the one child.
     sys::unshare_thread(UnshareFlags::NEWPID).map_err(failed)?;
     let mut command = Command::new(&spec.stead_node);
     command

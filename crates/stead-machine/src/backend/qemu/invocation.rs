@@ -16,7 +16,7 @@ pub(crate) const MEMORY: Bytes = Bytes::gib(2);
 pub(crate) const CPUS: u32 = 2;
 /// QEMU itself.
 pub(crate) const PROGRAM: Tool = Tool { name: "qemu-system-x86_64", package: "qemu-system-x86" };
-/// The `pc` machine has 32 slots on its one PCI bus; four are the chipset's, and one is the random number generator's.
+/// The `pc` machine has 32 slots on its PCI bus; the chipset takes four, and the random number generator one.
 const MAX_DEVICES: usize = 27;
 
 /// What the invocation depends on besides the spec.
@@ -26,7 +26,7 @@ pub(crate) struct Facts {
     pub vhost: bool,
     /// Descriptors of the taps, one a NIC, open in QEMU.
     pub taps: Vec<i32>,
-    /// Descriptor of what QEMU writes the serial console's log to.
+    /// Descriptor that QEMU writes the log of the serial console to.
     pub console_log: i32,
 }
 
@@ -35,7 +35,7 @@ pub(crate) struct Facts {
 pub(crate) struct Invocation {
     pub program: Tool,
     pub argv: Vec<OsString>,
-    /// Where it runs: sockets are named relative to it, as their paths must be short.
+    /// Its working directory. Sockets are named relative to it, as their paths must be short.
     pub cwd: PathBuf,
     /// The drive with the node's spec.
     pub spec_drive: PathBuf,
@@ -69,7 +69,7 @@ pub(crate) fn invocation(spec: &MachineSpec, facts: &Facts) -> Result<Invocation
     let spec_drive = spec.dir.join(SPEC_DRIVE);
     let mut argv = Argv::default();
     argv.pair("-name", format!("stead:{}/{}", spec.cluster, spec.name));
-    // Nothing that is not named here: no default devices, no host's configuration.
+    // Only what is named here: no default devices, no configuration of the host.
     argv.words(&["-nodefaults", "-no-user-config", "-display", "none"]);
     argv.words(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     match accelerator {
@@ -82,7 +82,7 @@ pub(crate) fn invocation(spec: &MachineSpec, facts: &Facts) -> Result<Invocation
     argv.pair("-kernel", kernel);
     argv.pair("-initrd", initrd);
     argv.pair("-append", kernel_command_line(accelerator));
-    // A reset ends QEMU, and the supervisor starts it again: the kernel is then loaded anew, and the spec read anew.
+    // A reset ends QEMU, and the supervisor starts it again with kernel and spec read anew.
     argv.words(&["-no-reboot"]);
     argv.pair("-qmp", format!("unix:{QMP_SOCKET},server=on,wait=off"));
     argv.pair(
@@ -105,19 +105,19 @@ pub(crate) fn invocation(spec: &MachineSpec, facts: &Facts) -> Result<Invocation
     for (i, (nic, tap)) in spec.nics.iter().zip(&facts.taps).enumerate() {
         let vhost = if facts.vhost && accelerator == Accelerator::Kvm { ",vhost=on" } else { "" };
         argv.pair("-netdev", format!("tap,id=net{i},fd={tap}{vhost}"));
-        // Without its ROM: nothing is booted from it.
+        // No ROM: nothing boots from it.
         argv.pair("-device", format!("virtio-net-pci,netdev=net{i},mac={},romfile=", nic.mac));
     }
     Ok(Invocation { program: PROGRAM, argv: argv.0, cwd: spec.dir.clone(), spec_drive })
 }
 
-/// Nothing secret goes here: any process of the guest can read it.
+/// No secret goes here: any process of the guest can read it.
 fn kernel_command_line(accelerator: Accelerator) -> String {
-    // A kernel that panics reboots at once; the supervisor sees to it that this is no busy loop.
+    // A kernel that panics reboots at once; the supervisor slows a loop down.
     let mut line = "console=ttyS0 quiet panic=-1".to_owned();
     if accelerator == Accelerator::Tcg {
-        // Emulated, there is nothing for mitigations to mitigate, clocks are the host's and every instruction counts.
-        // Under KVM these would weaken the guest: never there.
+        // Under emulation mitigations protect nothing, clocks are the host's, and every instruction costs. Never under
+        // KVM, where these would weaken the guest.
         line.push_str(
             " no_timer_check tsc=reliable mitigations=off nokaslr cryptomgr.notests init_on_alloc=0",
         );
@@ -145,7 +145,7 @@ impl Argv {
     /// A raw file as a virtio disk whose serial is its name. In JSON, where a path may hold any character.
     fn drive(&mut self, serial: &str, path: &Path, access: Access) {
         let read_only = access == Access::ReadOnly;
-        // What the guest trims is given back to the host.
+        // Trimmed blocks go back to the host.
         let discard = if read_only { "ignore" } else { "unmap" };
         let file = json!({
             "driver": "file",

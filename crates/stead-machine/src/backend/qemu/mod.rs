@@ -1,6 +1,6 @@
 //! The `qemu` backend: a machine with a kernel of its own, in QEMU, with KVM where it works and else by emulation.
 //!
-//! Owns QEMU's process, its taps, its drives and what it says. Does not own what the guest does.
+//! Owns QEMU's process, its taps, its drives and its logs. Does not own what the guest does.
 
 mod drive;
 mod invocation;
@@ -37,9 +37,9 @@ use stead_os::PathContext;
 
 /// A kernel boots first: seconds with KVM, and more on a loaded host.
 const PATIENCE: Patience = Patience { agent: Duration::from_secs(30), running: Duration::from_secs(180) };
-/// QEMU's own messages; it says a few lines at most.
+/// The log of QEMU's own messages turns over at this size; there are a few lines at most.
 const MAX_LOG_BYTES: u64 = 1 << 20;
-/// A tap whose last owner was just killed may still be there for a moment.
+/// How often a tap is tried that is still busy: its last owner may just have been killed.
 const TAP_TRIES: u32 = 100;
 
 /// The backend.
@@ -90,7 +90,7 @@ impl Driver for Qemu {
     }
 }
 
-/// What is around QEMU.
+/// A machine whose disks are there.
 struct Machine(Arc<MachineSpec>);
 
 impl Prepared for Machine {
@@ -173,7 +173,7 @@ impl Guest for Vm {
     }
 }
 
-/// Taps on the machine's bridges. They live in the cluster's namespace and are gone with their last descriptor.
+/// Opens taps on the machine's bridges, in the cluster's namespace. A tap is gone with its last descriptor.
 fn open_taps(spec: &MachineSpec) -> Result<Vec<OwnedFd>, MachineError> {
     let cluster = open_netns(spec)?;
     let taps = netns::inside(cluster.as_fd(), || {

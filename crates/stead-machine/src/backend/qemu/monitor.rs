@@ -1,4 +1,4 @@
-//! What one machine's supervisor wants of QEMU's machine protocol: the power button, and why QEMU ended.
+//! What a supervisor needs of QEMU's machine protocol: the power button, and the reason of QEMU's end.
 //!
 //! Does not own the protocol (`stead_os::qmp`).
 
@@ -9,13 +9,13 @@ use stead_os::{
 };
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
-/// QEMU listens within milliseconds of its start; this is for a host with far too much to do.
+/// QEMU listens within milliseconds of its start; the rest is for an overloaded host.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// QEMU answers at once; this is for a host with far too much to do.
+/// QEMU answers at once; the rest is for an overloaded host.
 const PRESS_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a guest has before its power button is pressed again.
 const PRESS_AGAIN: Duration = Duration::from_secs(2);
-/// All that QEMU said is read within this of its end.
+/// Everything QEMU has sent is read within this after its end.
 const REASON_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a guest ended, as far as it makes a difference (`ShutdownCause` of QEMU's QAPI schema).
@@ -66,7 +66,7 @@ impl Monitor {
         self.button.notify_one();
     }
 
-    /// Why it ended, when it has said so. To be asked once, after its end.
+    /// Why it ended, if it has reported that. To be called once, after its end.
     pub(super) async fn reason(&mut self) -> Option<Reason> {
         timeout(REASON_PATIENCE, &mut self.watch).await.ok()?.ok()?
     }
@@ -92,7 +92,7 @@ async fn watch(socket: PathBuf, button: Arc<Notify>) -> Option<Reason> {
     loop {
         tokio::select! {
             event = qmp.event() => match event {
-                // The first says why; what follows are consequences.
+                // The first event has the reason; those after it are consequences.
                 Some(event) => reason = reason.or(Reason::of(&event)),
                 None => return reason,
             },
