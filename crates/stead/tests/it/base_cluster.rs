@@ -114,7 +114,7 @@ fn a_node_reboots_and_comes_back() {
     let boot_id =
         |w: &World| w.status("t-reboot")["nodes"][0]["agent"]["boot_id"].as_str().unwrap().to_owned();
     let before = boot_id(&w);
-    assert!(w.ok(&["reboot", "t-reboot", "node1"]).contains("runs again"));
+    assert!(w.ok(&["reboot", "t-reboot", "node1"]).contains("is running again"));
     assert_ne!(boot_id(&w), before);
     assert_eq!(w.stead(&["exec", "-T", "t-reboot", "node1", "--", "test", "-e", "/tmp/there"]).code, 1);
     assert!(w.ok(&["up", &file]).contains("nothing to do"));
