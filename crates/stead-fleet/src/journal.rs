@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 use stead_model::Failure;
+use stead_os::{PathContext, PathError};
 use stead_placement::{
     plan::{Move, Plan},
     snapshot::InstanceId,
@@ -80,17 +81,9 @@ pub struct Unfinished {
 /// Why a journal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The file system refused.
-    #[error("cannot {operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// The file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] PathError),
     /// Another run holds it.
     #[error("another rebalance of this cluster is running (it holds {})", .0.display())]
     Busy(PathBuf),
@@ -114,9 +107,10 @@ impl Failure for JournalError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Busy(_) => Some("wait until it ends, or stop it: the next run continues".into()),
-            Self::Damaged { path, .. } => {
-                Some(format!("when no instance of this cluster is being moved, delete {}", path.display()))
-            }
+            Self::Damaged { path, .. } => Some(format!(
+                "if another version of stead wrote it, finish with that one; if no instance is being moved, delete {}",
+                path.display()
+            )),
             _ => None,
         }
     }
@@ -136,28 +130,24 @@ impl Journal {
     /// [`JournalError`].
     pub fn open(dir: &Path, cluster: &str) -> Result<(Self, Vec<Unfinished>), JournalError> {
         let path = dir.join(format!("{cluster}.journal"));
-        let io = |operation: &'static str| {
-            let path = path.clone();
-            move |source| JournalError::Io { operation, path, source }
-        };
-        fs::create_dir_all(dir).map_err(io("make the directory of"))?;
+        fs::create_dir_all(dir).at("make directory", dir)?;
         let mut file = OpenOptions::new()
             .read(true)
             .append(true)
             .create(true)
             .mode(0o600)
             .open(&path)
-            .map_err(io("open"))?;
+            .at("open", &path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(JournalError::Busy(path)),
-            locked => locked.map_err(io::Error::from).map_err(io("lock"))?,
+            locked => locked.at("lock", &path)?,
         }
         let mut text = Vec::new();
-        (&mut file).take(MAX_BYTES).read_to_end(&mut text).map_err(io("read"))?;
+        (&mut file).take(MAX_BYTES).read_to_end(&mut text).at("read", &path)?;
         // What was being written when the power went is no line: nothing was done after it.
         let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
         if whole < text.len() {
-            file.set_len(whole as u64).map_err(io("cut"))?;
+            file.set_len(whole as u64).at("shorten", &path)?;
         }
         let unfinished = unfinished(&text[..whole], &path, cluster)?;
         Ok((Self { path, file }, unfinished))
@@ -168,9 +158,7 @@ impl Journal {
     /// # Errors
     /// It cannot be written.
     pub fn begin(&mut self, cluster: &str, plan: &Plan, at_s: u64) -> Result<(), JournalError> {
-        let path = self.path.clone();
-        let io = |operation| move |source| JournalError::Io { operation, path, source };
-        self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0))).map_err(io("empty"))?;
+        self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0))).at("empty", &self.path)?;
         self.write(&Entry::Run { cluster: cluster.to_owned(), plan: plan.clone(), at_s })
     }
 
@@ -181,11 +169,7 @@ impl Journal {
     pub fn write(&mut self, entry: &Entry) -> Result<(), JournalError> {
         let mut line = serde_json::to_vec(entry).expect("an entry is a plain tree");
         line.push(b'\n');
-        self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(|source| JournalError::Io {
-            operation: "write",
-            path: self.path.clone(),
-            source,
-        })
+        Ok(self.file.write_all(&line).and_then(|()| self.file.sync_data()).at("write", &self.path)?)
     }
 }
 
@@ -290,6 +274,11 @@ mod tests {
         assert!(fs::read(&path).unwrap().starts_with(&whole));
         assert!(Journal::open(dir.path(), "f00").is_ok());
 
+        let unknown = br#"{"event":"ended","at_s":2,"of":"a later version"}"#;
+        fs::write(&path, [&whole[..], unknown, b"\n"].concat()).unwrap();
+        let error = Journal::open(dir.path(), "f00").unwrap_err();
+        assert!(stead_os::chain(&error).contains("unknown field `of`"), "{error}");
+        assert!(error.hint().unwrap().contains("another version"));
         fs::write(&path, [&whole[..], b"{}\n"].concat()).unwrap();
         let error = Journal::open(dir.path(), "f00").unwrap_err();
         assert!(matches!(error, JournalError::Damaged { line: 2, .. }), "{error}");

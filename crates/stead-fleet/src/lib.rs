@@ -1,10 +1,10 @@
-//! Day-2 work on any Incus or LXD cluster, made by Stead or not: look, plan, move.
+//! Day-2 work on any Incus or LXD cluster, made by Stead or not: observe, plan, move.
 //!
-//! Owns how a cluster comes to trust this host ([`remote`]), how it becomes a snapshot ([`facts`], [`snapshot`]), what
-//! engines write as amounts ([`amounts`]), how a plan is carried out so that nothing is lost when the tool or a server dies
-//! in the middle ([`rebalance`], [`journal`]), when that may be ([`window`]), what instances that do not exist yet would be
-//! ([`newcomers`]), and the server's own placement ([`scriptlet`]). Does not own where instances should be: that is
-//! `stead-placement`, which plans from the snapshot.
+//! Owns how a cluster comes to trust this host ([`remote`]), how it becomes a snapshot and a plan ([`facts`], [`snapshot`],
+//! [`plan`]), what engines write as amounts ([`amounts`]), how a plan is carried out so that nothing is lost when the tool
+//! or a server dies in the middle ([`rebalance`](mod@rebalance), [`journal`]), when that may be ([`window`]), what instances
+//! that do not exist yet would be ([`newcomers`]), and the server's own placement ([`scriptlet`]). Does not own where
+//! instances should be: that is `stead-placement`, which plans from the snapshot.
 
 pub mod amounts;
 pub mod facts;
@@ -16,15 +16,3 @@ pub mod remote;
 pub mod scriptlet;
 pub mod snapshot;
 pub mod window;
-
-/// An error with all its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

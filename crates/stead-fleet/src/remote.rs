@@ -16,6 +16,7 @@ use std::{
 use stead_files::Durability;
 use stead_incus::{Client, Endpoint, Error, Identity, TrustToken, requests, tls, token::TokenError};
 use stead_model::{Failure, FailureKind, RemoteName};
+use stead_os::{PathContext, PathError, chain};
 use time::OffsetDateTime;
 
 /// As long as the certificates that the stock clients make for themselves.
@@ -53,17 +54,9 @@ impl fmt::Debug for Remote {
 /// Why a cluster is not reached, or does not trust us.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    /// A file.
-    #[error("cannot {operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// Its file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] PathError),
     /// No remote has that name.
     #[error("there is no remote {0}")]
     Unknown(RemoteName),
@@ -119,6 +112,10 @@ impl Failure for RemoteError {
                 Some("`incus config trust add NAME` or `lxc config trust add --name NAME` prints one".into())
             }
             Self::NoAddress => Some("name one with --address".into()),
+            Self::File(error) if error.kind() == io::ErrorKind::InvalidData => Some(format!(
+                "another version of stead may have written it; `stead fleet trust` makes it anew once {} is deleted",
+                error.path.display()
+            )),
             _ => None,
         }
     }
@@ -154,9 +151,7 @@ impl Remotes {
     /// [`RemoteError::Unknown`]; it cannot be read.
     pub fn get(&self, name: &RemoteName) -> Result<Remote, RemoteError> {
         let path = self.path(name);
-        stead_files::read_json(&path)
-            .map_err(|source| RemoteError::Io { operation: "read", path, source })?
-            .ok_or_else(|| RemoteError::Unknown(name.clone()))
+        stead_files::read_json(&path).at("read", &path)?.ok_or_else(|| RemoteError::Unknown(name.clone()))
     }
 
     /// That there is none of that name yet.
@@ -173,9 +168,8 @@ impl Remotes {
     /// It cannot be written.
     pub fn put(&self, name: &RemoteName, remote: &Remote) -> Result<(), RemoteError> {
         let path = self.path(name);
-        stead_files::private_dir(&self.directory)
-            .and_then(|()| stead_files::write_json(&path, remote, Durability::Durable))
-            .map_err(|source| RemoteError::Io { operation: "write", path, source })
+        stead_files::private_dir(&self.directory).at("make directory", &self.directory)?;
+        Ok(stead_files::write_json(&path, remote, Durability::Durable).at("write", &path)?)
     }
 
     /// Removes one.
@@ -184,7 +178,7 @@ impl Remotes {
     /// It cannot be removed.
     pub fn remove(&self, name: &RemoteName) -> Result<(), RemoteError> {
         let path = self.path(name);
-        fs::remove_file(&path).map_err(|source| RemoteError::Io { operation: "remove", path, source })
+        Ok(fs::remove_file(&path).at("remove", &path)?)
     }
 
     /// The names of all.
@@ -192,14 +186,13 @@ impl Remotes {
     /// # Errors
     /// The directory cannot be read.
     pub fn names(&self) -> Result<Vec<RemoteName>, RemoteError> {
-        let io = |source| RemoteError::Io { operation: "read", path: self.directory.clone(), source };
         let entries = match fs::read_dir(&self.directory) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(io)?,
+            entries => entries.at("read", &self.directory)?,
         };
         let mut names = Vec::new();
         for entry in entries {
-            let file = entry.map_err(io)?.file_name();
+            let file = entry.at("read", &self.directory)?.file_name();
             let stem = Path::new(&file).file_stem().and_then(|s| s.to_str()).unwrap_or_default();
             // What is being written has another name.
             names.extend(RemoteName::new(stem).ok().filter(|n| self.path(n).file_name() == Some(&*file)));
@@ -238,7 +231,7 @@ impl Remote {
             return Err(RemoteError::NoAddress);
         }
         let source = Box::new(failed.remove(0));
-        let others = failed.iter().map(|e| crate::chain(e)).collect();
+        let others = failed.iter().map(|e| chain(e)).collect();
         Err(RemoteError::Unreachable { others, source })
     }
 
@@ -356,6 +349,14 @@ mod tests {
         assert_eq!(remotes.get(&name).unwrap(), remote);
         assert!(matches!(remotes.vacant(&name), Err(RemoteError::Exists(_))));
         assert_eq!(remotes.names().unwrap(), std::slice::from_ref(&name));
+        let later = Remotes::new(dir.path().join("later"));
+        later.put(&name, &remote).unwrap();
+        let text =
+            fs::read_to_string(later.path(&name)).unwrap().replace("\"fingerprint\"", "\"thumbprint\"");
+        fs::write(later.path(&name), text).unwrap();
+        let error = later.get(&name).unwrap_err();
+        assert!(chain(&error).contains("unknown field `thumbprint`"), "{}", chain(&error));
+        assert!(error.hint().unwrap().contains("another version"));
         let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(dir.path().join("remotes")), 0o700);
         assert_eq!(mode(dir.path().join("remotes/lab.json")), 0o600);
@@ -382,6 +383,6 @@ mod tests {
     async fn what_is_no_token_is_said_without_showing_it() {
         let error = trust("c2VjcmV0", &[], SystemTime::now()).await.unwrap_err();
         assert!(matches!(error, RemoteError::Token(_)));
-        assert!(!crate::chain(&error).contains("c2VjcmV0"));
+        assert!(!chain(&error).contains("c2VjcmV0"));
     }
 }

@@ -163,3 +163,128 @@ pub fn report_usage(text: &str, output: &Output) -> u8 {
     let kind = FailureKind::BadInput;
     Report { kind, message, hint: None, exit_code: kind.exit_code() }.print(output, true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Output;
+    use std::io;
+    use stead_agent::ClientError;
+    use stead_cluster::ClusterError;
+    use stead_fleet::{
+        facts::FactsError, journal::JournalError, newcomers::NewcomersError, plan::PlanError,
+        rebalance::RebalanceError, remote::RemoteError, scriptlet::ScriptletError,
+    };
+    use stead_image::ImageError;
+    use stead_incus::Error as EngineError;
+    use stead_model::{ClusterName, ImageName, NodeName, RemoteName, agent::ErrorBody};
+
+    fn cluster() -> ClusterName {
+        "demo".parse().unwrap()
+    }
+    fn node() -> NodeName {
+        "node1".parse().unwrap()
+    }
+    fn remote() -> RemoteName {
+        RemoteName::new("lab").unwrap()
+    }
+    fn image() -> ImageName {
+        "base".parse().unwrap()
+    }
+    fn no_entry() -> io::Error {
+        io::Error::from_raw_os_error(2)
+    }
+    fn agent(code: u16, error: &str, hint: Option<&str>) -> ClusterError {
+        let body = ErrorBody { error: error.into(), hint: hint.map(str::to_owned) };
+        let source = Box::new(ClientError::Status { operation: "read logs", node: node(), code, body });
+        ClusterError::Agent { action: "read logs", node: node(), source }
+    }
+    fn unreachable() -> ClusterError {
+        ClusterError::Agent {
+            action: "reboot",
+            node: node(),
+            source: Box::new(ClientError::Unreachable {
+                operation: "reboot",
+                node: node(),
+                address: "10.0.0.2:7443".parse().unwrap(),
+                source: io::ErrorKind::TimedOut.into(),
+            }),
+        }
+    }
+    fn engine(code: u16) -> Box<EngineError> {
+        Box::new(EngineError::Api { request: "GET /1.0/x".into(), code, message: "no".into() })
+    }
+    fn broken_off() -> tokio::task::JoinError {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let task = tokio::spawn(std::future::pending::<()>());
+            task.abort();
+            task.await.unwrap_err()
+        })
+    }
+
+    /// Each error with its exit code and what the user sees.
+    #[test]
+    fn exit_codes_and_hints() {
+        let several = |errors: Vec<ClusterError>| ClusterError::Several(errors);
+        let refused = || ClusterError::Refused("node node1: image base has no kernel".into());
+        let not_token = stead_incus::TrustToken::decode("c2VjcmV0").unwrap_err();
+        let stopped = || Error::failed_hint("node node1 did not come back", "see its console");
+        let errors: Vec<Error> = vec![
+            // Bad input.
+            "No".parse::<ClusterName>().unwrap_err().into(),
+            stead_model::ClusterSpec::from_yaml("c.yaml", "name: demo\nnods: 1\n").unwrap_err().into(),
+            Err::<(), _>(no_entry()).named_by_user("cannot read c.yaml").unwrap_err(),
+            ClusterError::NoCluster(cluster()).into(),
+            ClusterError::NoNode { cluster: cluster(), node: "x".into(), have: vec!["node1".into()] }.into(),
+            ClusterError::NameTaken { cluster: cluster(), state_dir: "/srv".into() }.into(),
+            refused().into(),
+            ClusterError::from(ImageError::NoImage { name: image() }).into(),
+            agent(404, "no service x", Some("there are node, ntp")).into(),
+            several(vec![refused(), refused()]).into(),
+            ImageError::NoPackage { package: "x".into(), suite: "trixie".into() }.into(),
+            RemoteError::Unknown(remote()).into(),
+            RemoteError::Exists(remote()).into(),
+            RemoteError::Token(not_token).into(),
+            RemoteError::NoAddress.into(),
+            FactsError::NotClustered("/run/incus".into()).into(),
+            NewcomersError::NoProfile { project: "default".into(), profile: "big".into() }.into(),
+            Error::bad_input("one of the two paths must be on a node"),
+            // Failed.
+            Error::from(no_entry()),
+            ClusterError::Busy(cluster()).into(),
+            ClusterError::NotUp("cluster demo is not up".into()).into(),
+            ClusterError::Machine { action: "start", node: node(), source: "no".into() }.into(),
+            ClusterError::Node { node: node(), why: "no answer".into(), tail: "last line".into() }.into(),
+            ClusterError::Engine { action: "reach the engine", cluster: cluster(), source: engine(500) }
+                .into(),
+            agent(500, "cannot read the log", None).into(),
+            unreachable().into(),
+            several(vec![refused(), unreachable()]).into(),
+            ImageError::ToolMissing { tool: "mksquashfs".into(), package: "squashfs-tools".into() }.into(),
+            ImageError::Mirror { detail: "timed out".into() }.into(),
+            FactsError::Untrusted("10.0.0.1:8443".into()).into(),
+            JournalError::Busy("/var/lib/stead/fleet/f00.journal".into()).into(),
+            ScriptletError::Foreign.into(),
+            RebalanceError::Unfinished(vec!["c1".into()]).into(),
+            stopped(),
+            Err::<(), _>(stopped()).context("cannot reboot").unwrap_err(),
+            // Internal.
+            ClusterError::Task { task: "bring a node up", source: broken_off() }.into(),
+            PlanError::Refused(vec!["c1 is moved twice".into()]).into(),
+            // Interrupted.
+            Error::interrupted("interrupted"),
+        ];
+        let mut table = String::new();
+        for error in &errors {
+            let (output, read) = Output::captured();
+            let code = report(error, &output, false);
+            table.push_str(&format!("exit {code}\n{}\n", read.stderr()));
+            let (output, read) = Output::captured();
+            assert_eq!(report(error, &output, true), code);
+            let json: serde_json::Value = serde_json::from_str(&read.stderr()).unwrap();
+            assert_eq!(json["error"]["exit_code"], code);
+        }
+        insta::assert_snapshot!("errors", table);
+    }
+}

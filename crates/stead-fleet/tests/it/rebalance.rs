@@ -1,14 +1,11 @@
 //! Rebalancing a fake cluster, with what can go wrong on the way.
 
-use std::{
-    cell::RefCell,
-    path::Path,
-    time::{Duration, SystemTime},
-};
+use jiff::{Timestamp, Zoned};
+use std::{cell::RefCell, path::Path, time::Duration};
 use stead_fleet::{
     facts,
     journal::Journal,
-    rebalance::{Event, Limits, Outcome, Rebalance, Summary},
+    rebalance::{Event, Executor, Limits, Opening, Outcome, Outside, Request, Summary},
     snapshot::snapshot,
 };
 use stead_incus::{Client, Dialect, requests::instances::NewInstance, types::Config};
@@ -45,9 +42,9 @@ async fn planned(client: &Client) -> Plan {
 async fn rebalance(client: &Client, dir: &Path, limits: Limits, tell: impl Fn(Event)) -> [Summary; 2] {
     let (journal, unfinished) = Journal::open(dir, CLUSTER).unwrap();
     let (_keep, stop) = watch::channel(false);
-    let run = Rebalance::new(client, journal, limits, stop, tell);
+    let run = Executor::new(client, journal, limits, &Zoned::now, stop, tell);
     let resumed = run.resume(unfinished).await.unwrap();
-    [resumed, run.run(CLUSTER, &planned(client).await, None).await.unwrap()]
+    [resumed, run.run(CLUSTER, &planned(client).await, Opening::Always).await.unwrap()]
 }
 
 fn assert_whole(fake: &Fake) {
@@ -79,7 +76,7 @@ async fn several_at_once_come_to_the_same() {
         match event {
             Event::Begins { .. } => m.0 += 1,
             Event::Ended { .. } => m.0 -= 1,
-            Event::ServerAway(_) => {}
+            _ => {}
         }
         m.1 = m.1.max(m.0);
     })
@@ -211,12 +208,12 @@ async fn asked_to_stop_it_ends_the_move_that_runs_and_begins_no_other() {
     let plan = planned(&client).await;
     let (journal, _) = Journal::open(dir.path(), CLUSTER).unwrap();
     let (ask, stop) = watch::channel(false);
-    let run = Rebalance::new(&client, journal, Limits::default(), stop, |event| {
+    let run = Executor::new(&client, journal, Limits::default(), &Zoned::now, stop, |event| {
         if let Event::Begins { .. } = event {
             let _ = ask.send(true);
         }
     });
-    let summary = run.run(CLUSTER, &plan, None).await.unwrap();
+    let summary = run.run(CLUSTER, &plan, Opening::Always).await.unwrap();
     assert_eq!(summary.count(|o| matches!(o, Outcome::Moved { .. })), 1);
     assert_eq!(summary.count(|o| *o == Outcome::Left), plan.moves.len() - 1);
     assert_whole(&fake);
@@ -230,16 +227,116 @@ async fn when_its_time_is_over_it_begins_nothing() {
     let (journal, _) = Journal::open(dir.path(), CLUSTER).unwrap();
     let (_keep, stop) = watch::channel(false);
     let events = RefCell::new(0);
-    let run = Rebalance::new(&client, journal, Limits::default(), stop, |_| *events.borrow_mut() += 1);
-    let summary = run.run(CLUSTER, &plan, Some(SystemTime::now())).await.unwrap();
+    let tell = |_| *events.borrow_mut() += 1;
+    let run = Executor::new(&client, journal, Limits::default(), &Zoned::now, stop, tell);
+    let summary = run.run(CLUSTER, &plan, Opening::Until(Timestamp::now())).await.unwrap();
     assert_eq!(summary.count(|o| *o == Outcome::Left), plan.moves.len());
     assert_eq!(*events.borrow(), 0, "something was begun");
     assert_eq!(planned(&client).await, plan);
+    let summary = run.run(CLUSTER, &plan, Opening::NotNow).await.unwrap();
+    assert_eq!(summary.count(|o| *o == Outcome::Left), plan.moves.len());
 
     // What has begun when it is over is ended.
-    let soon = SystemTime::now() + Duration::from_millis(100);
+    let soon = Opening::Until(Timestamp::now() + Duration::from_millis(100));
     fake.inject(Fault::Delay { operation: "Migrating".into(), by: Duration::from_millis(200) }, 1);
-    let summary = run.run(CLUSTER, &plan, Some(soon)).await.unwrap();
+    let summary = run.run(CLUSTER, &plan, soon).await.unwrap();
     assert_eq!(summary.count(|o| matches!(o, Outcome::Moved { .. })), 1, "{summary:?}");
     assert_whole(&fake);
+}
+
+/// The whole, within windows, by a clock that stands still until something happens: what happened, in words, and how the
+/// moves ended. `turns`: when this happens (once each), the clock is set to that time of day.
+async fn within(
+    fake: &Fake,
+    windows: &[&str],
+    outside: Outside,
+    time: &str,
+    turns: &[(&str, &str)],
+    stop: watch::Receiver<bool>,
+) -> (Vec<String>, Summary) {
+    let at = |time: &str| -> Zoned { format!("2026-11-21T{time}+00:00[UTC]").parse().unwrap() };
+    let (clock, turns) = (RefCell::new(at(time)), RefCell::new(turns.to_vec()));
+    let (client, dir) = (fake.client(), tempfile::tempdir().unwrap());
+    let windows: Vec<_> = windows.iter().map(|w| w.parse().unwrap()).collect();
+    let request = Request {
+        client: &client,
+        policy: &Policy::default(),
+        windows: &windows,
+        outside,
+        limits: &Limits::default(),
+        journals: dir.path(),
+    };
+    let told = RefCell::new(Vec::new());
+    let tell = |event| {
+        let word = match event {
+            Event::Begins { .. } => "begins".to_owned(),
+            Event::Ended { .. } => "ended".to_owned(),
+            Event::ServerAway(why) => why,
+            Event::OutsideWindows { opens, waits: true } => format!("waits until {}", opens.time()),
+            Event::OutsideWindows { opens, waits: false } => format!("ends, opens at {}", opens.time()),
+            Event::WindowClosed => "closed".to_owned(),
+        };
+        let mut turns = turns.borrow_mut();
+        if let Some(n) = turns.iter().position(|(what, _)| *what == word) {
+            *clock.borrow_mut() = at(turns.remove(n).1);
+        }
+        told.borrow_mut().push(word);
+    };
+    let now = || clock.borrow().clone();
+    let report = stead_fleet::rebalance::rebalance(request, &now, stop, tell).await.unwrap();
+    (told.into_inner(), report.summary)
+}
+
+#[tokio::test]
+async fn outside_of_its_windows_it_waits_or_ends() {
+    let fake = piled();
+    let (ask, stop) = watch::channel(false);
+    let noon = ["12:00-13:00"];
+    let all = planned(&fake.client()).await.moves.len();
+    let left = |summary: &Summary| summary.count(|o| *o == Outcome::Left);
+
+    let (told, summary) = within(&fake, &noon, Outside::End, "09:00:00", &[], stop.clone()).await;
+    assert_eq!(told, ["ends, opens at 12:00:00"]);
+    assert_eq!((summary.moves.len(), left(&summary)), (all, all));
+
+    // It waits until it is asked to stop.
+    let ask = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        ask.send_replace(true);
+    };
+    let run = within(&fake, &noon, Outside::Wait, "09:00:00", &[], stop);
+    let ((told, summary), ()) = tokio::join!(run, ask);
+    assert_eq!(told, ["waits until 12:00:00"]);
+    assert_eq!((summary.moves.len(), left(&summary)), (all, all));
+
+    // It waits until the window opens.
+    let (_ask, stop) = watch::channel(false);
+    let opens = [("waits until 12:00:00", "12:00:00")];
+    let (told, summary) = within(&fake, &noon, Outside::Wait, "11:59:59.95", &opens, stop).await;
+    assert_eq!(told[..2], ["waits until 12:00:00", "begins"]);
+    assert_eq!((summary.moves.len(), left(&summary)), (all, 0));
+    assert_whole(&fake);
+}
+
+#[tokio::test]
+async fn a_window_that_closes_leaves_the_rest_to_the_next() {
+    let windows = ["12:00-13:00", "13:01-14:00"];
+    let (_ask, stop) = watch::channel(false);
+    let moved = |o: &Outcome| matches!(o, Outcome::Moved { .. });
+
+    let closes = [("begins", "13:00:59.95")];
+    let fake = piled();
+    let (told, summary) = within(&fake, &windows, Outside::End, "12:30:00", &closes, stop.clone()).await;
+    assert_eq!(told, ["begins", "ended", "closed"]);
+    assert_eq!(summary.count(moved), 1);
+    assert_eq!(summary.count(|o| *o == Outcome::Left), summary.moves.len() - 1);
+    assert_whole(&fake);
+
+    let next = [closes[0], ("waits until 13:01:00", "13:01:00")];
+    let fake = piled();
+    let (told, summary) = within(&fake, &windows, Outside::Wait, "12:30:00", &next, stop).await;
+    assert_eq!(told[..4], ["begins", "ended", "waits until 13:01:00", "begins"]);
+    assert_eq!(summary.count(|o| !moved(o)), 0, "{summary:?}");
+    assert_whole(&fake);
+    assert_eq!(planned(&fake.client()).await.moves, []);
 }

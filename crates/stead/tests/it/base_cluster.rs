@@ -95,7 +95,7 @@ fn nodes_are_reached() {
     let back = w.state.join("back");
     w.ok(&["cp", "t-reach/node1:/tmp/tree", back.to_str().unwrap()]);
     assert_eq!(fs::read_to_string(back.join("sub/file")).unwrap(), "content");
-    assert_eq!(w.stead(&["cp", "t-reach/node1:/nowhere", back.to_str().unwrap()]).code, 1);
+    assert_eq!(w.stead(&["cp", "t-reach/node1:/nowhere", back.to_str().unwrap()]).code, 2);
     // Nodes resolve each other by name, over both families, and reach each other's agents.
     for family in ["ahostsv4", "ahostsv6"] {
         let text = w.exec("t-reach", "node1", &["getent", family, "node2"]);
@@ -204,7 +204,7 @@ fn a_failing_service_is_told_and_takes_nothing_down() {
         w.ok(&["logs", "t-fail", "node1", "ticker"]).contains("tick")
     });
     let unknown = w.stead(&["logs", "t-fail", "node1", "nosuch"]);
-    assert!(unknown.code == 1 && unknown.stderr.contains("nosuch"), "{}", unknown.stderr);
+    assert!(unknown.code == 2 && unknown.stderr.contains("nosuch"), "{}", unknown.stderr);
     drop(up);
     w.down("t-fail");
 }

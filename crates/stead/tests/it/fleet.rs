@@ -405,7 +405,7 @@ fn windows(f: &Fleet) {
     let said = f.fleet(&[&rebalance[..], &["--no-wait"]].concat());
     assert_eq!(said.code, 1, "{}", said.stderr);
     assert!(
-        said.stderr.contains("the next begins") && said.stdout.contains("0 moved, 0 failed"),
+        said.stderr.contains("the next one opens on") && said.stdout.contains("0 moved, 0 failed"),
         "{}",
         said.stdout
     );
@@ -415,7 +415,7 @@ fn windows(f: &Fleet) {
     let mut line = String::new();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     stderr.read_line(&mut line).unwrap();
-    assert!(line.contains("goes on") && line.contains(&hour(2)), "{line}");
+    assert!(line.contains("waiting until") && line.contains(&hour(2)), "{line}");
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let out = child.wait_with_output().unwrap();
@@ -455,7 +455,7 @@ fn killed_runs(f: &Fleet) {
         let said = f.fleet(&["rebalance", "--policy", drain, "--at-once", "3"]);
         assert_eq!(said.code, 0, "killed after {after:?}\n{}{}", said.stderr, said.stdout);
         takes = takes.max(began.elapsed());
-        unfinished += u32::from(said.stderr.contains("goes on with"));
+        unfinished += u32::from(said.stderr.contains("continuing to move"));
         f.assert_whole();
         assert_eq!(moves(&f.planned(&["--policy", drain])).len(), 0, "killed after {after:?}");
     }
@@ -493,7 +493,7 @@ fn restarted_daemons(f: &Fleet) {
         let mut child = f.w.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut stderr: Vec<String> = Vec::new();
-        let begun = |line: &String| line.starts_with("moves c5 from");
+        let begun = |line: &String| line.starts_with("moving c5 from");
         while !stderr.last().is_some_and(begun) {
             stderr.push(lines.next().expect("c5 is moved"));
         }

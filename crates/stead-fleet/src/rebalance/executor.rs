@@ -1,0 +1,145 @@
+//! One plan: its moves in their order, as many at once as allowed.
+
+use super::{
+    Clock, Event, Limits, Outcome, Summary,
+    mover::{Mover, now_s},
+};
+use crate::journal::{Entry, Journal, JournalError, Unfinished};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use jiff::Timestamp;
+use std::{
+    cell::RefCell,
+    time::{Duration, Instant},
+};
+use stead_incus::Client;
+use stead_placement::plan::{Move, Plan};
+use tokio::sync::watch;
+
+/// When moves may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// At any time.
+    Always,
+    /// Before this moment.
+    Until(Timestamp),
+    /// Not now.
+    NotNow,
+}
+
+/// Carries moves out.
+pub struct Executor<'a, F> {
+    mover: Mover<'a, F>,
+    stop: watch::Receiver<bool>,
+}
+
+impl<'a, F: Fn(Event)> Executor<'a, F> {
+    /// `stop`: true when no further move is to begin; those that run are ended. `tell`: is called with what happens.
+    pub fn new(
+        client: &'a Client,
+        journal: Journal,
+        limits: Limits,
+        clock: Clock<'a>,
+        stop: watch::Receiver<bool>,
+        tell: F,
+    ) -> Self {
+        Self { mover: Mover { client, journal: RefCell::new(journal), limits, clock, tell }, stop }
+    }
+
+    /// Brings moves that an earlier run began to their end. Whether asked to stop or not: until this is done an instance
+    /// may be stopped that should run.
+    ///
+    /// # Errors
+    /// The journal cannot be written. A move that fails is no error.
+    pub async fn resume(&self, unfinished: Vec<Unfinished>) -> Result<Summary, JournalError> {
+        let mover = &self.mover;
+        let mut summary = Summary::default();
+        for left in unfinished {
+            (mover.tell)(Event::Begins { planned: left.planned.clone(), resumed: true });
+            let outcome = mover.carry_out(left.number, &left.planned, Some(left.running)).await?;
+            mover.ended(&left.planned, &outcome);
+            summary.moves.push((left.planned, outcome));
+        }
+        Ok(summary)
+    }
+
+    /// Carries a plan out: each move after those it must wait for, as many at once as allowed, each begun while
+    /// `opening` allows it.
+    ///
+    /// # Errors
+    /// The journal cannot be written. A move that fails is no error: the others go on.
+    pub async fn run(&self, cluster: &str, plan: &Plan, opening: Opening) -> Result<Summary, JournalError> {
+        if opening == Opening::NotNow {
+            let left = |planned: &Move| (planned.clone(), Outcome::Left);
+            return Ok(Summary { moves: plan.moves.iter().map(left).collect() });
+        }
+        let mover = &self.mover;
+        mover.journal.borrow_mut().begin(cluster, plan, now_s(mover.clock))?;
+        let began = Instant::now();
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; plan.moves.len()];
+        let mut begun = vec![false; plan.moves.len()];
+        let mut copied_mib = 0;
+        let mut running = FuturesUnordered::new();
+        loop {
+            // What waits for a move that did not happen has lost the room it was promised.
+            for n in 0..plan.moves.len() {
+                let lost = |o: &Option<Outcome>| {
+                    matches!(o, Some(Outcome::Failed(_) | Outcome::Unfinished(_) | Outcome::Left))
+                };
+                if !begun[n] && plan.moves[n].after.iter().any(|a| outcomes.get(*a).is_some_and(lost)) {
+                    begun[n] = true;
+                    outcomes[n] = Some(Outcome::Left);
+                }
+            }
+            let ready = (0..plan.moves.len()).find(|n| {
+                !begun[*n]
+                    && plan.moves[*n].after.iter().all(|a| outcomes.get(*a).is_none_or(Option::is_some))
+            });
+            let stopping = *self.stop.borrow() || self.is_closed(opening);
+            let due = self.due(copied_mib);
+            match ready {
+                Some(n)
+                    if !stopping && running.len() < mover.limits.at_once.max(1) && began.elapsed() >= due =>
+                {
+                    begun[n] = true;
+                    copied_mib += plan.moves[n].size_mib;
+                    (mover.tell)(Event::Begins { planned: plan.moves[n].clone(), resumed: false });
+                    running.push(async move { (n, mover.carry_out(n, &plan.moves[n], None).await) });
+                }
+                None if running.is_empty() => break,
+                _ if stopping && running.is_empty() => break,
+                _ => {
+                    let mut stop = self.stop.clone();
+                    let waits_for_rate =
+                        ready.is_some() && !stopping && running.len() < mover.limits.at_once.max(1);
+                    tokio::select! {
+                        Some((n, outcome)) = running.next() => {
+                            let outcome = outcome?;
+                            mover.ended(&plan.moves[n], &outcome);
+                            outcomes[n] = Some(outcome);
+                        }
+                        () = tokio::time::sleep(due.saturating_sub(began.elapsed())), if waits_for_rate => {}
+                        Ok(()) = stop.changed(), if !stopping => {}
+                    }
+                }
+            }
+        }
+        mover.journal.borrow_mut().write(&Entry::Ended { at_s: now_s(mover.clock) })?;
+        let outcomes = outcomes.into_iter().map(|o| o.unwrap_or(Outcome::Left));
+        Ok(Summary { moves: plan.moves.iter().cloned().zip(outcomes).collect() })
+    }
+
+    /// Whether the time in which moves may begin is over.
+    pub(super) fn is_closed(&self, opening: Opening) -> bool {
+        match opening {
+            Opening::Always => false,
+            Opening::Until(moment) => (self.mover.clock)().timestamp() >= moment,
+            Opening::NotNow => true,
+        }
+    }
+
+    /// How long after its beginning a run may have copied this much.
+    fn due(&self, copied_mib: u64) -> Duration {
+        let rate = self.mover.limits.mib_per_s.filter(|r| *r > 0);
+        rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(copied_mib as f64 / rate as f64))
+    }
+}

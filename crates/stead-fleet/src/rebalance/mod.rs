@@ -1,0 +1,107 @@
+//! Carries a plan's moves out, so that whatever dies in the middle, every instance ends on one member and runs if it ran.
+//!
+//! [`rebalance`] is the whole: finish what an earlier run began, wait for a window, plan, carry out, until nothing is
+//! left ([`campaign`]). [`Executor`] carries one plan out ([`executor`]), each move by itself ([`mover`]). Chooses no
+//! placement, reads no clock and prints nothing: the clock comes in, events go out.
+
+mod campaign;
+mod executor;
+mod mover;
+
+pub use campaign::{Outside, RebalanceError, Report, Request, rebalance};
+pub use executor::{Executor, Opening};
+
+use jiff::Zoned;
+use std::time::Duration;
+use stead_placement::plan::Move;
+
+/// The time, in the zone that windows are meant in.
+pub type Clock<'a> = &'a dyn Fn() -> Zoned;
+
+/// How a rebalance is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Moves at the same time.
+    pub at_once: usize,
+    /// Mean rate over the run at which instances are copied: a move begins when what was copied before allows it. None: as
+    /// fast as it goes. The servers' own copies are not slowed down.
+    pub mib_per_s: Option<u64>,
+    /// How long an instance may take to shut down; one that takes longer is not moved.
+    pub stop_timeout: Duration,
+    /// How long a server may be away.
+    pub server_patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            at_once: 1,
+            mib_per_s: None,
+            stop_timeout: Duration::from_secs(60),
+            server_patience: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What happens, as it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A move begins.
+    Begins {
+        /// The move.
+        planned: Move,
+        /// An earlier run began it.
+        resumed: bool,
+    },
+    /// A move has ended.
+    Ended {
+        /// The move.
+        planned: Move,
+        /// How.
+        outcome: Outcome,
+    },
+    /// The server does not answer; it is waited for.
+    ServerAway(String),
+    /// No window is open.
+    OutsideWindows {
+        /// When the next one opens.
+        opens: Zoned,
+        /// It is waited for; otherwise nothing is begun.
+        waits: bool,
+    },
+    /// The window has closed before everything was moved, and the next is not waited for.
+    WindowClosed,
+}
+
+/// How a move ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The instance is where it should be.
+    Moved {
+        /// How long it was stopped.
+        downtime: Duration,
+    },
+    /// It was there already.
+    AlreadyThere,
+    /// It was not moved, and why. It is where it was and as it was, or the text says what is wrong with it.
+    Failed(String),
+    /// A server went away in the middle and stayed away: how it is with the instance is not known. The next run goes on
+    /// with it.
+    Unfinished(String),
+    /// It was not begun: the run was asked to stop, its time was over, or a move it had to wait for failed.
+    Left,
+}
+
+/// What became of a plan.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Each move that was to be done, resumed ones first.
+    pub moves: Vec<(Move, Outcome)>,
+}
+
+impl Summary {
+    /// How many ended like this.
+    pub fn count(&self, like: impl Fn(&Outcome) -> bool) -> usize {
+        self.moves.iter().filter(|(_, o)| like(o)).count()
+    }
+}
