@@ -1,6 +1,6 @@
-//! What a cluster's API says of it: asked in one go, kept as the engine said it.
+//! What a cluster's API reports: asked in one go, kept in the engine's words.
 //!
-//! Owns the questions. Does not own what the answers mean for placement: that is [`crate::snapshot`].
+//! Owns the requests. Does not own what the answers mean for placement: that is [`crate::snapshot`].
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use stead_incus::{
@@ -9,28 +9,28 @@ use stead_incus::{
 };
 use stead_model::{Failure, FailureKind};
 
-/// Members asked at the same time: each question is passed on to the member, and a cluster has few connections for that.
+/// How many members are asked at the same time: each request is forwarded to the member, over few connections.
 const AT_ONCE: usize = 8;
 
-/// A member and what it says of itself.
+/// A member and what it reports.
 #[derive(Debug, Clone)]
 pub struct MemberFacts {
     /// As the cluster has it.
     pub member: Member,
-    /// None: it is offline.
+    /// None when it is offline.
     pub resources: Option<Resources>,
-    /// None: it is offline, or the server cannot say.
+    /// None when it is offline, or the server does not support the request.
     pub state: Option<MemberState>,
 }
 
 /// A cluster.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// SHA-256 of the certificate of its API, which all members share: what tells it from other clusters.
+    /// SHA-256 of the certificate that all its members share: the identity of the cluster.
     pub fingerprint: String,
-    /// Whether it runs virtual machines, as far as the member that answered says.
+    /// Whether the member that answered runs virtual machines.
     pub virtual_machines: bool,
-    /// Whether running containers can be moved by copies of what has changed.
+    /// Whether running containers can be moved by copying what has changed.
     pub refresh_migration: bool,
     /// Its members.
     pub members: Vec<MemberFacts>,
@@ -42,16 +42,16 @@ pub struct Facts {
     pub instances: Vec<Instance>,
 }
 
-/// Why a cluster cannot be looked at.
+/// Why a cluster could not be observed.
 #[derive(Debug, thiserror::Error)]
 pub enum FactsError {
-    /// The server is a single one.
+    /// The server is not in a cluster.
     #[error("the server at {0} is not in a cluster, so there is nowhere to move instances to")]
     NotClustered(String),
     /// The server does not trust us.
     #[error("the server at {0} does not trust this client")]
     Untrusted(String),
-    /// A question was not answered.
+    /// A request failed.
     #[error("cannot ask the cluster for its {what}")]
     Ask {
         /// What was asked for.
@@ -86,10 +86,10 @@ fn asked(what: &'static str) -> impl Fn(Error) -> FactsError {
     move |e| FactsError::Ask { what, source: Box::new(e) }
 }
 
-/// Asks.
+/// Asks a cluster for everything a snapshot needs.
 ///
 /// # Errors
-/// [`FactsError`]. A member that the cluster knows to be offline is no error; one that it takes for online and that does not
+/// [`FactsError`]. A member that the cluster lists as offline is not an error; one that it lists as online but that does not
 /// answer is.
 pub async fn gather(client: &Client) -> Result<Facts, FactsError> {
     let server = client.server().await.map_err(asked("server information"))?.value;
@@ -99,7 +99,7 @@ pub async fn gather(client: &Client) -> Result<Facts, FactsError> {
     if !server.environment.server_clustered {
         return Err(FactsError::NotClustered(client.endpoint().to_string()));
     }
-    let has_state = client.has(Feature::MemberState).await.map_err(asked("abilities"))?;
+    let has_state = client.has(Feature::MemberState).await.map_err(asked("API extensions"))?;
     let listed = client.members().await.map_err(asked("members"))?;
     let members = stream::iter(listed)
         .map(|member| async move {
@@ -119,13 +119,13 @@ pub async fn gather(client: &Client) -> Result<Facts, FactsError> {
         .await?;
     let mut networks = Vec::new();
     for project in client.projects().await.map_err(asked("projects"))? {
-        // Projects without networks of their own show those of the default project: twice the same does no harm.
+        // Projects without networks of their own list those of the default project; duplicates do no harm.
         networks.extend(client.networks(&project.name).await.map_err(asked("networks"))?);
     }
     Ok(Facts {
         fingerprint: server.environment.certificate_fingerprint.clone(),
         virtual_machines: server.environment.driver.contains("qemu"),
-        refresh_migration: client.has(Feature::RefreshMigration).await.map_err(asked("abilities"))?,
+        refresh_migration: client.has(Feature::RefreshMigration).await.map_err(asked("API extensions"))?,
         members,
         pools: client.storage_pools().await.map_err(asked("storage pools"))?,
         networks,

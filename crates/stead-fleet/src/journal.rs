@@ -1,7 +1,7 @@
 //! The record of a rebalance: one JSON object a line, each on disk before what it announces is done.
 //!
-//! Owns the file and its lock. What it says is enough for another run to bring every instance that was being moved to a
-//! good end: which it was, where it came from and goes to, and whether it ran. Does not own what a good end is.
+//! Owns the file and its lock. It holds enough for another run to finish every move that was under way: the instance, its
+//! source and target, and whether it ran. Does not own how a move is finished.
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ use stead_placement::{
 /// The largest journal that is read. A plan of 20,000 moves takes some 10 MB.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// A line.
+/// One line of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Entry {
@@ -44,14 +44,14 @@ pub enum Entry {
         /// Seconds since 1970.
         at_s: u64,
     },
-    /// A move has ended well.
+    /// A move has succeeded.
     Done {
         /// Its number in the plan.
         number: usize,
         /// Seconds since 1970.
         at_s: u64,
     },
-    /// A move has ended otherwise; the instance is where it was, as it was, or the text says what is wrong with it.
+    /// A move has failed. The instance is unchanged, or the text says what is wrong with it.
     Failed {
         /// Its number in the plan.
         number: usize,
@@ -60,7 +60,7 @@ pub enum Entry {
         /// Seconds since 1970.
         at_s: u64,
     },
-    /// The run has ended; what was begun and has no end of its own is for the next.
+    /// The run has ended. A move that was begun and has no end of its own is left to the next run.
     Ended {
         /// Seconds since 1970.
         at_s: u64,
@@ -87,7 +87,7 @@ pub enum JournalError {
     /// Another run holds it.
     #[error("another rebalance of this cluster is running (it holds {})", .0.display())]
     Busy(PathBuf),
-    /// A line that is none of ours.
+    /// A line is not an entry.
     #[error("{}:{line} is not an entry of a journal", path.display())]
     Damaged {
         /// The file.
@@ -98,7 +98,7 @@ pub enum JournalError {
         #[source]
         source: serde_json::Error,
     },
-    /// It is of another cluster.
+    /// The journal belongs to another cluster.
     #[error("{} is the journal of another cluster", .0.display())]
     OtherCluster(PathBuf),
 }
@@ -116,7 +116,7 @@ impl Failure for JournalError {
     }
 }
 
-/// An open journal; nobody else can write it.
+/// An open journal, locked against other runs.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -124,7 +124,7 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal of a cluster in `dir` and says what an earlier run left unfinished.
+    /// Opens the journal of a cluster in `dir`, and returns the moves that an earlier run left unfinished.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -144,7 +144,7 @@ impl Journal {
         }
         let mut text = Vec::new();
         (&mut file).take(MAX_BYTES).read_to_end(&mut text).at("read", &path)?;
-        // What was being written when the power went is no line: nothing was done after it.
+        // A line cut short by a power failure announced nothing: what it announces is done after it is on disk.
         let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
         if whole < text.len() {
             file.set_len(whole as u64).at("shorten", &path)?;
@@ -153,10 +153,10 @@ impl Journal {
         Ok((Self { path, file }, unfinished))
     }
 
-    /// Begins a run: what was in the journal is over.
+    /// Begins a run, and drops the entries of the earlier one.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn begin(&mut self, cluster: &str, plan: &Plan, at_s: u64) -> Result<(), JournalError> {
         self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0))).at("empty", &self.path)?;
         self.write(&Entry::Run { cluster: cluster.to_owned(), plan: plan.clone(), at_s })
@@ -191,7 +191,7 @@ fn unfinished(text: &[u8], path: &Path, cluster: &str) -> Result<Vec<Unfinished>
                 begun.clear();
             }
             Entry::Begun { number, running, .. } => {
-                // Begun twice: the first time tells how it was.
+                // Begun twice: the first entry has the state before the move.
                 begun.entry(number).or_insert(running);
             }
             Entry::Done { number, .. } | Entry::Failed { number, .. } => {

@@ -1,6 +1,6 @@
-//! Instances that do not exist yet, as they would be if the server made them now.
+//! Instances that do not exist yet, as the server would create them now.
 //!
-//! Owns what profiles and settings come to. Does not own where they go: that is `stead_placement::place`.
+//! Owns how profiles and settings add up. Does not own where instances go: that is `stead_placement::place`.
 
 use crate::{amounts, facts::Facts, snapshot};
 use stead_incus::{
@@ -10,10 +10,10 @@ use stead_incus::{
 use stead_model::{Failure, FailureKind};
 use stead_placement::snapshot::{InstanceId, InstanceKind, Workload};
 
-/// Why it cannot be said what new instances would be.
+/// Why the workloads of new instances cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum NewcomersError {
-    /// A profile that was named does not exist.
+    /// A profile does not exist.
     #[error("project {project} has no profile {profile}")]
     NoProfile {
         /// The project.
@@ -21,7 +21,7 @@ pub enum NewcomersError {
         /// The name that was given.
         profile: String,
     },
-    /// A limit or size that is no amount.
+    /// A limit or size is not an amount.
     #[error("{key}: {value:?} is not an amount that engines understand")]
     Amount {
         /// The setting.
@@ -54,7 +54,7 @@ impl Failure for NewcomersError {
 pub struct Asked {
     /// Container or virtual machine.
     pub kind: InstanceKind,
-    /// None: that of the server that answers.
+    /// That of the server that answers when absent.
     pub architecture: Option<String>,
     /// The project they are for.
     pub project: String,
@@ -62,14 +62,14 @@ pub struct Asked {
     pub profiles: Vec<String>,
     /// Settings, which win over those of profiles.
     pub config: Config,
-    /// Settings of devices, added to what profiles say of a device of that name.
+    /// Settings of devices, added to those in profiles for a device of that name.
     pub devices: Devices,
     /// The cluster group they are for.
     pub cluster_group: Option<String>,
 }
 
 impl Asked {
-    /// That the amounts that were given are amounts: engines refuse others, and planning would take them for none.
+    /// Checks that limits and sizes are amounts: engines refuse others, and planning would ignore them.
     ///
     /// # Errors
     /// [`NewcomersError::Amount`].
@@ -97,10 +97,10 @@ impl Asked {
     }
 }
 
-/// The batch.
+/// The batch as workloads.
 ///
 /// # Errors
-/// A profile is not there, or the server does not answer.
+/// A profile does not exist, or the server does not answer.
 pub async fn newcomers(
     client: &Client,
     facts: &Facts,
@@ -120,7 +120,7 @@ pub async fn newcomers(
     let native = server.environment.architectures.first().cloned();
     let architecture = asked.architecture.clone().or(native).unwrap_or_default();
     let (config, devices) = expanded(&profiles, asked);
-    // A share of memory is taken of the largest member: with less it would not have what it asks for.
+    // A share of memory is computed from the largest member: a smaller amount would not be what was asked for.
     let largest =
         facts.members.iter().filter_map(|m| m.resources.as_ref()).map(|r| r.memory.total >> 20).max();
     let workload = |name: &String| {

@@ -1,7 +1,7 @@
-//! Clusters reached over the network: a file for each, and how one comes to trust us.
+//! Clusters reached over the network: a file for each, and how one comes to trust this host.
 //!
 //! Owns the files (the key of this host's certificate is in them: mode 0600), the certificate that is made for a cluster,
-//! and the way from a one-time token to a cluster that answers. Does not own what is done with it.
+//! and the steps from a one-time token to a cluster that answers. Does not own what the cluster is used for.
 
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
@@ -21,22 +21,22 @@ use time::OffsetDateTime;
 
 /// As long as the certificates that the stock clients make for themselves.
 const VALIDITY: time::Duration = time::Duration::days(3650);
-/// It begins this long before it is made: the server's clock may be behind.
+/// The validity begins this long before now: the server's clock may be behind.
 const CLOCK_SKEW: time::Duration = time::Duration::days(1);
 /// How long one of several addresses may take to answer.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Where engines listen unless told otherwise.
+/// The port engines listen on by default.
 const PORT: u16 = 8443;
 
-/// A cluster and the way to it.
+/// How to reach a cluster.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Remote {
-    /// `address:port` of members, the one to try first at the beginning.
+    /// `address:port` of members, in the order in which they are tried.
     pub addresses: Vec<String>,
-    /// SHA-256 of the one certificate that is accepted, hexadecimal.
+    /// SHA-256 of the only certificate that is accepted, hexadecimal.
     pub fingerprint: String,
-    /// Ours, PEM.
+    /// Certificate of this host for the cluster, PEM.
     pub certificate_pem: String,
     /// Its key, PEM. A secret.
     pub key_pem: String,
@@ -51,7 +51,7 @@ impl fmt::Debug for Remote {
     }
 }
 
-/// Why a cluster is not reached, or does not trust us.
+/// Why a cluster cannot be reached, or does not trust this host.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     /// Its file cannot be read or written.
@@ -60,10 +60,10 @@ pub enum RemoteError {
     /// No remote has that name.
     #[error("there is no remote {0}")]
     Unknown(RemoteName),
-    /// One has it already.
+    /// The name is taken.
     #[error("there is a remote {0} already")]
     Exists(RemoteName),
-    /// What was given is no token.
+    /// The text is not a token.
     #[error("this is not a trust token")]
     Token(#[source] TokenError),
     /// A token without an address, and none was named.
@@ -72,12 +72,12 @@ pub enum RemoteError {
     /// A key or certificate could not be made.
     #[error("cannot make a certificate for this client")]
     Certificate(#[source] rcgen::Error),
-    /// None of its addresses answers as it should.
+    /// None of its addresses answers as expected.
     #[error("cannot reach the cluster{}", besides(.others))]
     Unreachable {
-        /// What was said of the other addresses that were tried.
+        /// The errors of the other addresses.
         others: Vec<String>,
-        /// What was said of the first.
+        /// The error of the first address.
         #[source]
         source: Box<Error>,
     },
@@ -90,8 +90,8 @@ pub enum RemoteError {
         #[source]
         source: Box<Error>,
     },
-    /// The token was taken, and still it does not trust us.
-    #[error("the server took the token but does not trust this client")]
+    /// The server accepted the token, but does not trust this client.
+    #[error("the server accepted the token but does not trust this client")]
     StillUntrusted,
 }
 
@@ -136,7 +136,7 @@ pub struct Remotes {
 }
 
 impl Remotes {
-    /// Kept in a directory, which need not be there yet.
+    /// In a directory, which need not exist yet.
     pub fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
@@ -145,7 +145,7 @@ impl Remotes {
         self.directory.join(format!("{name}.json"))
     }
 
-    /// One of them.
+    /// Reads one.
     ///
     /// # Errors
     /// [`RemoteError::Unknown`]; it cannot be read.
@@ -154,7 +154,7 @@ impl Remotes {
         stead_files::read_json(&path).at("read", &path)?.ok_or_else(|| RemoteError::Unknown(name.clone()))
     }
 
-    /// That there is none of that name yet.
+    /// Checks that the name is free.
     ///
     /// # Errors
     /// [`RemoteError::Exists`].
@@ -162,7 +162,7 @@ impl Remotes {
         if self.path(name).exists() { Err(RemoteError::Exists(name.clone())) } else { Ok(()) }
     }
 
-    /// Keeps one.
+    /// Writes one.
     ///
     /// # Errors
     /// It cannot be written.
@@ -235,7 +235,7 @@ impl Remote {
         Err(RemoteError::Unreachable { others, source })
     }
 
-    /// That another server is at an address: TLS itself only says that it does not like the certificate.
+    /// Whether another server is at an address: TLS itself only reports that the certificate was refused.
     async fn another(&self, address: &str) -> Option<Error> {
         let shown = tls::fetch_certificate(address, ADDRESS_TIMEOUT).await.ok()?;
         let (expected, found) = (self.fingerprint.clone(), tls::fingerprint(&shown));
@@ -243,35 +243,38 @@ impl Remote {
         (found != expected).then_some(Error::Fingerprint { endpoint, expected, found })
     }
 
-    /// SHA-256 of our certificate, by which the cluster knows us.
+    /// SHA-256 of this host's certificate, by which the cluster identifies it.
     ///
     /// # Errors
-    /// It is none.
+    /// It is not a certificate.
     pub fn own_fingerprint(&self) -> Result<String, RemoteError> {
-        let der = tls::certificate_from_pem(&self.certificate_pem).map_err(asking("read our certificate"))?;
+        let der = tls::certificate_from_pem(&self.certificate_pem)
+            .map_err(asking("read the certificate of this client"))?;
         Ok(tls::fingerprint(&der))
     }
 
-    /// Has the cluster trust us no longer.
+    /// Makes the cluster stop trusting this host.
     ///
     /// # Errors
-    /// It is not reached, or refuses.
+    /// It cannot be reached, or refuses.
     pub async fn renounce(&self) -> Result<(), RemoteError> {
         let own = self.own_fingerprint()?;
         let client = self.connect().await?;
         match client.send(&requests::certificates::delete(&own)).await {
-            // Somebody was faster.
+            // It has been removed already.
             Err(e) if e.is_not_found() => Ok(()),
-            other => other.map(drop).map_err(asking("make the cluster forget our certificate")),
+            other => {
+                other.map(drop).map_err(asking("remove the certificate of this client from the cluster"))
+            }
         }
     }
 }
 
-/// From a trust token to a cluster that trusts a new certificate of ours. `addresses`: in place of the token's, when these
-/// cannot be reached from here. The server must show the certificate that the token names, wherever it is reached.
+/// Makes a new certificate and has a cluster trust it by a token. `addresses` replace those of the token, which may not be
+/// reachable from here. The server must show the certificate that the token names, wherever it is reached.
 ///
 /// # Errors
-/// [`RemoteError`]. A token works once: after an error that is not of the token itself or the way there, another is needed.
+/// [`RemoteError`]. A token works once: after an error of the server another one is needed.
 pub async fn trust(token: &str, addresses: &[String], now: SystemTime) -> Result<Remote, RemoteError> {
     let token_text = token.trim();
     let token = TrustToken::decode(token_text).map_err(RemoteError::Token)?;
@@ -289,10 +292,12 @@ pub async fn trust(token: &str, addresses: &[String], now: SystemTime) -> Result
         .add_own_certificate(&token.client_name, token_text)
         .await
         .map_err(asking("hand the token to the server"))?;
-    if client.server_info().await.map_err(asking("ask the server whether it trusts us"))?.auth != "trusted" {
+    if client.server_info().await.map_err(asking("ask the server whether it trusts this client"))?.auth
+        != "trusted"
+    {
         return Err(RemoteError::StillUntrusted);
     }
-    // Any member will do when the first is away.
+    // Another member can be asked when the first is away.
     for member in client.members().await.map_err(asking("ask for the cluster's members"))? {
         let address = with_port(member.url.trim_start_matches("https://"));
         if !remote.addresses.contains(&address) {
@@ -302,7 +307,7 @@ pub async fn trust(token: &str, addresses: &[String], now: SystemTime) -> Result
     Ok(remote)
 }
 
-/// `address:port`: engines' own port when there is none.
+/// `address:port`, with the engines' own port by default.
 fn with_port(address: &str) -> String {
     if address.parse::<std::net::Ipv6Addr>().is_ok() {
         return format!("[{address}]:{PORT}");
@@ -311,7 +316,7 @@ fn with_port(address: &str) -> String {
     if bare { format!("{address}:{PORT}") } else { address.to_owned() }
 }
 
-/// A certificate that vouches for itself, and its key: engines trust those they were shown.
+/// A self-signed certificate and its key.
 fn certificate(name: &str, now: OffsetDateTime) -> Result<(String, String), rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::default();

@@ -1,6 +1,6 @@
-//! The placement scriptlet on a server: which one it can run, and putting it there.
+//! The placement scriptlet on a server: which form it can run, and its installation.
 //!
-//! Owns the server's setting and whose scriptlet is in it. Does not own the text: that is `stead_placement::scriptlet`.
+//! Owns the server's setting and who wrote the scriptlet in it. Does not own the text: that is `stead_placement::scriptlet`.
 
 use crate::{
     facts::{self, FactsError},
@@ -16,19 +16,19 @@ use stead_placement::{
 
 /// The server's setting.
 const KEY: &str = "instances.placement.scriptlet";
-/// Setting it may have to be told to every member.
+/// The server may have to pass the setting on to every member.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why there is no scriptlet.
+/// Why a scriptlet was not made, installed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum ScriptletError {
-    /// The cluster cannot be looked at.
+    /// The cluster could not be observed.
     #[error(transparent)]
     Facts(#[from] FactsError),
-    /// The server takes none.
+    /// The server does not support scriptlets.
     #[error("the server cannot place instances by a scriptlet")]
     Cannot(#[source] Box<Error>),
-    /// Somebody else's is there.
+    /// Stead did not write the scriptlet on the server.
     #[error("the server has a placement scriptlet that stead did not write")]
     Foreign,
     /// A request failed.
@@ -67,11 +67,11 @@ fn asking(what: &'static str) -> impl Fn(Error) -> ScriptletError {
 /// The scriptlet of a policy for a cluster, with the sizes of its members in it.
 ///
 /// # Errors
-/// [`ScriptletError::Cannot`] when the server takes none.
+/// [`ScriptletError::Cannot`] when the server does not support scriptlets.
 pub async fn generate(client: &Client, policy: &Policy) -> Result<String, ScriptletError> {
     able(client).await?;
     let facts = facts::gather(client).await?;
-    let server = client.server_info().await.map_err(asking("ask the server what it can do"))?;
+    let server = client.server_info().await.map_err(asking("ask the server for its API extensions"))?;
     let view = match server.has(scriptlet::INSTANCES_EXTENSION) {
         true => View::Instances,
         false => View::MeasuredOnly,
@@ -79,15 +79,16 @@ pub async fn generate(client: &Client, policy: &Policy) -> Result<String, Script
     Ok(scriptlet::generate(policy, Some(&snapshot(&facts)), view))
 }
 
-/// Whether the setting was changed: the same text is not sent twice. `force`: in place of somebody else's too.
+/// Installs a scriptlet; returns whether the setting was changed, since the same text is not sent twice. `force` replaces one
+/// that Stead did not write.
 ///
 /// # Errors
-/// [`ScriptletError`]; that the server does not take the text too.
+/// [`ScriptletError`], also when the server refuses the text.
 pub async fn install(client: &Client, text: &str, force: bool) -> Result<bool, ScriptletError> {
     set(client, text, force).await
 }
 
-/// Takes the scriptlet away; whether there was one. `force`: somebody else's too.
+/// Removes the scriptlet; returns whether there was one. `force` removes one that Stead did not write.
 ///
 /// # Errors
 /// [`ScriptletError`].
@@ -98,7 +99,7 @@ pub async fn remove(client: &Client, force: bool) -> Result<bool, ScriptletError
 async fn able(client: &Client) -> Result<(), ScriptletError> {
     client.require(Feature::PlacementScriptlet).await.map_err(|e| match e.is_missing_extension() {
         true => ScriptletError::Cannot(Box::new(e)),
-        false => asking("ask the server what it can do")(e),
+        false => asking("ask the server for its API extensions")(e),
     })
 }
 

@@ -1,7 +1,7 @@
-//! From what an engine says to what placement plans with.
+//! From an engine's answers to the snapshot that placement plans with.
 //!
 //! Owns how the engine's words map to the snapshot's: limits to amounts, devices to what ties an instance to its member.
-//! Touches nothing: a function of [`Facts`].
+//! A function of [`Facts`], without effects.
 
 use crate::{
     amounts,
@@ -14,14 +14,14 @@ use stead_placement::snapshot::{
     Schedulable, Snapshot, Workload,
 };
 
-/// Storage that every member reaches: nothing is copied when an instance in it moves (Incus: "Remote storage").
+/// Storage that every member reaches: moving an instance in it copies nothing (Incus: "Remote storage").
 const SHARED_DRIVERS: [&str; 6] = ["ceph", "cephfs", "cephobject", "lvmcluster", "linstor", "truenas"];
 
-/// Devices that are of one host: an instance with one of these stays where it is.
+/// Devices that belong to one host: an instance with one of these cannot be moved.
 const HOST_DEVICES: [&str; 8] =
     ["gpu", "infiniband", "pci", "tpm", "unix-block", "unix-char", "unix-hotplug", "usb"];
 
-/// Where an engine keeps the cluster group that an instance was created for.
+/// The setting in which an engine keeps the cluster group that an instance was created for.
 pub(crate) const CLUSTER_GROUP: &str = "volatile.cluster.group";
 
 /// The snapshot of a cluster.
@@ -110,7 +110,7 @@ fn instance(i: &EngineInstance, facts: &Facts, member_mib: u64) -> Instance {
     }
 }
 
-/// What an instance with these settings and devices (those of its profiles among them) asks of a member with so much memory.
+/// What an instance with these settings and devices (including those of its profiles) needs of a member with so much memory.
 pub fn workload(
     id: InstanceId,
     kind: InstanceKind,
@@ -137,7 +137,7 @@ pub fn workload(
     }
 }
 
-/// What the engine promises it: its limits, where it has any.
+/// The limits of an instance, where it has any.
 pub fn limits(config: &Config, member_mib: u64) -> Amounts {
     let get = |key: &str| config.get(key).map(String::as_str).filter(|v| !v.is_empty());
     let threads = get("limits.cpu").and_then(amounts::cpu_milli);
@@ -148,7 +148,7 @@ pub fn limits(config: &Config, member_mib: u64) -> Amounts {
     }
 }
 
-/// Disks that lie in a pool: device, pool, the size promised in MiB (0: none is set).
+/// Disks in a pool: device, pool, and size limit in MiB (0 when none is set).
 fn disks(devices: &Devices) -> impl Iterator<Item = (&str, &str, u64)> {
     devices.iter().filter(|(_, d)| d.get("type").is_some_and(|t| t == "disk")).filter_map(|(name, d)| {
         let size = d.get("size").and_then(|s| amounts::mib(s)).unwrap_or(0);
@@ -156,13 +156,13 @@ fn disks(devices: &Devices) -> impl Iterator<Item = (&str, &str, u64)> {
     })
 }
 
-/// Whether a device of its host keeps it there.
+/// Whether one of its devices belongs to its host.
 fn is_tied(i: &EngineInstance) -> bool {
     i.expanded_devices.values().any(|d| {
         let value = |key: &str| d.get(key).map_or("", String::as_str);
         match value("type") {
             "nic" => matches!(value("nictype"), "physical" | "sriov"),
-            // A directory or device of the host, as against a volume of a pool.
+            // A directory or device of the host rather than a volume of a pool.
             "disk" => value("pool").is_empty() && value("source").starts_with('/'),
             other => HOST_DEVICES.contains(&other),
         }

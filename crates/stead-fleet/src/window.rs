@@ -1,6 +1,6 @@
-//! Daily times in which moves may begin.
+//! Times of day in which moves may begin.
 //!
-//! Owns what `22:00-06:00` means on a clock that may have summer time. Reads no clock: functions of a moment.
+//! Owns what `22:00-06:00` means on a clock with or without summer time. Reads no clock: functions of a moment.
 
 use jiff::{Span, Zoned, civil::Time};
 use std::{fmt, str::FromStr};
@@ -13,23 +13,24 @@ pub struct Window {
     to: Time,
 }
 
-/// Text that is no window.
+/// Why a text is not a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WindowError {
-    /// Not two times of day.
+    /// It is not two times of day.
     #[error("a window is two times of day, as in 22:00-06:00")]
     Form,
     /// It ends when it begins.
-    #[error("a window that ends when it begins is none; without a window, moves begin at any time")]
+    #[error("a window that ends when it begins is empty; without a window, moves begin at any time")]
     Empty,
 }
 
-/// Whether moves may begin, and until when that is so.
+/// Whether moves may begin, and until when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Moment {
     /// They may.
     Open {
-        /// When that ends. Not necessarily in a window that has no gap before the next: ask again then.
+        /// When the window closes, with those that follow without a gap. Ask again then: in windows all around the clock
+        /// another follows.
         until: Zoned,
     },
     /// They may not.
@@ -63,10 +64,10 @@ impl fmt::Display for Window {
     }
 }
 
-/// What windows say of a moment, in its time zone; none: there is no window.
+/// Whether a moment is in one of the windows, in its time zone; none when there is no window.
 ///
-/// Of a time that the clock skips in spring the one that is as much later counts, of one that it shows twice in autumn the
-/// first.
+/// A time that the clock skips in spring counts as the one that is as much later, and a time that it shows twice in autumn as
+/// the first of the two.
 pub fn at(windows: &[Window], now: &Zoned) -> Option<Moment> {
     let mut spans: Vec<(Zoned, Zoned)> = windows
         .iter()
@@ -88,7 +89,7 @@ pub fn at(windows: &[Window], now: &Zoned) -> Option<Moment> {
 }
 
 impl Window {
-    /// The one that begins so many days after the day of `now`. None at the end of the calendar.
+    /// The window that begins so many days after the day of `now`. None at the end of the calendar.
     fn on(&self, now: &Zoned, days: i32) -> Option<(Zoned, Zoned)> {
         let first = now.date().checked_add(Span::new().days(days)).ok()?;
         let last = if self.to <= self.from { first.tomorrow().ok()? } else { first };

@@ -36,7 +36,7 @@ pub enum Error {
         found: String,
     },
     /// The request cannot be expressed in HTTP.
-    #[error("{request} is not a request")]
+    #[error("{request} cannot be sent as a request")]
     Request {
         /// Method and path.
         request: String,
@@ -62,7 +62,7 @@ pub enum Error {
         after: Duration,
     },
     /// The answer is not one of the engine's.
-    #[error("{request} was answered by something else")]
+    #[error("{request} was answered by something that is not Incus or LXD")]
     Envelope {
         /// Method and path.
         request: String,
@@ -91,7 +91,7 @@ pub enum Error {
         message: String,
     },
     /// The answer lacks something or has it in another shape.
-    #[error("{request} was answered in a shape that is not known")]
+    #[error("the answer to {request} does not have the expected shape")]
     Shape {
         /// Method and path.
         request: String,
@@ -100,7 +100,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The engine is too old for this.
-    #[error("{feature} needs the API extension {extension}, which {endpoint} has not")]
+    #[error("{feature} needs the API extension {extension}, which the server at {endpoint} lacks")]
     Extension {
         /// What was wanted.
         feature: Feature,
@@ -110,7 +110,7 @@ pub enum Error {
         endpoint: String,
     },
     /// No version of this engine can do this.
-    #[error("{feature} is nothing {dialect} can do")]
+    #[error("{dialect} does not support {feature}")]
     Never {
         /// What was wanted.
         feature: Feature,
@@ -118,7 +118,7 @@ pub enum Error {
         dialect: Dialect,
     },
     /// Somebody else changed the object since its ETag was given out.
-    #[error("{request} was refused: the object has changed meanwhile")]
+    #[error("{request} was refused: the object has been changed meanwhile")]
     Changed {
         /// Method and path.
         request: String,
@@ -157,8 +157,8 @@ pub enum Error {
         #[source]
         source: Box<tokio_tungstenite::tungstenite::Error>,
     },
-    /// Measurements that are none.
-    #[error("{request} was answered with something else than measurements")]
+    /// An answer that should be measurements.
+    #[error("the answer to {request} is not a set of measurements")]
     Metrics {
         /// Method and path.
         request: String,

@@ -1,4 +1,4 @@
-//! Carries a plan's moves out, so that whatever dies in the middle, every instance ends on one member and runs if it ran.
+//! Carries out a plan's moves so that, whatever dies in the middle, every instance ends on one member and runs if it ran.
 //!
 //! [`rebalance`] is the whole: finish what an earlier run began, wait for a window, plan, carry out, until nothing is
 //! left ([`campaign`]). [`Executor`] carries one plan out ([`executor`]), each move by itself ([`mover`]). Chooses no
@@ -18,13 +18,13 @@ use stead_placement::plan::Move;
 /// The time, in the zone that windows are meant in.
 pub type Clock<'a> = &'a dyn Fn() -> Zoned;
 
-/// How a rebalance is done.
+/// How moves are carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Moves at the same time.
     pub at_once: usize,
-    /// Mean rate over the run at which instances are copied: a move begins when what was copied before allows it. None: as
-    /// fast as it goes. The servers' own copies are not slowed down.
+    /// The mean rate at which instances are copied: a move begins when the amount copied before allows it. None: no limit.
+    /// The servers' copies themselves are not slowed down.
     pub mib_per_s: Option<u64>,
     /// How long an instance may take to shut down; one that takes longer is not moved.
     pub stop_timeout: Duration,
@@ -60,9 +60,9 @@ pub enum Event {
         /// How.
         outcome: Outcome,
     },
-    /// The server does not answer; it is waited for.
+    /// The run waits for a server that does not answer; the text says what is wrong with it.
     ServerAway(String),
-    /// No window is open.
+    /// No window is open now.
     OutsideWindows {
         /// When the next one opens.
         opens: Zoned,
@@ -81,21 +81,21 @@ pub enum Outcome {
         /// How long it was stopped.
         downtime: Duration,
     },
-    /// It was there already.
+    /// It was on its target already.
     AlreadyThere,
-    /// It was not moved, and why. It is where it was and as it was, or the text says what is wrong with it.
+    /// It was not moved, and why. It is unchanged, or the text says what is wrong with it.
     Failed(String),
-    /// A server went away in the middle and stayed away: how it is with the instance is not known. The next run goes on
-    /// with it.
+    /// A server went away in the middle and stayed away: the state of the instance is unknown. The next run continues the
+    /// move.
     Unfinished(String),
-    /// It was not begun: the run was asked to stop, its time was over, or a move it had to wait for failed.
+    /// It was not begun: the run was asked to stop, the window closed, or a move that it waits for failed.
     Left,
 }
 
-/// What became of a plan.
+/// How the moves of a plan ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Each move that was to be done, resumed ones first.
+    /// Each move and how it ended, resumed ones first.
     pub moves: Vec<(Move, Outcome)>,
 }
 
