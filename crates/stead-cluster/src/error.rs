@@ -119,8 +119,8 @@ pub enum ClusterError {
         /// The end of its console and logs.
         tail: String,
     },
-    /// A request to a node's agent failed.
-    #[error("cannot {action} on node {node}")]
+    /// A request to a node's agent failed. The source names the operation and the node.
+    #[error("{source}")]
     Agent {
         /// What was asked.
         action: &'static str,

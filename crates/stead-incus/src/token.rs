@@ -39,10 +39,10 @@ pub struct TrustToken {
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// Not base64.
-    #[error("token is not base64")]
+    #[error("it is not base64")]
     Base64(#[source] base64::DecodeError),
     /// Not the JSON of such a token.
-    #[error("token does not hold what a token of its kind holds")]
+    #[error("its content is not that of a token")]
     Json(#[source] serde_json::Error),
 }
 

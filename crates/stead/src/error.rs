@@ -121,21 +121,9 @@ impl Report {
         let Error::Failed { doing, kind, source } = error else { return None };
         let kind = kind.unwrap_or_else(|| source.failure_kind());
         let hint = source.hint().or_else(|| (kind == FailureKind::Internal).then(|| DEFECT.to_owned()));
-        let mut message = String::new();
-        let mut add = |part: &str| {
-            if !message.contains(part) {
-                let colon = if message.is_empty() { "" } else { ": " };
-                message.push_str(colon);
-                message.push_str(part);
-            }
-        };
-        doing.iter().for_each(|part| add(part));
-        let mut next: Option<&dyn std::error::Error> = Some(&**source);
-        while let Some(cause) = next {
-            add(&cause.to_string());
-            next = cause.source();
-        }
-        let message = message.trim_end().to_owned();
+        let chain = stead_os::chain(&**source);
+        let parts: Vec<&str> = doing.iter().map(String::as_str).chain([chain.trim_end()]).collect();
+        let message = parts.join(": ");
         Some(Self { kind, message, hint, exit_code: kind.exit_code() })
     }
 
@@ -254,7 +242,7 @@ mod tests {
             Error::from(no_entry()),
             ClusterError::Busy(cluster()).into(),
             ClusterError::NotUp("cluster demo is not up".into()).into(),
-            ClusterError::Machine { action: "start", node: node(), source: "no".into() }.into(),
+            ClusterError::Machine { action: "start", node: node(), source: "no such device".into() }.into(),
             ClusterError::Node { node: node(), why: "no answer".into(), tail: "last line".into() }.into(),
             ClusterError::Engine { action: "reach the engine", cluster: cluster(), source: engine(500) }
                 .into(),
