@@ -1,7 +1,7 @@
 //! The stock client's way in: configuration for `incus` or `lxc`, whose certificate the engine trusts by a one-time
 //! token.
 
-use crate::{ClusterError, Host, Record, files, prepare, remote};
+use crate::{ClusterError, Host, Record, files, identities, remote};
 use serde::Serialize;
 use std::path::PathBuf;
 use stead_incus::{Client, Dialect, Endpoint, Identity, tls};
@@ -61,7 +61,7 @@ async fn connect(host: &Host, cluster: &ClusterName) -> Result<Connection, Clust
         .and_then(stead_machine::network::observe)
         .and_then(|s| s.listening.first().copied())
         .ok_or_else(|| ClusterError::NotUp(format!("cluster {cluster} is not up")))?;
-    let operator = prepare::operator_identity(&layout)?;
+    let operator = identities::operator(&layout)?;
     // The engine's API of the first node is what is published: see `desired`.
     let node = record
         .spec

@@ -36,6 +36,8 @@ const STOP_TIMEOUT_S: u32 = 60;
 pub struct Desired {
     /// The host network.
     pub network: HostNetworkSpec,
+    /// The engine on all nodes.
+    pub engine: EngineKind,
     /// Every node, in order.
     pub nodes: Vec<DesiredNode>,
 }
@@ -49,8 +51,8 @@ pub struct DesiredNode {
     pub spec: NodeSpec,
     /// Where its agent answers.
     pub agent: SocketAddr,
-    /// Whether the engine's state outlives a reboot.
-    pub keeps_state: bool,
+    /// The disk on which the engine's state outlives a restart; without one it is lost.
+    pub data_disk: Option<String>,
 }
 
 /// Everything [`desired`] is worked out from.
@@ -153,10 +155,10 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, ClusterError> {
             machine,
             spec: node_spec(inputs, node, engine, identity),
             agent: SocketAddr::new(first_address(node), AGENT_PORT),
-            keeps_state: node.disks.iter().any(|d| d.role == DiskRole::Data),
+            data_disk: node.disks.iter().find(|d| d.role == DiskRole::Data).map(|d| d.name.clone()),
         });
     }
-    Ok(Desired { network: host_network(inputs, &resolved), nodes })
+    Ok(Desired { network: host_network(inputs, &resolved), engine, nodes })
 }
 
 fn backends_without_kernel() -> String {

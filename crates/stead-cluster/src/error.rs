@@ -141,6 +141,34 @@ pub enum ClusterError {
         #[source]
         source: Box<stead_incus::Error>,
     },
+    /// A plan did not pass its check. Nothing of it was done.
+    #[error("the plan for cluster {cluster} is not sound, nothing of it was done")]
+    Unsound {
+        /// Whose.
+        cluster: ClusterName,
+        /// What is wrong with it.
+        #[source]
+        flaw: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The cluster changed while plans were carried out, each time anew.
+    #[error("cluster {cluster} changed while each of {plans} plans was carried out; last: {why}")]
+    Unsettled {
+        /// Which.
+        cluster: ClusterName,
+        /// How many plans were made.
+        plans: usize,
+        /// In what the last one did not fit any more.
+        why: String,
+    },
+    /// What was left of the engine's cluster was lost while a plan was carried out. It is not formed anew by a command whose
+    /// plan did not say so.
+    #[error("cluster {cluster}: {why}, and no member is left that kept the state of its engine")]
+    LostMeanwhile {
+        /// Which.
+        cluster: ClusterName,
+        /// In what the plan did not fit any more.
+        why: String,
+    },
     /// Several things failed.
     #[error("{} things failed:\n{}", .0.len(), .0.iter().map(|e| format!("- {}", chain(e))).collect::<Vec<_>>().join("\n"))]
     Several(Vec<ClusterError>),
@@ -183,7 +211,7 @@ impl Failure for ClusterError {
             Self::NoCluster(_) | Self::NoNode { .. } | Self::NameTaken { .. } | Self::Refused(_) => {
                 FailureKind::BadInput
             }
-            Self::Task { .. } => FailureKind::Internal,
+            Self::Task { .. } | Self::Unsound { .. } => FailureKind::Internal,
             Self::Image(source) => source.failure_kind(),
             Self::Agent { source, .. } => source.failure_kind(),
             Self::Engine { source, .. } => source.failure_kind(),
@@ -204,6 +232,14 @@ impl Failure for ClusterError {
             Self::Node { node, .. } => Some(format!(
                 "see `stead logs CLUSTER {node}` and `stead console CLUSTER {node}`; `stead up FILE` continues from here"
             )),
+            Self::Unsound { .. } => Some(
+                "this is a fault of stead: report it with what `stead status CLUSTER --json` and the cluster file say"
+                    .into(),
+            ),
+            Self::Unsettled { .. } => Some("`stead up FILE` continues from here".into()),
+            Self::LostMeanwhile { .. } => Some(
+                "`stead up FILE --dry-run` shows what is left to do: the engine's cluster is formed anew, empty".into(),
+            ),
             Self::Machine { .. } => Some("`stead doctor` checks what machines need on this host".into()),
             Self::Image(source) => source.hint(),
             Self::Agent { source, .. } => source.hint(),

@@ -1,14 +1,15 @@
 //! Our clusters: a cluster file becomes machines, networks and one engine, and stays so.
 //!
-//! observe -> plan -> apply: [`desired`] says what should be, [`observe`] what is, [`plan`] (pure) what is to be done,
-//! and [`apply`] does it. State is files under one directory ([`layout`]), written atomically and guarded by a lock;
-//! whatever is killed when, `up` can go on and `down` can clean up.
+//! look -> plan -> check -> carry out: [`desired`] says what should be, [`observe`] what is, [`plan`] (pure) what is to be
+//! done in which order, [`check`] (pure, and on its own) whether that is sound, and [`up`] has it done. State is files
+//! under one directory ([`layout`]), written whole and guarded by a lock; whatever is killed when, `up` can go on and
+//! `down` can clean up.
 //!
 //! Does not own: how a machine or a network is started (`stead-machine`), what a node does (`stead-node`), how an
 //! image is made (`stead-image`).
 
-pub mod apply;
-mod bring;
+mod blocking;
+pub mod check;
 mod claim;
 pub mod client_env;
 pub mod desired;
@@ -16,14 +17,23 @@ pub mod dial;
 pub mod down;
 pub mod error;
 pub mod event;
+mod execute;
 pub mod files;
+#[cfg(test)]
+mod fixtures;
+mod health;
+mod identities;
 pub mod layout;
+mod machines;
+mod members;
 pub mod observe;
 pub mod plan;
-pub mod prepare;
+mod prepare;
 pub mod record;
 pub mod remote;
+mod site;
 pub mod status;
+pub mod up;
 mod wait;
 
 pub use error::ClusterError;

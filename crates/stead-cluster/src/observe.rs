@@ -1,6 +1,6 @@
 //! What is: read from the state files, the locks, and the agents that answer.
 
-use crate::{ClusterError, Events, Layout, dial, files};
+use crate::{ClusterError, Events, Layout, Record, dial, files};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -16,7 +16,7 @@ use stead_model::{
     node::AGENT_PORT,
 };
 
-/// An agent that does not answer within this is taken as not answering, in a mere look.
+/// An agent that is silent for this long does not answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// An engine that has lost its leader has another one within this: an election takes one to a few seconds. If it has none
@@ -25,8 +25,8 @@ const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
 /// A leader of the engines' database that has lost its quorum goes on answering until it notices, after 3 s without a word
 /// of the others (the election timeout of dqlite and cowsql).
 const STEP_DOWN_PATIENCE: Duration = Duration::from_secs(5);
-/// Whoever waits longer is told for what.
-const TELL_AFTER: Duration = Duration::from_secs(1);
+/// After this, what is waited for is reported.
+const REPORT_AFTER: Duration = Duration::from_secs(1);
 /// Pause between two looks at an engine that is not settled.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
@@ -37,6 +37,10 @@ pub struct Observed {
     pub network: Option<HostNetworkSpec>,
     /// Whether the network's supervisor runs.
     pub network_runs: bool,
+    /// Members of the engine's cluster, as far as the record knows.
+    pub members: BTreeSet<NodeName>,
+    /// Members whose removal was begun and cut short, and the node that drove it, by the record.
+    pub leaving: BTreeMap<NodeName, NodeName>,
     /// Every node that has a directory.
     pub nodes: BTreeMap<NodeName, ObservedNode>,
 }
@@ -44,20 +48,21 @@ pub struct Observed {
 /// What is there of one node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ObservedNode {
-    /// Its supervisor's word, when it runs.
+    /// What its supervisor reports, when it runs.
     pub running: Option<MachineState>,
     /// The machine as it was last started.
     pub machine: Option<MachineSpec>,
     /// The spec it was last given.
     pub spec: Option<NodeSpec>,
-    /// Its agent's word, when it answers.
+    /// What its agent reports, when it answers.
     pub status: Option<NodeStatus>,
 }
 
 /// Clients of the agents of the nodes that run; their connections are kept.
 pub type Agents = BTreeMap<NodeName, Client>;
 
-/// Looks at everything of a cluster; with the agents that can be asked for more. Damaged state files of a node count as not there: it is then made anew.
+/// Looks at everything of a cluster; with the agents that can be asked for more. Damaged state files of a node count as
+/// missing: it is then made anew. What the record knows is not looked up.
 ///
 /// # Errors
 /// The cluster's directory cannot be read.
@@ -88,15 +93,35 @@ pub async fn observe(
             node.status = Some(status);
         }
     }
-    Ok((Observed { network, network_runs, nodes }, agents))
+    let observed = Observed { network, network_runs, nodes, ..Observed::default() };
+    Ok((observed, agents))
+}
+
+/// Looks at everything as plans need it: with what the record knows, and engines that have settled.
+///
+/// # Errors
+/// As [`observe`].
+pub(crate) async fn settled(
+    layout: &Layout,
+    record: &Record,
+    operator: &Identity,
+    events: &Events,
+) -> Result<Observed, ClusterError> {
+    let (mut observed, agents) = observe(layout, Some(operator)).await?;
+    if !record.engine.is_none() {
+        settle_engines(&mut observed, &record.members, &agents, events).await;
+    }
+    observed.members.clone_from(&record.members);
+    observed.leaving.clone_from(&record.leaving);
+    Ok(observed)
 }
 
 impl ObservedNode {
     /// Whether its machine runs and is not on its way down, as far as anybody knows.
     pub fn is_up(&self) -> bool {
-        let told = self.status.as_ref().is_some_and(|s| s.phase == NodePhase::Stopping);
+        let stopping = self.status.as_ref().is_some_and(|s| s.phase == NodePhase::Stopping);
         let runs = |s: &MachineState| matches!(s.phase, MachinePhase::Starting | MachinePhase::Running);
-        self.running.as_ref().is_some_and(runs) && !told
+        self.running.as_ref().is_some_and(runs) && !stopping
     }
     /// How far its engine is, when its agent answers.
     pub fn engine(&self) -> Option<EngineState> {
@@ -113,7 +138,7 @@ impl ObservedNode {
 /// Waits until the engines of nodes that run have come to an end of what an interrupted command began or ended, so that a
 /// plan builds on members that are: asks each one, past what its agent has seen last. `members`: those of the engine's
 /// cluster as far as is known.
-pub async fn settle_engines(
+async fn settle_engines(
     observed: &mut Observed,
     members: &BTreeSet<NodeName>,
     agents: &Agents,
@@ -124,7 +149,7 @@ pub async fn settle_engines(
     let looks = agents.iter().map(|(name, agent)| async {
         let machine = observed.nodes.get(name).and_then(|n| n.machine.as_ref());
         let start_patience = machine.map_or(Duration::ZERO, |m| backend::patience(m).agent);
-        let (began, mut told) = (Instant::now(), false);
+        let (began, mut reported) = (Instant::now(), false);
         loop {
             let engine = agent.engine().await.ok();
             let patience = match engine.as_ref().map(|e| e.state) {
@@ -137,8 +162,8 @@ pub async fn settle_engines(
                 let status = agent.status().await.ok()?;
                 return Some(NodeStatus { engine, ..status });
             }
-            if !told && began.elapsed() > TELL_AFTER {
-                told = true;
+            if !reported && began.elapsed() > REPORT_AFTER {
+                reported = true;
                 events.node(name, "engine", "asked until it has settled");
             }
             tokio::time::sleep(SETTLE_POLL).await;

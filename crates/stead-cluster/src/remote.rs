@@ -1,6 +1,6 @@
 //! Reaching one node of a cluster: for exec, logs, cp, reboot.
 
-use crate::{ClusterError, Host, Record, dial, files, observe, prepare};
+use crate::{ClusterError, Host, Record, dial, files, identities, observe};
 use stead_agent::client::Client;
 use stead_machine::MachineSpec;
 use stead_model::{ClusterName, NodeName, NodeSpec};
@@ -12,7 +12,7 @@ use stead_model::{ClusterName, NodeName, NodeSpec};
 pub fn connect(host: &Host, cluster: &ClusterName, node: &str) -> Result<Client, ClusterError> {
     let layout = host.layout(cluster);
     let name = require_node(host, cluster, node)?;
-    let operator = prepare::operator_identity(&layout)?;
+    let operator = identities::operator(&layout)?;
     let spec: Option<NodeSpec> = files::read_json(&layout.node_spec_dir(&name).join("node.json"))?;
     let machine: Option<MachineSpec> = files::read_json(&layout.node(&name).join("machine.json"))?;
     let (Some(address), Some(machine)) = (spec.as_ref().and_then(observe::agent_address), machine) else {

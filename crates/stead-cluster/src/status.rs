@@ -1,6 +1,6 @@
 //! `status`: what a cluster is, for people and machines.
 
-use crate::{ClusterError, Host, Record, observe, prepare};
+use crate::{ClusterError, Host, Record, health::word, identities, observe};
 use serde::Serialize;
 use std::time::Duration;
 use stead_model::{
@@ -55,10 +55,6 @@ pub struct EngineLine {
     pub state: String,
 }
 
-pub(crate) fn word<T: Serialize>(value: &T) -> String {
-    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
 /// Asks everybody.
 ///
 /// # Errors
@@ -66,7 +62,7 @@ pub(crate) fn word<T: Serialize>(value: &T) -> String {
 pub async fn status(host: &Host, cluster: &ClusterName) -> Result<ClusterStatus, ClusterError> {
     let layout = host.layout(cluster);
     let record = Record::require(&layout)?;
-    let operator = prepare::operator_identity(&layout).ok();
+    let operator = identities::operator(&layout).ok();
     let (observed, agents) = observe::observe(&layout, operator.as_ref()).await?;
     let mut nodes = Vec::new();
     let mut warnings = Vec::new();

@@ -7,7 +7,6 @@ use crate::{
     progress,
 };
 use clap::Args;
-use stead_cluster::apply;
 use stead_model::ClusterName;
 
 /// Change the number of nodes: new ones join, surplus ones are evacuated, removed and deleted.
@@ -28,7 +27,7 @@ impl Run for Scale {
         app.wait(async {
             let (events, display) = progress::start(app);
             let result = tokio::select! {
-                result = apply::scale(&app.host, &self.cluster, self.count, &events) => result.map_err(Error::from),
+                result = stead_cluster::up::scale(&app.host, &self.cluster, self.count, &events) => result.map_err(Error::from),
                 _ = tokio::signal::ctrl_c() => {
                     Err(Error::interrupted("interrupted: the same command again continues"))
                 }

@@ -9,9 +9,10 @@ use crate::{
 use clap::{Args, ValueHint};
 use std::path::{Path, PathBuf};
 use stead_cluster::{
-    ClusterError, Record, apply,
-    apply::{UpReport, UpRequest},
+    ClusterError, Record,
     down::{self, DownMode},
+    up as cluster,
+    up::{UpReport, UpRequest},
 };
 use stead_model::{ClusterName, ClusterSpec, FailureKind};
 
@@ -46,7 +47,7 @@ impl Run for Up {
 
 async fn dry_run(app: &App, request: UpRequest, json: bool) -> Result<Exit> {
     let (events, display) = progress::start(app);
-    let plan = apply::dry_run(&app.host, request, &events).await;
+    let plan = cluster::dry_run(&app.host, request, &events).await;
     display.end(events).await;
     let plan = plan?;
     match json {
@@ -62,7 +63,7 @@ async fn up(app: &App, request: UpRequest, json: bool) -> Result<Exit> {
     let is_new = Record::load(&host.layout(&cluster)).is_ok_and(|r| r.is_none());
     let (events, display) = progress::start(app);
     let result = tokio::select! {
-        result = apply::up(host, request, &events) => Some(result),
+        result = cluster::up(host, request, &events) => Some(result),
         _ = tokio::signal::ctrl_c() => None,
     };
     display.end(events).await;

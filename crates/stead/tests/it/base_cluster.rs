@@ -12,7 +12,18 @@ fn up_is_idempotent_and_down_leaves_nothing() {
     let Some(w) = World::new("up_is_idempotent_and_down_leaves_nothing", &["base"]) else { return };
     let file = w.file("t-idem", &yaml("t-idem", 2, ""));
     let plan = w.ok(&["up", &file, "--dry-run"]);
-    assert_eq!(plan, "cluster t-idem:\n  make the network\n  node1: start\n  node2: start\n");
+    let lines = [
+        "cluster t-idem:",
+        "  1  make the network",
+        "  2  node1: start                        after 1",
+        "  3  node1: wait until its services run  after 2",
+        "  4  node2: start                        after 1",
+        "  5  node2: wait until its services run  after 4",
+        "",
+    ];
+    assert_eq!(plan, lines.join("\n"));
+    let plan: serde_json::Value = serde_json::from_str(&w.ok(&["up", &file, "--dry-run", "--json"])).unwrap();
+    assert_eq!(plan["steps"][1], serde_json::json!({"id": 2, "do": "start", "node": "node1", "after": [1]}));
     assert!(w.leftovers("t-idem").is_empty(), "a dry run made something");
     w.ok(&["up", &file]);
     let status = w.status("t-idem");
@@ -147,7 +158,7 @@ fn scaling_and_overlays_converge() {
     assert_eq!(boots(&w), before[..2]);
     // A changed overlay restarts the nodes that have it, and is there afterwards.
     fs::write(overlay.join("etc/motd"), "two\n").unwrap();
-    assert!(w.ok(&["up", &file, "--dry-run"]).contains("node1: restart (layers changed)"));
+    assert!(w.ok(&["up", &file, "--dry-run"]).contains("node1: kill (layers changed)"));
     let smaller = w.file("t-scale", &yaml("t-scale", 2, "overlays: [overlay]\n"));
     w.ok(&["up", &smaller]);
     assert_eq!(w.exec("t-scale", "node2", &["cat", "/etc/motd"]), "two\n");

@@ -1,0 +1,172 @@
+//! How a node is, read from what its agent says. Pure.
+
+use serde::Serialize;
+use stead_model::agent::{EngineState, NodePhase, NodeStatus, ServiceState, ServiceStatus};
+
+/// A service without a readiness check counts as up once it has lived this long: what ends at once was never up.
+const SETTLED_MS: u64 = 250;
+
+/// Whether no service of the node has only just been started.
+pub(crate) fn settled(s: &NodeStatus) -> bool {
+    let last = |event: String| s.timeline.iter().rev().find(|t| t.event == event).map_or(0, |t| t.at_ms);
+    s.services.iter().filter(|x| x.state == ServiceState::Ready).all(|x| {
+        let started = last(format!("service {} started", x.name));
+        // One with a check has passed it.
+        started < last(format!("service {} ready", x.name)) || started + SETTLED_MS <= s.uptime_ms
+    })
+}
+
+/// The agent's word for a value, such as `online`.
+pub(crate) fn word<T: Serialize>(value: &T) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// Whether all services run.
+pub(crate) fn is_running(s: &NodeStatus) -> bool {
+    s.phase == NodePhase::Running
+}
+
+/// Whether all services run, none of them only just started.
+pub(crate) fn runs(s: &NodeStatus) -> bool {
+    is_running(s) && settled(s)
+}
+
+/// How far its engine is.
+pub(crate) fn engine(s: &NodeStatus) -> Option<EngineState> {
+    s.engine.as_ref().map(|e| e.state)
+}
+
+/// Whether its engine answers.
+pub(crate) fn engine_answers(s: &NodeStatus) -> bool {
+    engine(s).is_some_and(|e| e != EngineState::Starting)
+}
+
+/// Whether the engine is a member that the cluster counts as there.
+pub(crate) fn is_online(state: EngineState) -> bool {
+    matches!(state, EngineState::Online | EngineState::Evacuated)
+}
+
+/// What a node that is not well yet says of its way there.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// It could not boot.
+    Rescue(String),
+    /// A service of it will not run.
+    Failed { service: String, why: String },
+    /// What it waits for.
+    Waits(String),
+}
+
+/// What becomes of a node that is not well yet.
+pub(crate) fn outlook(s: &NodeStatus) -> Outlook {
+    if let Some(why) = &s.rescue {
+        return Outlook::Rescue(why.clone());
+    }
+    if let Some(x) = s.services.iter().find(|x| x.state == ServiceState::Failed) {
+        let why = x.last_exit.as_deref().unwrap_or("no reason given").to_owned();
+        return Outlook::Failed { service: x.name.clone(), why };
+    }
+    let engine = s.engine.iter().map(|e| {
+        let detail = e.detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default();
+        format!("engine is {}{detail}", word(&e.state))
+    });
+    let unready = |x: &&ServiceStatus| !matches!(x.state, ServiceState::Ready | ServiceState::Done);
+    let services = s.services.iter().filter(unready).map(|x| {
+        let exit = x.last_exit.as_ref().map(|e| format!(" ({e})")).unwrap_or_default();
+        format!("service {} is {}{exit}", x.name, word(&x.state))
+    });
+    Outlook::Waits(engine.chain(services).collect::<Vec<_>>().join("; "))
+}
+
+/// How long after its power-on this was.
+pub(crate) fn uptime(status: &NodeStatus) -> String {
+    format!("{:.1} s", status.uptime_ms as f64 / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_model::{
+        EngineKind,
+        agent::{EngineState, EngineStatus, NodePhase, ServiceStatus, TimelineEvent},
+    };
+
+    fn status() -> NodeStatus {
+        let service = |name: &str, state, last_exit: Option<&str>| ServiceStatus {
+            name: name.into(),
+            state,
+            pid: None,
+            restarts: 0,
+            last_exit: last_exit.map(str::to_owned),
+        };
+        NodeStatus {
+            name: "node1".parse().unwrap(),
+            cluster: "demo".into(),
+            phase: NodePhase::Starting,
+            boot_id: "b".into(),
+            uptime_ms: 1240,
+            timeline: vec![],
+            services: vec![
+                service("ntp", ServiceState::Ready, None),
+                service("incusd", ServiceState::Backoff, Some("exit 1")),
+                service("web", ServiceState::Waiting, None),
+            ],
+            disks: vec![],
+            warnings: vec![],
+            rescue: None,
+            engine: Some(EngineStatus {
+                kind: EngineKind::Incus,
+                state: EngineState::Starting,
+                version: None,
+                detail: Some("the engine does not run".into()),
+                certificate: None,
+            }),
+            addresses: vec![],
+            kernel: String::new(),
+            agent_rss_bytes: 0,
+            version: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_node_says_what_it_waits_for() {
+        let mut s = status();
+        let why = "engine is starting (the engine does not run); service incusd is backoff (exit 1); service web is waiting";
+        assert_eq!(outlook(&s), Outlook::Waits(why.into()));
+        assert_eq!(uptime(&s), "1.2 s");
+        s.services.retain(|x| x.name == "ntp");
+        s.engine = None;
+        assert_eq!(outlook(&s), Outlook::Waits(String::new()));
+    }
+
+    #[test]
+    fn services_that_were_only_just_started_are_not_yet_up() {
+        let mut s = status();
+        let event = |at_ms, event: &str| TimelineEvent { at_ms, event: event.into() };
+        s.services.retain(|x| x.name == "ntp");
+        s.timeline = vec![event(900, "service ntp started"), event(950, "service web started")];
+        assert!(settled(&s));
+        s.timeline.push(event(1200, "service ntp started"));
+        assert!(!settled(&s));
+        s.uptime_ms = 1449;
+        assert!(!settled(&s));
+        s.uptime_ms = 1450;
+        assert!(settled(&s));
+        // One that has shown that it works need not wait.
+        s.uptime_ms = 1240;
+        s.timeline.push(event(1230, "service ntp ready"));
+        assert!(settled(&s));
+        // The timeline has a bound; what is not in it any more was long ago.
+        s.timeline.clear();
+        assert!(settled(&s));
+    }
+
+    #[test]
+    fn what_will_never_be_well_is_reported_at_once() {
+        let mut s = status();
+        s.services[2].state = ServiceState::Failed;
+        assert_eq!(outlook(&s), Outlook::Failed { service: "web".into(), why: "no reason given".into() });
+        s.rescue = Some("no root".into());
+        assert_eq!(outlook(&s), Outlook::Rescue("no root".into()));
+    }
+}

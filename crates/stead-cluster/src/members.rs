@@ -1,0 +1,258 @@
+//! Members of the engine's cluster, through the agents: joining, taking back, removing, waiting until they are online.
+//!
+//! Owns how each of these is done with the members that it is given. Does not own who that is: that stands in the plan. A
+//! member that turns out to be of no use is a [`Setback::Moved`], and the plan is made again.
+
+use crate::{
+    ClusterError, Events,
+    execute::Setback,
+    health::{self, is_online, word},
+    wait::{Watch, failed},
+};
+use futures_util::future::join_all;
+use std::time::{Duration, Instant};
+use stead_agent::{Client, ClientError};
+use stead_machine::{MachineSpec, supervise};
+use stead_model::{
+    EngineKind, NodeName,
+    agent::{
+        EngineState, JoinRequest, JoinTokenRequest, NodeStatus, RemoveMemberRequest, RestoreMemberRequest,
+    },
+};
+
+/// How often a node tries to join before `up` gives up on it.
+const JOIN_TRIES: u32 = 3;
+/// How often a member is asked to take another back: it may be amid a change of the database's leader.
+const RESTORE_TRIES: u32 = 3;
+/// A member that has lost the database's leader has another one within this: an election takes one to a few seconds.
+const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
+/// An agent on this host that has not answered for this long does not answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// Every member answers and is online within this after the last of them joined. A change of the database's leader, which
+/// joins and removals bring about, takes a second or two; a first heartbeat that was missed ten.
+const STEADY_PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two looks at an engine.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A node, and the way to it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer<'a> {
+    pub(crate) machine: &'a MachineSpec,
+    pub(crate) agent: &'a Client,
+}
+
+impl<'a> Peer<'a> {
+    fn name(&self) -> &'a NodeName {
+        &self.machine.name
+    }
+    fn failed(&self, action: &'static str) -> impl FnOnce(ClientError) -> ClusterError + use<> {
+        let node = self.name().clone();
+        move |e| ClusterError::Agent { action, node, source: Box::new(e) }
+    }
+}
+
+/// Why a member through which something was to be done is of no use, if it is not: its machine has ended, its agent does
+/// not answer, or its engine is not online and does not come to be.
+async fn useless(peer: Peer<'_>) -> Option<String> {
+    let began = Instant::now();
+    loop {
+        if supervise::observe(&peer.machine.dir).is_none() {
+            return Some("its machine ended".into());
+        }
+        let (why, patience) = match peer.agent.engine().await {
+            Ok(e) if is_online(e.state) => return None,
+            Ok(e) if e.state == EngineState::Waiting => return Some("it is no member any more".into()),
+            Ok(e) => (format!("its engine is {}", word(&e.state)), ELECTION_PATIENCE),
+            Err(e) => (crate::error::chain(&e), ANSWER_PATIENCE),
+        };
+        if began.elapsed() >= patience {
+            return Some(why);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The setback that an error is: the member is of no use, or is and the thing itself failed.
+async fn setback(node: &NodeName, through: Peer<'_>, error: ClusterError) -> Setback {
+    match useless(through).await {
+        Some(why) => Setback::Moved(format!("{node} cannot go through {}: {why}", through.name())),
+        None => Setback::Failed(error),
+    }
+}
+
+/// What is known when the engine has come to rest.
+fn at_rest(s: &NodeStatus) -> bool {
+    health::engine(s).is_some_and(|e| is_online(e) || e == EngineState::Waiting)
+}
+
+/// Waits until the engine of a node has come to rest, as it says when it is asked now: what the agent saw last may be from
+/// before an end that an interrupted command has brought about.
+async fn rest(watch: &Watch<'_>) -> Result<EngineState, ClusterError> {
+    loop {
+        watch.until("its engine", at_rest).await?;
+        if let Ok(engine) = watch.agent.engine().await
+            && (is_online(engine.state) || engine.state == EngineState::Waiting)
+        {
+            return Ok(engine.state);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Waits until a member is online and all services of its node run.
+async fn online(watch: &Watch<'_>) -> Result<NodeStatus, ClusterError> {
+    let well = |s: &NodeStatus| health::engine(s).is_some_and(is_online) && health::is_running(s);
+    watch.until("its engine to be online", well).await
+}
+
+/// Waits until a node that should be a member without joining is online.
+///
+/// # Errors
+/// [`Setback::Moved`] when it is none any more; otherwise it does not come online.
+pub(crate) async fn await_member(watch: &Watch<'_>) -> Result<NodeStatus, Setback> {
+    if rest(watch).await? == EngineState::Waiting {
+        return Err(Setback::Moved(format!("{} is no member any more", watch.machine.name)));
+    }
+    Ok(online(watch).await?)
+}
+
+/// Waits until a node that initialises the cluster is its first member, and online.
+///
+/// # Errors
+/// It is not.
+pub(crate) async fn initialise(watch: &Watch<'_>) -> Result<NodeStatus, ClusterError> {
+    online(watch).await
+}
+
+/// Has a node join. One that is a member already need not.
+///
+/// # Errors
+/// [`Setback::Moved`] when the member it goes through is of no use; otherwise it cannot join, thrice.
+pub(crate) async fn join(
+    watch: &Watch<'_>,
+    engine: EngineKind,
+    through: Peer<'_>,
+    anew: bool,
+    events: &Events,
+) -> Result<NodeStatus, Setback> {
+    let name = &watch.machine.name;
+    let node = Peer { machine: watch.machine, agent: watch.agent };
+    if rest(watch).await? == EngineState::Waiting {
+        events.node(name, "joining", format!("through {}", through.name()));
+        let mut clean = anew;
+        for attempt in 1.. {
+            let Err(error) = join_once(node, engine, through, clean, events).await else { break };
+            if let Some(why) = useless(through).await {
+                return Err(Setback::Moved(format!("{name} cannot join through {}: {why}", through.name())));
+            }
+            // A token works once: a join that broke off (the daemon died, the machine was rebooted) needs another, once
+            // the node has put away what it had begun.
+            if attempt == JOIN_TRIES {
+                return Err(Setback::Failed(error));
+            }
+            if rest(watch).await? != EngineState::Waiting {
+                break;
+            }
+            events.warning(format!("{name}: {}; trying again", crate::error::chain(&error)));
+            clean = true;
+        }
+    }
+    Ok(online(watch).await?)
+}
+
+/// Joins by a fresh token. `clean`: what the cluster still knows of this node is removed before, as it also is when no
+/// token is given otherwise: this node's engine says that it is in no cluster, so that is of the past.
+async fn join_once(
+    node: Peer<'_>,
+    engine: EngineKind,
+    through: Peer<'_>,
+    clean: bool,
+    events: &Events,
+) -> Result<(), ClusterError> {
+    let name = node.name();
+    let asked = JoinTokenRequest { member: name.clone() };
+    let token = if clean { None } else { through.agent.join_token(&asked).await.ok() };
+    let token = match token {
+        Some(token) => token,
+        None => {
+            events.warning(format!("{name}: what {engine} still knows of it is removed before it joins"));
+            let request = RemoveMemberRequest { member: name.clone(), force: true };
+            let removed = through.agent.remove_member(&request).await;
+            removed.map_err(through.failed("remove the old membership"))?;
+            let token = through.agent.join_token(&asked).await;
+            token.map_err(through.failed("get a join token"))?
+        }
+    };
+    let joined = node.agent.join(&JoinRequest { token }).await;
+    joined.map(drop).map_err(node.failed("join the engine's cluster"))
+}
+
+/// Undoes the removal of a member that was cut short; see [`crate::plan::Action::Readmit`]. The engine of the member may
+/// turn out to be removed: whoever waits for it sees that.
+///
+/// # Errors
+/// [`Setback::Moved`] when the node it goes through is of no use; otherwise it refuses.
+pub(crate) async fn readmit(watch: &Watch<'_>, through: Peer<'_>) -> Result<(), Setback> {
+    let request = RestoreMemberRequest { member: watch.machine.name.clone() };
+    if through.name() == &watch.machine.name {
+        if rest(watch).await? == EngineState::Waiting {
+            // It was removed: there is nothing to restore.
+            return Ok(());
+        }
+        let restored = watch.agent.restore_member(&request).await;
+        return Ok(restored.map_err(through.failed("take back the member"))?);
+    }
+    for attempt in 1.. {
+        let Err(e) = through.agent.restore_member(&request).await else { break };
+        let error = through.failed("take back the member")(e);
+        match setback(&watch.machine.name, through, error).await {
+            Setback::Failed(_) if attempt < RESTORE_TRIES => {}
+            setback => return Err(setback),
+        }
+    }
+    Ok(())
+}
+
+/// Evacuates (unless forced) and removes a member.
+///
+/// # Errors
+/// [`Setback::Moved`] when the member it goes through is of no use; otherwise the engine refuses.
+pub(crate) async fn remove(node: &NodeName, through: Peer<'_>, force: bool) -> Result<(), Setback> {
+    let request = RemoveMemberRequest { member: node.clone(), force };
+    match through.agent.remove_member(&request).await {
+        Ok(()) => Ok(()),
+        Err(e) => {
+            let error = through.failed("remove a member")(e);
+            Err(setback(node, through, error).await)
+        }
+    }
+}
+
+/// Waits until all members at once say that they are online, each asked now: a cluster whose database is just changing its
+/// leader, or a member that had its last look before a removal, is not what `up` promises.
+///
+/// # Errors
+/// One is not.
+pub(crate) async fn steady(peers: &[Peer<'_>]) -> Result<(), ClusterError> {
+    let deadline = Instant::now() + STEADY_PATIENCE;
+    loop {
+        let looks = join_all(peers.iter().map(|p| p.agent.engine())).await;
+        let not_yet = looks.iter().zip(peers).find_map(|(look, peer)| {
+            let why = match look {
+                Ok(e) if is_online(e.state) => return None,
+                Ok(e) => format!(
+                    "engine {}{}",
+                    word(&e.state),
+                    e.detail.as_ref().map(|d| format!(": {d}")).unwrap_or_default()
+                ),
+                Err(e) => crate::error::chain(e),
+            };
+            Some((peer.machine, why))
+        });
+        let Some((machine, why)) = not_yet else { return Ok(()) };
+        if Instant::now() > deadline {
+            return Err(failed(machine, format!("was online and is not any more: {why}"), None, &[]));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}

@@ -1,0 +1,446 @@
+//! Makes plans.
+//!
+//! In this order, each part only where there is something to do:
+//! 1. the network;
+//! 2. nodes that do not run, or are of no use to the engine's cluster as they are, are started, all at once; members that
+//!    come back by themselves are waited for, the others join through a member that is online by then;
+//! 3. members that should not be and do not run are removed, for they count as voters that are missing;
+//! 4. members that must be restarted are, one at a time, when all others are online;
+//! 5. nodes that should not be are evacuated, removed and deleted;
+//! 6. all members are online at the same time.
+
+use super::{
+    steps::{Action, NetworkChange, Plan, Step, StepId, StopHow},
+    view::{Standing, View},
+};
+use crate::{
+    desired::Desired,
+    health,
+    observe::{Observed, ObservedNode},
+};
+use std::collections::BTreeMap;
+use stead_model::{NodeName, agent::EngineState, node::EngineRole};
+
+/// Makes the plan that leads from what is to what should be.
+pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    let views: Vec<View<'_>> = desired.nodes.iter().map(|want| View::new(want, observed)).collect();
+    let mut plan = Plan {
+        cluster: desired.network.cluster.clone(),
+        engine: desired.engine,
+        steps: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let network = network_change(desired, observed).map(|change| plan.push(Action::Network { change }, &[]));
+    let quorum = views.iter().any(|v| v.standing == Standing::Online);
+    let mut maker = Maker { plan, observed, views, first: network.into_iter().collect(), quorum };
+    if desired.engine.is_none() {
+        maker.without_engine();
+    } else if maker.views.iter().any(|v| v.survives(desired.nodes.len())) {
+        maker.on_what_survives();
+    } else {
+        maker.anew();
+    }
+    maker.plan
+}
+
+fn network_change(desired: &Desired, observed: &Observed) -> Option<NetworkChange> {
+    match &observed.network {
+        Some(n) if observed.network_runs => (*n != desired.network).then_some(NetworkChange::Update),
+        _ => Some(NetworkChange::Make),
+    }
+}
+
+impl Plan {
+    fn push(&mut self, action: Action, after: &[StepId]) -> StepId {
+        let id = StepId(self.steps.len() as u32 + 1);
+        let mut after = after.to_vec();
+        after.sort_unstable();
+        after.dedup();
+        self.steps.push(Step { id, action, after });
+        id
+    }
+}
+
+struct Maker<'a> {
+    plan: Plan,
+    observed: &'a Observed,
+    views: Vec<View<'a>>,
+    /// What everything waits for: the network, if something happens to it.
+    first: Vec<StepId>,
+    /// A member says that it is online: there is a quorum, and restarts must keep it.
+    quorum: bool,
+}
+
+impl<'a> Maker<'a> {
+    fn push(&mut self, action: Action, after: &[StepId]) -> StepId {
+        let after = if after.is_empty() { self.first.clone() } else { after.to_vec() };
+        self.plan.push(action, &after)
+    }
+    /// Stops (if it runs) and starts the machine of the view at this place; the last step of that.
+    fn restart(&mut self, at: usize, how: StopHow, why: Vec<String>, initialises: bool) -> StepId {
+        self.restart_after(at, how, why, initialises, &[])
+    }
+    fn restart_after(
+        &mut self,
+        at: usize,
+        how: StopHow,
+        why: Vec<String>,
+        initialises: bool,
+        after: &[StepId],
+    ) -> StepId {
+        let view = &self.views[at];
+        let node = view.name().clone();
+        let stop =
+            view.is_supervised().then(|| self.push(Action::Stop { node: node.clone(), how, why }, after));
+        let after = stop.map_or(after.to_vec(), |s| vec![s]);
+        self.push(Action::Start { node, initialises }, &after)
+    }
+    /// Warns of what a restart loses.
+    fn warn_of_loss(&mut self, at: usize) {
+        let (view, engine) = (&self.views[at], self.plan.engine);
+        if !view.keeps_state {
+            self.plan.warnings.push(format!(
+                "{} has no disk of role data: what {engine} keeps on it is lost by the restart",
+                view.name()
+            ));
+        }
+    }
+    /// As [`Self::restart`], of a node that is not up: one on its way down ends cleanly first.
+    fn start(&mut self, at: usize, initialises: bool) -> StepId {
+        self.restart(at, StopHow::Clean, vec!["it was already ending".into()], initialises)
+    }
+
+    fn without_engine(&mut self) {
+        let mut ends = Vec::new();
+        for at in 0..self.views.len() {
+            let view = &self.views[at];
+            let node = view.name().clone();
+            let started = match &view.changes {
+                None => Some(self.start(at, false)),
+                Some(why) if !why.is_empty() => {
+                    let (how, why) = (how_to_stop(view.keeps_state), why.clone());
+                    Some(self.restart(at, how, why, false))
+                }
+                Some(_) => None,
+            };
+            let settled = || self.views[at].status().is_some_and(health::runs);
+            if started.is_some() || !settled() {
+                ends.push(self.push(Action::AwaitServices { node }, started.as_slice()));
+            }
+        }
+        self.removals(&ends, None, &BTreeMap::new());
+    }
+
+    /// No member has kept the state of the engine's cluster: the first node forms a new one.
+    fn anew(&mut self) {
+        let engine = self.plan.engine;
+        if !self.observed.members.is_empty() {
+            self.plan.warnings.push(format!(
+                "no member kept the state of {engine}: its cluster is formed anew, empty (give nodes a disk of role data to keep it)"
+            ));
+        }
+        let mut first: Option<(NodeName, StepId)> = None;
+        // Its certificate, when the first node runs and has begun already.
+        let mut cluster = None;
+        let mut ends = Vec::new();
+        for at in 0..self.views.len() {
+            let view = &self.views[at];
+            let (node, keeps_state) = (view.name().clone(), view.keeps_state);
+            let is_first = first.is_none();
+            let why = match &view.changes {
+                None => None,
+                Some(why) if !why.is_empty() => Some(why.clone()),
+                Some(_) => fresh_start(view, is_first, cluster).map(|why| vec![why.into()]),
+            };
+            if is_first && view.is_kept() && why.is_none() {
+                cluster = view.cluster();
+            }
+            let is_member = !is_first && view.is_kept() && why.is_none() && view.cluster().is_some();
+            let started = match why {
+                Some(why) => Some(self.restart(at, how_to_stop(keeps_state), why, is_first)),
+                None if self.views[at].changes.is_none() => Some(self.start(at, is_first)),
+                None => None,
+            };
+            let mut after: Vec<StepId> = started
+                .map(|s| self.push(Action::AwaitAgent { node: node.clone() }, &[s]))
+                .into_iter()
+                .collect();
+            let end = match &first {
+                None => self.push(Action::Initialise { node: node.clone() }, &after),
+                Some((through, initialised)) => {
+                    after.push(*initialised);
+                    let action = match is_member {
+                        true => Action::AwaitMember { node: node.clone() },
+                        false => Action::Join { node: node.clone(), through: through.clone(), anew: false },
+                    };
+                    self.push(action, &after)
+                }
+            };
+            first.get_or_insert((node, end));
+            ends.push(end);
+        }
+        let ends = self.removals(&ends, None, &BTreeMap::new());
+        self.steady(&ends);
+    }
+
+    /// The engine's cluster lives on in at least one node.
+    fn on_what_survives(&mut self) {
+        // Started, taken back, waited for.
+        let count = self.views.len();
+        let the_cluster = self.the_cluster();
+        let mut fresh = vec![false; count];
+        let mut before: Vec<Vec<StepId>> = vec![Vec::new(); count];
+        for at in 0..count {
+            let view = &self.views[at];
+            let node = view.name().clone();
+            let started = if view.changes.is_none() {
+                Some(self.start(at, false))
+            } else if self.is_rolled(view) {
+                None
+            } else {
+                let why = match &view.changes {
+                    Some(why) if !why.is_empty() => Some(why.clone()),
+                    _ => other_cluster(view, the_cluster).map(|why| vec![why.to_owned()]),
+                };
+                let how = match view.standing {
+                    Standing::Stranger => how_to_stop(view.keeps_state),
+                    _ => StopHow::Clean,
+                };
+                if why.is_some() {
+                    self.warn_of_loss(at);
+                }
+                why.map(|why| self.restart(at, how, why, false))
+            };
+            fresh[at] = started.is_some();
+            let mut steps: Vec<StepId> = started
+                .map(|s| self.push(Action::AwaitAgent { node: node.clone() }, &[s]))
+                .into_iter()
+                .collect();
+            let view = &self.views[at];
+            if let Some(through) = self.readmits(at)
+                && (!self.is_rolled(view) || view.standing == Standing::Online)
+            {
+                steps = vec![self.push(Action::Readmit { node, through }, &steps)];
+            }
+            before[at] = steps;
+        }
+        // Members that come back by themselves.
+        let mut member_since: Vec<Option<Vec<StepId>>> = vec![None; count];
+        for at in 0..count {
+            let view = &self.views[at];
+            let rolled = self.is_rolled(view);
+            if self.is_member(at, fresh[at]) && (!rolled || view.standing == Standing::Online) {
+                let well = view.standing == Standing::Online
+                    && before[at].is_empty()
+                    && (rolled || view.status().is_some_and(health::is_running));
+                let step = (!well).then(|| {
+                    self.push(Action::AwaitMember { node: self.views[at].name().clone() }, &before[at])
+                });
+                member_since[at] = Some(step.into_iter().collect());
+            }
+        }
+        // The others join through one of them.
+        if let Some(seed) = self.seed(&member_since) {
+            let through = self.views[seed].name().clone();
+            let online = member_since[seed].clone().unwrap_or_default();
+            for at in 0..count {
+                let view = &self.views[at];
+                if member_since[at].is_none() && !self.is_rolled(view) {
+                    let (node, anew) = (view.name().clone(), view.standing == Standing::Lost);
+                    let after: Vec<StepId> = before[at].iter().chain(&online).copied().collect();
+                    let step = self.push(Action::Join { node, through: through.clone(), anew }, &after);
+                    member_since[at] = Some(vec![step]);
+                }
+            }
+        }
+        // Members that must be restarted take turns, once all others are online; first those that are not.
+        let mut ends: Vec<StepId> = member_since.into_iter().flatten().flatten().collect();
+        let through = self.remover();
+        let removed = self.expulsions(&ends, through.as_ref());
+        let (online, unwell): (Vec<usize>, Vec<usize>) = (0..count)
+            .filter(|at| self.is_rolled(&self.views[*at]))
+            .partition(|at| self.views[*at].standing == Standing::Online);
+        let rolls: Vec<usize> = unwell.into_iter().chain(online).collect();
+        if !rolls.is_empty() {
+            ends.extend(removed.values());
+        }
+        for at in rolls {
+            ends = vec![self.roll(at, &ends)];
+        }
+        let ends = self.removals(&ends, through.as_ref(), &removed);
+        self.steady(&ends);
+    }
+
+    /// Restarts a member while all others are online.
+    fn roll(&mut self, at: usize, after: &[StepId]) -> StepId {
+        let view = &self.views[at];
+        let (node, keeps_state) = (view.name().clone(), view.keeps_state);
+        let why = view.changes.clone().unwrap_or_default();
+        // Rather one that is not restarted itself.
+        let rank = |v: &&View<'_>| (self.is_rolled(v), v.standing != Standing::Online);
+        let others = self.views.iter().filter(|v| v.name() != &node);
+        let through = others.min_by_key(rank).map(|v| v.name().clone());
+        self.warn_of_loss(at);
+        // Cleanly even if its state is lost: it hands its part in the database over.
+        let started = self.restart_after(at, StopHow::Clean, why, false, after);
+        let mut answers = self.push(Action::AwaitAgent { node: node.clone() }, &[started]);
+        if let Some(through) = self.readmits(at).filter(|_| self.views[at].standing != Standing::Online) {
+            answers = self.push(Action::Readmit { node: node.clone(), through }, &[answers]);
+        }
+        let back = match through {
+            Some(through) if !keeps_state => Action::Join { node, through, anew: true },
+            _ => Action::AwaitMember { node },
+        };
+        self.push(back, &[answers])
+    }
+
+    /// Whether a node is a member that must be restarted while all others are online. Without a quorum there is nothing to
+    /// keep: members are then restarted at the same time, for none comes online alone.
+    fn is_rolled(&self, view: &View<'_>) -> bool {
+        let up = matches!(view.standing, Standing::Online | Standing::Unsure | Standing::Offline);
+        self.quorum && up && view.is_changed()
+    }
+
+    /// Whether a node is a member without joining.
+    fn is_member(&self, at: usize, fresh: bool) -> bool {
+        let view = &self.views[at];
+        match view.standing {
+            Standing::Online | Standing::Away => true,
+            Standing::Unsure | Standing::Offline => view.keeps_state || !fresh,
+            Standing::Lost => false,
+            Standing::Stranger => !fresh && view.cluster().is_some(),
+        }
+    }
+
+    /// The member that others join through: one that is online and stays so, or the next best.
+    fn seed(&self, member_since: &[Option<Vec<StepId>>]) -> Option<usize> {
+        let leaving = |v: &View<'_>| self.observed.leaving.contains_key(v.name());
+        let rank = |at: usize| {
+            let v = &self.views[at];
+            let rank = match v.standing {
+                Standing::Online if leaving(v) => 5,
+                Standing::Online if v.is_kept() => 0,
+                Standing::Online => 1,
+                Standing::Unsure => 2,
+                Standing::Away => 3,
+                Standing::Offline => 4,
+                Standing::Lost | Standing::Stranger => 6,
+            };
+            (rank, at)
+        };
+        (0..self.views.len()).filter(|at| member_since[*at].is_some()).min_by_key(|at| rank(*at))
+    }
+
+    /// Who undoes the removal of a node that was cut short: the node that drove it may still be at work, and knows when that
+    /// has ended. If it does not run any more, the member itself is asked, unless it has lost its state.
+    fn readmits(&self, at: usize) -> Option<NodeName> {
+        let view = &self.views[at];
+        let driver = self.observed.leaving.get(view.name())?;
+        let running = |v: &&View<'_>| v.name() == driver && v.standing == Standing::Online;
+        match self.views.iter().find(running) {
+            Some(driver) if driver.name() != view.name() => Some(driver.name().clone()),
+            _ => (view.standing != Standing::Lost).then(|| view.name().clone()),
+        }
+    }
+
+    /// The engine's cluster that lives on, told by its certificate.
+    fn the_cluster(&self) -> Option<Option<&'a String>> {
+        let members = self.views.iter().filter(|v| v.standing == Standing::Online);
+        members
+            .filter(|v| v.is_kept())
+            .chain(self.views.iter().filter(|v| v.standing == Standing::Online))
+            .find_map(View::cluster)
+    }
+
+    /// The member that removals go through.
+    fn remover(&self) -> Option<NodeName> {
+        let rank = |v: &View<'_>| match v.standing {
+            Standing::Online if v.is_kept() => 0,
+            Standing::Online => 1,
+            Standing::Unsure | Standing::Away | Standing::Offline => 2,
+            Standing::Lost | Standing::Stranger => 3,
+        };
+        self.views.iter().min_by_key(|v| rank(v)).map(|v| v.name().clone())
+    }
+
+    /// Nodes that should not be, and whether their engines are there to be evacuated.
+    fn surplus(&self) -> Vec<(NodeName, bool)> {
+        let wanted = |name: &NodeName| self.views.iter().any(|v| v.name() == name);
+        let there = |o: &ObservedNode| o.is_up() && o.engine() != Some(EngineState::Waiting);
+        let surplus = self.observed.nodes.iter().filter(|(name, _)| !wanted(name));
+        surplus.map(|(name, o)| (name.clone(), there(o))).collect()
+    }
+
+    /// Members that should not be and are not there are removed by force.
+    fn expulsions(&mut self, after: &[StepId], through: Option<&NodeName>) -> BTreeMap<NodeName, StepId> {
+        let mut removed = BTreeMap::new();
+        for (node, there) in self.surplus() {
+            if let Some(through) = through.filter(|_| !there && self.observed.members.contains(&node)) {
+                let remove = Action::Remove { node: node.clone(), through: through.clone() };
+                removed.insert(node, self.push(remove, after));
+            }
+        }
+        removed
+    }
+
+    /// Nodes that should not be go, once all that should be are well. `through`: the member that removes members; `None`
+    /// when they are members of no cluster that lives on. `removed`: those that were already. The last steps of the plan so far.
+    fn removals(
+        &mut self,
+        after: &[StepId],
+        through: Option<&NodeName>,
+        removed: &BTreeMap<NodeName, StepId>,
+    ) -> Vec<StepId> {
+        let mut ends = Vec::new();
+        for (node, there) in self.surplus() {
+            let is_member = self.observed.members.contains(&node);
+            let mut last: Vec<StepId> = after.iter().chain(removed.get(&node)).copied().collect();
+            if let Some(through) = through.filter(|_| is_member && there) {
+                let evacuate = Action::Evacuate { node: node.clone(), through: through.clone() };
+                last = vec![self.push(evacuate, &last)];
+            }
+            // All that counted was the engine's, which has let it go, and which may not hear of a clean end while it resets
+            // itself. Without an engine, its services may have something to finish.
+            let how = if self.plan.engine.is_none() { StopHow::Clean } else { StopHow::Kill };
+            let why = vec!["no longer in the cluster".to_owned()];
+            let stopped = self.push(Action::Stop { node: node.clone(), how, why }, &last);
+            ends.push(self.push(Action::Delete { node }, &[stopped]));
+        }
+        if ends.is_empty() { after.to_vec() } else { ends }
+    }
+
+    fn steady(&mut self, after: &[StepId]) {
+        let nodes = self.views.iter().map(|v| v.name().clone()).collect();
+        self.push(Action::AwaitSteady { nodes }, after);
+    }
+}
+
+fn how_to_stop(keeps_state: bool) -> StopHow {
+    if keeps_state { StopHow::Clean } else { StopHow::Kill }
+}
+
+/// Why a node that runs as it should must be restarted nevertheless, when the engine's cluster is formed anew.
+fn fresh_start(view: &View<'_>, is_first: bool, cluster: Option<Option<&String>>) -> Option<&'static str> {
+    let role = view.seen.and_then(|o| o.spec.as_ref()?.engine.as_ref()).map(|e| e.role);
+    if is_first && role != Some(EngineRole::Init) {
+        return Some("it initialises the engine's cluster now");
+    }
+    if view.engine() == Some(EngineState::Offline) {
+        return Some("its engine's cluster has lost its quorum");
+    }
+    (!is_first && view.cluster().is_some_and(|c| Some(c) != cluster))
+        .then_some("its engine is in a cluster that is no more")
+}
+
+/// Why a node that runs as it should cannot join the engine's cluster as it is.
+fn other_cluster(view: &View<'_>, the_cluster: Option<Option<&String>>) -> Option<&'static str> {
+    if view.standing != Standing::Stranger {
+        return None;
+    }
+    if view.engine() == Some(EngineState::Offline) {
+        return Some("its engine's cluster has lost its quorum");
+    }
+    view.cluster()
+        .is_some_and(|c| Some(c) != the_cluster)
+        .then_some("its engine is in a cluster that is no more")
+}
