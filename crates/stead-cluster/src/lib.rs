@@ -31,6 +31,8 @@ pub mod plan;
 mod prepare;
 pub mod record;
 pub mod remote;
+#[cfg(test)]
+mod scenarios;
 mod site;
 pub mod status;
 pub mod up;
