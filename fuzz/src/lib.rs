@@ -10,7 +10,7 @@ use stead_agent::frame::{self, Frame};
 use stead_image::{
     ImageError,
     compression::decompressed,
-    oci,
+    oci, secrets,
     tarball::{TarError, TarPolicy, walk},
 };
 use stead_incus::{
@@ -57,6 +57,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("one_raw", one_raw),
     ("placement", placement),
     ("qmp", qmp),
+    ("private_keys", private_keys),
     ("recipe", recipe),
     ("tar_overlay", tar_overlay),
 ];
@@ -242,6 +243,16 @@ pub fn compressed(data: &[u8]) {
         (Ok(whole), Ok(pieces)) => assert!(whole == pieces, "the bytes depend on how they are read"),
         (Err(_), Err(_)) => {}
         (whole, pieces) => panic!("{:?} and {:?}", whole.is_ok(), pieces.is_ok()),
+    }
+}
+
+/// A file of an image that is searched for private keys: one that is found is found behind other lines too.
+pub fn private_keys(data: &[u8]) {
+    if let Some(kind) = secrets::private_key(data)
+        && kind != "PuTTY"
+    {
+        let later = [b"-----BEGIN CERTIFICATE-----\nL\n", data].concat();
+        assert_eq!(secrets::private_key(&later), Some(kind));
     }
 }
 

@@ -96,7 +96,8 @@ async fn overlay_layers(
     });
     let mut layers = Vec::new();
     for built in join_all(builds).await {
-        let layer = built??;
+        let (layer, warnings) = built??;
+        warnings.into_iter().for_each(|text| events.warning(text));
         layers.push(layer.artifact.digest);
     }
     let digest_of = |o: &OverlaySource| wanted.iter().position(|w| *w == o).map(|i| layers[i].clone());

@@ -7,9 +7,10 @@ use crate::{
     instance::{self, InstanceParts},
     kernel::{self, KernelParts},
     merge::{Merged, Source},
-    oci, overlay,
+    oci,
+    overlay::{self, LayerParts},
     plan::{BaseParts, BuildRequest, Job, architecture, existing},
-    space, squashfs,
+    secrets, space, squashfs,
     store::{Scratch, Store},
     tarball::{TarPolicy, Writer},
 };
@@ -51,6 +52,11 @@ pub enum Progress {
         /// A few words.
         text: String,
     },
+    /// Something that the user should know of what the image holds, cached or not.
+    Warning {
+        /// One sentence.
+        text: String,
+    },
     /// A step ended well.
     Done(StepReport),
 }
@@ -77,6 +83,8 @@ pub struct BuildOutcome {
     pub manifest: Manifest,
     /// The store had this very image already.
     pub reused: bool,
+    /// What the user should know of what the image holds.
+    pub warnings: Vec<String>,
     /// What each step took.
     pub steps: Vec<StepReport>,
     /// What the whole took, milliseconds.
@@ -100,21 +108,25 @@ pub fn build(
     let job = Job::observe(store, request)?;
     let _once = store.lock(&format!("image-{}", job.recipe.name))?;
     let (sender, receiver) = mpsc::channel();
-    let (result, steps) = thread::scope(|scope| {
+    let (result, steps, warnings) = thread::scope(|scope| {
         let run = Run { store, job: &job, refresh: request.refresh, sender: Mutex::new(sender) };
         let worker = scope.spawn(move || match run.job.recipe.kind {
             RecipeKind::Node => run.node(),
             RecipeKind::Instance => run.instance(),
         });
-        let mut steps = Vec::new();
+        let (mut steps, mut warnings) = (Vec::new(), Vec::new());
         for event in receiver {
-            if let Progress::Done(report) = &event {
-                steps.push(report.clone());
+            match &event {
+                Progress::Done(report) => steps.push(report.clone()),
+                Progress::Warning { text } if warnings.contains(text) => continue,
+                Progress::Warning { text } => warnings.push(text.clone()),
+                Progress::Started { .. } | Progress::Note { .. } => {}
             }
             progress(event);
         }
+        warnings.sort();
         let result = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (result, steps)
+        (result, steps, warnings)
     });
     let (manifest, keys) = result?;
     let before = store.manifest(&manifest.name).ok().map(|(digest, _)| digest);
@@ -124,6 +136,7 @@ pub fn build(
         reused: before.as_ref() == Some(&digest),
         digest,
         manifest,
+        warnings,
         steps,
         ms: begun.elapsed().as_millis() as u64,
     })
@@ -143,6 +156,10 @@ impl Run<'_> {
         if let Ok(sender) = self.sender.lock() {
             let _ = sender.send(event);
         }
+    }
+
+    fn warn(&self, warnings: &[String]) {
+        warnings.iter().for_each(|text| self.tell(Progress::Warning { text: text.clone() }));
     }
 
     fn done(&self, step: &str, cached: bool, begun: Instant) {
@@ -190,7 +207,13 @@ impl Run<'_> {
             Base::Oci(oci) => format!("OCI image {}", oci.path),
         };
         let blobs = |b: &BaseParts| vec![b.artifact.digest.clone()];
-        self.step("base", &what, &self.job.base_key, self.refresh, blobs, |scratch| self.make_base(scratch))
+        let base = self.step("base", &what, &self.job.base_key, self.refresh, blobs, |scratch| {
+            self.make_base(scratch)
+        })?;
+        self.warn(&base.warnings);
+        let renews = self.job.recipe.kind == RecipeKind::Node || base.packages.contains_key("systemd");
+        self.warn(&secrets::warnings(&base.left_out, renews));
+        Ok(base)
     }
 
     fn make_base(&self, scratch: &Scratch) -> Result<BaseParts> {
@@ -206,21 +229,24 @@ impl Run<'_> {
                 space::check(self.store.dir(), debian::SPACE_NEEDED)?;
                 let run = debian::bootstrap(d, scratch.dir())?;
                 let note = |text: &str| self.note("base", text);
-                if node {
-                    let mut packages = BTreeMap::new();
-                    let artifact = squashfs::pack(self.store, scratch, "base", |sink| {
-                        packages = debian::stream(&run, d, note, |entry, data| sink.put(entry, data))?;
+                let mut made = debian::Bootstrapped::default();
+                let artifact = if node {
+                    squashfs::pack(self.store, scratch, "base", |sink| {
+                        made = debian::stream(&run, d, note, |entry, data| sink.put(entry, data))?;
+                        Ok(())
+                    })?
+                } else {
+                    let path = scratch.path("base.tar.zst");
+                    write_tar(&path, |out| {
+                        made = debian::stream(&run, d, note, |entry, data| out.put(entry, data))?;
                         Ok(())
                     })?;
-                    return Ok(BaseParts { artifact, packages });
-                }
-                let path = scratch.path("base.tar.zst");
-                let mut packages = BTreeMap::new();
-                write_tar(&path, |out| {
-                    packages = debian::stream(&run, d, note, |entry, data| out.put(entry, data))?;
-                    Ok(())
-                })?;
-                Ok(BaseParts { artifact: self.store.adopt(&path)?, packages })
+                    self.store.adopt(&path)?
+                };
+                let left_out = made.left_out.into_iter().collect();
+                // The base of an instance is read once more, with all that lies over it: its keys are found then.
+                let warnings = if node { made.warnings } else { Vec::new() };
+                Ok(BaseParts { artifact, packages: made.packages, left_out, warnings })
             }
             Base::Tar(path) => {
                 let full = existing(&self.job.dir, path, "base.tar")?;
@@ -241,7 +267,7 @@ impl Run<'_> {
     fn merged_base(&self, scratch: &Scratch, sources: &[Source]) -> Result<BaseParts> {
         let merged = Merged::of(sources)?;
         space::check(self.store.dir(), merged.summary().bytes)?;
-        let mut packages = BTreeMap::new();
+        let (mut packages, mut warnings) = (BTreeMap::new(), Vec::new());
         let mut look = |entry: &crate::tarball::Entry,
                         data: &mut dyn Read,
                         put: &mut dyn FnMut(&mut dyn Read) -> std::io::Result<()>| {
@@ -255,7 +281,11 @@ impl Run<'_> {
         };
         let artifact = if self.job.recipe.kind == RecipeKind::Node {
             squashfs::pack(self.store, scratch, "base", |sink| {
-                merged.write(sources, &mut |entry, data| look(entry, data, &mut |d| sink.put(entry, d)))
+                merged.write(sources, &mut |entry, data| {
+                    secrets::inspect(entry, data, &mut warnings, &mut |entry, data| {
+                        look(entry, data, &mut |d| sink.put(entry, d))
+                    })
+                })
             })?
         } else {
             let path = scratch.path("base.tar.zst");
@@ -264,7 +294,7 @@ impl Run<'_> {
             })?;
             self.store.adopt(&path)?
         };
-        Ok(BaseParts { artifact, packages })
+        Ok(BaseParts { artifact, packages, left_out: Vec::new(), warnings })
     }
 
     fn kernel(&self) -> Result<Option<KernelParts>> {
@@ -301,8 +331,9 @@ impl Run<'_> {
                         let begun = Instant::now();
                         let name = format!("overlay:{}", observed.name);
                         let made = overlay::build_layer_unshared(self.store, options, &self.job.dir)?;
-                        self.done(&name, made.1, begun);
-                        Ok(made.0)
+                        self.warn(&made.warnings);
+                        self.done(&name, made.cached, begun);
+                        Ok(made.layer)
                     })
                 })
                 .collect();
@@ -313,15 +344,16 @@ impl Run<'_> {
         })
     }
 
-    fn files_layer(&self) -> Result<Artifact> {
-        let key = &self.job.files_key;
-        self.step("files", "the recipe's files", key, false, one_blob, |scratch| {
-            let sources = [files::tree(&self.job.recipe, &self.job.dir)?];
-            let merged = Merged::of(&sources)?;
-            squashfs::pack(self.store, scratch, "files", |sink| {
-                merged.write(&sources, &mut |entry, data| sink.put(entry, data))
-            })
-        })
+    fn files_layer(&self, base: &BaseParts) -> Result<(Artifact, Digest)> {
+        let key = self.job.files_layer_key(Some(base)).expect("the base is known");
+        let blobs = |parts: &LayerParts| vec![parts.artifact.digest.clone()];
+        let parts = self.step("files", "the recipe's files", &key, false, blobs, |scratch| {
+            let recipe = secrets::with_steps(&self.job.recipe, &base.left_out);
+            let sources = [files::tree(&recipe, &self.job.dir)?];
+            overlay::pack(self.store, scratch, "files", &Merged::of(&sources)?, &sources)
+        })?;
+        self.warn(&parts.warnings);
+        Ok((parts.artifact, key))
     }
 
     fn stead_node(&self, digest: &Digest) -> Result<Artifact> {
@@ -368,7 +400,7 @@ impl Run<'_> {
         let job = self.job;
         let node_digest = job.node_digest.as_ref().expect("a node's job has looked at stead-node");
         // Small things first: their mistakes show before a bootstrap is waited for.
-        let files = self.files_layer()?;
+        Merged::of(&[files::tree(&job.recipe, &job.dir)?])?;
         let stead_node = self.stead_node(node_digest)?;
         let (base, kernel, overlays) = thread::scope(|scope| {
             let base = scope.spawn(|| self.base());
@@ -388,6 +420,7 @@ impl Run<'_> {
             (Err(b), Err(k)) if k.is_bad_input() && !b.is_bad_input() => return Err(k),
             (base, kernel) => (base?, kernel?),
         };
+        let (files, files_key) = self.files_layer(&base)?;
         let (initrd, initrd_key) = self.initrd(kernel.as_ref())?;
 
         let layer = |name: &str, artifact: &Artifact, inputs: &Digest| Layer {
@@ -401,7 +434,7 @@ impl Run<'_> {
         {
             layers.push(layer("kernel", modules, key));
         }
-        layers.push(layer("files", &files, &job.files_key));
+        layers.push(layer("files", &files, &files_key));
         layers.extend(overlays);
         let mut packages = base.packages;
         packages.extend(kernel.as_ref().and_then(|k| k.package.clone()));
@@ -424,7 +457,7 @@ impl Run<'_> {
             instance: None,
             packages,
         };
-        let mut keys = vec![job.base_key.clone(), job.files_key.clone()];
+        let mut keys = vec![job.base_key.clone(), files_key];
         keys.extend(job.kernel_key.clone());
         keys.extend(initrd_key);
         keys.extend(job.overlays.iter().map(|(_, o)| o.inputs.clone()));
@@ -443,12 +476,16 @@ impl Run<'_> {
                     name: "base".into(),
                     policy: TarPolicy::BASE,
                 }];
+                if base.packages.contains_key("systemd") {
+                    sources.push(Source::Memory(secrets::units(&base.left_out)));
+                }
                 sources.push(files::tree(&job.recipe, &job.dir)?);
                 for (options, observed) in &job.overlays {
                     sources.push(overlay::source(observed, options, scratch)?);
                 }
                 instance::pack(self.store, scratch, &job.recipe, architecture(), &sources, job.unified)
             })?;
+        self.warn(&parts.warnings);
         let manifest = Manifest {
             schema: 1,
             name: job.recipe.name.clone(),

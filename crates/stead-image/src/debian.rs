@@ -2,15 +2,17 @@
 
 use crate::{
     error::{ImageError, IoContext, Result},
+    secrets::{self, Identity},
     squashfs::EPOCH,
     tarball::{Entry, Kind, TarPolicy, Tree, walk},
     tools::{self, Invocation, MMDEBSTRAP},
 };
+use rustix::thread::UnshareFlags;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, BufReader, Read},
     path::Path,
-    process::Stdio,
+    process::{Child, Stdio},
     thread,
 };
 use stead_model::recipe::Debian;
@@ -31,6 +33,9 @@ const DOC: &str = "usr/share/doc";
 /// package through a filter in Python: 10 s of 45. It is said in the tree instead, when those are unpacked. The text is
 /// the shell's, and constant.
 const EXCLUDE_HOOK: &str = r#"--extract-hook=printf 'path-exclude=/usr/share/%s/*\n' bash-completion bug doc info lintian locale man >"$1/etc/dpkg/dpkg.cfg.d/98excludes" && echo 'path-include=/usr/share/doc/*/copyright' >>"$1/etc/dpkg/dpkg.cfg.d/98excludes""#;
+
+/// mmdebstrap gives the tree the builder's own host name, which packages write into what they set up.
+const HOSTNAME_HOOK: &str = r#"--extract-hook=echo localhost >"$1/etc/hostname""#;
 
 /// How much room a bootstrap takes for a while: downloaded packages, the tree, the packed layer. Measured 480 MB for the
 /// largest shipped recipe.
@@ -80,7 +85,13 @@ fn invocation(debian: &Debian, variant: &str, packages: &[String], tmp: &Path) -
 pub fn bootstrap(debian: &Debian, tmp: &Path) -> Result<Invocation> {
     // Essential packages only: an immutable node has no use for apt itself. An instance's recipe names it.
     let mut run = invocation(debian, "essential", &debian.packages, tmp)?;
-    run.args.extend([EXCLUDE_HOOK.into(), "--format=tar".into(), debian.suite.clone().into(), "-".into()]);
+    run.args.extend([
+        EXCLUDE_HOOK.into(),
+        HOSTNAME_HOOK.into(),
+        "--format=tar".into(),
+        debian.suite.clone().into(),
+        "-".into(),
+    ]);
     run.args.extend(archive(debian)?.map(Into::into));
     Ok(run)
 }
@@ -107,17 +118,46 @@ pub fn run_view(run: &Invocation, debian: &Debian) -> Result<()> {
     run.output().map(drop).map_err(|e| explain(e, debian))
 }
 
-/// Runs mmdebstrap, gives each entry of its result that an image keeps to `put`, and returns the installed packages.
+/// What a bootstrap gave besides its files.
+#[derive(Debug, Default)]
+pub struct Bootstrapped {
+    /// Installed packages and their versions.
+    pub packages: BTreeMap<String, String>,
+    /// Names of what belongs to one machine and was left out ([`secrets::IDENTITIES`]), sorted.
+    pub left_out: BTreeSet<String>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// The name that packages see when they ask for this host's.
+const BUILD_HOST: &str = "localhost";
+
+/// Starts mmdebstrap where the host is called [`BUILD_HOST`]: keys, certificates and mail set-ups bear the name of the host
+/// they were made on. The calling thread gets a namespace of its own for that, so it should do nothing else.
+#[allow(unsafe_code)]
+fn spawn_nameless(run: &Invocation) -> Result<Child> {
+    // SAFETY: only CLONE_FILES would pull file descriptors from under other owners; this asks for a new UTS namespace,
+    // which is the thread's name of the host and nothing else.
+    let own = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUTS) };
+    // Where that is not allowed, the files that bear the name are still left out.
+    if own.is_ok() {
+        rustix::system::sethostname(BUILD_HOST.as_bytes()).at("set", "the host's name of a bootstrap")?;
+    }
+    run.spawn(Stdio::null(), Stdio::piped(), Stdio::piped())
+}
+
+/// Runs mmdebstrap, and gives each entry of its result that an image keeps to `put`.
 pub fn stream(
     run: &Invocation,
     debian: &Debian,
     mut note: impl FnMut(&str) + Send,
     mut put: impl FnMut(&Entry, &mut dyn Read) -> io::Result<()>,
-) -> Result<BTreeMap<String, String>> {
-    let mut child = run.spawn(Stdio::null(), Stdio::piped(), Stdio::piped())?;
-    let stdout = BufReader::with_capacity(1 << 20, child.stdout.take().expect("piped"));
-    let stderr = child.stderr.take().expect("piped");
+) -> Result<Bootstrapped> {
     thread::scope(|scope| {
+        let starter = scope.spawn(|| spawn_nameless(run));
+        let mut child = starter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let stdout = BufReader::with_capacity(1 << 20, child.stdout.take().expect("piped"));
+        let stderr = child.stderr.take().expect("piped");
         let reader = scope.spawn(move || {
             tools::drain_lines(stderr, |line| {
                 if let Some(text) = line.strip_prefix("I: ") {
@@ -125,8 +165,8 @@ pub fn stream(
                 }
             })
         });
-        let mut packages = BTreeMap::new();
-        let walked = filter(stdout, &mut packages, &mut put);
+        let mut result = Bootstrapped::default();
+        let walked = filter(stdout, &mut result, &mut put);
         if walked.is_err() {
             // It may be in the middle of its work; it removes its own temporary tree on TERM.
             let pid = rustix::process::Pid::from_child(&child);
@@ -139,7 +179,7 @@ pub fn stream(
             Err(e @ ImageError::Archive { source: crate::tarball::TarError::Write(_), .. }) => Err(e),
             walked => {
                 tools::check(MMDEBSTRAP.name, status, &stderr).map_err(|e| explain(e, debian))?;
-                walked.map(|()| packages)
+                walked.map(|()| result)
             }
         }
     })
@@ -147,7 +187,7 @@ pub fn stream(
 
 fn filter(
     reader: impl Read,
-    packages: &mut BTreeMap<String, String>,
+    result: &mut Bootstrapped,
     put: &mut dyn FnMut(&Entry, &mut dyn Read) -> io::Result<()>,
 ) -> Result<()> {
     use crate::tarball::TarError::Write;
@@ -156,6 +196,10 @@ fn filter(
         let text = String::from_utf8_lossy(&entry.path).into_owned();
         match keep(&text, &entry.kind) {
             Keep::No => return Ok(()),
+            Keep::Never(identity) => {
+                result.left_out.insert(identity.name.to_owned());
+                return Ok(());
+            }
             Keep::Empty => {
                 let empty = Entry { kind: Kind::File(0), xattrs: Vec::new(), ..entry };
                 tree.add(&empty)?;
@@ -169,10 +213,10 @@ fn filter(
         if text == "var/lib/dpkg/status" {
             let mut status = Vec::new();
             data.read_to_end(&mut status).map_err(crate::tarball::TarError::Read)?;
-            *packages = installed(&String::from_utf8_lossy(&status));
+            result.packages = installed(&String::from_utf8_lossy(&status));
             return put(&entry, &mut &status[..]).map_err(Write);
         }
-        put(&entry, data).map_err(Write)
+        secrets::inspect(&entry, data, &mut result.warnings, put).map_err(Write)
     })
     .map_err(|source| ImageError::Archive { archive: "output of mmdebstrap".into(), source })
 }
@@ -181,7 +225,10 @@ fn filter(
 enum Keep {
     Yes,
     No,
+    /// Its name counts, not what the build put into it.
     Empty,
+    /// It belongs to one machine.
+    Never(&'static Identity),
 }
 
 /// What of a bootstrapped tree goes into an image: nothing that tells when, where or on which machine it was made.
@@ -189,6 +236,9 @@ fn keep(path: &str, kind: &Kind) -> Keep {
     let below = |dir: &str| path.strip_prefix(dir).is_some_and(|r| r.starts_with('/'));
     if ["etc/machine-id", "etc/resolv.conf"].contains(&path) {
         return Keep::Empty;
+    }
+    if let Some(identity) = secrets::identity(path, kind) {
+        return Keep::Never(identity);
     }
     if let Some(doc) = path.strip_prefix(DOC).and_then(|rest| rest.strip_prefix('/')) {
         let of_package = match doc.split_once('/') {
@@ -205,18 +255,20 @@ fn keep(path: &str, kind: &Kind) -> Keep {
         return Keep::No;
     }
     let file = !matches!(kind, Kind::Directory);
-    if file && (below("var/log") || below("var/cache/debconf") && path.ends_with("-old")) {
+    // Caches are made anew when they are missed, but for debconf's, which holds answers.
+    let cache = below("var/cache")
+        && (!below("var/cache/debconf") || path.ends_with("-old") || path.ends_with("/passwords.dat"));
+    if file && (below("var/log") || cache) {
         return Keep::No;
     }
     let dropped = [
+        // Made by no package: the build's own.
         "etc/hostname",
+        "etc/hosts",
         "etc/apt/apt.conf.d/99mmdebstrap",
         "etc/dpkg/dpkg.cfg.d/98excludes",
         "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
         "etc/.pwd.lock",
-        "var/cache/ldconfig/aux-cache",
-        "var/lib/systemd/random-seed",
-        "var/lib/dbus/machine-id",
     ];
     let backup = file
         && ((path.starts_with("etc/") && path.ends_with('-') && !path[4..].contains('/'))
@@ -355,6 +407,10 @@ mod tests {
             "usr/share/doc/tar/changelog.gz",
             "usr/share/doc/tar/examples/copyright",
             "usr/share/man/man1/tar.1.gz",
+            "etc/hosts",
+            "var/cache/fontconfig/CACHEDIR.TAG",
+            "var/cache/ldconfig/aux-cache",
+            "var/cache/debconf/passwords.dat",
         ] {
             assert_eq!(keep(path, &file), Keep::No, "{path}");
         }
@@ -367,11 +423,66 @@ mod tests {
             "usr/share/man",
             "var/lib/dpkg/status",
             "etc/a/b-",
+            "var/cache/debconf/config.dat",
         ] {
             assert_eq!(keep(path, &file), Keep::Yes, "{path}");
         }
         assert_eq!(keep("etc/machine-id", &file), Keep::Empty);
         assert_eq!(keep("var/log/incus", &Kind::Directory), Keep::Yes);
+    }
+
+    #[test]
+    fn secrets_and_the_build_host_stay_out_of_images() {
+        let key =
+            "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj\n";
+        let mut builder = tar::Builder::new(Vec::new());
+        for path in [
+            "etc/ssh/ssh_host_rsa_key",
+            "etc/ssh/ssh_host_rsa_key.pub",
+            "etc/ssh/sshd_config",
+            "etc/ssl/private/ssl-cert-snakeoil.key",
+            "etc/ssl/certs/ssl-cert-snakeoil.pem",
+            "etc/ssl/certs/Root.pem",
+            "etc/app/tls.key",
+            "etc/hostname",
+            "etc/hosts",
+            "etc/machine-id",
+            "etc/resolv.conf",
+            "var/lib/dbus/machine-id",
+            "var/lib/systemd/random-seed",
+        ] {
+            let text = if path.ends_with("key") { key.repeat(2) } else { "root@builder\n".to_owned() };
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_size(text.len() as u64);
+            builder.append_data(&mut header, path, text.as_bytes()).unwrap();
+        }
+        let mut result = Bootstrapped::default();
+        let mut kept = Vec::new();
+        filter(&builder.into_inner().unwrap()[..], &mut result, &mut |entry, data| {
+            kept.push((entry.name(), io::copy(data, &mut io::sink())? > 0));
+            Ok(())
+        })
+        .unwrap();
+        let kept: Vec<(&str, bool)> = kept.iter().map(|(n, full)| (n.as_str(), *full)).collect();
+        assert_eq!(
+            kept,
+            [
+                ("etc/ssh/sshd_config", true),
+                ("etc/ssl/certs/Root.pem", true),
+                ("etc/app/tls.key", true),
+                ("etc/machine-id", false),
+                ("etc/resolv.conf", false),
+            ]
+        );
+        let left_out: Vec<&str> = result.left_out.iter().map(String::as_str).collect();
+        assert_eq!(left_out, ["dbus-machine-id", "random-seed", "snakeoil-certificate", "ssh-host-keys"]);
+        assert_eq!(
+            result.warnings,
+            ["/etc/app/tls.key holds a private key (PKCS #8): whoever has the image has it"]
+        );
     }
 
     #[test]

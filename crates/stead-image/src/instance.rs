@@ -3,7 +3,8 @@
 use crate::{
     error::{IoContext, Result},
     merge::{Merged, Source},
-    squashfs::{self, EPOCH},
+    overlay::{self, LayerParts},
+    squashfs::EPOCH,
     store::{Scratch, Store},
     tarball::{Entry, Kind, Writer},
 };
@@ -16,6 +17,8 @@ use stead_model::{Digest, Recipe, manifest::InstanceImage, recipe::Base};
 pub struct InstanceParts {
     /// The image.
     pub image: InstanceImage,
+    /// What the user should know of what is in it.
+    pub warnings: Vec<String>,
 }
 
 impl InstanceParts {
@@ -103,9 +106,8 @@ pub(crate) fn pack(
     let metadata = store.put(&metadata.finish().at("pack", "metadata")?)?;
     let merged = Merged::of(sources)?;
     crate::space::check(store.dir(), merged.summary().bytes)?;
-    let rootfs = squashfs::pack(store, scratch, "rootfs", |sink| {
-        merged.write(sources, &mut |entry, data| sink.put(entry, data))
-    })?;
+    let LayerParts { artifact: rootfs, warnings } =
+        overlay::pack(store, scratch, "rootfs", &merged, sources)?;
     let unified = if unified {
         let path = scratch.path("unified.tar.gz");
         let file = BufWriter::new(File::create(&path).at("make", &path)?);
@@ -124,7 +126,7 @@ pub(crate) fn pack(
     } else {
         None
     };
-    Ok(InstanceParts { image: InstanceImage { metadata, rootfs, unified } })
+    Ok(InstanceParts { image: InstanceImage { metadata, rootfs, unified }, warnings })
 }
 
 #[cfg(test)]

@@ -83,6 +83,15 @@ impl Source {
         }
     }
 
+    /// Its name, when it is an overlay.
+    fn overlay(&self) -> Option<String> {
+        match self {
+            Self::Directory { .. } => Some(self.name()),
+            Self::Tar { policy, .. } => policy.merge_usr.then(|| self.name()),
+            Self::Memory(_) => None,
+        }
+    }
+
     fn name(&self) -> String {
         match self {
             Self::Directory { path, .. } => path.display().to_string(),
@@ -110,12 +119,15 @@ pub struct Merged {
     inodes: Vec<Inode>,
     /// Paths and the inodes they lead to: as on a disk, a path that is replaced or removed leaves the others alone.
     names: BTreeMap<Vec<u8>, usize>,
+    warnings: Vec<String>,
 }
 
 /// What the source that is being read did so far.
 #[derive(Debug, Default)]
 struct Layer {
     number: usize,
+    /// For messages, when it is an overlay.
+    overlay: Option<String>,
     /// Paths that it put itself: not what it hides or resolves through.
     own: BTreeSet<Vec<u8>>,
     /// Files that its whiteouts hide. Its hard links may still name them: whiteouts come in any order.
@@ -130,6 +142,45 @@ fn implied_mode(path: &[u8]) -> u32 {
         _ => 0o755,
     }
 }
+
+/// Directories of every root, which all its users get into: an overlay that lies over a root it does not know narrows them.
+const COMMON_DIRECTORIES: [&str; 35] = [
+    "boot",
+    "dev",
+    "etc",
+    "etc/default",
+    "etc/network",
+    "etc/profile.d",
+    "etc/ssh",
+    "etc/ssl",
+    "etc/ssl/certs",
+    "etc/systemd",
+    "etc/systemd/system",
+    "home",
+    "media",
+    "mnt",
+    "opt",
+    "run",
+    "srv",
+    "tmp",
+    "usr",
+    "usr/bin",
+    "usr/lib",
+    "usr/lib64",
+    "usr/libexec",
+    "usr/local",
+    "usr/local/bin",
+    "usr/local/lib",
+    "usr/local/sbin",
+    "usr/sbin",
+    "usr/share",
+    "var",
+    "var/cache",
+    "var/lib",
+    "var/log",
+    "var/spool",
+    "var/tmp",
+];
 
 /// Every path above a path, from the top.
 fn parents(path: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -146,7 +197,7 @@ impl Merged {
         for (number, source) in sources.iter().enumerate() {
             let refused = |e| ImageError::Archive { archive: source.name(), source: e };
             let mut tree = if number == 0 { Tree::default() } else { Tree::over_others() };
-            let mut layer = Layer { number, ..Layer::default() };
+            let mut layer = Layer { number, overlay: source.overlay(), ..Layer::default() };
             let mut ordinal = 0;
             source.each(&mut |entry, _| {
                 let at = ordinal;
@@ -173,6 +224,9 @@ impl Merged {
             self.add_parents(&path);
             return Ok(());
         }
+        if let (Kind::Directory, Some(overlay)) = (&entry.kind, &layer.overlay) {
+            self.warnings.extend(self.narrowed(&entry, overlay));
+        }
         let inode = if let Kind::Hardlink(target) = &entry.kind {
             let target = self.resolve(target)?;
             let found = self.names.get(&target).or_else(|| layer.hidden.get(&target)).copied();
@@ -196,6 +250,24 @@ impl Merged {
         layer.own.insert(path.clone());
         self.names.insert(path, inode);
         Ok(())
+    }
+
+    /// An overlay's directory that shuts out those who get in without it: it is the topmost one that counts.
+    fn narrowed(&self, entry: &Entry, overlay: &str) -> Option<String> {
+        let lower = self.names.get(&entry.path).map(|i| &self.inodes[*i].entry);
+        let before = match lower {
+            Some(Entry { kind: Kind::Directory, mode, .. }) => *mode,
+            Some(_) => return None,
+            None if COMMON_DIRECTORIES.contains(&entry.name().as_str()) => implied_mode(&entry.path),
+            None => return None,
+        };
+        (before & !entry.mode & 0o055 != 0).then(|| {
+            format!(
+                "/{} gets mode {:04o} from {overlay}, narrower than {before:04o}: in the image that counts for everyone",
+                entry.name(),
+                entry.mode
+            )
+        })
     }
 
     /// Removes what lower sources have below a directory, and returns it.
@@ -298,6 +370,11 @@ impl Merged {
         }
         // A hard link comes after every file it may name.
         links.values().try_for_each(|entry| put(entry, &mut io::empty()))
+    }
+
+    /// What the user should know.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Number of entries and bytes of contents.
@@ -462,6 +539,33 @@ mod tests {
             let why = std::error::Error::source(&e).unwrap().to_string();
             assert!(e.is_bad_input() && why.starts_with("entry \"y\" is a hard link to"), "{what}: {why}");
         }
+    }
+
+    #[test]
+    fn an_overlay_that_shuts_a_directory_is_warned_of() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, mode) in
+            [("etc", 0o700), ("etc/app", 0o700), ("root", 0o700), ("usr", 0o755), ("srv", 0o711)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let over = Source::Directory { path: dir.path().to_owned(), keep_owners: false };
+        let name = dir.path().display();
+        let warnings = |sources: &[Source]| Merged::of(sources).unwrap().warnings().to_vec();
+        let says = |path: &str, mode: &str| {
+            format!(
+                "/{path} gets mode {mode} from {name}, narrower than 0755: in the image that counts for everyone"
+            )
+        };
+        assert_eq!(warnings(std::slice::from_ref(&over)), [says("etc", "0700"), says("srv", "0711")]);
+        // Over a root that is known, it is that root's directories that count.
+        let base = Source::Memory(vec![
+            (Entry::directory(b"etc", 0o700), Vec::new()),
+            (Entry::directory(b"etc/app", 0o755), Vec::new()),
+        ]);
+        assert_eq!(warnings(&[base, over]), [says("etc/app", "0700"), says("srv", "0711")]);
     }
 
     #[test]

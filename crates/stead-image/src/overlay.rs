@@ -6,7 +6,7 @@ use crate::{
     error::{ImageError, IoContext, Result},
     inputs::Inputs,
     merge::{Merged, Source},
-    squashfs,
+    secrets, squashfs,
     store::{Scratch, Store},
     tarball::TarPolicy,
     tools,
@@ -52,6 +52,15 @@ pub struct Observed {
     pub inputs: Digest,
 }
 
+/// A packed layer as the cache knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerParts {
+    /// The squashfs.
+    pub artifact: Artifact,
+    /// What the user should know of what is in it.
+    pub warnings: Vec<String>,
+}
+
 /// Looks at an overlay and hashes its inputs.
 ///
 /// # Errors
@@ -81,7 +90,7 @@ pub fn observe(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Resu
         return Err(ImageError::input(shown(), why));
     }
     let mut inputs = Inputs::open(store, &path.to_string_lossy());
-    let mut key = Key::new("overlay-1");
+    let mut key = Key::new("overlay-2");
     key.text(match kind {
         OverlayKind::Directory => "directory",
         OverlayKind::Tar => "tar",
@@ -113,42 +122,48 @@ pub fn observe(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Resu
 
 /// The layer of one overlay: from the cache when nothing it depends on has changed, else made now.
 ///
-/// `options.path` and its inputs are relative to `base_dir`. Several may be made at once, also the same one.
+/// `options.path` and its inputs are relative to `base_dir`. Several may be made at once, also the same one. Gives the
+/// layer, and what the user should know of it.
 ///
 /// # Errors
 /// The overlay is missing or refused, its script failed, or a tool did.
-pub fn build_layer(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Result<Layer> {
+pub fn build_layer(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Result<(Layer, Vec<String>)> {
     let _shared = store.share()?;
-    build_layer_unshared(store, options, base_dir).map(|(layer, _)| layer)
+    build_layer_unshared(store, options, base_dir).map(|made| (made.layer, made.warnings))
 }
 
-/// As [`build_layer`], for callers that hold the store's shared lock. Also tells whether it was cached.
-pub(crate) fn build_layer_unshared(
-    store: &Store,
-    options: &OverlayOptions,
-    base_dir: &Path,
-) -> Result<(Layer, bool)> {
+/// A layer that was made or found.
+pub(crate) struct Made {
+    pub layer: Layer,
+    pub warnings: Vec<String>,
+    pub cached: bool,
+}
+
+/// As [`build_layer`], for callers that hold the store's shared lock. Also says whether it was cached.
+pub(crate) fn build_layer_unshared(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Result<Made> {
     let observed = observe(store, options, base_dir)?;
-    let layer = |artifact: Artifact| Layer {
-        name: format!("overlay:{}", observed.name),
-        artifact: FlatArtifact { digest: artifact.digest, size: artifact.size },
-        inputs: observed.inputs.clone(),
+    let made = |parts: LayerParts, cached| Made {
+        layer: Layer {
+            name: format!("overlay:{}", observed.name),
+            artifact: FlatArtifact { digest: parts.artifact.digest, size: parts.artifact.size },
+            inputs: observed.inputs.clone(),
+        },
+        warnings: parts.warnings,
+        cached,
     };
-    if let Some(artifact) = store.cached(&observed.inputs) {
-        return Ok((layer(artifact), true));
+    if let Some(parts) = store.cached(&observed.inputs) {
+        return Ok(made(parts, true));
     }
     let _once = store.lock(observed.inputs.hex())?;
-    if let Some(artifact) = store.cached(&observed.inputs) {
-        return Ok((layer(artifact), true));
+    if let Some(parts) = store.cached(&observed.inputs) {
+        return Ok(made(parts, true));
     }
     let scratch = store.scratch()?;
     let source = source(&observed, options, &scratch)?;
     let sources = [source];
     let merged = Merged::of(&sources)?;
     crate::space::check(store.dir(), merged.summary().bytes)?;
-    let artifact = squashfs::pack(store, &scratch, &observed.name, |sink| {
-        merged.write(&sources, &mut |entry, data| sink.put(entry, data))
-    })?;
+    let parts = pack(store, &scratch, &observed.name, &merged, &sources)?;
     // What was hashed must be what was packed: a file edited meanwhile would be remembered under the wrong key.
     if observe(store, options, base_dir)?.inputs != observed.inputs {
         return Err(ImageError::Io {
@@ -157,8 +172,25 @@ pub(crate) fn build_layer_unshared(
             source: std::io::Error::other("it changed while it was read; build again"),
         });
     }
-    store.remember(&observed.inputs, vec![artifact.digest.clone()], &artifact)?;
-    Ok((layer(artifact), false))
+    store.remember(&observed.inputs, vec![parts.artifact.digest.clone()], &parts)?;
+    Ok(made(parts, false))
+}
+
+/// Packs a merge, looking for private keys on the way.
+pub(crate) fn pack(
+    store: &Store,
+    scratch: &Scratch,
+    name: &str,
+    merged: &Merged,
+    sources: &[Source],
+) -> Result<LayerParts> {
+    let mut warnings = merged.warnings().to_vec();
+    let artifact = squashfs::pack(store, scratch, name, |sink| {
+        merged.write(sources, &mut |entry, data| {
+            secrets::inspect(entry, data, &mut warnings, &mut |entry, data| sink.put(entry, data))
+        })
+    })?;
+    Ok(LayerParts { artifact, warnings })
 }
 
 /// The overlay as a tree; a script is run for its tar.

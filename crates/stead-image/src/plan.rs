@@ -90,6 +90,10 @@ pub struct BaseParts {
     pub artifact: Artifact,
     /// Installed packages and their versions.
     pub packages: BTreeMap<String, String>,
+    /// Names of what belongs to one machine and was left out ([`crate::secrets::IDENTITIES`]), sorted.
+    pub left_out: Vec<String>,
+    /// What the user should know of what is in it.
+    pub warnings: Vec<String>,
 }
 
 /// Everything that observation found out, with nothing left to look up.
@@ -137,7 +141,7 @@ impl Job {
             Some(kernel) if node => Some(kernel_key(kernel, &recipe, &dir, &mut inputs)?),
             _ => None,
         };
-        let mut files_key = Key::new("files-1");
+        let mut files_key = Key::new("files-2");
         files_key.text(&json(&recipe.kind)).text(&json(&recipe.files)).text(&json(&recipe.system));
         for source in files::sources(&recipe, &dir)? {
             files_key.text(&source.to_string_lossy()).text(inputs.file(&source)?.as_str());
@@ -172,6 +176,20 @@ impl Job {
         })
     }
 
+    /// Key of the files' layer, once the base is known: what was left out of it is made anew by steps at boot, which are in
+    /// that layer.
+    pub fn files_layer_key(&self, base: Option<&BaseParts>) -> Option<Digest> {
+        if !matches!(self.recipe.base, Base::Debian(_)) {
+            return Some(self.files_key.clone());
+        }
+        let base = base?;
+        let mut key = Key::new("files-layer-1");
+        key.text(self.files_key.as_str()).text(&json(&base.left_out));
+        // A change of the steps themselves.
+        key.text(&json(&crate::secrets::with_steps(&self.recipe, &base.left_out).system.onboot));
+        Some(key.digest())
+    }
+
     /// Key of the initrd, once the kernel is known.
     pub fn initrd_key(&self, kernel: Option<&KernelParts>) -> Option<Digest> {
         let node = self.node_digest.as_ref()?;
@@ -187,10 +205,13 @@ impl Job {
     /// Key of the instance's root and metadata, once the base is known.
     pub fn rootfs_key(&self, base: Option<&BaseParts>) -> Option<Digest> {
         let base = base?;
-        let mut key = Key::new("rootfs-1");
+        let mut key = Key::new("rootfs-2");
         key.text(base.artifact.digest.as_str()).text(self.files_key.as_str());
         for (_, observed) in &self.overlays {
             key.text(observed.inputs.as_str());
+        }
+        for (entry, text) in crate::secrets::units(&base.left_out) {
+            key.part(&entry.path).part(&text);
         }
         key.number(u64::from(self.unified));
         key.text(self.recipe.name.as_str())
@@ -234,7 +255,7 @@ impl Job {
                 overlay::OverlayKind::Script => "run ./tar and pack what it writes",
             };
             let cached = if self.recipe.kind == RecipeKind::Node {
-                store.cached::<Artifact>(&o.inputs).is_some()
+                store.cached::<overlay::LayerParts>(&o.inputs).is_some()
             } else {
                 // Part of the one root; that step says whether it is known.
                 true
@@ -249,9 +270,10 @@ impl Job {
             let what = "lay files and overlays over the base, pack root and metadata".to_owned();
             step("rootfs", what, key, cached, Vec::new());
         } else {
-            let cached = store.cached::<Artifact>(&self.files_key).is_some();
+            let key = self.files_layer_key(base.as_ref());
+            let cached = key.as_ref().is_some_and(|k| store.cached::<overlay::LayerParts>(k).is_some());
             let what = format!("pack the system spec and {} files", self.recipe.files.len());
-            step("files", what, Some(self.files_key.clone()), cached, Vec::new());
+            step("files", what, key, cached, Vec::new());
             if let Some(node) = &self.node_digest {
                 let cached = store.blob(node).exists();
                 step(

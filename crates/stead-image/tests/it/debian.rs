@@ -27,21 +27,21 @@ fn recipe(dir: &Path, yaml: &str) -> BuildRequest {
     BuildRequest::new(dir.join("r.yaml"), dir.join("stead-node"))
 }
 
-/// The whole chain, twice, into two stores: every bit the same; and what comes out is a kernel that boots by PVH, an initrd
-/// with modules in an order that works, and layers that hold them.
+/// The whole chain, twice, into two stores: every bit the same, with packages that make keys when they are installed; and
+/// what comes out is a kernel that boots by PVH, an initrd with modules in an order that works, and layers that hold them.
 #[test]
-fn a_debian_image_is_bit_identical_when_built_twice() {
-    const TEST: &str = "a_debian_image_is_bit_identical_when_built_twice";
+fn a_debian_image_has_no_secrets_and_is_bit_identical_when_built_twice() {
+    const TEST: &str = "a_debian_image_has_no_secrets_and_is_bit_identical_when_built_twice";
     if cannot_run(TEST) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let yaml = "name: d\nbase: {debian: {suite: trixie, packages: [kmod]}}\n\
+    let yaml = "name: d\nbase: {debian: {suite: trixie, packages: [kmod, openssh-server, ssl-cert]}}\n\
         kernel: {package: linux-image-cloud-amd64, initrd_modules: [xfs]}\n";
     let request = recipe(dir.path(), yaml);
     let one = Store::open(&dir.path().join("one")).unwrap();
     let two = Store::open(&dir.path().join("two")).unwrap();
-    let first = match build(&one, &request, &mut |_| ()) {
+    let first = match on_build_host(|| build(&one, &request, &mut |_| ())) {
         Err(e @ ImageError::Mirror { .. }) => {
             println!("SKIP {TEST}: {e}");
             return;
@@ -52,6 +52,9 @@ fn a_debian_image_is_bit_identical_when_built_twice() {
     assert_eq!(first.manifest, second.manifest);
     assert_eq!(first.digest, second.digest);
     assert_eq!(one.verify(&first.name).unwrap().bad, Vec::<String>::new());
+    assert_eq!(first.warnings, Vec::<String>::new());
+    let layer = |n: usize| one.blob(&first.manifest.layers[n].artifact.digest);
+    nothing_of_the_build_host(&layer(0), &layer(2), dir.path());
 
     let boot = first.manifest.boot.unwrap();
     let vmlinux = fs::read(one.blob(&boot.vmlinux.unwrap().digest)).unwrap();
@@ -78,6 +81,76 @@ fn a_debian_image_is_bit_identical_when_built_twice() {
     assert!(first.manifest.packages.keys().any(|p| p.contains(&release)), "{release}");
     assert!(first.manifest.packages.contains_key("kmod"));
     assert!(!first.manifest.packages.contains_key("initramfs-tools"));
+}
+
+/// What the host is called while images are built: a name that is nowhere by chance.
+const BUILD_HOST: &str = "stead-test-builder";
+
+/// Runs `f` where the host has this name.
+#[allow(unsafe_code)]
+fn on_build_host<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: a new UTS namespace takes no file descriptors from anyone, and this thread is only for `f`.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWUTS) }.unwrap();
+            rustix::system::sethostname(BUILD_HOST.as_bytes()).unwrap();
+            f()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The base has no keys and does not know where it was built; the steps that the files' layer declares make the keys.
+fn nothing_of_the_build_host(base: &Path, files: &Path, dir: &Path) {
+    let unpack = |layer: &Path, to: &Path| {
+        let status =
+            Command::new("unsquashfs").args(["-quiet", "-no-progress", "-d"]).arg(to).arg(layer).status();
+        assert!(status.unwrap().success());
+    };
+    let (root, declared) = (dir.join("root"), dir.join("declared"));
+    unpack(base, &root);
+    unpack(files, &declared);
+    let keys = || -> Vec<String> {
+        let names = |dir: &str| fs::read_dir(root.join(dir)).unwrap().map(|e| e.unwrap().file_name());
+        let all = names("etc/ssh").chain(names("etc/ssl/private")).chain(names("etc/ssl/certs"));
+        let mut all: Vec<String> = all.filter_map(|n| n.into_string().ok()).collect();
+        all.retain(|n| n.starts_with("ssh_host_") || n.contains("snakeoil"));
+        all.sort();
+        all
+    };
+    assert_eq!(keys(), Vec::<String>::new());
+    let found = Command::new("grep").args(["-rlF", "--", BUILD_HOST]).arg(&root).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "files that name the build host");
+
+    let json = fs::read_to_string(declared.join("usr/lib/stead/system.json")).unwrap();
+    let system: stead_model::recipe::SystemSpec = serde_json::from_str(&json).unwrap();
+    let steps: Vec<&str> = system.onboot.iter().map(|o| o.name.as_str()).collect();
+    assert_eq!(steps, ["ssh-host-keys", "snakeoil-certificate"]);
+    // Twice, as at a boot that finds them: nothing changes.
+    let contents = |names: &[String]| -> Vec<Vec<u8>> {
+        let read = |n: &String| {
+            ["etc/ssh", "etc/ssl/private", "etc/ssl/certs"]
+                .iter()
+                .find_map(|d| fs::read(root.join(d).join(n)).ok())
+        };
+        names.iter().map(|n| read(n).unwrap()).collect()
+    };
+    let mut before = Vec::new();
+    for _ in 0..2 {
+        for step in &system.onboot {
+            let out = Command::new("chroot").arg(&root).args(&step.command).output().unwrap();
+            assert!(out.status.success(), "{}: {}", step.name, String::from_utf8_lossy(&out.stderr));
+        }
+        let made = keys();
+        for key in
+            ["ssh_host_ed25519_key", "ssh_host_rsa_key", "ssl-cert-snakeoil.key", "ssl-cert-snakeoil.pem"]
+        {
+            assert!(made.iter().any(|m| m == key), "{key} is not in {made:?}");
+        }
+        let now = contents(&made);
+        assert!(before.is_empty() || before == now, "keys that were there were made anew");
+        before = now;
+    }
 }
 
 #[test]

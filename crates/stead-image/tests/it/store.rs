@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use stead_image::{BuildOutcome, BuildRequest, ImageError, Store, build, digest, overlay, plan};
+use stead_image::{BuildOutcome, BuildRequest, ImageError, Progress, Store, build, digest, overlay, plan};
 use stead_model::{Failure, ImageName, recipe::OverlayOptions};
 
 /// Says why a test cannot run here.
@@ -197,7 +197,7 @@ fn overlay_directories_fit_a_merged_usr_base() {
     fs::write(dir.join("usr/bin/other"), "2").unwrap();
     symlink("tool", dir.join("bin/alias")).unwrap();
     let store = bench.store("s");
-    let layer = overlay::build_layer(&store, &options("o"), bench.dir.path()).unwrap();
+    let (layer, _) = overlay::build_layer(&store, &options("o"), bench.dir.path()).unwrap();
     let found = listing(&store.blob(&layer.artifact.digest));
     assert_eq!(
         found,
@@ -232,7 +232,7 @@ fn scripts_see_what_they_declare_and_are_cached_by_it() {
     options.environment.insert("SETUP".into(), "ipv6".into());
     options.inputs.push("outside".into());
     let store = bench.store("s");
-    let make = |o: &OverlayOptions| overlay::build_layer(&store, o, bench.dir.path()).unwrap();
+    let make = |o: &OverlayOptions| overlay::build_layer(&store, o, bench.dir.path()).unwrap().0;
     let runs = || fs::read_to_string(bench.path("runs")).unwrap().lines().count();
 
     let layer = make(&options);
@@ -262,7 +262,7 @@ fn an_empty_overlay_is_an_empty_layer() {
     let bench = Bench::new();
     fs::create_dir(bench.path("empty")).unwrap();
     let store = bench.store("s");
-    let layer = overlay::build_layer(&store, &options("empty"), bench.dir.path()).unwrap();
+    let (layer, _) = overlay::build_layer(&store, &options("empty"), bench.dir.path()).unwrap();
     assert_eq!(listing(&store.blob(&layer.artifact.digest)), ["/ drwxr-xr-x 0/0"]);
 }
 
@@ -435,7 +435,7 @@ fn sparse_files_of_overlays_keep_their_names_and_sizes() {
             .unwrap();
         assert!(status.success() && fs::metadata(&tar).unwrap().len() < 100_000);
         let store = bench.store(format);
-        let layer =
+        let (layer, _) =
             overlay::build_layer(&store, &options(&format!("{format}.tar")), bench.dir.path()).unwrap();
         let blob = store.blob(&layer.artifact.digest);
         let text = cat(&blob, "disk.img");
@@ -486,6 +486,50 @@ fn a_replaced_name_leaves_the_other_names_of_its_file_alone() {
     assert_eq!(inode("perl5"), inode("perl5.36.0"));
     assert_eq!((inode("perl").1, inode("perl5").1, inode("link").1), (1, 2, 2));
     assert_eq!(fs::read_link(out.join("usr/bin/link2")).unwrap(), Path::new("perl"));
+}
+
+/// A build says it of every layer, and says it again when everything is cached.
+#[test]
+fn private_keys_and_shut_directories_are_warned_of() {
+    if tools_missing("private_keys_and_shut_directories_are_warned_of") {
+        return;
+    }
+    let bench = Bench::new();
+    let line = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj";
+    let key = format!("-----BEGIN OPENSSH PRIVATE KEY-----\n{line}\n-----END OPENSSH PRIVATE KEY-----\n");
+    fs::write(bench.path("base.tar"), tar_of(&[("etc/os-release", "ID=x\n"), ("root/.ssh/id", &key)]))
+        .unwrap();
+    fs::write(bench.path("ovl/one/etc/tls.key"), &key).unwrap();
+    fs::set_permissions(bench.path("ovl/one/etc"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(bench.path("host_key"), &key).unwrap();
+    let says = |path: &str| format!("{path} holds a private key (OpenSSH): whoever has the image has it");
+    let shut = format!(
+        "/etc gets mode 0700 from {}, narrower than 0755: in the image that counts for everyone",
+        fs::canonicalize(bench.path("ovl/one")).unwrap().display()
+    );
+    let expected = [says("/etc/app.key"), shut, says("/etc/tls.key"), says("/root/.ssh/id")];
+    let (mut sorted, store) = (expected.to_vec(), bench.store("s"));
+    sorted.sort();
+    for kind in ["node", "instance"] {
+        bench.recipe(&format!(
+            "name: t\nkind: {kind}\nbase: {{tar: base.tar}}\noverlays: [ovl/one]\n\
+            files: [{{path: /etc/app.key, source: host_key}}]\n"
+        ));
+        for _ in 0..2 {
+            let mut told = Vec::new();
+            let outcome = build(&store, &bench.request(), &mut |event| {
+                if let Progress::Warning { text } = event {
+                    told.push(text);
+                }
+            })
+            .unwrap();
+            told.sort();
+            assert_eq!(outcome.warnings, sorted, "{kind}");
+            assert_eq!(told, sorted, "{kind}");
+        }
+    }
+    let (_, warnings) = overlay::build_layer(&store, &options("ovl/one"), bench.dir.path()).unwrap();
+    assert_eq!(warnings, expected[1..3]);
 }
 
 #[test]

@@ -64,10 +64,11 @@ impl Run for Build {
         let result = stead_image::build(&store, &request, &mut |p: Progress| match p {
             Progress::Started { step, what } => bar.set_message(format!("{step}: {what}")),
             Progress::Note { step, text } => bar.set_message(format!("{step}: {text}")),
-            Progress::Done(_) => {}
+            Progress::Warning { .. } | Progress::Done(_) => {}
         });
         bar.finish_and_clear();
         let outcome = result?;
+        outcome.warnings.iter().for_each(|text| app.output.note(format!("warning: {text}")));
         if self.json {
             app.output.json(&outcome)?;
             return Ok(Exit::SUCCESS);
