@@ -170,13 +170,13 @@ impl Offer {
 
     fn shown(&self) -> String {
         let platform = self.platform().map_or_else(|why| why, |p| p.to_string());
-        let digest: String = self.digest.chars().take(19).collect();
         let tags: Vec<String> = self.tags.iter().map(|t| format!("{t:?}")).collect();
         if tags.is_empty() {
-            format!("{digest} ({platform})")
-        } else {
-            format!("{} ({platform}, {digest})", tags.join(" "))
+            // Whole: it is what the image is named by.
+            return format!("{} ({platform})", self.digest);
         }
+        let digest: String = self.digest.chars().take(19).collect();
+        format!("{} ({platform}, {digest})", tags.join(" "))
     }
 }
 
@@ -734,6 +734,10 @@ mod tests {
         assert_eq!(b.choose(&[lying, one], None).unwrap(), "1");
         assert!(b.choose(&[b.image("", "1")], None).unwrap_err().contains("says no platform"));
         assert!(b.choose(&[], None).unwrap_err().contains("it has no image at all"));
+        // What has no tag is listed as it can be named.
+        let (x, y) = (b.image("linux/amd64", "x"), b.image("linux/amd64", "y"));
+        let e = b.choose(&[x.clone(), y], None).unwrap_err();
+        assert!(e.contains(x["digest"].as_str().unwrap()), "{e}");
         // A later generation of processors only by its own name.
         let v3 = tagged(b.image("linux/amd64/v3", "3"), "v3");
         assert!(b.choose(from_ref(&v3), Some("v3")).unwrap_err().contains("linux/amd64/v3"));
