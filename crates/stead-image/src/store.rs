@@ -26,6 +26,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use stead_model::{Artifact, Bytes, Digest, ImageName, Manifest};
+use stead_os::mountinfo;
 
 /// The largest manifest, pointer or cache entry that is read: a manifest lists some hundred packages.
 const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -459,13 +460,11 @@ impl Drop for Scratch {
 /// Removes a tree without ever leaving its file system: a bootstrap killed half way may have left /proc or /sys mounted
 /// in it, which are unmounted first.
 fn remove_tree(dir: &Path) -> Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut below: Vec<PathBuf> = mounts
-        .lines()
-        .filter_map(|l| l.split(' ').nth(4))
-        .map(|p| PathBuf::from(p.replace("\\040", " ")))
-        .filter(|p| p.starts_with(dir))
-        .collect();
+    // Without /proc there is nothing to go by; what is mounted then is found below, and nothing is removed.
+    let mounts = mountinfo::read().unwrap_or_default();
+    let mut below: Vec<PathBuf> = mounts.into_iter().map(|m| m.at).filter(|at| at.starts_with(dir)).collect();
+    // What was mounted last is on top of what is at the same place or above it.
+    below.reverse();
     below.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
     for mount in below {
         rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH).at("unmount", &mount)?;

@@ -4,12 +4,11 @@
 
 use crate::{
     act::Surroundings,
-    disks::tool,
     engine::{Engine, EngineError},
     lxdrc::Lxdrc,
 };
 use serde::Serialize;
-use std::{ffi::OsStr, fs, path::Path};
+use std::{fs, path::Path};
 
 /// How something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -42,7 +41,7 @@ fn finding(name: &'static str, good: bool, otherwise: Verdict, yes: &str, no: &s
 /// Looks at the host.
 pub async fn check(surroundings: &Surroundings, rc: &Lxdrc) -> Vec<Finding> {
     use Verdict::{Bad, Limited};
-    let has = |programs: &[&str]| programs.iter().all(|p| tool::exists(p));
+    let has = |programs: &[&str]| programs.iter().all(|p| stead_os::command::find(p).is_some());
     let mut found = Vec::new();
     match Engine::connect(surroundings.driver(), rc).await {
         Ok(engine) => {
@@ -57,7 +56,7 @@ pub async fn check(surroundings: &Surroundings, rc: &Lxdrc) -> Vec<Finding> {
                     "there is a pool of driver dir",
                     "no pool of driver dir that could be used: make one, `incus storage create one dir` or `lxc storage create one dir`",
                 ),
-                Err(error) => Finding { name: "storage pool", verdict: Bad, text: crate::say::chain(&error) },
+                Err(error) => Finding { name: "storage pool", verdict: Bad, text: stead_os::chain(&error) },
             });
             found.push(finding(
                 "shifted mounts",
@@ -71,7 +70,7 @@ pub async fn check(surroundings: &Surroundings, rc: &Lxdrc) -> Vec<Finding> {
             let text = "not looked at: scripts ask it as root; run this check as root, too".to_owned();
             found.push(Finding { name: "engine", verdict: Limited, text });
         }
-        Err(error) => found.push(Finding { name: "engine", verdict: Bad, text: crate::say::chain(&error) }),
+        Err(error) => found.push(Finding { name: "engine", verdict: Bad, text: stead_os::chain(&error) }),
     }
     found.push(finding(
         "datastores",
@@ -85,10 +84,10 @@ pub async fn check(surroundings: &Surroundings, rc: &Lxdrc) -> Vec<Finding> {
     ));
     found.push(finding(
         "loop devices",
-        Path::new("/dev/loop-control").exists() && has(&["losetup", "blkid", "partx"]),
+        Path::new("/dev/loop-control").exists() && has(&["blkid", "partx"]),
         Bad,
-        "losetup, blkid and partx with /dev/loop-control; partitions are mapped by their offsets, kpartx is not needed",
-        "needs /dev/loop-control (modprobe loop) and losetup, blkid, partx (Debian: mount, util-linux)",
+        "blkid and partx are installed, /dev/loop-control is there; losetup and kpartx are not needed",
+        "needs /dev/loop-control (modprobe loop) and blkid, partx (Debian: util-linux)",
     ));
     for (name, programs, package) in [
         ("ext4", &["mkfs.ext4", "e2fsck", "tune2fs", "resize2fs"][..], "e2fsprogs"),
@@ -138,7 +137,7 @@ fn sudo(surroundings: &Surroundings) -> Finding {
     // The rule is for the program with these arguments, not for the program.
     let called = [surroundings.program.as_os_str(), "one".as_ref(), "run".as_ref(), "poll".as_ref()];
     let allowed = surroundings.user.is_some()
-        || tool::run("sudo", &[&["-n", "-l", "--"].map(OsStr::new)[..], &called].concat(), &[]).is_ok();
+        || stead_os::Program::new("sudo").args(["-n", "-l", "--"]).args(called).run().is_ok();
     finding(
         "sudo",
         allowed,

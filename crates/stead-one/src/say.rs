@@ -63,7 +63,7 @@ impl<'a> Log<'a> {
     }
     /// The error that ended the script, with all its causes, in both forms.
     pub fn failure(&mut self, error: &(dyn std::error::Error + 'static)) {
-        let text = chain(error);
+        let text = stead_os::chain(error);
         self.line("ERROR", &text);
         let _ = writeln!(self.to, "{FAILURE_BEGINS}\n{}\n{FAILURE_ENDS}", one_line(&text));
         let _ = self.to.flush();
@@ -73,21 +73,6 @@ impl<'a> Log<'a> {
         // Nobody can be told that the log cannot be written.
         let _ = writeln!(self.to, "{level}: {}: {}", self.script, one_line(text));
     }
-}
-
-/// An error and its causes in one text; a cause that its error already tells is left out.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Text in one line and without control characters: a document cannot forge lines of the log.

@@ -16,6 +16,10 @@ use stead_one::{
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
+fn wait<T>(what: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(what)
+}
+
 /// A datastore and a run directory of their own.
 struct World {
     dir: PathBuf,
@@ -181,7 +185,7 @@ fn whole_filesystems_get_their_own_identity_and_grow() {
             continue;
         }
         fs::File::options().write(true).open(w.disk(0)).unwrap().set_len(480 << 20).unwrap();
-        mapper.grow(DiskId(0), &w.at(0), 480).unwrap();
+        wait(mapper.grow(DiskId(0), &w.at(0), 480)).unwrap();
         let space = rustix::fs::statvfs(w.at(0)).unwrap();
         assert!(space.f_blocks * space.f_frsize > (large << 20), "{filesystem} has not grown in use");
         mapper.unmap_all().unwrap();
@@ -340,7 +344,7 @@ fn partitions_are_mounted_as_their_fstab_says() {
         assert!(w.at(0).join("var/log/of-data").exists(), "{table}: PARTUUID");
         fs::write(w.at(0).join("written"), "").unwrap();
         assert_eq!(mapper.notes.len(), 1, "{:?}", mapper.notes);
-        let refused = mapper.grow(DiskId(0), &w.at(0), 500).unwrap_err();
+        let refused = wait(mapper.grow(DiskId(0), &w.at(0), 500)).unwrap_err();
         assert!(refused.to_string().contains("partitions"), "{refused}");
         mapper.unmap_all().unwrap();
         w.clean();
@@ -376,7 +380,7 @@ fn qcow2_images_with_backing_files() {
         assert_eq!(w.at(0).join("written").exists(), round == 1);
         fs::write(w.at(0).join("written"), "").unwrap();
         if round == 1 {
-            mapper.grow(DiskId(0), &w.at(0), 400).unwrap();
+            wait(mapper.grow(DiskId(0), &w.at(0), 400)).unwrap();
             let space = rustix::fs::statvfs(w.at(0)).unwrap();
             assert!(space.f_blocks * space.f_frsize > (330 << 20), "the image has not grown in use");
         }

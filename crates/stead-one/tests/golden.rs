@@ -41,9 +41,9 @@ fn documents_become_instances_or_errors() {
     for path in paths {
         let text = fs::read_to_string(&path).unwrap();
         let answer = match document::read(&text) {
-            Err(error) => json!({ "refused": stead_one::say::chain(&error) }),
+            Err(error) => json!({ "refused": stead_os::chain(&error) }),
             Ok((vm, kept)) => match instance::wanted(&vm, &kept, &facts(&vm)) {
-                Err(error) => json!({ "vm": vm, "refused": stead_one::say::chain(&error) }),
+                Err(error) => json!({ "vm": vm, "refused": stead_os::chain(&error) }),
                 Ok((mut wanted, notes)) => {
                     // It is the document itself, packed.
                     assert_eq!(wanted.config.remove(DOCUMENT_KEY), Some(instance::encode(&kept)));

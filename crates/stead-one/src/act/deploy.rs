@@ -8,7 +8,6 @@ use crate::{
     engine::{self, EngineError, root_pool},
     ids::DiskId,
     instance::{self, HostPci, Shown},
-    say,
 };
 use std::{
     os::unix::fs::MetadataExt,
@@ -234,21 +233,21 @@ impl Job<'_, '_> {
                 if instance.status != "Stopped"
                     && let Err(error) = self.engine.set_state(&self.name, StateAction::Kill).await
                 {
-                    self.log.error(say::chain(&error));
+                    self.log.error(stead_os::chain(&error));
                 }
                 if let Err(error) = mapper.unmap_all() {
-                    self.log.error(say::chain(&error));
+                    self.log.error(stead_os::chain(&error));
                 }
                 if let Err(error) = self.engine.delete(&instance, &self.name).await {
-                    self.log.error(say::chain(&error));
+                    self.log.error(stead_os::chain(&error));
                 }
             }
             Ok(None) => {
                 if let Err(error) = mapper.unmap_all() {
-                    self.log.error(say::chain(&error));
+                    self.log.error(stead_os::chain(&error));
                 }
             }
-            Err(error) => self.log.error(say::chain(&error)),
+            Err(error) => self.log.error(stead_os::chain(&error)),
         }
         self.remove_directory();
     }

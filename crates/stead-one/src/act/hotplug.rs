@@ -2,12 +2,11 @@
 
 use super::{ActError, Job};
 use crate::{
-    disks::run_tool,
+    disks::program,
     document::{Disk, Nic, Vm},
     engine::{EngineError, kept_document},
     ids::DiskId,
     instance::{self, DOCUMENT_KEY, Facts},
-    say,
 };
 use stead_incus::{Dialect, types::Config};
 
@@ -136,8 +135,8 @@ impl Job<'_, '_> {
     /// An Open vSwitch keeps a port whose interface is gone.
     pub(super) fn drop_port(&mut self, nic: &Nic) {
         let (true, Some(bridge), Some(target)) = (nic.open_vswitch, &nic.bridge, &nic.target) else { return };
-        if let Err(error) = run_tool("ovs-vsctl", &["--if-exists", "del-port", bridge, target], &[]) {
-            self.log.error(say::chain(&error));
+        if let Err(error) = program("ovs-vsctl").args(["--if-exists", "del-port", bridge, target]).run() {
+            self.log.error(stead_os::chain(&error));
         }
     }
 }

@@ -7,7 +7,7 @@
 use super::{ActError, Job, Surroundings};
 use crate::{
     console,
-    disks::{DiskError, tool},
+    disks::DiskError,
     document::Vm,
     engine::{EngineError, PROJECT},
     ids::{InstanceName, VmId},
@@ -22,6 +22,7 @@ use stead_incus::{
     Feature,
     requests::instances::{Move, StateAction},
 };
+use stead_os::{CommandError, Program};
 
 /// As much of what the other host says goes into an error.
 const TAIL_CHARS: usize = 1000;
@@ -144,9 +145,12 @@ fn over_there(
     document: &str,
 ) -> Result<(), ActError> {
     let line = command_line(surroundings, host, script, arguments)?;
-    let failed =
-        |source| ActError::Disk(DiskError::Tool(tool::ToolError::Run { program: "ssh".to_owned(), source }));
-    let mut command = tool::command(&line[0], &line[1..]);
+    let failed = |source| {
+        let error = CommandError::Io { operation: "run", program: line[0].clone(), source };
+        ActError::Disk(DiskError::Tool(error))
+    };
+    let mut command =
+        Program::new(&line[0]).args(&line[1..]).command().map_err(|e| ActError::Disk(e.into()))?;
     if let Some(home) = std::env::var_os("HOME").filter(|_| surroundings.user.is_none()) {
         command.env("HOME", home);
     }

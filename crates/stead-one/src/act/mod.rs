@@ -225,7 +225,7 @@ fn run_probe(
         Ok(_) => Ending::Failure,
         Err(error) => {
             let mut stderr = stderr;
-            let _ = writeln!(stderr, "ERROR: {name}: {}", crate::say::chain(&error));
+            let _ = writeln!(stderr, "ERROR: {name}: {}", stead_os::chain(&error));
             Ending::Failure
         }
     }

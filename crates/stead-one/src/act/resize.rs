@@ -32,7 +32,7 @@ impl Job<'_, '_> {
         };
         let pool = root_pool(&instance).unwrap_or("default");
         let at = self.mountpoint(&vm, disk, pool);
-        self.mapper()?.grow(disk, &at, size_mib)?;
+        self.mapper()?.grow(disk, &at, size_mib).await?;
         Ok(())
     }
 }

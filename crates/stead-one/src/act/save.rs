@@ -6,11 +6,9 @@
 use super::{ActError, Job};
 use crate::{
     console,
-    disks::tool,
     document::{self, Vm},
     engine::{EngineError, PROJECT, kept_document},
     instance::{self, DOCUMENT_KEY, IDMAP_KEY, Shown},
-    say,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -57,7 +55,7 @@ impl Job<'_, '_> {
         if saved.is_err() {
             // Not kept, so it must not be down either.
             if let Err(error) = self.start_again(Some(&vm)).await {
-                self.log.error(say::chain(&error));
+                self.log.error(stead_os::chain(&error));
             }
             self.show_again().await;
         }
@@ -91,7 +89,7 @@ impl Job<'_, '_> {
         if status == "Stopped" {
             return Ok(false);
         }
-        let why = if tool::exists("criu") {
+        let why = if stead_os::command::find("criu").is_some() {
             // Incus asks for it; it says nothing else of a container.
             let willing = [("migration.stateful".to_owned(), "true".to_owned())].into();
             let asked = match self.engine.patch(&self.name, &willing).await {

@@ -7,7 +7,6 @@ use crate::{
     document::Vm,
     engine::{EngineError, kept_document},
     instance::{IDMAP_KEY, Shown},
-    say,
 };
 use std::{fs, path::PathBuf, time::Duration};
 use stead_incus::{requests::instances::StateAction, types::Instance};
@@ -41,7 +40,7 @@ impl Job<'_, '_> {
             Ok(Some((vm, _))) => Some(vm),
             // Broken, but ours: what can be done without it is done.
             Err(error) => {
-                self.log.error(say::chain(&error));
+                self.log.error(stead_os::chain(&error));
                 None
             }
         };
@@ -74,7 +73,7 @@ impl Job<'_, '_> {
 
     pub(super) async fn show_again(&mut self) {
         if let Err(error) = self.engine.show(&self.name, Shown::Yes).await {
-            self.log.error(say::chain(&error));
+            self.log.error(stead_os::chain(&error));
         }
     }
 
@@ -100,7 +99,7 @@ impl Job<'_, '_> {
         let Some(map) = instance.config.get(IDMAP_KEY).filter(|m| !m.is_empty()) else { return };
         let kept = self.place.vm(vm.id, vm.datastore).map_err(Into::into).and_then(|d| idmap::save(&d, map));
         if let Err(error) = kept {
-            self.log.error(say::chain(&error));
+            self.log.error(stead_os::chain(&error));
         }
     }
 

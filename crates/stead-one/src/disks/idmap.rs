@@ -5,6 +5,7 @@
 
 use super::DiskError;
 use std::{fs, io::Read, path::Path};
+use stead_os::{PathContext, PathError};
 
 /// In the VM's directory.
 const FILE: &str = "idmaps.lxd";
@@ -20,9 +21,9 @@ pub fn load(vm_directory: &Path) -> Result<Option<String>, DiskError> {
     let mut text = String::new();
     match fs::File::open(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(DiskError::file("open", path)(e)),
+        Err(e) => return Err(PathError::new("open", &path)(e).into()),
         Ok(file) => {
-            file.take(MAX_BYTES).read_to_string(&mut text).map_err(DiskError::file("read", &path))?;
+            file.take(MAX_BYTES).read_to_string(&mut text).at("read", &path)?;
         }
     }
     Ok(parse(&text))
@@ -43,7 +44,7 @@ pub fn save(vm_directory: &Path, map: &str) -> Result<(), DiskError> {
     let path = vm_directory.join(FILE);
     let beside = vm_directory.join(".idmaps.lxd.new");
     let text = format!("---\n:last_state_idmap: '{}'\n", map.replace('\'', "''"));
-    fs::write(&beside, text).and_then(|()| fs::rename(&beside, &path)).map_err(DiskError::file("write", path))
+    Ok(fs::write(&beside, text).and_then(|()| fs::rename(&beside, &path)).at("write", path)?)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
+use stead_os::{PathContext, PathError};
 
 /// A line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,12 +37,12 @@ impl Journal {
     /// # Errors
     /// The directory cannot be made or the file not be read.
     pub fn open(directory: &Path) -> Result<Self, DiskError> {
-        fs::create_dir_all(directory).map_err(DiskError::file("make", directory))?;
+        fs::create_dir_all(directory).at("make", directory)?;
         let path = directory.join("journal");
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(DiskError::file("read", path)(e)),
+            Err(e) => return Err(PathError::new("read", &path)(e).into()),
         };
         let mut journal = Self { path, entries: parse(&text) };
         if !text.is_empty() && !text.ends_with('\n') {
@@ -62,7 +63,7 @@ impl Journal {
         let mut line = serde_json::to_string(&entry).unwrap_or_default();
         line.push('\n');
         let open = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path);
-        open.and_then(|mut f| f.write_all(line.as_bytes())).map_err(DiskError::file("write", &self.path))?;
+        open.and_then(|mut f| f.write_all(line.as_bytes())).at("write", &self.path)?;
         self.entries.push(entry);
         Ok(())
     }
@@ -79,7 +80,7 @@ impl Journal {
         if self.entries.is_empty() {
             return match fs::remove_file(&self.path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    Err(DiskError::file("remove", &self.path)(e))
+                    Err(PathError::new("remove", &self.path)(e).into())
                 }
                 _ => Ok(()),
             };
@@ -93,7 +94,7 @@ impl Journal {
             }
             fs::rename(&beside, &self.path)
         };
-        write().map_err(DiskError::file("write", &self.path))
+        Ok(write().at("write", &self.path)?)
     }
 }
 

@@ -3,15 +3,14 @@
 //! Chooses nothing; the choices are in [`super::plan`].
 
 use super::{
-    DiskError, fstab,
+    DiskError, export, filesystem, fstab,
     journal::Journal,
-    loops, mounts, nbd,
+    mounts, nbd,
     place::Place,
     plan::{self, Offer, PlanError, Way},
-    probe::{self, Partition},
+    probe::{self, Partition, Window},
     qcow2,
-    step::{Cache, Step, Undo},
-    tool,
+    step::{Step, Undo},
 };
 use crate::{
     document::{Disk, DiskKind, ImageFormat, Vm},
@@ -21,14 +20,11 @@ use std::{
     fs,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
 };
-
-/// A program that was told to go is gone within this, or is killed.
-const END_PATIENCE: Duration = Duration::from_secs(10);
-/// Looked at this often while waiting.
-const GLANCE: Duration = Duration::from_millis(20);
+use stead_os::{
+    LoopDevice, PathContext, PathError, command,
+    loops::{self, Options},
+};
 
 /// A mounted disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +86,7 @@ impl<'a> Mapper<'a> {
         self.unmap(disk.id)?;
         self.try_map(vm, disk, at).inspect_err(|_| {
             if let Err(error) = self.unmap(disk.id) {
-                self.notes.push(crate::say::chain(&error));
+                self.notes.push(stead_os::chain(&error));
             }
         })
     }
@@ -125,7 +121,7 @@ impl<'a> Mapper<'a> {
             })?;
         }
         drop(lock);
-        let kind = fs::metadata(&bytes).map_err(DiskError::file("look at", &bytes))?.file_type();
+        let kind = fs::metadata(&bytes).at("look at", &bytes)?.file_type();
         let layout = probe::layout(&bytes)?;
         match plan::mount(disk, &bytes, kind.is_block_device(), &layout, self.filesystem, at)? {
             Way::One(steps) => {
@@ -139,8 +135,8 @@ impl<'a> Mapper<'a> {
 
     /// What the host has for a program; the lock is kept until it is taken.
     fn offer(&self, program: nbd::Program) -> Result<(Offer, Option<fs::File>), DiskError> {
-        let export = tool::exists("qemu-storage-daemon") && Path::new("/dev/fuse").exists();
-        if program == nbd::Program::Qemu && !tool::exists("qemu-nbd") {
+        let export = export::is_possible();
+        if program == nbd::Program::Qemu && command::find("qemu-nbd").is_none() {
             return Ok((Offer { export, ..Offer::default() }, None));
         }
         let (nbd, lock) = nbd::reserve(program, &self.place.run.join("nbd"))?;
@@ -219,14 +215,14 @@ impl<'a> Mapper<'a> {
             if let (true, Undo::Unmount { at }) = (chosen(index, entry), &entry.undo)
                 && let Err(error) = mounts::unbrace(at)
             {
-                errors.push(crate::say::chain(&error));
+                errors.push(stead_os::chain(&error));
             }
         }
         for (index, entry) in self.journal.entries().iter().enumerate().rev() {
             if chosen(index, entry) {
                 match undo(&entry.undo) {
                     Ok(()) => undone.push(entry.clone()),
-                    Err(error) => errors.push(crate::say::chain(&error)),
+                    Err(error) => errors.push(stead_os::chain(&error)),
                 }
             }
         }
@@ -268,7 +264,7 @@ impl<'a> Mapper<'a> {
         match step {
             Step::Export { image, at, pidfile, control, cache, readonly } => {
                 self.journal.add(disk, Undo::EndExport { pidfile: pidfile.clone(), at: at.clone() })?;
-                export(image, at, pidfile, control, cache.as_ref(), *readonly)?;
+                export::begin(image, at, pidfile, control, cache.as_ref(), *readonly)?;
                 Ok(Some(at.clone()))
             }
             Step::Nbd { image, device, cache, readonly } => {
@@ -284,24 +280,22 @@ impl<'a> Mapper<'a> {
             Step::Loop { window, readonly } => {
                 let offset_bytes = window.part.map_or(0, |(offset, _)| offset);
                 self.journal.add(disk, Undo::DetachLoop { bytes: window.bytes.clone(), offset_bytes })?;
-                loops::attach(window, *readonly).map(Some)
+                attach(window, *readonly).map(Some)
             }
             Step::Format { filesystem } => {
-                let device = need()?.as_os_str();
-                let quiet = if filesystem == "ext4" || filesystem == "ext3" { "-Fq" } else { "-q" };
-                tool::run(&format!("mkfs.{filesystem}"), &[quiet.as_ref(), device], &[])?;
+                filesystem::make(filesystem, need()?)?;
                 Ok(None)
             }
             Step::Prepare { filesystem, grow } => {
-                let device = need()?.to_owned();
-                self.prepare(disk, filesystem, &device, *grow)?;
+                let note = filesystem::prepare(filesystem, need()?, *grow)?;
+                self.notes.extend(note.map(|note| format!("disk {disk} {note}")));
                 Ok(None)
             }
             Step::Mount { filesystem, at, readonly } => {
                 let device = need()?.to_owned();
                 if !at.exists() {
                     self.journal.add(disk, Undo::RemoveDirectory { path: at.clone() })?;
-                    fs::create_dir_all(at).map_err(DiskError::file("make", at))?;
+                    fs::create_dir_all(at).at("make", at)?;
                 }
                 self.journal.add(disk, Undo::Unmount { at: at.clone() })?;
                 mounts::attach(&device, filesystem, at, *readonly)?;
@@ -312,42 +306,10 @@ impl<'a> Mapper<'a> {
                 Ok(None)
             }
             Step::Grow { filesystem, at } => {
-                grow_mounted(filesystem, at)?;
+                filesystem::grow(filesystem, at)?;
                 Ok(None)
             }
         }
-    }
-
-    /// Two clones of an image must not have one identity on a host.
-    fn prepare(
-        &mut self,
-        disk: DiskId,
-        filesystem: &str,
-        device: &Path,
-        grow: bool,
-    ) -> Result<(), DiskError> {
-        let device = device.as_os_str();
-        match filesystem {
-            "xfs" => {
-                // A log that was not written back keeps its UUID; it is mounted without regard to it.
-                if let Err(error) = tool::run("xfs_admin", &["-U".as_ref(), "generate".as_ref(), device], &[])
-                {
-                    self.notes.push(format!("disk {disk} keeps its UUID: {}", crate::say::chain(&error)));
-                }
-            }
-            "btrfs" => {
-                tool::run("btrfstune", &["-f".as_ref(), "-m".as_ref(), device], &[])?;
-            }
-            _ => {
-                // 1: errors were corrected.
-                tool::run("e2fsck", &["-f".as_ref(), "-p".as_ref(), device], &[1])?;
-                tool::run("tune2fs", &["-U".as_ref(), "random".as_ref(), device], &[])?;
-                if grow {
-                    tool::run("resize2fs", &[device], &[])?;
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -363,128 +325,43 @@ fn is_loop(device: &Path) -> bool {
     device.file_name().is_some_and(|n| n.to_string_lossy().starts_with("loop"))
 }
 
-/// Whether something was done that way is not known when it is undone: each of these finds that out.
+/// Attaches a window to a free loop device.
+fn attach(window: &Window, read_only: bool) -> Result<PathBuf, DiskError> {
+    let (offset_bytes, limit_bytes) = window.part.unwrap_or_default();
+    // Not yet by itself: a filesystem may be made on it before it is mounted.
+    let options = Options { read_only, offset_bytes, limit_bytes, ..Options::default() };
+    Ok(LoopDevice::attach(&window.bytes, &options)?.path().to_owned())
+}
+
+/// Detaches what is attached to a file at an offset. The file may be gone, and with it nothing can be found: then its
+/// loop devices, if there were any, end with their mounts.
+fn detach(bytes: &Path, offset_bytes: u64) -> Result<(), DiskError> {
+    if !bytes.exists() {
+        return Ok(());
+    }
+    for attached in loops::find(bytes)?.iter().filter(|a| a.offset_bytes == offset_bytes) {
+        // Gone in between is as good.
+        let _ = loops::release(&attached.device);
+    }
+    Ok(())
+}
+
+/// Undo is idempotent: the journal is written before a step is done, so the step may never have run.
 fn undo(undo: &Undo) -> Result<(), DiskError> {
     match undo {
-        Undo::EndExport { pidfile, at } => end_export(pidfile, at),
+        Undo::EndExport { pidfile, at } => export::end(pidfile, at),
         Undo::DisconnectNbd { device, image } => nbd::disconnect(device, image),
         Undo::UnmapRbd { image } => nbd::unmap_rbd(image),
-        Undo::DetachLoop { bytes, offset_bytes } => loops::detach(bytes, *offset_bytes),
+        Undo::DetachLoop { bytes, offset_bytes } => detach(bytes, *offset_bytes),
         Undo::Unmount { at } => mounts::detach(at),
         Undo::RemoveDirectory { path } => match fs::remove_dir(path) {
             // Not empty: someone else has it now.
-            Err(e) if !matches!(e.raw_os_error(), Some(2 | 39)) => Err(DiskError::file("remove", path)(e)),
+            Err(e) if !matches!(e.raw_os_error(), Some(2 | 39)) => {
+                Err(PathError::new("remove", path)(e).into())
+            }
             _ => Ok(()),
         },
     }
-}
-
-/// QEMU's options for OpenNebula's CACHE.
-fn cache_options(cache: Option<&Cache>) -> serde_json::Value {
-    let cache = cache.map_or("", |c| c.0.as_str());
-    serde_json::json!({
-        "direct": matches!(cache, "none" | "directsync"),
-        "no-flush": cache == "unsafe",
-    })
-}
-
-fn export(
-    image: &Path,
-    at: &Path,
-    pidfile: &Path,
-    control: &Path,
-    cache: Option<&Cache>,
-    readonly: bool,
-) -> Result<(), DiskError> {
-    fs::write(at, "").map_err(DiskError::file("make", at))?;
-    let file = serde_json::json!({
-        "driver": "file", "node-name": "file", "filename": image, "read-only": readonly,
-        "auto-read-only": false, "cache": cache_options(cache), "discard": "unmap",
-    });
-    let format = serde_json::json!({
-        "driver": "qcow2", "node-name": "disk", "file": "file", "read-only": readonly, "discard": "unmap",
-        "cache": cache_options(cache),
-    });
-    let export = serde_json::json!({
-        "type": "fuse", "id": "export", "node-name": "disk", "mountpoint": at, "writable": !readonly,
-        "growable": false,
-    });
-    let control = control.display().to_string();
-    if control.contains(',') {
-        return Err(DiskError::Unexpected(format!("{control} cannot be a control socket: it has a comma")));
-    }
-    let pidfile = pidfile.display().to_string();
-    let arguments = [
-        "--daemonize".to_owned(),
-        "--pidfile".to_owned(),
-        pidfile,
-        "--chardev".to_owned(),
-        format!("socket,id=control,path={control},server=on,wait=off"),
-        "--monitor".to_owned(),
-        "chardev=control".to_owned(),
-        "--blockdev".to_owned(),
-        file.to_string(),
-        "--blockdev".to_owned(),
-        format.to_string(),
-        "--export".to_owned(),
-        export.to_string(),
-    ];
-    tool::run("qemu-storage-daemon", &arguments, &[])?;
-    Ok(())
-}
-
-fn end_export(pidfile: &Path, at: &Path) -> Result<(), DiskError> {
-    let pid = fs::read_to_string(pidfile).ok().and_then(|t| t.trim().parse::<i32>().ok());
-    // The number may be another process' by now: its arguments tell.
-    let ours = |pid: i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(&*at.to_string_lossy())
-    };
-    if let Some(pid) = pid.filter(|pid| ours(*pid))
-        && let Some(process) = rustix::process::Pid::from_raw(pid)
-    {
-        let deadline = Instant::now() + END_PATIENCE;
-        let _ = rustix::process::kill_process(process, rustix::process::Signal::TERM);
-        while ours(pid) {
-            if Instant::now() > deadline {
-                let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
-            }
-            thread::sleep(GLANCE);
-        }
-    }
-    mounts::detach(at)?;
-    for path in [at.to_owned(), pidfile.to_owned(), control(pidfile)] {
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(DiskError::file("remove", path)(e));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// The control socket beside a daemon's process id.
-pub(super) fn control(pidfile: &Path) -> PathBuf {
-    pidfile.with_extension("control")
-}
-
-/// Lets a mounted filesystem fill its device.
-pub(super) fn grow_mounted(filesystem: &str, at: &Path) -> Result<(), DiskError> {
-    match filesystem {
-        "xfs" => tool::run("xfs_growfs", &["-d".as_ref(), at.as_os_str()], &[])?,
-        "btrfs" => tool::run(
-            "btrfs",
-            &["filesystem".as_ref(), "resize".as_ref(), "max".as_ref(), at.as_os_str()],
-            &[],
-        )?,
-        _ => {
-            let device = mounts::device(at)?
-                .ok_or_else(|| DiskError::Unexpected(format!("{} is not mounted", at.display())))?;
-            tool::run("resize2fs", &[device.0], &[])?
-        }
-    };
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,10 +6,11 @@
 //! ([`place`]). Does not own the instance's devices ([`crate::instance`]) nor making and moving the files, which
 //! OpenNebula's transfer drivers do.
 
+mod export;
+mod filesystem;
 pub mod fstab;
 pub mod idmap;
 pub mod journal;
-mod loops;
 mod map;
 mod mounts;
 pub mod nbd;
@@ -17,18 +18,25 @@ pub mod place;
 pub mod plan;
 pub mod probe;
 pub mod qcow2;
-mod qmp;
 mod resize;
 pub mod step;
-pub(crate) mod tool;
 
 pub use map::{Mapped, Mapper};
 pub use place::Place;
-pub use tool::{ToolError, run as run_tool};
+use std::{io, path::PathBuf, time::Duration};
+use stead_os::{CommandError, PathError, Program};
 
-use std::{io, path::PathBuf};
+/// A program that checks or grows a filesystem takes as long as the disk is large; OpenNebula ends a script that takes
+/// too long for it.
+const PROGRAM_PATIENCE: Duration = Duration::from_secs(2 * 3600);
 
-/// Whether something is mounted exactly there. What cannot be told is taken for mounted: deleting what is would be worse.
+/// A program that works on disks.
+pub(crate) fn program(name: &str) -> Program {
+    Program::new(name).timeout(PROGRAM_PATIENCE)
+}
+
+/// Whether something is mounted exactly there. If that cannot be found out the answer is yes: deleting what is mounted
+/// would be worse.
 pub fn is_mounted(at: &std::path::Path) -> bool {
     mounts::is_mountpoint(at).unwrap_or(true)
 }
@@ -47,7 +55,7 @@ pub fn brace(at: &std::path::Path) -> Result<(), DiskError> {
 pub enum DiskError {
     /// A program failed.
     #[error(transparent)]
-    Tool(#[from] ToolError),
+    Tool(#[from] CommandError),
     /// The disk's file is not where it has to be.
     #[error(transparent)]
     Place(#[from] place::PlaceError),
@@ -57,16 +65,17 @@ pub enum DiskError {
     /// The header of a qcow2 image.
     #[error(transparent)]
     Qcow2(#[from] qcow2::Qcow2Error),
-    /// A file of the driver's own, or a directory.
-    #[error("cannot {action} {}", .path.display())]
-    File {
-        /// What was done.
-        action: &'static str,
-        /// With which.
-        path: PathBuf,
-        /// Why not.
+    /// A file of the driver's own, a directory, or a loop device.
+    #[error(transparent)]
+    File(#[from] PathError),
+    /// The daemon that exports an image refuses to change it.
+    #[error("cannot grow the image that the daemon at {} exports", .control.display())]
+    Daemon {
+        /// The daemon's control socket.
+        control: PathBuf,
+        /// Why.
         #[source]
-        source: io::Error,
+        source: stead_os::qmp::QmpError,
     },
     /// mount(2) refused.
     #[error("cannot mount {} ({filesystem}) on {}", .device.display(), .at.display())]
@@ -90,17 +99,10 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
-    /// A program did what it was told but not what it should.
+    /// A program succeeded without the effect it should have had.
     #[error("{0}")]
     Unexpected(String),
-    /// Several undo steps failed; each of them is told.
+    /// Several undo steps failed: every error, with its causes.
     #[error("cannot undo everything: {}", .0.join("; "))]
     Undo(Vec<String>),
-}
-
-impl DiskError {
-    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::File { action, path, source }
-    }
 }

@@ -13,6 +13,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use stead_os::mountinfo::{self, Mount};
 
 /// An instance that was stopped lets go of its mounts within this.
 const BUSY_PATIENCE: Duration = Duration::from_secs(10);
@@ -35,7 +36,7 @@ pub(super) fn attach(device: &Path, filesystem: &str, at: &Path, readonly: bool)
 
 /// Mounts what is mounted on `at` there once more, unless it is there twice already.
 pub(super) fn brace(at: &Path) -> Result<(), DiskError> {
-    if table()?.iter().filter(|m| m.at == at).count() != 1 {
+    if mountinfo::read()?.iter().filter(|m| m.at == at).count() != 1 {
         return Ok(());
     }
     rustix::mount::mount_bind(at, at).map_err(|e| DiskError::Mount {
@@ -48,15 +49,15 @@ pub(super) fn brace(at: &Path) -> Result<(), DiskError> {
 
 /// Takes away what [`brace`] put there: below it may be more mounts, which it hides.
 pub(super) fn unbrace(at: &Path) -> Result<(), DiskError> {
-    while table()?.iter().filter(|m| m.at == at).count() > 1 {
+    while mountinfo::read()?.iter().filter(|m| m.at == at).count() > 1 {
         unmount(at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
             .map_err(|e| DiskError::Unmount { at: at.to_owned(), source: e.into() })?;
     }
     Ok(())
 }
 
-/// Unmounts everything that is mounted on `at`, however often; nothing is no error. What is busy is given some time, then
-/// detached: a disk in use by nobody but a stray process of the host is no reason to keep a VM.
+/// Unmounts everything that is mounted on `at`, in every layer; nothing being mounted is no error. A busy mount is given
+/// some time and then detached: a stray process of the host must not keep a VM from stopping.
 pub(super) fn detach(at: &Path) -> Result<(), DiskError> {
     let deadline = Instant::now() + BUSY_PATIENCE;
     while is_mountpoint(at)? {
@@ -77,56 +78,12 @@ pub(super) fn detach(at: &Path) -> Result<(), DiskError> {
 
 /// Whether something is mounted exactly there.
 pub(super) fn is_mountpoint(at: &Path) -> Result<bool, DiskError> {
-    Ok(table()?.iter().any(|m| m.at == at))
+    Ok(mountinfo::read()?.iter().any(|m| m.at == at))
 }
 
-/// What device is mounted there, the uppermost, and its filesystem.
-pub(super) fn device(at: &Path) -> Result<Option<(PathBuf, String)>, DiskError> {
-    Ok(table()?.into_iter().rev().find(|m| m.at == at).map(|m| (m.device, m.filesystem)))
-}
-
-/// A line of the kernel's table.
-struct Mounted {
-    at: PathBuf,
-    device: PathBuf,
-    filesystem: String,
-}
-
-fn table() -> Result<Vec<Mounted>, DiskError> {
-    let path = "/proc/self/mountinfo";
-    let text = fs::read_to_string(path).map_err(DiskError::file("read", path))?;
-    let line = |line: &str| {
-        let (left, right) = line.split_once(" - ")?;
-        let at = unescape(left.split(' ').nth(4)?);
-        let mut right = right.split(' ');
-        let filesystem = right.next()?.to_owned();
-        Some(Mounted { at, device: unescape(right.next()?), filesystem })
-    };
-    Ok(text.lines().filter_map(line).collect())
-}
-
-/// The kernel writes blanks and backslashes as `\040`.
-fn unescape(text: &str) -> PathBuf {
-    use std::os::unix::ffi::OsStringExt;
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let octal = (bytes[at] == b'\\').then(|| bytes.get(at + 1..at + 4)).flatten();
-        let value =
-            octal.and_then(|o| std::str::from_utf8(o).ok()).and_then(|o| u8::from_str_radix(o, 8).ok());
-        match value {
-            Some(byte) => {
-                out.push(byte);
-                at += 4;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(out))
+/// The uppermost mount on exactly that path.
+pub(super) fn uppermost(at: &Path) -> Result<Option<Mount>, DiskError> {
+    Ok(mountinfo::read()?.into_iter().rev().find(|m| m.at == at))
 }
 
 /// Opens a path as it would be with `root` as root: links of the image cannot lead out of it.
@@ -180,11 +137,5 @@ mod tests {
             assert_eq!(directory_inside(&root, Path::new(link)), Some(root.join("etc")), "{link}");
         }
         assert_eq!(read_inside(&root, Path::new("/etc"), 100), None);
-    }
-
-    #[test]
-    fn the_kernels_escapes() {
-        assert_eq!(unescape("/a\\040b\\134c"), Path::new("/a b\\c"));
-        assert_eq!(unescape("/a\\04"), Path::new("/a\\04"));
     }
 }

@@ -3,13 +3,14 @@
 //! A device has no owner until a program is connected to it, and each takes its time: whoever takes one holds its lock
 //! until then. Owns nothing of the images.
 
-use super::{DiskError, step::Cache, tool};
+use super::{DiskError, program, step::Cache};
 use std::{
     fs,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
+use stead_os::{PathContext, command};
 
 /// Looked at this often while waiting.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -70,11 +71,11 @@ pub(super) fn reserve(program: Program, locks: &Path) -> Result<(Offer, Option<f
     if !sys("nbd0").exists() {
         return Ok((Offer::NoModule, None));
     }
-    fs::create_dir_all(locks).map_err(DiskError::file("make", locks))?;
+    fs::create_dir_all(locks).at("make", locks)?;
     for device in choice(program, &free()) {
         let name = device.file_name().unwrap_or_default();
         let path = locks.join(name);
-        let lock = fs::File::create(&path).map_err(DiskError::file("open", &path))?;
+        let lock = fs::File::create(&path).at("open", &path)?;
         let locked = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok();
         // Whoever had the lock may have connected it since.
         if locked && name.to_str().is_some_and(is_free) {
@@ -127,7 +128,7 @@ pub(super) fn connect(
     cache: Option<&Cache>,
     readonly: bool,
 ) -> Result<(), DiskError> {
-    tool::run("qemu-nbd", &qemu_arguments(image, device, cache, readonly), &[])?;
+    program("qemu-nbd").args(qemu_arguments(image, device, cache, readonly)).run()?;
     let size = sys_of(device).join("size");
     let deadline = Instant::now() + CONNECT_PATIENCE;
     while fs::read_to_string(&size).map_or(true, |s| s.trim() == "0") {
@@ -152,7 +153,7 @@ pub(super) fn disconnect(device: &Path, image: &Path) -> Result<(), DiskError> {
     if !ours() {
         return Ok(());
     }
-    tool::run("qemu-nbd", &["--disconnect".as_ref(), device.as_os_str()], &[])?;
+    program("qemu-nbd").arg("--disconnect").arg(device).run()?;
     // Whoever takes the image next, the transfer driver or the next deploy, finds it whole and without a lock.
     let deadline = Instant::now() + DISCONNECT_PATIENCE;
     while ours() {
@@ -204,19 +205,19 @@ pub(super) fn map_rbd(
     conf: Option<&Path>,
     readonly: bool,
 ) -> Result<PathBuf, DiskError> {
-    let said = tool::run("rbd-nbd", &rbd_arguments(image, device, user, conf, readonly), &[])?;
+    let said = program("rbd-nbd").args(rbd_arguments(image, device, user, conf, readonly)).run()?.text();
     Ok(PathBuf::from(said.trim()))
 }
 
 /// Unmaps a Ceph image, wherever it is mapped.
 pub(super) fn unmap_rbd(image: &str) -> Result<(), DiskError> {
     // Without it nothing was mapped, and what never happened is undone.
-    if !tool::exists("rbd-nbd") {
+    if command::find("rbd-nbd").is_none() {
         return Ok(());
     }
-    let said = tool::run("rbd-nbd", &["list-mapped", "--format", "json"], &[])?;
+    let said = program("rbd-nbd").args(["list-mapped", "--format", "json"]).run()?.text();
     for device in rbd_devices(&said, image) {
-        tool::run("rbd-nbd", &["unmap", &device], &[])?;
+        program("rbd-nbd").args(["unmap", &device]).run()?;
     }
     Ok(())
 }

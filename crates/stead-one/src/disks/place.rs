@@ -9,10 +9,11 @@ use crate::{
     ids::{DatastoreId, DiskId, InstanceName, VmId},
 };
 use std::{
-    fs, io,
+    fs,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
+use stead_os::{PathContext, PathError};
 
 /// The driver's directories on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,14 +28,8 @@ pub struct Place {
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
     /// Not there, or not reachable.
-    #[error("cannot find {}", .path.display())]
-    Find {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Find(#[from] PathError),
     /// It leads elsewhere.
     #[error("disk {disk} ({}) leads to {}, which is neither the VM's nor its image's", .path.display(), .to.display())]
     Outside {
@@ -92,8 +87,7 @@ impl Place {
             // OpenNebula keeps the snapshots of an image beside it.
             allowed.extend([images.join(image), images.join(format!("{image}.snap"))]);
         }
-        let kind =
-            fs::metadata(&to).map_err(|source| PlaceError::Find { path: to.clone(), source })?.file_type();
+        let kind = fs::metadata(&to).at("find", &to)?.file_type();
         if kind.is_block_device() {
             // LVM's are links to /dev/vg-one-<datastore>/…, made by the transfer driver.
             if disk.kind == DiskKind::Block && to.starts_with("/dev") {
@@ -112,7 +106,7 @@ impl Place {
 }
 
 fn real(path: &Path) -> Result<PathBuf, PlaceError> {
-    fs::canonicalize(path).map_err(|source| PlaceError::Find { path: path.to_owned(), source })
+    Ok(fs::canonicalize(path).at("find", path)?)
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! What is on a disk: filesystems and partitions, as util-linux' blkid and partx see them. Both look at the bytes, not
 //! at what the kernel made of them, and take plain files.
 
-use super::{DiskError, tool};
+use super::{DiskError, program};
 use serde::Serialize;
 use std::{
     fs::File,
     io::Read,
     path::{Path, PathBuf},
 };
+use stead_os::PathContext;
 
-/// A tenth of it would hold every signature that blkid knows; what is zero so far is taken for blank.
+/// A disk whose first bytes are zero is taken for blank. Every signature that blkid knows lies within a tenth of this.
 const BLANK_BYTES: u64 = 1 << 20;
 /// blkid's code for "nothing found".
 const NOTHING_FOUND: i32 = 2;
@@ -89,7 +90,7 @@ fn blkid(bytes: &Path, window: Option<(u64, u64)>) -> Result<Found, DiskError> {
         arguments.extend([format!("--offset={offset}"), format!("--size={length}")]);
     }
     arguments.push(bytes.display().to_string());
-    Ok(parse_blkid(&tool::run("blkid", &arguments, &[NOTHING_FOUND])?))
+    Ok(parse_blkid(&program("blkid").args(arguments).accept(NOTHING_FOUND).run()?.text()))
 }
 
 /// Lines `KEY=value`; blkid puts a backslash before odd characters.
@@ -114,7 +115,7 @@ fn parse_blkid(text: &str) -> Found {
 fn partitions(bytes: &Path) -> Result<Vec<Partition>, DiskError> {
     let path = bytes.display().to_string();
     let arguments = ["--raw", "--noheadings", "--output", "NR,START,SECTORS,UUID", path.as_str()];
-    Ok(parse_partx(&tool::run("partx", &arguments, &[])?))
+    Ok(parse_partx(&program("partx").args(arguments).run()?.text()))
 }
 
 /// Lines `1 2048 20480 0d9c…-01`, in sectors of 512 bytes. The extended partition of a DOS table is a shell around
@@ -136,17 +137,16 @@ fn parse_partx(text: &str) -> Vec<Partition> {
 }
 
 fn is_zero(bytes: &Path) -> Result<bool, DiskError> {
-    let failed = |e| DiskError::file("read", bytes)(e);
     let mut start = Vec::new();
-    File::open(bytes).map_err(failed)?.take(BLANK_BYTES).read_to_end(&mut start).map_err(failed)?;
+    File::open(bytes).and_then(|f| f.take(BLANK_BYTES).read_to_end(&mut start)).at("read", bytes)?;
     Ok(start.iter().all(|b| *b == 0))
 }
 
 /// The first bytes of a file.
 pub(super) fn start(bytes: &Path) -> Result<Vec<u8>, DiskError> {
     let mut start = Vec::new();
-    let file = File::open(bytes).map_err(DiskError::file("open", bytes))?;
-    file.take(512).read_to_end(&mut start).map_err(DiskError::file("read", bytes))?;
+    let file = File::open(bytes).at("open", bytes)?;
+    file.take(512).read_to_end(&mut start).at("read", bytes)?;
     Ok(start)
 }
 

@@ -1,35 +1,29 @@
 //! Growing a disk that is in use.
 
-use super::{
-    DiskError, Mapper, loops,
-    map::{control, grow_mounted},
-    mounts,
-    plan::PlanError,
-    qmp,
-    step::Undo,
-};
+use super::{DiskError, Mapper, export, filesystem, mounts, plan::PlanError, step::Undo};
 use crate::ids::DiskId;
 use std::path::Path;
+use stead_os::loops;
 
 impl Mapper<'_> {
-    /// Lets a disk that is mounted at `at` have `size_mib`. A raw file, volume or Ceph image was grown by the transfer
-    /// driver already; an image in use by this host's daemon is grown through it.
+    /// Grows the filesystem of a disk that is mounted at `at` to `size_mib`. The transfer driver has grown a raw file, volume
+    /// or Ceph image already; an image that this host's daemon exports is grown through the daemon.
     ///
     /// # Errors
     /// [`DiskError`]; nothing is changed when the disk has partitions.
-    pub fn grow(&mut self, disk: DiskId, at: &Path, size_mib: u64) -> Result<(), DiskError> {
+    pub async fn grow(&mut self, disk: DiskId, at: &Path, size_mib: u64) -> Result<(), DiskError> {
         let partitioned =
             self.undos(disk).any(|u| matches!(u, Undo::DetachLoop { offset_bytes, .. } if *offset_bytes > 0));
         if partitioned {
             return Err(PlanError::Partitioned(disk).into());
         }
-        let Some((device, filesystem)) = mounts::device(at)? else {
+        let Some(mount) = mounts::uppermost(at)? else {
             return Err(DiskError::Unexpected(format!("disk {disk} is not mounted on this host")));
         };
         for undo in self.undos(disk) {
             match undo {
                 Undo::EndExport { pidfile, .. } => {
-                    qmp::grow(&control(pidfile), size_mib << 20)?;
+                    export::grow(&export::control(pidfile), size_mib << 20).await?;
                 }
                 Undo::DisconnectNbd { .. } => {
                     return Err(DiskError::Unexpected(format!(
@@ -39,9 +33,9 @@ impl Mapper<'_> {
                 _ => {}
             }
         }
-        if device.to_string_lossy().starts_with("/dev/loop") {
-            loops::refresh(&device)?;
+        if mount.source.to_string_lossy().starts_with("/dev/loop") {
+            loops::refresh_size(&mount.source)?;
         }
-        grow_mounted(&filesystem, at)
+        filesystem::grow(&mount.filesystem, at)
     }
 }
