@@ -3,7 +3,7 @@
 //! Owns what is looked at and what mends it. Changes nothing.
 
 use crate::{
-    act::Surroundings,
+    context::Context,
     engine::{Engine, EngineError},
     lxdrc::Lxdrc,
 };
@@ -39,11 +39,11 @@ fn finding(name: &'static str, good: bool, otherwise: Verdict, yes: &str, no: &s
 }
 
 /// Looks at the host.
-pub async fn check(surroundings: &Surroundings, rc: &Lxdrc) -> Vec<Finding> {
+pub async fn check(context: &Context, rc: &Lxdrc) -> Vec<Finding> {
     use Verdict::{Bad, Limited};
     let has = |programs: &[&str]| programs.iter().all(|p| stead_os::command::find(p).is_some());
     let mut found = Vec::new();
-    match Engine::connect(surroundings.driver(), rc).await {
+    match Engine::connect(context.driver(), rc).await {
         Ok(engine) => {
             let text =
                 format!("{} answers, state in {}", engine.client.dialect(), engine.directory.display());
@@ -123,20 +123,20 @@ pub async fn check(surroundings: &Surroundings, rc: &Lxdrc) -> Vec<Finding> {
         "the kernel reads ISO 9660",
         "the kernel has no ISO 9660 (isofs): VMs with a CONTEXT cannot be deployed",
     ));
-    found.push(sudo(surroundings));
+    found.push(sudo(context));
     found
 }
 
 /// Scripts come as oneadmin; mounting needs root.
-fn sudo(surroundings: &Surroundings) -> Finding {
-    let rule = sudoers(&surroundings.program);
-    if rustix::process::geteuid().is_root() && surroundings.user.is_none() {
+fn sudo(context: &Context) -> Finding {
+    let rule = sudoers(&context.program);
+    if rustix::process::geteuid().is_root() && context.user.is_none() {
         let text = format!("this is root; for oneadmin put into /etc/sudoers.d/stead-one: {rule}");
         return Finding { name: "sudo", verdict: Verdict::Good, text };
     }
     // The rule is for the program with these arguments, not for the program.
-    let called = [surroundings.program.as_os_str(), "one".as_ref(), "run".as_ref(), "poll".as_ref()];
-    let allowed = surroundings.user.is_some()
+    let called = [context.program.as_os_str(), "one".as_ref(), "run".as_ref(), "poll".as_ref()];
+    let allowed = context.user.is_some()
         || stead_os::Program::new("sudo").args(["-n", "-l", "--"]).args(called).run().is_ok();
     finding(
         "sudo",

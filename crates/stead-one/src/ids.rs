@@ -2,7 +2,11 @@
 //! holds something that was checked.
 
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    path::{Component, Path, PathBuf},
+    str::FromStr,
+};
 
 /// Text that is not what it has to be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -148,6 +152,45 @@ impl fmt::Display for SnapshotName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// A host as OpenNebula names it, safe as an argument of `ssh`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName(String);
+
+impl HostName {
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+impl FromStr for HostName {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let allowed = (1..=253).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b':' | b'_'))
+            && !text.starts_with('-');
+        if allowed {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(IdError::new("the host", text, "a host's name or address"))
+        }
+    }
+}
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An absolute path that stays where it says. Double slashes are OpenNebula's habit and harmless.
+pub(crate) fn path(what: &'static str, text: &str) -> Result<PathBuf, IdError> {
+    let climbs = Path::new(text).components().any(|c| matches!(c, Component::ParentDir));
+    if !text.starts_with('/') || climbs || text.chars().any(char::is_control) || text.len() > 4000 {
+        return Err(IdError::new(what, text, "an absolute path without .."));
+    }
+    // Collects the components again: no `//`, no `/./`.
+    Ok(Path::new(text).components().collect())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! executable of a directory of probes whatever its name, and put back by [`uninstall`]; a file somebody changed after
 //! the installation is left alone. Source of the layouts: the remotes of OpenNebula 5.8 to 7.4.
 
-use crate::{engine::Driver, monitor::Probe, script::Script};
+use crate::{engine::Driver, monitor::Probe, scripts::SCRIPTS};
 use serde::Serialize;
 use std::{
     fs, io,
@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use stead_model::{Failure, FailureKind};
+use stead_os::{PathContext, PathError};
 
 /// In every file of ours; a file without it is somebody else's.
 const MARK: &str = "Installed by stead one install";
@@ -63,31 +64,18 @@ impl Step {
     }
 }
 
-/// The remotes cannot be written.
+/// The remotes cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}", .path.display())]
-pub struct InstallError {
-    /// What was done.
-    pub action: &'static str,
-    /// With which.
-    pub path: PathBuf,
-    /// Why not.
-    #[source]
-    pub source: io::Error,
-}
+#[error(transparent)]
+pub struct InstallError(#[from] PathError);
 
 impl Failure for InstallError {
     fn failure_kind(&self) -> FailureKind {
-        match self.source.kind() {
+        match self.0.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => FailureKind::BadInput,
             _ => FailureKind::Failed,
         }
     }
-}
-
-fn error(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> InstallError {
-    let path = path.into();
-    move |source| InstallError { action, path, source }
 }
 
 /// Probes of OpenNebula that tell what this driver does not: `lxc-probes.d` and `node-probes.d` are there in releases
@@ -141,9 +129,9 @@ pub fn plan(program: &Path, old: bool) -> Vec<Step> {
     let mut steps = Vec::new();
     for driver in [Driver::Lxd, Driver::Incus] {
         let vmm = Path::new("vmm").join(driver.name());
-        for script in Script::ALL {
-            let path = vmm.join(script.name());
-            steps.push(Step::Script { path, text: stub(program, script.name()) });
+        for script in SCRIPTS {
+            let path = vmm.join(script.name);
+            steps.push(Step::Script { path, text: stub(program, script.name) });
         }
         let im = Path::new("im").join(format!("{}-probes.d", driver.name()));
         let probes: Vec<(PathBuf, &str)> = if old {
@@ -235,7 +223,7 @@ pub fn install(remotes: &Path, steps: &[Step]) -> Result<Vec<PathBuf>, InstallEr
         let done = match step {
             Step::Configuration { text, .. } => {
                 !path.exists() && {
-                    fs::create_dir_all(parent).map_err(error("make", parent))?;
+                    fs::create_dir_all(parent).at("make", parent)?;
                     write(&path, text, 0o644)?;
                     true
                 }
@@ -244,7 +232,7 @@ pub fn install(remotes: &Path, steps: &[Step]) -> Result<Vec<PathBuf>, InstallEr
                 let same = fs::read_to_string(&path).is_ok_and(|t| t == *text)
                     && fs::metadata(&path).is_ok_and(|m| m.permissions().mode() & 0o777 == 0o755);
                 !same && {
-                    fs::create_dir_all(parent).map_err(error("make", parent))?;
+                    fs::create_dir_all(parent).at("make", parent)?;
                     keep(remotes, step.path())?;
                     write(&path, text, 0o755)?;
                     true
@@ -255,10 +243,10 @@ pub fn install(remotes: &Path, steps: &[Step]) -> Result<Vec<PathBuf>, InstallEr
                 let there = path.symlink_metadata().is_ok();
                 // Relative, for the remotes are copied as a whole.
                 remotes.join(to).exists() && !there && {
-                    fs::create_dir_all(parent).map_err(error("make", parent))?;
+                    fs::create_dir_all(parent).at("make", parent)?;
                     let up: PathBuf =
                         step.path().parent().into_iter().flat_map(Path::components).map(|_| "..").collect();
-                    symlink(up.join(to), &path).map_err(error("link", &path))?;
+                    symlink(up.join(to), &path).at("link", &path)?;
                     true
                 }
             }
@@ -288,15 +276,13 @@ pub fn uninstall(remotes: &Path, steps: &[Step]) -> Result<Vec<PathBuf>, Install
             Step::Aside { .. } => false,
         };
         if ours {
-            fs::remove_file(&path).map_err(error("remove", &path))?;
+            fs::remove_file(&path).at("remove", &path)?;
             removed.push(path.clone());
         }
         let kept = remotes.join(KEPT).join(step.path());
         if kept.symlink_metadata().is_ok() && path.symlink_metadata().is_err() {
             let parent = path.parent().unwrap_or(remotes);
-            fs::create_dir_all(parent)
-                .and_then(|()| fs::rename(&kept, &path))
-                .map_err(error("put back", &path))?;
+            fs::create_dir_all(parent).and_then(|()| fs::rename(&kept, &path)).at("put back", &path)?;
         }
         // Directories that are empty now were ours, or as good as.
         for emptied in [&path, &kept] {
@@ -318,18 +304,18 @@ fn keep(remotes: &Path, path: &Path) -> Result<bool, InstallError> {
     }
     let kept = remotes.join(KEPT).join(path);
     let parent = kept.parent().unwrap_or(remotes);
-    fs::create_dir_all(parent).map_err(error("make", parent))?;
-    fs::rename(&at, &kept).map_err(error("keep", at))?;
+    fs::create_dir_all(parent).at("make", parent)?;
+    fs::rename(&at, &kept).at("keep", at)?;
     Ok(true)
 }
 
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), InstallError> {
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), PathError> {
     let beside =
         path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().to_string_lossy()));
     fs::write(&beside, text)
         .and_then(|()| fs::set_permissions(&beside, fs::Permissions::from_mode(mode)))
         .and_then(|()| fs::rename(&beside, path))
-        .map_err(error("write", path))
+        .at("write", path)
 }
 
 #[cfg(test)]
@@ -399,7 +385,7 @@ mod tests {
             let before = contents(root);
 
             let steps = plan(Path::new("/usr/bin/stead"), old);
-            assert!(install(root, &steps).unwrap().len() > 2 * Script::ALL.len());
+            assert!(install(root, &steps).unwrap().len() > 2 * SCRIPTS.len());
             let installed = contents(root);
             assert_eq!(install(root, &steps).unwrap(), Vec::<PathBuf>::new(), "twice is once");
             assert_eq!(contents(root), installed);

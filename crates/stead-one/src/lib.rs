@@ -1,13 +1,13 @@
 //! The OpenNebula driver: the scripts that `one_vmm_exec` and the monitoring probes call on a host, on Incus and LXD.
 //!
-//! Owns the scripts' protocol ([`script`], [`payload`], [`say`]), OpenNebula's documents ([`document`]) and
+//! Owns the scripts' protocol ([`scripts`], [`payload`], [`say`]), OpenNebula's documents ([`document`]) and
 //! configuration ([`lxdrc`]), what an instance is to be ([`instance`]), the disks of a VM on its host ([`disks`]),
 //! monitoring ([`monitor`]), the console and the installation of it all. Does not own the engines' API, which is
 //! `stead-incus`', nor what OpenNebula's transfer and network drivers do.
 
-pub mod act;
 pub mod check;
 pub mod console;
+pub mod context;
 pub mod disks;
 pub mod document;
 pub mod engine;
@@ -19,4 +19,6 @@ pub mod monitor;
 pub mod payload;
 pub mod raw;
 pub mod say;
-pub mod script;
+pub mod scripts;
+
+pub use context::Context;

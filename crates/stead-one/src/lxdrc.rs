@@ -185,7 +185,7 @@ impl Reader<'_> {
     }
     fn path(&self, key: &str, value: Value) -> Result<PathBuf, LxdrcError> {
         let text = self.text(key, value)?;
-        crate::script::path("", &text)
+        crate::ids::path("", &text)
             .map_err(|_| self.error(key, &Value::String(text), "an absolute path without .."))
     }
     fn number<T: TryFrom<u64>>(

@@ -104,7 +104,7 @@ fn words(field: &[u8]) -> Vec<String> {
 
 /// Undoes the kernel's escapes: a backslash and three octal digits stand for one byte. Which bytes are escaped depends
 /// on the field and the filesystem, so all are undone.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {

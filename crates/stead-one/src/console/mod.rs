@@ -12,7 +12,7 @@ mod serve;
 pub use serve::serve;
 
 use crate::{
-    act::Surroundings, disks::Place, document::Graphics, engine::Engine, ids::InstanceName, lxdrc::Lxdrc,
+    context::Context, disks::Place, document::Graphics, engine::Engine, ids::InstanceName, lxdrc::Lxdrc,
 };
 use rustix::{
     fs::{FlockOperation, flock},
@@ -136,7 +136,7 @@ pub fn spec(rc: &Lxdrc, socket: &Path, name: &InstanceName, graphics: &Graphics)
 /// # Errors
 /// It could not be started.
 pub fn start(
-    surroundings: &Surroundings,
+    context: &Context,
     place: &Place,
     rc: &Lxdrc,
     engine: &Engine,
@@ -161,7 +161,7 @@ pub fn start(
     })()
     .map_err(prepare)?;
     let run = |source| ConsoleError::Run { instance: name.clone(), source };
-    let mut command = Command::new(&surroundings.program);
+    let mut command = Command::new(&context.program);
     command
         .args(["one", "console"])
         .arg(&directory)

@@ -1,6 +1,7 @@
 //! `/etc/fstab` of an image with partitions: which of them belongs where.
 
 use std::path::PathBuf;
+use stead_os::mountinfo;
 
 /// Longer ones are not read on.
 pub const MAX_BYTES: usize = 64 << 10;
@@ -49,8 +50,9 @@ fn entry(line: &str) -> Option<Entry> {
         "PARTUUID" => Tag::PartUuid(value),
         _ => return None,
     };
-    // fstab writes blanks as \040.
-    let at = crate::script::path("", &at.replace("\\040", " ")).ok()?;
+    // fstab escapes as the kernel's tables do.
+    let at = String::from_utf8(mountinfo::unescape(at.as_bytes())).ok()?;
+    let at = crate::ids::path("", &at).ok()?;
     at.parent()?;
     Some(Entry { tag, at })
 }

@@ -1,10 +1,7 @@
 //! Disks, network interfaces, PCI devices, context and console of a VM's document.
 
 use super::{DocumentError, xml::Element};
-use crate::{
-    ids::{DatastoreId, DiskId, IdError, NicId, VmId},
-    script,
-};
+use crate::ids::{self, DatastoreId, DiskId, IdError, NicId, VmId};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -179,7 +176,7 @@ fn kind(vm: VmId, id: DiskId, role: Role, disk: Element<'_>) -> Result<DiskKind,
                 return Err(IdError::new("CEPH_USER", bad, "a user of Ceph").into());
             }
             let conf = disk.text("CEPH_CONF").map(|text| {
-                let path = script::path("CEPH_CONF", &text)?;
+                let path = ids::path("CEPH_CONF", &text)?;
                 if path.parent() == Some(Path::new(CEPH_DIRECTORY)) {
                     Ok::<_, DocumentError>(path)
                 } else {
@@ -195,7 +192,7 @@ fn kind(vm: VmId, id: DiskId, role: Role, disk: Element<'_>) -> Result<DiskKind,
 /// TARGET as a path in the instance. `vdb` and the like mean nothing to a container.
 fn target(disk: Element<'_>) -> Result<Option<PathBuf>, DocumentError> {
     let Some(text) = disk.text("TARGET").filter(|t| t.starts_with('/')) else { return Ok(None) };
-    let path = script::path("TARGET", &text)?;
+    let path = ids::path("TARGET", &text)?;
     if path.parent().is_none() {
         return Err(IdError::new("TARGET", &text, "a path below /").into());
     }

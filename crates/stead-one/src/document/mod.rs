@@ -18,7 +18,7 @@ pub fn hardware_address(text: &str) -> Result<String, IdError> {
     device::mac(text.to_owned())
 }
 
-use crate::{ids::IdError, script::CallError};
+use crate::ids::IdError;
 
 /// A document cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +35,6 @@ pub enum DocumentError {
     /// An element's text is not what it has to be.
     #[error(transparent)]
     Value(#[from] IdError),
-    /// A path that leaves its place.
-    #[error(transparent)]
-    Path(#[from] CallError),
     /// Two elements that should say the same.
     #[error("the document is of two VMs: {0}")]
     TwoVms(String),

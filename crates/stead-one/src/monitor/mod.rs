@@ -13,7 +13,7 @@ pub use host::{host_system, host_usage};
 pub use text::{Seen, State, import_template, poll_line, status_lines};
 
 use crate::{
-    act::{ActError, Surroundings},
+    context::Context,
     engine::{Engine, EngineError, PROJECT},
     ids::InstanceName,
     lxdrc::Lxdrc,
@@ -43,49 +43,54 @@ pub enum Probe {
 }
 
 impl Probe {
-    /// All of them with their directories below `im/<driver>-probes.d` and their names in `stead one`.
+    /// Each with its directory below `im/<driver>-probes.d` and its name in `stead one`.
     pub const ALL: [(Self, &'static str, &'static str); 4] = [
         (Self::System, "host/system", "host-system"),
         (Self::Usage, "host/monitor", "host-usage"),
         (Self::Status, "vm/status", "vm-status"),
         (Self::Monitor, "vm/monitor", "vm-monitor"),
     ];
+
+    /// The probe of this name in `stead one`.
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(_, _, own)| *own == name).map(|(probe, ..)| probe)
+    }
 }
 
 /// What a probe prints.
 ///
 /// # Errors
 /// The engine cannot be asked. A probe that fails makes OpenNebula discard its whole group.
-pub async fn probe(probe: Probe, surroundings: &Surroundings, rc: &Lxdrc) -> Result<String, ActError> {
+pub async fn probe(probe: Probe, context: &Context, rc: &Lxdrc) -> Result<String, EngineError> {
     if probe == Probe::Usage {
-        return Ok(host_usage(surroundings.driver()));
+        return Ok(host_usage(context.driver()));
     }
-    let engine = Engine::connect(surroundings.driver(), rc).await?;
+    let engine = Engine::connect(context.driver(), rc).await?;
     match probe {
         Probe::Usage => Ok(String::new()),
         Probe::System => {
-            let mut out = host_system(surroundings.driver(), rc);
-            let profiles = engine.client.profiles(PROJECT).await.map_err(EngineError::from)?;
+            let mut out = host_system(context.driver(), rc);
+            let profiles = engine.client.profiles(PROJECT).await?;
             let names: Vec<&str> =
                 profiles.iter().map(|p| p.name.as_str()).filter(|n| *n != "default").collect();
             out.push_str(&format!("LXD_PROFILES=\"{}\"\n", text::quoted(&names.join(" "))));
             let seen = look(&list_here(&engine, Detail::Settings).await?, None);
-            out.push_str(&text::wild_lines(&seen, surroundings.driver()));
+            out.push_str(&text::wild_lines(&seen, context.driver()));
             Ok(out)
         }
         Probe::Status => Ok(status_lines(&look(&list_here(&engine, Detail::Settings).await?, None))),
-        Probe::Monitor => Ok(text::monitor_lines(&usage(&engine, surroundings).await?)),
+        Probe::Monitor => Ok(text::monitor_lines(&usage(&engine, context).await?)),
     }
 }
 
 /// `poll <id>`: one line.
 pub(crate) async fn poll_one(
-    surroundings: &Surroundings,
+    context: &Context,
     rc: &Lxdrc,
     name: &InstanceName,
-) -> Result<String, ActError> {
-    let engine = Engine::connect(surroundings.driver(), rc).await?;
-    let seen = usage(&engine, surroundings).await?;
+) -> Result<String, EngineError> {
+    let engine = Engine::connect(context.driver(), rc).await?;
+    let seen = usage(&engine, context).await?;
     Ok(match seen.iter().find(|s| s.name == name.as_str()) {
         Some(seen) => poll_line(seen),
         None => "STATE=-".to_owned(),
@@ -93,27 +98,23 @@ pub(crate) async fn poll_one(
 }
 
 /// `poll -t` and `poll`: all instances.
-pub(crate) async fn poll_all(
-    surroundings: &Surroundings,
-    rc: &Lxdrc,
-    templates: bool,
-) -> Result<String, ActError> {
-    let engine = Engine::connect(surroundings.driver(), rc).await?;
-    let seen = usage(&engine, surroundings).await?;
-    Ok(text::poll_all(&seen, surroundings.driver(), templates))
+pub(crate) async fn poll_all(context: &Context, rc: &Lxdrc, templates: bool) -> Result<String, EngineError> {
+    let engine = Engine::connect(context.driver(), rc).await?;
+    let seen = usage(&engine, context).await?;
+    Ok(text::poll_all(&seen, context.driver(), templates))
 }
 
 /// All instances of the host with what they use.
-async fn usage(engine: &Engine, surroundings: &Surroundings) -> Result<Vec<Seen>, ActError> {
-    let file: PathBuf = surroundings.run.join("readings.json");
+async fn usage(engine: &Engine, context: &Context) -> Result<Vec<Seen>, EngineError> {
+    let file: PathBuf = context.run.join("readings.json");
     let before = Readings::load(&file);
-    let instances = measure(engine, surroundings).await?;
+    let instances = measure(engine, context).await?;
     let now = Readings::of(&instances);
     let (earlier, instances, now) = match before.filter(|b| b.serves(&now)) {
         Some(before) => (before, instances, now),
         None => {
             tokio::time::sleep(FIRST_INTERVAL).await;
-            let instances = measure(engine, surroundings).await?;
+            let instances = measure(engine, context).await?;
             let again = Readings::of(&instances);
             (now, instances, again)
         }
@@ -125,17 +126,17 @@ async fn usage(engine: &Engine, surroundings: &Surroundings) -> Result<Vec<Seen>
 }
 
 /// All instances of the host with their states, as far as they run.
-async fn measure(engine: &Engine, surroundings: &Surroundings) -> Result<Vec<Instance>, ActError> {
+async fn measure(engine: &Engine, context: &Context) -> Result<Vec<Instance>, EngineError> {
     let mut instances = list_here(engine, Detail::Settings).await?;
-    if !local::fill(&surroundings.sys, &mut instances) {
+    if !local::fill(&context.sys, &mut instances) {
         instances = list_here(engine, Detail::State).await?;
     }
     Ok(instances)
 }
 
-async fn list_here(engine: &Engine, detail: Detail) -> Result<Vec<Instance>, ActError> {
+async fn list_here(engine: &Engine, detail: Detail) -> Result<Vec<Instance>, EngineError> {
     let request = list(Scope::Project(PROJECT), detail, None);
-    let mut all: Vec<Instance> = engine.client.list(&request).await.map_err(EngineError::from)?;
+    let mut all: Vec<Instance> = engine.client.list(&request).await?;
     all.retain(|i| engine.is_here(i) && i.kind == "container");
     all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)

@@ -14,13 +14,18 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
-use stead_one::{act, act::Surroundings, check, console, install, lxdrc, say::Log, script::Script};
+use stead_one::{
+    Context as Caller, check, console, install, lxdrc,
+    say::Log,
+    scripts::{self, Script},
+};
 
 /// What is mounted and running; gone after a reboot, as that is.
 const RUN: &str = "/run/stead-one";
 
 /// The OpenNebula driver: install it, check a host, run its scripts.
 #[derive(Debug, Args)]
+#[command(after_help = scripts::help())]
 pub struct One {
     #[command(subcommand)]
     verb: Verb,
@@ -103,13 +108,19 @@ struct Call {
 }
 
 /// The script that this program was called as, by a link with its name.
-pub fn called_as(argument: &Path) -> Option<Script> {
-    argument.file_name()?.to_str()?.parse().ok()
+pub fn called_as(argument: &Path) -> Option<&'static Script> {
+    Script::find(argument.file_name()?.to_str()?)
 }
 
 /// Runs a script under whose name this program was called; gives the exit code.
-pub fn run_as(script: Script, path: PathBuf, arguments: &[OsString], context: Context, output: Output) -> u8 {
-    let call = Call { script: Some(path), name: script.name().to_owned(), arguments: arguments.to_vec() };
+pub fn run_as(
+    script: &Script,
+    path: PathBuf,
+    arguments: &[OsString],
+    context: Context,
+    output: Output,
+) -> u8 {
+    let call = Call { script: Some(path), name: script.name.to_owned(), arguments: arguments.to_vec() };
     run_script(&context, &output, call).map_or_else(|e| report(&e, &output, false), |exit| exit.0)
 }
 
@@ -121,7 +132,7 @@ impl Run for One {
             Verb::Named(words) => {
                 let mut words = words.into_iter();
                 let name = words.next().unwrap_or_default().to_string_lossy().into_owned();
-                if !act::is_known(&name) {
+                if !scripts::is_known(&name) {
                     return Err(Error::bad_input_hint(
                         format!("there is no script {name:?}"),
                         "see `stead one --help`",
@@ -175,8 +186,8 @@ fn plan(context: &Context, args: &Install) -> Vec<install::Step> {
     install::plan(&program(context, args), args.old)
 }
 
-fn surroundings(context: &Context, script_path: Option<PathBuf>) -> Surroundings {
-    Surroundings {
+fn caller(context: &Context, script_path: Option<PathBuf>) -> Caller {
+    Caller {
         script_path,
         program: context.exe.clone(),
         run: PathBuf::from(RUN),
@@ -186,26 +197,23 @@ fn surroundings(context: &Context, script_path: Option<PathBuf>) -> Surroundings
 }
 
 fn run_script(context: &Context, output: &Output, call: Call) -> Result<Exit> {
-    let script = call.script.map(|path| context.absolute(&path));
-    let surroundings = surroundings(context, script);
-    // On the frontend itself nothing is mounted.
-    let needs_root = call.name != Script::MigrateLocal.name();
+    let caller = caller(context, call.script.map(|path| context.absolute(&path)));
+    let script = Script::find(&call.name);
+    let needs_root = !script.is_some_and(|s| s.on_frontend);
     if needs_root && !context.is_root {
         let mut command = Command::new("sudo");
-        command.args(["-n", "--"]).arg(&surroundings.program).args(["one", "run"]);
-        if let Some(script) = &surroundings.script_path {
-            command.arg("--script").arg(script);
+        command.args(["-n", "--"]).arg(&caller.program).args(["one", "run"]);
+        if let Some(path) = &caller.script_path {
+            command.arg("--script").arg(path);
         }
         let error = command.arg(&call.name).args(&call.arguments).exec();
         // OpenNebula reads this one, too.
-        let script = call.name.parse().map_or("stead one", Script::name);
-        Log::new(script, output.err()).failure(&NoSudo(error));
+        Log::new(script.map_or("stead one", |s| s.name), output.err()).failure(&NoSudo(error));
         return Ok(Exit::FAILURE);
     }
     // What is not text is none of the protocol's words: it is refused as what it looks like.
     let arguments: Vec<String> = call.arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect();
-    let ending =
-        act::run_named(&call.name, &arguments, &surroundings, io::stdin(), output.out(), output.err());
+    let ending = scripts::run_named(&call.name, &arguments, &caller, io::stdin(), output.out(), output.err());
     Ok(Exit(ending.code()))
 }
 
@@ -217,12 +225,12 @@ struct NoSudo(#[source] io::Error);
 fn check_host(app: &App, args: &Check) -> Result<Exit> {
     let remotes = app.context.absolute(&args.remotes);
     let script = remotes.join("vmm").join(args.driver.name()).join("deploy");
-    let surroundings = surroundings(&app.context, Some(script));
-    let (rc, unknown) = lxdrc::load(&surroundings.lxdrc())?;
+    let caller = caller(&app.context, Some(script));
+    let (rc, unknown) = lxdrc::load(&caller.lxdrc())?;
     for key in unknown {
-        app.output.note(format_args!("note: {}: unknown key {key}", surroundings.lxdrc().display()));
+        app.output.note(format_args!("note: {}: unknown key {key}", caller.lxdrc().display()));
     }
-    let found = app.wait(async { Ok(check::check(&surroundings, &rc).await) })?;
+    let found = app.wait(async { Ok(check::check(&caller, &rc).await) })?;
     if args.json {
         app.output.json(&found)?;
     } else {

@@ -8,7 +8,7 @@ use crate::bench::{
 use anyhow::{Context, Result, ensure};
 use stead_incus::{Dialect, Endpoint, requests::instances::NewInstance};
 use stead_one::{
-    act::Surroundings,
+    Context as Caller,
     lxdrc::Lxdrc,
     monitor::{Probe, probe},
 };
@@ -35,7 +35,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
         fake.put_instance("default", "none", &new, true, Usage::default());
     }
     let Endpoint::Unix(socket) = fake.endpoint() else { return Ok(Vec::new()) };
-    let surroundings = Surroundings {
+    let caller = Caller {
         script_path: Some("/var/tmp/one/im/incus-probes.d/vm/monitor/x".into()),
         program: "stead".into(),
         run: run.path().to_owned(),
@@ -44,7 +44,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     };
     let rc = Lxdrc { socket: Some(socket), ..Lxdrc::default() };
     let ask = || {
-        let told = runtime.block_on(probe(Probe::Monitor, &surroundings, &rc))?;
+        let told = runtime.block_on(probe(Probe::Monitor, &caller, &rc))?;
         ensure!(told.lines().count() == INSTANCES, "the probe told of {} instances", told.lines().count());
         Ok(())
     };

@@ -4,16 +4,78 @@
 //! They live with the instance, so they outlive reboots, and go when the VM is powered off, as OpenNebula's own record
 //! of them does (KEEP_SNAPSHOTS = "no").
 
-use super::{ActError, Job};
+use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
     engine::{EngineError, PROJECT, kept_document},
-    ids::{SnapshotId, SnapshotName},
+    ids::{InstanceName, SnapshotId, SnapshotName},
     instance::{STATUS_KEY, Shown},
 };
 use stead_incus::types::Instance;
 
+/// `snapshot_create`: prints the snapshot's name.
+#[derive(Debug)]
+struct SnapshotCreate {
+    name: InstanceName,
+    id: SnapshotId,
+}
+
+/// Reads the arguments of [`SnapshotCreate`].
+pub(super) fn parse_create(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(SnapshotCreate { name: words.instance(0)?, id: words.read(1)? }))
+}
+
+impl Work for SnapshotCreate {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(call.on(self.name.clone(), async move |job| job.snapshot_create(self.id).await))
+    }
+}
+
+/// `snapshot_revert`, with the name that `snapshot_create` printed.
+#[derive(Debug)]
+struct SnapshotRevert {
+    name: InstanceName,
+    snapshot: SnapshotName,
+}
+
+/// Reads the arguments of [`SnapshotRevert`].
+pub(super) fn parse_revert(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(SnapshotRevert { name: words.instance(0)?, snapshot: words.read(1)? }))
+}
+
+impl Work for SnapshotRevert {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(
+            call.on(self.name.clone(), async move |job| {
+                job.snapshot_revert(&self.snapshot).await.map(nothing)
+            }),
+        )
+    }
+}
+
+/// `snapshot_delete`, with the name that `snapshot_create` printed.
+#[derive(Debug)]
+struct SnapshotDelete {
+    name: InstanceName,
+    snapshot: SnapshotName,
+}
+
+/// Reads the arguments of [`SnapshotDelete`].
+pub(super) fn parse_delete(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(SnapshotDelete { name: words.instance(0)?, snapshot: words.read(1)? }))
+}
+
+impl Work for SnapshotDelete {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(
+            call.on(self.name.clone(), async move |job| {
+                job.snapshot_delete(&self.snapshot).await.map(nothing)
+            }),
+        )
+    }
+}
+
 impl Job<'_, '_> {
-    pub(super) async fn snapshot_create(&mut self, id: SnapshotId) -> Result<String, ActError> {
+    pub(super) async fn snapshot_create(&mut self, id: SnapshotId) -> Result<String, ScriptError> {
         self.instance().await?;
         let name = SnapshotName::of(id);
         let client = &self.engine.client;
@@ -24,13 +86,13 @@ impl Job<'_, '_> {
         Ok(name.to_string())
     }
 
-    pub(super) async fn snapshot_revert(&mut self, snapshot: &SnapshotName) -> Result<(), ActError> {
+    pub(super) async fn snapshot_revert(&mut self, snapshot: &SnapshotName) -> Result<(), ScriptError> {
         let before = self.instance().await?;
         let vm = kept_document(&before, &self.name)?.map(|(vm, _)| vm);
         let client = &self.engine.client;
         let snapshots = client.snapshots(PROJECT, self.name.as_str()).await.map_err(EngineError::from)?;
         if !snapshots.iter().any(|s| s.name == snapshot.as_str()) {
-            return Err(ActError::Refused(format!("instance {} has no snapshot {snapshot}", self.name)));
+            return Err(ScriptError::Refused(format!("instance {} has no snapshot {snapshot}", self.name)));
         }
         // Its files are replaced: it has nothing left to write.
         self.halt(&before, true).await?;
@@ -42,7 +104,7 @@ impl Job<'_, '_> {
     }
 
     /// Gives a stopped instance the root filesystem of a snapshot.
-    async fn revert(&mut self, before: &Instance, snapshot: &SnapshotName) -> Result<(), ActError> {
+    async fn revert(&mut self, before: &Instance, snapshot: &SnapshotName) -> Result<(), ScriptError> {
         self.engine.brace(&self.name).await?;
         let client = &self.engine.client;
         let restored = client.restore_snapshot(PROJECT, self.name.as_str(), snapshot.as_str(), false).await;
@@ -61,7 +123,7 @@ impl Job<'_, '_> {
         Ok(())
     }
 
-    pub(super) async fn snapshot_delete(&mut self, snapshot: &SnapshotName) -> Result<(), ActError> {
+    pub(super) async fn snapshot_delete(&mut self, snapshot: &SnapshotName) -> Result<(), ScriptError> {
         let client = &self.engine.client;
         match client.delete_snapshot(PROJECT, self.name.as_str(), snapshot.as_str()).await {
             Err(error) if error.is_not_found() => {

@@ -1,24 +1,106 @@
 //! attach and detach, of disks and network interfaces.
 
-use super::{ActError, Job};
+use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
     disks::program,
     document::{Disk, Nic, Vm},
     engine::{EngineError, kept_document},
-    ids::DiskId,
+    ids::{DiskId, InstanceName},
     instance::{self, DOCUMENT_KEY, Facts},
 };
 use stead_incus::{Dialect, types::Config};
 
+/// `attach_disk`: the disk is the one of the document that has ATTACH=YES.
+#[derive(Debug)]
+struct AttachDisk {
+    name: InstanceName,
+}
+
+/// Reads the arguments of [`AttachDisk`].
+pub(super) fn parse_attach_disk(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(AttachDisk { name: words.instance(0)? }))
+}
+
+impl Work for AttachDisk {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(call.on(self.name.clone(), async move |job| {
+            let (vm, document) = job.document()?;
+            job.attach_disk(&vm, &document).await.map(nothing)
+        }))
+    }
+}
+
+/// `detach_disk`: as [`AttachDisk`].
+#[derive(Debug)]
+struct DetachDisk {
+    name: InstanceName,
+}
+
+/// Reads the arguments of [`DetachDisk`].
+pub(super) fn parse_detach_disk(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(DetachDisk { name: words.instance(0)? }))
+}
+
+impl Work for DetachDisk {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(call.on(self.name.clone(), async move |job| {
+            let (vm, _) = job.document()?;
+            job.detach_disk(&vm).await.map(nothing)
+        }))
+    }
+}
+
+/// `attach_nic`: the interface of the document with this MAC.
+#[derive(Debug)]
+struct AttachNic {
+    name: InstanceName,
+    mac: String,
+}
+
+/// Reads the arguments of [`AttachNic`].
+pub(super) fn parse_attach_nic(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(AttachNic { name: words.instance(0)?, mac: words.text(1).to_owned() }))
+}
+
+impl Work for AttachNic {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(call.on(self.name.clone(), async move |job| {
+            let (vm, document) = job.document()?;
+            job.attach_nic(&vm, &document, &self.mac).await.map(nothing)
+        }))
+    }
+}
+
+/// `detach_nic`: as [`AttachNic`].
+#[derive(Debug)]
+struct DetachNic {
+    name: InstanceName,
+    mac: String,
+}
+
+/// Reads the arguments of [`DetachNic`].
+pub(super) fn parse_detach_nic(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(DetachNic { name: words.instance(0)?, mac: words.text(1).to_owned() }))
+}
+
+impl Work for DetachNic {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(call.on(self.name.clone(), async move |job| {
+            let (vm, _) = job.document()?;
+            job.detach_nic(&vm, &self.mac).await.map(nothing)
+        }))
+    }
+}
+
 impl Job<'_, '_> {
-    fn hotplugged<'v>(&self, vm: &'v Vm, action: &'static str) -> Result<&'v Disk, ActError> {
+    fn hotplugged<'v>(&self, vm: &'v Vm, action: &'static str) -> Result<&'v Disk, ScriptError> {
         if vm.is_imported() {
-            return Err(ActError::Imported { action, name: self.name.clone() });
+            return Err(ScriptError::Imported { action, name: self.name.clone() });
         }
-        vm.disks.iter().find(|d| d.attach).ok_or_else(|| ActError::NoDevice("disk with ATTACH=YES".into()))
+        vm.disks.iter().find(|d| d.attach).ok_or_else(|| ScriptError::NoDevice("disk with ATTACH=YES".into()))
     }
 
-    pub(super) async fn attach_disk(&mut self, vm: &Vm, document: &str) -> Result<(), ActError> {
+    pub(super) async fn attach_disk(&mut self, vm: &Vm, document: &str) -> Result<(), ScriptError> {
         let disk = self.hotplugged(vm, "attaching a disk")?;
         if disk.is_swap() {
             self.log.info(format_args!("disk {} is swap, which a container cannot use: skipped", disk.id));
@@ -76,7 +158,7 @@ impl Job<'_, '_> {
             .await
     }
 
-    pub(super) async fn detach_disk(&mut self, vm: &Vm) -> Result<(), ActError> {
+    pub(super) async fn detach_disk(&mut self, vm: &Vm) -> Result<(), ScriptError> {
         let disk = self.hotplugged(vm, "detaching a disk")?;
         let name = instance::disk_name(disk.id);
         let instance = self.instance().await?;
@@ -94,7 +176,7 @@ impl Job<'_, '_> {
         Ok(())
     }
 
-    pub(super) async fn attach_nic(&mut self, vm: &Vm, document: &str, mac: &str) -> Result<(), ActError> {
+    pub(super) async fn attach_nic(&mut self, vm: &Vm, document: &str, mac: &str) -> Result<(), ScriptError> {
         let nic = nic_of(vm, mac)?;
         let device = instance::nic_device(nic)?;
         // The document that is kept tells which ports are to be taken away when the instance stops.
@@ -108,7 +190,7 @@ impl Job<'_, '_> {
         Ok(())
     }
 
-    pub(super) async fn detach_nic(&mut self, vm: &Vm, mac: &str) -> Result<(), ActError> {
+    pub(super) async fn detach_nic(&mut self, vm: &Vm, mac: &str) -> Result<(), ScriptError> {
         let mac = crate::document::hardware_address(mac)?;
         let nic = nic_of(vm, &mac).ok();
         let instance = self.instance().await?;
@@ -141,9 +223,9 @@ impl Job<'_, '_> {
     }
 }
 
-fn nic_of<'v>(vm: &'v Vm, mac: &str) -> Result<&'v Nic, ActError> {
+fn nic_of<'v>(vm: &'v Vm, mac: &str) -> Result<&'v Nic, ScriptError> {
     let found = vm.nics.iter().find(|n| n.mac.as_ref().is_some_and(|m| m.eq_ignore_ascii_case(mac)));
-    found.ok_or_else(|| ActError::NoDevice(format!("NIC with the MAC {mac:.40}")))
+    found.ok_or_else(|| ScriptError::NoDevice(format!("NIC with the MAC {mac:.40}")))
 }
 
 /// A document without one of its devices; `None` when it does not have it.

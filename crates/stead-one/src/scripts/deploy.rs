@@ -1,10 +1,10 @@
 //! deploy, and everything that brings an instance up.
 
-use super::{ActError, Job};
+use super::{Call, Job, Parsed, Running, ScriptError, Words, Work};
 use crate::{
     console,
     disks::{Mapper, idmap},
-    document::Vm,
+    document::{DocumentError, Vm},
     engine::{self, EngineError, root_pool},
     ids::DiskId,
     instance::{self, HostPci, Shown},
@@ -15,6 +15,28 @@ use std::{
 };
 use stead_incus::{requests::instances::StateAction, types::Instance};
 
+/// `deploy`: the VM is the document's.
+#[derive(Debug)]
+struct Deploy;
+
+/// Reads the arguments of [`Deploy`].
+pub(super) fn parse(_: &Words<'_>) -> Parsed {
+    Ok(Box::new(Deploy))
+}
+
+impl Work for Deploy {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(async move {
+            let name = call.document.as_ref().map(|(vm, _)| vm.name.clone());
+            call.on(name.ok_or(DocumentError::Missing("VM"))?, async |job| {
+                let (vm, document) = job.document()?;
+                job.deploy(&vm, &document, None).await
+            })
+            .await
+        })
+    }
+}
+
 impl Job<'_, '_> {
     /// Makes and starts the instance of `vm`; its name. `idmap` is what a checkpoint kept.
     pub(super) async fn deploy(
@@ -22,10 +44,10 @@ impl Job<'_, '_> {
         vm: &Vm,
         document: &str,
         idmap: Option<String>,
-    ) -> Result<String, ActError> {
+    ) -> Result<String, ScriptError> {
         let existing = self.engine.instance(&self.name).await?.map(|t| t.value);
         if vm.is_imported() {
-            let Some(instance) = existing else { return Err(ActError::Absent(self.name.clone())) };
+            let Some(instance) = existing else { return Err(ScriptError::Absent(self.name.clone())) };
             if instance.status != "Running" {
                 self.engine.set_state(&self.name, StateAction::Start).await?;
             }
@@ -62,15 +84,15 @@ impl Job<'_, '_> {
     }
 
     /// Puts away what an earlier deploy left, whether it broke off or was stopped behind OpenNebula's back.
-    async fn clear(&mut self, instance: &Instance) -> Result<(), ActError> {
+    async fn clear(&mut self, instance: &Instance) -> Result<(), ScriptError> {
         let ours = engine::kept_document(instance, &self.name).ok().flatten().is_some();
         if !ours {
-            return Err(ActError::Foreign(self.name.clone()));
+            return Err(ScriptError::Foreign(self.name.clone()));
         }
         if instance.status != "Stopped" {
             // One that is hidden was being deployed when its script was killed.
             if Shown::of(&instance.config) != Shown::Busy {
-                return Err(ActError::Running(self.name.clone()));
+                return Err(ScriptError::Running(self.name.clone()));
             }
             self.log.info("an earlier deploy broke off: its instance is made anew");
             self.engine.set_state(&self.name, StateAction::Kill).await?;
@@ -86,7 +108,7 @@ impl Job<'_, '_> {
         document: &str,
         idmap: Option<String>,
         mapper: &mut Mapper<'_>,
-    ) -> Result<(), ActError> {
+    ) -> Result<(), ScriptError> {
         let mut facts = self.engine.facts(self.rc, vm).await?;
         let directory = self.place.vm(vm.id, vm.datastore)?;
         facts.idmap = match idmap {
@@ -94,7 +116,7 @@ impl Job<'_, '_> {
             None => idmap::load(&directory)?,
         };
         for pci in &vm.pci {
-            if let Some(found) = HostPci::observe(&self.surroundings.sys, &pci.address) {
+            if let Some(found) = HostPci::observe(&self.context.sys, &pci.address) {
                 facts.pci.insert(pci.address.clone(), found);
             }
         }
@@ -123,7 +145,7 @@ impl Job<'_, '_> {
     }
 
     /// Starts an instance. LXD 5.0 says that it can shift owners and then, on newer kernels, cannot.
-    async fn first_start(&mut self, vm: &Vm) -> Result<(), ActError> {
+    async fn first_start(&mut self, vm: &Vm) -> Result<(), ScriptError> {
         match self.engine.set_state(&self.name, StateAction::Start).await {
             Err(error) if error.is_shift_refused() => {
                 self.without_shift(vm, &error).await?;
@@ -138,7 +160,7 @@ impl Job<'_, '_> {
     }
 
     /// Starts an instance; when that fails, its log tells why.
-    pub(super) async fn start(&mut self) -> Result<(), ActError> {
+    pub(super) async fn start(&mut self) -> Result<(), ScriptError> {
         let started = self.engine.set_state(&self.name, StateAction::Start).await;
         if started.is_err() {
             self.tell_start_errors().await;
@@ -152,7 +174,7 @@ impl Job<'_, '_> {
         }
     }
 
-    async fn without_shift(&mut self, vm: &Vm, error: &EngineError) -> Result<(), ActError> {
+    async fn without_shift(&mut self, vm: &Vm, error: &EngineError) -> Result<(), ScriptError> {
         self.log.debug(error);
         let others = vm.disks.iter().filter(|d| !d.is_swap() && vm.root != Some(d.id));
         let disks: Vec<DiskId> = others.map(|d| d.id).collect();
@@ -171,7 +193,7 @@ impl Job<'_, '_> {
 
     /// Gives the top directory of a disk to root of the instance, when it is the host's root's: what is below it stays
     /// nobody's, but a volatile disk can be used.
-    pub(super) async fn give(&mut self, disk: DiskId) -> Result<(), ActError> {
+    pub(super) async fn give(&mut self, disk: DiskId) -> Result<(), ScriptError> {
         let at = self.place.mountpoint(&self.name, disk);
         let instance = self.instance().await?;
         let Some(root) = instance::host_root(&instance.config) else { return Ok(()) };
@@ -194,7 +216,7 @@ impl Job<'_, '_> {
         all.map(|id| (id, self.place.mountpoint(&self.name, id))).collect()
     }
 
-    fn map_root(&self, vm: &Vm, mapper: &mut Mapper<'_>, pool: &str) -> Result<(), ActError> {
+    fn map_root(&self, vm: &Vm, mapper: &mut Mapper<'_>, pool: &str) -> Result<(), ScriptError> {
         if let Some(disk) = vm.root.and_then(|id| vm.disk(id)) {
             mapper.map(vm, disk, &self.engine.rootfs(pool, &self.name))?;
         }
@@ -202,7 +224,7 @@ impl Job<'_, '_> {
     }
 
     /// Maps the disks of an instance that is there but whose host was rebooted meanwhile.
-    pub(super) fn map_again(&mut self, vm: &Vm, instance: &Instance) -> Result<(), ActError> {
+    pub(super) fn map_again(&mut self, vm: &Vm, instance: &Instance) -> Result<(), ScriptError> {
         let mut mapper = self.mapper()?;
         let mounted = |path: &Path| crate::disks::is_mounted(path);
         let pool = root_pool(instance).unwrap_or("default").to_owned();
@@ -253,10 +275,9 @@ impl Job<'_, '_> {
     }
 
     /// Starts the console that the document asks for; its instance runs.
-    pub(super) fn start_console(&mut self, vm: &Vm) -> Result<(), ActError> {
+    pub(super) fn start_console(&mut self, vm: &Vm) -> Result<(), ScriptError> {
         if let Some(graphics) = &vm.graphics {
-            let notes =
-                console::start(self.surroundings, self.place, self.rc, self.engine, &self.name, graphics)?;
+            let notes = console::start(self.context, self.place, self.rc, self.engine, &self.name, graphics)?;
             for note in notes {
                 self.log.info(note);
             }

@@ -3,21 +3,23 @@
 //! With CRIU on the host the engine keeps the processes' state, in the instance, which then stays. Without, the instance
 //! is shut down and everything it was made from is written to the checkpoint, from which any host makes it again.
 
-use super::{ActError, Job};
+use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
     console,
-    document::{self, Vm},
+    document::Vm,
     engine::{EngineError, PROJECT, kept_document},
+    ids::InstanceName,
     instance::{self, DOCUMENT_KEY, IDMAP_KEY, Shown},
 };
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 use stead_incus::requests::instances::StateAction;
+use stead_os::{PathContext, PathError};
 
 /// A checkpoint holds a document and a map of user ids.
 const MAX_CHECKPOINT_BYTES: u64 = 16 << 20;
@@ -35,12 +37,51 @@ struct Checkpoint {
     idmap: Option<String>,
 }
 
+/// `save`.
+#[derive(Debug)]
+struct Save {
+    name: InstanceName,
+    checkpoint: PathBuf,
+}
+
+/// Reads the arguments of [`Save`].
+pub(super) fn parse_save(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(Save { name: words.instance(0)?, checkpoint: words.path(1, "the checkpoint file")? }))
+}
+
+impl Work for Save {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(call.on(self.name.clone(), async move |job| job.save(&self.checkpoint).await.map(nothing)))
+    }
+}
+
+/// `restore`.
+#[derive(Debug)]
+struct Restore {
+    name: InstanceName,
+    checkpoint: PathBuf,
+}
+
+/// Reads the arguments of [`Restore`].
+pub(super) fn parse_restore(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(Restore { name: words.instance(2)?, checkpoint: words.path(0, "the checkpoint file")? }))
+}
+
+impl Work for Restore {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(call.on(self.name.clone(), async move |job| {
+            let (vm, document) = job.document()?;
+            job.restore(&self.checkpoint, vm, document).await.map(nothing)
+        }))
+    }
+}
+
 impl Job<'_, '_> {
-    pub(super) async fn save(&mut self, path: &Path) -> Result<(), ActError> {
+    pub(super) async fn save(&mut self, path: &Path) -> Result<(), ScriptError> {
         let path = self.in_datastores(path)?;
         let instance = self.instance().await?;
         let Some((vm, _)) = kept_document(&instance, &self.name)?.filter(|(vm, _)| !vm.is_imported()) else {
-            return Err(ActError::Imported { action: "saving", name: self.name.clone() });
+            return Err(ScriptError::Imported { action: "saving", name: self.name.clone() });
         };
         self.engine.show(&self.name, Shown::Busy).await?;
         let stateful = match self.suspend(&instance.status).await {
@@ -63,7 +104,7 @@ impl Job<'_, '_> {
     }
 
     /// Writes the checkpoint of a stopped instance and frees what it has on the host.
-    async fn put_down(&mut self, vm: &Vm, path: &Path, stateful: bool) -> Result<(), ActError> {
+    async fn put_down(&mut self, vm: &Vm, path: &Path, stateful: bool) -> Result<(), ScriptError> {
         let instance = self.instance().await?;
         let checkpoint = Checkpoint {
             version: 1,
@@ -85,7 +126,7 @@ impl Job<'_, '_> {
     }
 
     /// Stops with the processes' state where that works; whether it did.
-    async fn suspend(&mut self, status: &str) -> Result<bool, ActError> {
+    async fn suspend(&mut self, status: &str) -> Result<bool, ScriptError> {
         if status == "Stopped" {
             return Ok(false);
         }
@@ -110,18 +151,9 @@ impl Job<'_, '_> {
         Ok(false)
     }
 
-    pub(super) async fn restore(
-        &mut self,
-        path: &Path,
-        vm: Option<Vm>,
-        document: Option<String>,
-    ) -> Result<(), ActError> {
+    pub(super) async fn restore(&mut self, path: &Path, vm: Vm, document: String) -> Result<(), ScriptError> {
         let path = self.in_datastores(path)?;
         let checkpoint = read(&path)?;
-        let (vm, document) = match (vm, document) {
-            (Some(vm), Some(document)) => (vm, document),
-            _ => document::read(&crate::payload::decode(checkpoint.document.clone().into_bytes())?)?,
-        };
         let existing = self.engine.instance(&self.name).await?.map(|t| t.value);
         if let Some(instance) = existing.filter(|i| i.status == "Stopped" && self.engine.is_here(i))
             && kept_document(&instance, &self.name)?.is_some()
@@ -150,7 +182,7 @@ impl Job<'_, '_> {
     }
 }
 
-fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), ActError> {
+fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), ScriptError> {
     let beside = path.with_extension("stead-new");
     let bytes = serde_json::to_vec(checkpoint).unwrap_or_default();
     let written = (|| {
@@ -165,20 +197,20 @@ fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), ActError> {
         std::os::unix::fs::chown(&beside, Some(owner.uid()), Some(owner.gid()))?;
         fs::rename(&beside, path)
     })();
-    written.map_err(|source| ActError::File { action: "write", path: path.to_owned(), source })
+    Ok(written.at("write", path)?)
 }
 
-fn read(path: &Path) -> Result<Checkpoint, ActError> {
-    let failed = |source| ActError::File { action: "read", path: path.to_owned(), source };
+fn read(path: &Path) -> Result<Checkpoint, ScriptError> {
+    let failed = |e: io::Error| PathError::new("read", path)(e);
     // In the VM's directory, which only OpenNebula writes to; a link there is not followed.
     let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
     let file = File::options().read(true).custom_flags(flags as i32).open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(MAX_CHECKPOINT_BYTES).read_to_end(&mut bytes).map_err(failed)?;
     let checkpoint: Checkpoint =
-        serde_json::from_slice(&bytes).map_err(|_| ActError::Checkpoint(path.to_owned()))?;
+        serde_json::from_slice(&bytes).map_err(|_| ScriptError::Checkpoint(path.to_owned()))?;
     if checkpoint.version != 1 {
-        return Err(ActError::Checkpoint(path.to_owned()));
+        return Err(ScriptError::Checkpoint(path.to_owned()));
     }
     Ok(checkpoint)
 }

@@ -1,11 +1,11 @@
 //! The context disk: taken out before OpenNebula makes it anew, put in afterwards.
 
-use super::{ActError, Job};
+use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
     disks::Mapper,
     document::{Disk, DiskKind, DiskLimits, Role, Vm},
     engine::{PROJECT, kept_document},
-    ids::DiskId,
+    ids::{DiskId, InstanceName},
     instance::{self, DOCUMENT_KEY},
 };
 use serde_json::json;
@@ -14,9 +14,58 @@ use stead_incus::Request;
 /// What OpenNebula's context package in the instance reads its new context with.
 const RECONFIGURE: [&str; 3] = ["service", "one-context-reconfigure", "restart"];
 
+/// `prereconfigure`.
+#[derive(Debug)]
+struct DropContext {
+    name: InstanceName,
+}
+
+/// Reads the arguments of [`DropContext`].
+pub(super) fn parse_drop(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(DropContext { name: words.instance(0)? }))
+}
+
+impl Work for DropContext {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(call.on(self.name.clone(), async move |job| job.drop_context().await.map(nothing)))
+    }
+}
+
+/// `reconfigure`; without a path there is no context and nothing to do.
+#[derive(Debug)]
+struct PutContext {
+    name: InstanceName,
+    present: bool,
+}
+
+/// Reads the arguments of [`PutContext`].
+pub(super) fn parse_put(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(PutContext { name: words.instance(0)?, present: !words.text(2).is_empty() }))
+}
+
+impl Work for PutContext {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(async move {
+            if !self.present {
+                return Ok(String::new());
+            }
+            call.on(self.name.clone(), async |job| {
+                let (vm, document) = job.document()?;
+                job.put_context(&vm, &document).await.map(nothing)
+            })
+            .await
+        })
+    }
+}
+
 impl Job<'_, '_> {
     /// Mounts the context disk.
-    pub(super) fn map_context(&self, vm: &Vm, id: DiskId, mapper: &mut Mapper<'_>) -> Result<(), ActError> {
+    pub(super) fn map_context(
+        &self,
+        vm: &Vm,
+        id: DiskId,
+        mapper: &mut Mapper<'_>,
+    ) -> Result<(), ScriptError> {
         let disk = Disk {
             id,
             kind: DiskKind::File,
@@ -37,7 +86,7 @@ impl Job<'_, '_> {
         Ok(())
     }
 
-    pub(super) async fn drop_context(&mut self) -> Result<(), ActError> {
+    pub(super) async fn drop_context(&mut self) -> Result<(), ScriptError> {
         let instance = self.instance().await?;
         if !instance.devices.contains_key("context") {
             return Ok(());
@@ -55,7 +104,7 @@ impl Job<'_, '_> {
         Ok(())
     }
 
-    pub(super) async fn put_context(&mut self, vm: &Vm, document: &str) -> Result<(), ActError> {
+    pub(super) async fn put_context(&mut self, vm: &Vm, document: &str) -> Result<(), ScriptError> {
         let Some(context) = &vm.context else { return Ok(()) };
         let mut mapper = self.mapper()?;
         self.map_context(vm, context.disk, &mut mapper)?;

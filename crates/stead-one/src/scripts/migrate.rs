@@ -4,14 +4,14 @@
 //! the other host, by its own `restore` script, over the connection that OpenNebula's hosts have among each other. An
 //! instance that was imported has its root in the engine's pool: the engine moves it, within its cluster.
 
-use super::{ActError, Job, Surroundings};
+use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
     console,
+    context::Context,
     disks::DiskError,
     document::Vm,
     engine::{EngineError, PROJECT},
-    ids::{InstanceName, VmId},
-    script::HostName,
+    ids::{HostName, InstanceName},
 };
 use std::{
     io::Write,
@@ -27,19 +27,64 @@ use stead_os::{CommandError, Program};
 /// As much of what the other host says goes into an error.
 const TAIL_CHARS: usize = 1000;
 
+/// `migrate`.
+#[derive(Debug)]
+struct Migrate {
+    name: InstanceName,
+    destination: HostName,
+}
+
+/// Reads the arguments of [`Migrate`].
+pub(super) fn parse(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(Migrate { name: words.instance(0)?, destination: words.read(1)? }))
+}
+
+impl Work for Migrate {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(call.on(self.name.clone(), async move |job| {
+            let (vm, document) = job.document()?;
+            job.migrate(&vm, &document, &self.destination).await.map(nothing)
+        }))
+    }
+}
+
+/// `migrate_local`: on the frontend there is no engine, so the VM's host does it.
+#[derive(Debug)]
+struct MigrateLocal {
+    name: InstanceName,
+    destination: HostName,
+    from: HostName,
+}
+
+/// Reads the arguments of [`MigrateLocal`].
+pub(super) fn parse_local(words: &Words<'_>) -> Parsed {
+    Ok(Box::new(MigrateLocal { name: words.instance(0)?, destination: words.read(1)?, from: words.read(2)? }))
+}
+
+impl Work for MigrateLocal {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(async move {
+            let vm = call.vm.map(|v| v.to_string()).unwrap_or_default();
+            let (name, from) = (self.name.to_string(), self.from.to_string());
+            let arguments = [name, self.destination.to_string(), from.clone(), vm, from];
+            over_there(call.context, &self.from, "migrate", &arguments, &call.passed).map(nothing)
+        })
+    }
+}
+
 impl Job<'_, '_> {
     pub(super) async fn migrate(
         &mut self,
         vm: &Vm,
         document: &str,
         destination: &HostName,
-    ) -> Result<(), ActError> {
+    ) -> Result<(), ScriptError> {
         if vm.is_imported() {
             return self.move_imported(destination).await;
         }
         let snapshots = self.engine.client.snapshots(PROJECT, self.name.as_str()).await;
         if !snapshots.map_err(EngineError::from)?.is_empty() {
-            return Err(ActError::Snapshots(self.name.clone()));
+            return Err(ScriptError::Snapshots(self.name.clone()));
         }
         let directory = self.place.vm(vm.id, vm.datastore)?;
         let checkpoint = directory.join("checkpoint");
@@ -51,10 +96,10 @@ impl Job<'_, '_> {
             vm.id.to_string(),
             destination.to_string(),
         ];
-        let taken = over_there(self.surroundings, destination, "restore", &arguments, document);
+        let taken = over_there(self.context, destination, "restore", &arguments, document);
         if let Err(error) = taken {
             self.log.error(format_args!("{destination} did not take it over: it is started here again"));
-            self.restore(&checkpoint, Some(vm.clone()), Some(document.to_owned())).await?;
+            self.restore(&checkpoint, vm.clone(), document.to_owned()).await?;
             let _ = std::fs::remove_file(&checkpoint);
             return Err(error);
         }
@@ -62,9 +107,9 @@ impl Job<'_, '_> {
         Ok(())
     }
 
-    async fn move_imported(&mut self, destination: &HostName) -> Result<(), ActError> {
+    async fn move_imported(&mut self, destination: &HostName) -> Result<(), ScriptError> {
         let refused =
-            |why: &str| ActError::Refused(format!("instance {} cannot be migrated: {why}", self.name));
+            |why: &str| ScriptError::Refused(format!("instance {} cannot be migrated: {why}", self.name));
         if self.engine.member.is_none() {
             return Err(refused("it was imported, and its engine is not clustered"));
         }
@@ -94,41 +139,27 @@ impl Job<'_, '_> {
     }
 }
 
-/// `migrate_local`: has the VM's host do it.
-pub(super) fn ask(
-    surroundings: &Surroundings,
-    from: &HostName,
-    destination: &HostName,
-    name: &InstanceName,
-    vm: Option<VmId>,
-    document: &str,
-) -> Result<String, ActError> {
-    let vm = vm.map(|v| v.to_string()).unwrap_or_default();
-    let arguments = [name.to_string(), destination.to_string(), from.to_string(), vm, from.to_string()];
-    over_there(surroundings, from, "migrate", &arguments, document).map(|()| String::new())
-}
-
 /// A path as a word of the other host's shell, which ssh cannot do without.
-fn path_word(path: &Path) -> Result<String, ActError> {
+fn path_word(path: &Path) -> Result<String, ScriptError> {
     let text = path.display().to_string();
     if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b)) {
         Ok(text)
     } else {
-        Err(ActError::Refused(format!("{text:?} cannot be told to another host: it has odd characters")))
+        Err(ScriptError::Refused(format!("{text:?} cannot be told to another host: it has odd characters")))
     }
 }
 
 /// The command that calls a script on another host, as the user that OpenNebula is there.
 fn command_line(
-    surroundings: &Surroundings,
+    context: &Context,
     host: &HostName,
     script: &str,
     arguments: &[String],
-) -> Result<Vec<String>, ActError> {
-    let scripts = surroundings.remotes().join("vmm").join(surroundings.driver().name());
+) -> Result<Vec<String>, ScriptError> {
+    let scripts = context.remotes().join("vmm").join(context.driver().name());
     let script: PathBuf = scripts.join(script);
     let mut line = Vec::new();
-    if let Some(user) = &surroundings.user {
+    if let Some(user) = &context.user {
         line.extend(["runuser", "-u", user.as_str(), "--"].map(str::to_owned));
     }
     line.extend(["ssh", "-o", "BatchMode=yes", "--", host.as_str()].map(str::to_owned));
@@ -138,20 +169,20 @@ fn command_line(
 }
 
 fn over_there(
-    surroundings: &Surroundings,
+    context: &Context,
     host: &HostName,
     script: &str,
     arguments: &[String],
     document: &str,
-) -> Result<(), ActError> {
-    let line = command_line(surroundings, host, script, arguments)?;
+) -> Result<(), ScriptError> {
+    let line = command_line(context, host, script, arguments)?;
     let failed = |source| {
         let error = CommandError::Io { operation: "run", program: line[0].clone(), source };
-        ActError::Disk(DiskError::Tool(error))
+        ScriptError::Disk(DiskError::Tool(error))
     };
     let mut command =
-        Program::new(&line[0]).args(&line[1..]).command().map_err(|e| ActError::Disk(e.into()))?;
-    if let Some(home) = std::env::var_os("HOME").filter(|_| surroundings.user.is_none()) {
+        Program::new(&line[0]).args(&line[1..]).command().map_err(|e| ScriptError::Disk(e.into()))?;
+    if let Some(home) = std::env::var_os("HOME").filter(|_| context.user.is_none()) {
         command.env("HOME", home);
     }
     let mut child = command
@@ -171,7 +202,7 @@ fn over_there(
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let skip = said.chars().count().saturating_sub(TAIL_CHARS);
     let said = said.chars().skip(skip).collect::<String>().trim().replace('\n', " | ");
-    Err(ActError::Elsewhere { host: host.to_string(), said })
+    Err(ScriptError::Elsewhere { host: host.to_string(), said })
 }
 
 #[cfg(test)]
@@ -180,14 +211,14 @@ mod tests {
 
     #[test]
     fn the_other_hosts_shell_gets_plain_words() {
-        let surroundings = Surroundings {
+        let context = Context {
             script_path: Some("/var/tmp/one/vmm/incus/migrate".into()),
             program: "/usr/bin/stead".into(),
             run: "/run/stead-one".into(),
             sys: "/sys".into(),
             user: Some("oneadmin".into()),
         };
-        let line = command_line(&surroundings, &"host2".parse().unwrap(), "restore", &["a".into()]).unwrap();
+        let line = command_line(&context, &"host2".parse().unwrap(), "restore", &["a".into()]).unwrap();
         insta::assert_snapshot!(line.join(" "), @"runuser -u oneadmin -- ssh -o BatchMode=yes -- host2 /var/tmp/one/vmm/incus/restore a");
         for bad in ["/a b", "/a;b", "/$(x)", "/a'b"] {
             assert!(path_word(Path::new(bad)).is_err(), "{bad}");

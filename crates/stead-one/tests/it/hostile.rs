@@ -11,9 +11,9 @@ use std::{
 };
 use stead_incus::{Dialect, Endpoint};
 use stead_one::{
-    act::{self, Surroundings},
+    Context,
     say::Ending,
-    script::Script,
+    scripts::{self, SCRIPTS, Stdin},
 };
 use stead_testkit::fake::Fake;
 
@@ -40,7 +40,7 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 
 struct World {
     dir: PathBuf,
-    surroundings: Surroundings,
+    context: Context,
     _fake: Fake,
     neighbour: Vec<u8>,
 }
@@ -81,7 +81,7 @@ impl World {
             assert!(made.success());
         }
         fs::File::create(dir.join("ds/0/7/disk.2")).unwrap().set_len(4 << 20).unwrap();
-        let surroundings = Surroundings {
+        let context = Context {
             script_path: Some(dir.join("remotes/vmm/incus/deploy")),
             program: "/bin/false".into(),
             run: dir.join("run"),
@@ -89,7 +89,7 @@ impl World {
             user: None,
         };
         let neighbour = fs::read(dir.join("ds/0/8/disk.0")).unwrap();
-        Self { dir, surroundings, _fake: fake, neighbour }
+        Self { dir, context, _fake: fake, neighbour }
     }
     fn canary(&self) -> PathBuf {
         self.dir.join("canary")
@@ -108,11 +108,11 @@ impl World {
     }
     /// Runs a script, and looks at everything that may not have happened.
     #[track_caller]
-    fn run(&self, script: Script, arguments: &[&str], stdin: impl Read) -> Answer {
+    fn run(&self, script: &str, arguments: &[&str], stdin: impl Read) -> Answer {
         let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         let began = Instant::now();
-        let ending = act::run(script, &arguments, &self.surroundings, stdin, &mut stdout, &mut stderr);
+        let ending = scripts::run_named(script, &arguments, &self.context, stdin, &mut stdout, &mut stderr);
         let took = began.elapsed();
         let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
         let shown: Vec<String> = arguments.iter().map(|a| a.chars().take(80).collect()).collect();
@@ -160,7 +160,7 @@ impl World {
         assert!(fs::read(self.dir.join("ds/0/8/disk.0")).unwrap() == self.neighbour, "written to: {case}");
     }
     fn put_away(&self) {
-        let cancelled = self.run(Script::Cancel, &["one-7", "host", "7", "host"], io::empty());
+        let cancelled = self.run("cancel", &["one-7", "host", "7", "host"], io::empty());
         assert_eq!(cancelled.ending, Ending::Success, "{}", cancelled.stderr);
     }
 }
@@ -168,7 +168,7 @@ impl Drop for World {
     fn drop(&mut self) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let cancel = ["one-7", "host", "7", "host"].map(str::to_owned);
-        act::run(Script::Cancel, &cancel, &self.surroundings, io::empty(), &mut out, &mut err);
+        scripts::run_named("cancel", &cancel, &self.context, io::empty(), &mut out, &mut err);
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
@@ -198,7 +198,7 @@ fn no_field_of_a_document_reaches_a_shell_or_another_vm() {
     }
     let w = World::new();
     let deploy = ["/ds/0/7/deployment.0", "host", "7", "host"];
-    let answer = w.run(Script::Deploy, &deploy, VM.as_bytes());
+    let answer = w.run("deploy", &deploy, VM.as_bytes());
     assert_eq!(answer.stdout, "one-7\n", "{}", answer.stderr);
     w.put_away();
     let (mut taken, mut refused) = (0, 0);
@@ -208,7 +208,7 @@ fn no_field_of_a_document_reaches_a_shell_or_another_vm() {
             // XML has no place for an escape character.
             let escaped = escaped.replace('\u{1b}', "");
             let document = format!("{}{escaped}{}", &VM[..text.start], &VM[text.end..]);
-            let answer = w.run(Script::Deploy, &deploy, document.as_bytes());
+            let answer = w.run("deploy", &deploy, document.as_bytes());
             match answer.ending {
                 Ending::Success => {
                     assert_eq!(answer.stdout, "one-7\n", "{document}");
@@ -231,7 +231,7 @@ fn no_argument_reaches_a_shell_or_another_vm() {
     let w = World::new();
     let action = format!("<VMM_DRIVER_ACTION_DATA><HOST>host</HOST>{VM}</VMM_DRIVER_ACTION_DATA>");
     let checkpoint = w.dir.join("ds/0/7/checkpoint").display().to_string();
-    for script in Script::ALL {
+    for script in SCRIPTS {
         // What is good enough for each; hosts that would be called are this one, where nobody answers.
         let good = |name: &&'static str| match *name {
             "deploy id" => "one-7",
@@ -243,18 +243,19 @@ fn no_argument_reaches_a_shell_or_another_vm() {
             "size in MB" => "5",
             _ => "127.0.0.1",
         };
-        let mut arguments: Vec<&str> = script.arguments().iter().map(good).collect();
+        let mut arguments: Vec<&str> = script.arguments.iter().map(good).collect();
         arguments.extend(["7", "127.0.0.1"]);
         for at in 0..arguments.len() {
             for payload in w.payloads() {
                 let mut hostile = arguments.clone();
                 hostile[at] = &payload;
-                let stdin: Box<dyn Read> = match script {
-                    Script::Deploy => Box::new(VM.as_bytes()),
-                    _ if script.reads_stdin() => Box::new(action.as_bytes()),
-                    _ => Box::new(io::empty()),
+                let stdin: Box<dyn Read> = match (script.name, script.stdin) {
+                    ("deploy", _) => Box::new(VM.as_bytes()),
+                    (_, Stdin::Ignored) => Box::new(io::empty()),
+                    _ => Box::new(action.as_bytes()),
                 };
-                if w.run(*script, &hostile, stdin).ending == Ending::Success && *script == Script::Deploy {
+                let answer = w.run(script.name, &hostile, stdin);
+                if answer.ending == Ending::Success && script.name == "deploy" {
                     w.put_away();
                 }
             }
@@ -295,7 +296,7 @@ fn what_is_no_document_is_refused_in_time() {
     ];
     for (what, stdin) in cases {
         let began = Instant::now();
-        let answer = w.run(Script::Deploy, &["/x", "host", "7", "host"], stdin);
+        let answer = w.run("deploy", &["/x", "host", "7", "host"], stdin);
         println!(
             "{what}: {} ms: {}",
             began.elapsed().as_millis(),

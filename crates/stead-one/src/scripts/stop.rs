@@ -1,23 +1,39 @@
-//! shutdown, cancel, reboot and reset.
+//! shutdown and cancel.
 
-use super::{ActError, Job};
+use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
     console,
     disks::idmap,
     document::Vm,
-    engine::{EngineError, kept_document},
+    engine::kept_document,
+    ids::InstanceName,
     instance::{IDMAP_KEY, Shown},
 };
-use std::{fs, path::PathBuf, time::Duration};
+use std::fs;
 use stead_incus::{requests::instances::StateAction, types::Instance};
 
-/// Between the two calls of a reboot are the network drivers' scripts: seconds.
-const PAIR_PATIENCE: Duration = Duration::from_secs(120);
+/// `shutdown`, and with force `cancel`.
+#[derive(Debug)]
+struct Stop {
+    name: InstanceName,
+    force: bool,
+}
+
+/// Reads the arguments of [`Stop`].
+pub(super) fn parse(words: &Words<'_>, force: bool) -> Parsed {
+    Ok(Box::new(Stop { name: words.instance(0)?, force }))
+}
+
+impl Work for Stop {
+    fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
+        Box::pin(call.on(self.name.clone(), async move |job| job.stop(self.force).await.map(nothing)))
+    }
+}
 
 impl Job<'_, '_> {
     /// shutdown and cancel: the instance is stopped and everything of it on the host goes. One that was imported is only
     /// stopped.
-    pub(super) async fn stop(&mut self, force: bool) -> Result<(), ActError> {
+    pub(super) async fn stop(&mut self, force: bool) -> Result<(), ScriptError> {
         let Some(instance) = self.engine.instance(&self.name).await?.map(|t| t.value) else {
             self.log.info(format_args!("there is no instance {}: only its disks are put away", self.name));
             console::end(self.place, &self.name);
@@ -53,7 +69,7 @@ impl Job<'_, '_> {
     }
 
     /// Stops an instance that is not stopped.
-    pub(super) async fn halt(&mut self, instance: &Instance, force: bool) -> Result<(), ActError> {
+    pub(super) async fn halt(&mut self, instance: &Instance, force: bool) -> Result<(), ScriptError> {
         if instance.status == "Stopped" {
             return Ok(());
         }
@@ -78,7 +94,7 @@ impl Job<'_, '_> {
     }
 
     /// Unmaps and deletes a stopped instance.
-    pub(super) async fn put_away(&mut self, vm: Option<&Vm>) -> Result<(), ActError> {
+    pub(super) async fn put_away(&mut self, vm: Option<&Vm>) -> Result<(), ScriptError> {
         let instance = self.instance().await?;
         if let Some(vm) = vm {
             self.keep_idmap(vm, &instance);
@@ -107,71 +123,5 @@ impl Job<'_, '_> {
         let _ = fs::remove_file(self.half_way());
         // Not empty while something could not be undone; the journal is in it then.
         let _ = fs::remove_dir(self.place.directory(&self.name));
-    }
-
-    /// reboot and reset. Called twice, the first call leaves the instance stopped and the second starts it, whatever the
-    /// instance did by itself in between: an instance that was found stopped must not be started by the first and stopped
-    /// by the second.
-    pub(super) async fn restart(&mut self, force: bool) -> Result<(), ActError> {
-        let instance = self.instance().await?;
-        let kept = kept_document(&instance, &self.name)?.map(|(vm, _)| vm);
-        let is_second = self.surroundings.restarts_twice() && self.take_half_way()?;
-        if !is_second {
-            self.halt(&instance, force).await?;
-            for nic in kept.iter().flat_map(|vm| &vm.nics) {
-                self.drop_port(nic);
-            }
-            if self.surroundings.restarts_twice() {
-                // The second call starts it, after the network drivers had their turn.
-                self.engine.show(&self.name, Shown::Busy).await?;
-                return self.mark_half_way();
-            }
-        }
-        let started = self.start_again(kept.as_ref()).await;
-        self.show_again().await;
-        started
-    }
-
-    fn half_way(&self) -> PathBuf {
-        self.place.directory(&self.name).join("half-way")
-    }
-    fn mark_half_way(&self) -> Result<(), ActError> {
-        let path = self.half_way();
-        let written =
-            fs::create_dir_all(self.place.directory(&self.name)).and_then(|()| fs::write(&path, ""));
-        written.map_err(|source| ActError::File { action: "write", path, source })
-    }
-    /// Whether the first of two calls was made a moment ago. A mark that is older belongs to a pair that was broken off.
-    fn take_half_way(&self) -> Result<bool, ActError> {
-        let path = self.half_way();
-        let failed = |action| {
-            let path = path.clone();
-            move |source| ActError::File { action, path, source }
-        };
-        let made = match fs::metadata(&path).and_then(|m| m.modified()) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            other => other.map_err(failed("look at"))?,
-        };
-        fs::remove_file(&path).map_err(failed("remove"))?;
-        // A clock that was set back makes it young, too.
-        Ok(made.elapsed().is_ok_and(|age| age < PAIR_PATIENCE))
-    }
-
-    pub(super) async fn start_again(&mut self, vm: Option<&Vm>) -> Result<(), ActError> {
-        if let Some(vm) = vm.filter(|vm| !vm.is_imported()) {
-            let instance = self.instance().await?;
-            self.map_again(vm, &instance)?;
-        }
-        match self.engine.set_state(&self.name, StateAction::Start).await {
-            Ok(()) => {}
-            Err(EngineError::Request(error)) if self.instance().await?.status == "Running" => {
-                self.log.info(format_args!("it runs already: {error}"));
-            }
-            Err(error) => return Err(error.into()),
-        }
-        if let Some(vm) = vm {
-            self.start_console(vm)?;
-        }
-        Ok(())
     }
 }

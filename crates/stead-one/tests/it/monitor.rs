@@ -4,7 +4,7 @@ use base64::Engine as _;
 use std::path::Path;
 use stead_incus::{Dialect, Endpoint, requests::instances::NewInstance};
 use stead_one::{
-    act::Surroundings,
+    Context,
     lxdrc::Lxdrc,
     monitor::{Probe, probe},
 };
@@ -13,8 +13,8 @@ use stead_testkit::{
     fake::{Fake, Usage},
 };
 
-fn surroundings(run: &Path) -> Surroundings {
-    Surroundings {
+fn context(run: &Path) -> Context {
+    Context {
         script_path: Some("/var/tmp/one/im/incus-probes.d/vm/status/stead-vm-status.sh".into()),
         program: "/usr/bin/stead".into(),
         run: run.to_owned(),
@@ -51,16 +51,16 @@ async fn five_hundred_instances_are_one_request() {
                 count(run.path(), id, 1000);
             }
         }
-        let surroundings = surroundings(run.path());
+        let context = context(run.path());
         let rc = Lxdrc { socket: Some(socket(&fake)), ..Lxdrc::default() };
         // The first call has no earlier reading of CPU time and looks twice.
-        probe(Probe::Monitor, &surroundings, &rc).await.unwrap();
+        probe(Probe::Monitor, &context, &rc).await.unwrap();
         fake.set_usage("default", "one-7", Usage { memory_mib: 7, disk_mib: 1, cpu_ns: 1_200_000_000 });
         count(run.path(), 7, 1200);
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         let before = fake.requests().len();
         let began = std::time::Instant::now();
-        let told = probe(Probe::Monitor, &surroundings, &rc).await.unwrap();
+        let told = probe(Probe::Monitor, &context, &rc).await.unwrap();
         let took = began.elapsed();
         println!("{dialect}: 500 instances, {counted} counted here, in {} ms", took.as_millis());
         let asked = fake.requests()[before..].to_vec();
@@ -79,7 +79,7 @@ async fn five_hundred_instances_are_one_request() {
         // 200 ms of CPU in at least 200 ms.
         assert!((1.0..=101.0).contains(&cpu), "{cpu}");
         let before = fake.requests().len();
-        assert_eq!(probe(Probe::Status, &surroundings, &rc).await.unwrap().lines().count(), 502);
+        assert_eq!(probe(Probe::Status, &context, &rc).await.unwrap().lines().count(), 502);
         assert_eq!(fake.requests()[before..].iter().filter(|r| r.contains("/instances")).count(), 1);
     }
 }
@@ -93,8 +93,8 @@ async fn a_host_tells_of_its_own_member_only() {
     }
     let run = tempfile::tempdir().unwrap();
     let rc = Lxdrc { socket: Some(socket(&fake)), ..Lxdrc::default() };
-    let told = probe(Probe::Status, &surroundings(run.path()), &rc).await.unwrap();
+    let told = probe(Probe::Status, &context(run.path()), &rc).await.unwrap();
     assert!(told.contains("one-1") && !told.contains("one-2"), "{told}");
-    let told = probe(Probe::System, &surroundings(run.path()), &rc).await.unwrap();
+    let told = probe(Probe::System, &context(run.path()), &rc).await.unwrap();
     assert!(told.contains("DEPLOY_ID=web, VM_NAME=web") && told.contains("HYPERVISOR=incus"), "{told}");
 }

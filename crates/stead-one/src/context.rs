@@ -1,0 +1,46 @@
+//! Where and as what this program was called, and what follows from it: the driver, its remotes, its configuration.
+//!
+//! A value that comes in from the edge; nothing here asks for the environment.
+
+use crate::engine::{self, Driver};
+use std::{fs, path::PathBuf};
+
+/// Where and as what a script runs.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The script's path as it was called; absent: by hand.
+    pub script_path: Option<PathBuf>,
+    /// This program, which supervises consoles.
+    pub program: PathBuf,
+    /// `/run/stead-one`.
+    pub run: PathBuf,
+    /// `/sys`.
+    pub sys: PathBuf,
+    /// Who called sudo: connections to other hosts are theirs.
+    pub user: Option<String>,
+}
+
+impl Context {
+    /// The driver that was called.
+    pub fn driver(&self) -> Driver {
+        self.script_path.as_deref().and_then(engine::remotes).map_or(Driver::Lxd, |(_, driver)| driver)
+    }
+    /// OpenNebula's directory on hosts.
+    pub fn remotes(&self) -> PathBuf {
+        let found = self.script_path.as_deref().and_then(engine::remotes).map(|(remotes, _)| remotes);
+        found.unwrap_or_else(|| PathBuf::from("/var/tmp/one"))
+    }
+    /// The driver's configuration.
+    pub fn lxdrc(&self) -> PathBuf {
+        self.remotes().join("etc/vmm").join(self.driver().name()).join("lxdrc")
+    }
+    /// Whether reboot and reset come twice: OpenNebula 5.10 to 6.8, for drivers of the name lxd. `VERSION` lies in the
+    /// remotes; without one it is not 5.8.
+    pub fn restarts_twice(&self) -> bool {
+        let version = fs::read_to_string(self.remotes().join("VERSION")).unwrap_or_default();
+        let mut numbers = version.trim().split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        let twice = version == (0, 0) || ((5, 10)..=(6, 8)).contains(&version);
+        self.driver() == Driver::Lxd && twice
+    }
+}
