@@ -12,7 +12,7 @@ use std::{
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
-use stead_model::Manifest;
+use stead_model::{Manifest, node::VmBoot};
 use tempfile::TempDir;
 
 /// An emulated machine on a busy host needs its time.
@@ -69,7 +69,7 @@ struct Vm {
 }
 
 impl Vm {
-    fn boot(image: &Image, dir: &TempDir, spec: &str, layers: usize, disks: &[(&str, &Path)]) -> Self {
+    fn boot(image: &Image, dir: &TempDir, spec: &str, layers: u32, disks: &[(&str, &Path)]) -> Self {
         let boot = image.manifest.boot.as_ref().unwrap();
         let mut initrd = fs::read(image.blob(&boot.initrd.as_ref().unwrap().digest)).unwrap();
         initrd.resize(initrd.len().next_multiple_of(4), 0);
@@ -80,7 +80,8 @@ impl Vm {
         let initrd_file = dir.path().join("initrd");
         fs::write(&initrd_file, initrd).unwrap();
         let mut tar = tar::Builder::new(Vec::new());
-        for (name, text) in [("node.json", spec), ("boot.json", &format!(r#"{{"layers":{layers}}}"#))] {
+        let boot_file = serde_json::to_string(&VmBoot { layers }).unwrap();
+        for (name, text) in [("node.json", spec), (VmBoot::FILE, &boot_file)] {
             let mut header = tar::Header::new_gnu();
             header.set_size(text.len() as u64);
             header.set_mode(0o600);
@@ -109,10 +110,10 @@ impl Vm {
             arguments.push("-device".into());
             arguments.push(format!("virtio-blk-pci,drive={serial},serial={serial}"));
         };
-        for (n, layer) in image.manifest.layers.iter().enumerate() {
-            drive(&format!("layer{n}"), &image.blob(&layer.artifact.digest), true);
+        for (n, layer) in (0..).zip(&image.manifest.layers) {
+            drive(&VmBoot::layer_serial(n), &image.blob(&layer.artifact.digest), true);
         }
-        drive("spec", &spec_file, true);
+        drive(VmBoot::SPEC_SERIAL, &spec_file, true);
         for (serial, file) in disks {
             drive(serial, file, false);
         }
@@ -161,7 +162,7 @@ fn a_vm_boots_from_drives_and_keeps_its_data_disk() {
         "onboot":[{"name":"count","command":["/bin/sh","-c","echo x >> /root/boots; echo boots $(wc -l < /root/boots) > /dev/console"]}],
         "services":[{"name":"off","restart":"never","command":["/bin/sh","-c","kill -TERM 1"]}]}}"#;
     for boots in [1, 2] {
-        let layers = image.manifest.layers.len();
+        let layers = image.manifest.layers.len() as u32;
         let console = Vm::boot(&image, &dir, spec, layers, &[("data", &disk)]).wait_for_end();
         for event in ["modules loaded", "drives found", "root mounted", "network up", "services stopped"] {
             assert!(console.contains(event), "no {event:?} in\n{console}");
@@ -176,7 +177,7 @@ fn a_vm_boots_from_drives_and_keeps_its_data_disk() {
 fn a_vm_without_its_layers_says_so() {
     let Some(image) = Image::find("a_vm_without_its_layers_says_so") else { return };
     let dir = tempfile::tempdir().unwrap();
-    let layers = image.manifest.layers.len() + 1;
+    let layers = image.manifest.layers.len() as u32 + 1;
     let vm = Vm::boot(&image, &dir, r#"{"schema":1,"cluster":"c","name":"vm1"}"#, layers, &[]);
     vm.wait_for("RESCUE: ");
     let console = vm.console();
