@@ -16,6 +16,9 @@ const BLOCK_BYTES: u64 = 512;
 /// size describes a file of some 300,000 pieces.
 const MAX_EXTENSION_BYTES: u64 = 8 << 20;
 
+/// The most bytes of an archive, headers and padding included: a few packed bytes may unpack to headers without end.
+const MAX_ARCHIVE_BYTES: u64 = 64 << 30;
+
 /// A member: one file, directory or link of the archive.
 #[derive(Debug, Clone)]
 pub struct Member {
@@ -187,6 +190,12 @@ impl<R: Read> Members<R> {
     fn header(&mut self) -> Result<Option<Header>, TarError> {
         if self.ended {
             return Ok(None);
+        }
+        if self.at > MAX_ARCHIVE_BYTES {
+            return Err(TarError::TooLarge {
+                what: "bytes with headers and padding",
+                limit: MAX_ARCHIVE_BYTES,
+            });
         }
         let mut header = Header::new_old();
         let n = self.fill(header.as_mut_bytes())?;
@@ -433,8 +442,10 @@ impl<R: Read> Members<R> {
             Ok((p.offset().map_err(bad)?, p.length().map_err(bad)?))
         };
         let mut map = first.filter(|p| !p.is_empty()).map(piece).collect::<Result<Vec<_>, _>>()?;
+        let mut blocks = 0;
         while more {
-            if map.len() as u64 * BLOCK_BYTES / 21 > MAX_EXTENSION_BYTES {
+            blocks += 1;
+            if blocks * BLOCK_BYTES > MAX_EXTENSION_BYTES {
                 return Err(refused(name, "is a sparse file of too many pieces"));
             }
             let mut block = GnuExtSparseHeader::new();
