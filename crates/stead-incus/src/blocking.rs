@@ -1,4 +1,4 @@
-//! The same client for programs that are not async: it brings its own runtime, on the calling thread.
+//! The same client for programs that are not async: it runs its own runtime on the calling thread.
 //!
 //! ```no_run
 //! use stead_incus::{Dialect, Endpoint, blocking::Client};
@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 /// A client that blocks. Connections are kept between calls.
 #[derive(Debug)]
 pub struct Client {
-    // Before the runtime: its connections end while that still lives.
+    // Declared before the runtime, so that it is dropped first: its connections need the runtime to close.
     client: crate::Client,
     runtime: Runtime,
 }
@@ -28,34 +28,34 @@ impl Client {
     /// As [`crate::Client::new`].
     ///
     /// # Errors
-    /// The identity is unusable, or there is no runtime to be had.
+    /// The identity is unusable, or the runtime cannot be started.
     pub fn new(dialect: Dialect, endpoint: Endpoint) -> Result<Self, Error> {
         Ok(Self { runtime: runtime()?, client: crate::Client::new(dialect, endpoint)? })
     }
     /// As [`crate::Client::discover`].
     ///
     /// # Errors
-    /// As that.
+    /// As [`crate::Client::discover`] and [`Self::new`].
     pub fn discover(endpoint: Endpoint) -> Result<Self, Error> {
         let runtime = runtime()?;
         let client = runtime.block_on(crate::Client::discover(endpoint))?;
         Ok(Self { runtime, client })
     }
-    /// Does anything the async client can, to its end.
+    /// Runs a future of the async client to its end.
     pub fn block<T>(&self, work: impl AsyncFnOnce(&crate::Client) -> T) -> T {
         self.runtime.block_on(work(&self.client))
     }
     /// As [`crate::Client::fetch`].
     ///
     /// # Errors
-    /// As that.
+    /// As [`crate::Client::fetch`].
     pub fn fetch<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Error> {
         self.block(async |c| c.fetch(request).await)
     }
     /// As [`crate::Client::run`].
     ///
     /// # Errors
-    /// As that.
+    /// As [`crate::Client::run`].
     pub fn run(&self, request: &Request, timeout: Duration) -> Result<Option<OperationStatus>, Error> {
         self.block(async |c| c.run(request, timeout).await)
     }

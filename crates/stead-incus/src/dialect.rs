@@ -1,6 +1,6 @@
 //! Where Incus 6 and LXD 5.0 differ.
 
-/// Which of the two engines answers. They share nearly all of the API; what differs is asked of this type.
+/// One of the two engines. They share nearly all of the API; this type holds the differences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// Incus 6 and later.
@@ -10,28 +10,28 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// Where the engine keeps its state.
+    /// Directory of the engine's state.
     pub fn directory(self) -> &'static str {
         match self {
             Self::Incus => "/var/lib/incus",
             Self::Lxd => "/var/lib/lxd",
         }
     }
-    /// Where the engine's unix socket may be, most likely first. LXD as a snap keeps it in the snap's own directory.
+    /// Paths where the engine's unix socket may be, most likely first. The LXD snap keeps it in the snap's directory.
     pub fn sockets(self) -> &'static [&'static str] {
         match self {
             Self::Incus => &["/var/lib/incus/unix.socket", "/run/incus/unix.socket"],
             Self::Lxd => &["/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"],
         }
     }
-    /// What a server of this kind is called by another that fetches an image from it.
+    /// Value of `protocol` in a request to fetch an image from a server of this kind.
     pub fn image_protocol(self) -> &'static str {
         match self {
             Self::Incus => "incus",
             Self::Lxd => "lxd",
         }
     }
-    /// Field of `PUT /1.0/cluster` that carries the join token. LXD 5.0 has none of its own and takes it for the
+    /// Field of `PUT /1.0/cluster` that carries the join token. LXD 5.0 has no such field and accepts the token as the
     /// trust password.
     pub fn join_token_field(self) -> &'static str {
         match self {
@@ -67,20 +67,20 @@ impl Dialect {
     }
 }
 
-/// For [`Dialect::header`].
+/// HTTP headers whose names differ between the engines; see [`Dialect::header`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Header {
-    /// Owner of a file.
+    /// User id of a file's owner.
     Uid,
-    /// Its group.
+    /// Group id of a file.
     Gid,
-    /// Its permissions.
+    /// Permissions of a file.
     Mode,
-    /// `file`, `directory`, `symlink`.
+    /// Kind of a file: `file`, `directory`, `symlink`.
     Kind,
-    /// `overwrite`, `append`.
+    /// How a file is written: `overwrite`, `append`.
     Write,
-    /// Name of an image's file.
+    /// File name of an image.
     FileName,
     /// Properties of an image, as a query string.
     Properties,

@@ -3,38 +3,38 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-/// An answer, opened.
+/// A parsed answer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Envelope {
-    /// Done: `metadata` is the answer.
+    /// The request is done; the value is the `metadata` field.
     Sync(Value),
-    /// Begun: an operation at this path, and what it looked like when it began.
+    /// The server began an operation.
     Async {
         /// `/1.0/operations/<uuid>`.
         operation: String,
-        /// The operation.
+        /// The operation's state when it began.
         metadata: Value,
     },
-    /// Refused.
+    /// The server refused the request.
     Error {
-        /// The engine's code, that of HTTP.
+        /// The engine's code, the same as the HTTP status.
         code: u16,
-        /// Its words.
+        /// The engine's error text.
         message: String,
     },
 }
 
-/// Why bytes are no envelope.
+/// The bytes are not an envelope.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
-    /// Not JSON, or not of the shape.
+    /// Not JSON, or JSON without the fields of an envelope.
     #[error("answer is not the engine's JSON")]
     Json(#[source] serde_json::Error),
-    /// `type` is none of the three.
-    #[error("answer is of the unknown type {0:?}")]
+    /// `type` is not `sync`, `async` or `error`.
+    #[error("answer has the unknown type {0:?}")]
     Type(String),
     /// An asynchronous answer that names no operation.
-    #[error("answer says an operation began but names none")]
+    #[error("answer is of the type async but names no operation")]
     NoOperation,
 }
 
@@ -52,10 +52,10 @@ struct Raw {
     metadata: Value,
 }
 
-/// Opens an answer. Never panics, whatever the bytes.
+/// Parses an answer. Does not panic on any input.
 ///
 /// # Errors
-/// [`EnvelopeError`] when they are no envelope.
+/// [`EnvelopeError`] when the bytes are not an envelope.
 pub fn parse(bytes: &[u8]) -> Result<Envelope, EnvelopeError> {
     let raw: Raw = serde_json::from_slice(bytes).map_err(EnvelopeError::Json)?;
     match raw.kind.as_str() {

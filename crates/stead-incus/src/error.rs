@@ -7,32 +7,32 @@ use stead_model::Failure;
 /// A request failed. Every variant names the request (method and path) or the operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No connection.
+    /// The connection could not be made.
     #[error("cannot connect to {endpoint}")]
     Connect {
         /// Socket path or address.
         endpoint: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Certificates or keys are unusable.
+    /// A certificate or key is unusable.
     #[error("cannot use {what}")]
     Tls {
-        /// Which.
+        /// The certificate or key, as in "the client key's PEM".
         what: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The server showed another certificate than expected.
     #[error("{endpoint} shows the certificate {found}, not {expected}")]
     Fingerprint {
-        /// Its address.
+        /// Address of the server.
         endpoint: String,
-        /// SHA-256, hexadecimal.
+        /// SHA-256 of the expected certificate, hexadecimal.
         expected: String,
-        /// SHA-256, hexadecimal.
+        /// SHA-256 of the certificate it showed, hexadecimal.
         found: String,
     },
     /// The request cannot be expressed in HTTP.
@@ -40,33 +40,33 @@ pub enum Error {
     Request {
         /// Method and path.
         request: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: http::Error,
     },
-    /// The connection broke.
-    #[error("{request} was not answered")]
+    /// The connection broke before the answer was complete.
+    #[error("{request} failed: the connection broke")]
     Http {
         /// Method and path.
         request: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: hyper::Error,
     },
-    /// No answer in time.
-    #[error("{request} was not answered within {} ms", after.as_millis())]
+    /// The answer did not come in time.
+    #[error("{request} got no answer within {} ms", after.as_millis())]
     Timeout {
         /// Method and path.
         request: String,
-        /// The limit.
+        /// The time limit.
         after: Duration,
     },
-    /// The answer is not one of the engine's.
-    #[error("{request} was answered by something that is not Incus or LXD")]
+    /// The answer is not the engine's envelope.
+    #[error("{request} got an answer that is not from Incus or LXD")]
     Envelope {
         /// Method and path.
         request: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: EnvelopeError,
     },
@@ -75,119 +75,119 @@ pub enum Error {
     Api {
         /// Method and path.
         request: String,
-        /// As HTTP's.
+        /// The HTTP status code.
         code: u16,
-        /// The engine's words.
+        /// The engine's error text.
         message: String,
     },
     /// An operation began and failed.
-    #[error("{request} failed in its operation ({code}): {message}")]
+    #[error("the operation of {request} failed ({code}): {message}")]
     Operation {
-        /// What began it.
+        /// Request that began the operation.
         request: String,
         /// 400 failed, 401 cancelled.
         code: u16,
-        /// The engine's words.
+        /// The engine's error text.
         message: String,
     },
-    /// The answer lacks something or has it in another shape.
+    /// The answer lacks a field or has it in another type.
     #[error("the answer to {request} does not have the expected shape")]
     Shape {
         /// Method and path.
         request: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
-    /// The engine is too old for this.
+    /// The engine is too old for this feature.
     #[error("{feature} needs the API extension {extension}, which the server at {endpoint} lacks")]
     Extension {
-        /// What was wanted.
+        /// The feature the request needs.
         feature: Feature,
         /// Its name in `api_extensions`.
         extension: &'static str,
         /// Socket path or address.
         endpoint: String,
     },
-    /// No version of this engine can do this.
+    /// No version of this engine has this feature.
     #[error("{dialect} does not support {feature}")]
     Never {
-        /// What was wanted.
+        /// The feature the request needs.
         feature: Feature,
         /// The engine.
         dialect: Dialect,
     },
-    /// Somebody else changed the object since its ETag was given out.
-    #[error("{request} was refused: the object has been changed meanwhile")]
+    /// Somebody else changed the object since its ETag was read.
+    #[error("{request} was refused: somebody else changed the object since it was read")]
     Changed {
         /// Method and path.
         request: String,
     },
     /// The answer is longer than the request allowed.
-    #[error("{request} was answered with more than {limit_bytes} bytes")]
+    #[error("the answer to {request} is longer than {limit_bytes} bytes")]
     TooLong {
         /// Method and path.
         request: String,
-        /// The limit.
+        /// The length limit.
         limit_bytes: u64,
     },
-    /// An answer without the ETag that a later change needs.
-    #[error("{request} was answered without an ETag")]
+    /// The answer lacks the ETag that a later change needs.
+    #[error("the answer to {request} has no ETag")]
     NoETag {
         /// Method and path.
         request: String,
     },
-    /// The server does not know the operation any more: it ended more than five seconds ago, or the server was
-    /// restarted in the middle of it. Whether it succeeded has to be looked up in what it worked on.
-    #[error("the outcome of {request} is not known: the server knows no operation {operation}")]
+    /// The server no longer knows the operation: it ended more than five seconds ago, or the server was restarted in
+    /// the middle of it. Look at the object it worked on to learn whether it succeeded.
+    #[error("the outcome of {request} is unknown: the server no longer knows the operation {operation}")]
     OutcomeUnknown {
-        /// What began it.
+        /// Request that began the operation.
         request: String,
         /// `/1.0/operations/<uuid>`.
         operation: String,
-        /// Whether the server could not be reached at some time since.
+        /// Whether the server was unreachable at some time since.
         interrupted: bool,
     },
-    /// A websocket broke or said something else than expected.
-    #[error("{request} broke off")]
+    /// A websocket broke, or the server did not speak the protocol.
+    #[error("{request} was interrupted")]
     WebSocket {
         /// Method and path.
         request: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<tokio_tungstenite::tungstenite::Error>,
     },
-    /// An answer that should be measurements.
-    #[error("the answer to {request} is not a set of measurements")]
+    /// The answer to `GET /1.0/metrics` is not in the OpenMetrics format.
+    #[error("the answer to {request} is not in the OpenMetrics format")]
     Metrics {
         /// Method and path.
         request: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: crate::metrics::MetricsError,
     },
-    /// Files of an answer cannot be written.
+    /// The file that an answer is written to cannot be written.
     #[error("cannot write {path}")]
     Write {
         /// The file.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The blocking client has no runtime.
+    /// The runtime of the blocking client cannot be started.
     #[error("cannot start the client's runtime")]
     Runtime {
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Nothing was asked: the request makes no sense.
+    /// The client cannot go on: the subject lacks what the call needs.
     #[error("{subject} {why}")]
     Refused {
-        /// What it is about.
+        /// Request or endpoint, the subject of the message.
         subject: String,
-        /// What is wrong with it.
+        /// The predicate of the message, as in "does not listen on the network".
         why: &'static str,
     },
     /// A file that was to be sent cannot be read.
@@ -195,7 +195,7 @@ pub enum Error {
     File {
         /// The file.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -205,7 +205,7 @@ pub enum Error {
 impl Failure for Error {}
 
 impl Error {
-    /// The engine's code when it refused or an operation failed.
+    /// The engine's code, when it refused or an operation failed.
     pub fn code(&self) -> Option<u16> {
         match self {
             Self::Api { code, .. } | Self::Operation { code, .. } => Some(*code),
@@ -217,26 +217,27 @@ impl Error {
     pub fn is_not_found(&self) -> bool {
         self.code() == Some(404)
     }
-    /// Whether an object of that name exists already, or the change fits no longer.
+    /// Whether an object of that name exists already (409), or the object has changed since it was read (412).
     pub fn is_conflict(&self) -> bool {
         matches!(self.code(), Some(409 | 412))
     }
-    /// Whether the server cannot do this.
+    /// Whether the server lacks a feature the request needs.
     pub fn is_missing_extension(&self) -> bool {
         matches!(self, Self::Extension { .. } | Self::Never { .. })
     }
-    /// Whether the engine is at work on the instance, which it may be without an operation that tells of it
-    /// (internal/server/instance/operationlock of both engines); later it may do what was asked.
+    /// Whether the engine is busy with the instance. It may be busy without a visible operation
+    /// (internal/server/instance/operationlock of both engines); the request may succeed later.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Api { message, .. } | Self::Operation { message, .. } if message.contains("is busy running"))
     }
-    /// Whether the cluster takes a member that this concerns for offline (cmd/incusd/instance_post.go and
-    /// lxd/instance_post.go). After a restart of its daemon that may last until the next heartbeat, though the member answers.
+    /// Whether the cluster considers a member offline that the request needs (cmd/incusd/instance_post.go and
+    /// lxd/instance_post.go). After a restart of the member's daemon this may last until the next heartbeat, although
+    /// the member answers.
     pub fn is_offline(&self) -> bool {
-        let told = ["is offline", "is currently offline"];
-        matches!(self, Self::Api { message, .. } | Self::Operation { message, .. } if told.iter().any(|t| message.ends_with(t)))
+        let endings = ["is offline", "is currently offline"];
+        matches!(self, Self::Api { message, .. } | Self::Operation { message, .. } if endings.iter().any(|e| message.ends_with(e)))
     }
-    /// Whether nothing answered: no connection, a broken one, or silence.
+    /// Whether the server did not answer: no connection, a broken connection, or a timeout.
     pub fn is_silence(&self) -> bool {
         matches!(self, Self::Connect { .. } | Self::Http { .. } | Self::Timeout { .. })
     }

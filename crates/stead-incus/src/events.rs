@@ -1,7 +1,7 @@
-//! What a server tells as it happens, over a websocket that is opened anew when it breaks.
+//! Events of a server, over a websocket that is reopened when it breaks.
 //!
-//! Events are told only to who listens, so the order matters: subscribe, then list, then act. After a break something
-//! may have been missed; [`Told::Reconnected`] says so, and the answer to it is to list again.
+//! A server sends events only to current subscribers, so the order matters: subscribe, then list, then act. Events may
+//! be lost while the connection is broken; [`Told::Reconnected`] reports this, and the caller must list again.
 //!
 //! ```no_run
 //! # async fn example(client: stead_incus::Client) -> Result<(), stead_incus::Error> {
@@ -28,33 +28,33 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-/// The servers send a ping every ten seconds; three of them missing is a server that is gone.
+/// The servers send a ping every ten seconds; after three missing pings the server counts as gone.
 const SILENCE: Duration = Duration::from_secs(35);
-/// Pause between attempts to reach a server that does not answer; it may be starting.
+/// Pause between attempts to reach a server that does not answer: it may be starting.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
 
-/// What to listen to.
+/// The events to subscribe to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventFilter {
-    /// Of one project; none: of all.
+    /// Project whose events are sent; none for all projects.
     pub project: Option<String>,
-    /// Kinds; none: all that the client may see.
+    /// Kinds of events; empty for all that the client may see.
     pub kinds: Vec<EventKind>,
-    /// How long a server that cannot be reached is tried before [`Events::next`] fails.
+    /// How long [`Events::next`] tries to reach an unreachable server before it fails.
     pub patience: Duration,
 }
 
 impl EventFilter {
-    /// Of all projects; a restart of the server (five minutes at most) is waited for.
+    /// Events of all projects. [`Events::next`] waits up to five minutes for a server that restarts.
     pub fn of(kinds: impl Into<Vec<EventKind>>) -> Self {
         Self { project: None, kinds: kinds.into(), patience: Duration::from_secs(300) }
     }
-    /// What is made, changed and removed, in all projects.
+    /// Lifecycle events (objects created, changed and deleted) of all projects.
     pub fn lifecycle() -> Self {
         Self::of([EventKind::Lifecycle])
     }
 
-    /// The request that begins the listening.
+    /// The request that opens the subscription.
     pub fn request(&self) -> Request {
         let kinds: Vec<&str> = self.kinds.iter().filter_map(|k| k.as_str()).collect();
         let request = match &self.project {
@@ -65,16 +65,16 @@ impl EventFilter {
     }
 }
 
-/// What [`Events::next`] tells.
+/// What [`Events::next`] returns.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Told {
-    /// Something happened.
+    /// The next event.
     Event(Box<Event>),
-    /// The connection broke and is whole again: whatever happened meanwhile was not told. List again.
+    /// The connection broke and was reopened. Events in between are lost: list again.
     Reconnected,
 }
 
-/// A subscription.
+/// A subscription to events.
 #[derive(Debug)]
 pub struct Events {
     client: Client,
@@ -84,7 +84,7 @@ pub struct Events {
 }
 
 impl Client {
-    /// Subscribes: events from now on are told.
+    /// Subscribes to events from now on.
     pub async fn events(&self, filter: EventFilter) -> Result<Events, Error> {
         let request = filter.request();
         let socket = self.websocket(&request, "events").await?;
@@ -93,11 +93,11 @@ impl Client {
 }
 
 impl Events {
-    /// The next event, or that some may have been missed. May be dropped while it waits, and called again.
+    /// The next event, or a notice that some may have been missed. Cancel-safe.
     ///
     /// # Errors
-    /// The server could not be reached for as long as the filter's patience, or refuses. [`Error::Shape`] for an event
-    /// that cannot be read; the ones after it can.
+    /// The server was unreachable for as long as the filter's patience, or it refused. [`Error::Shape`] for an event
+    /// that cannot be parsed; later events can still be read.
     pub async fn next(&mut self) -> Result<Told, Error> {
         loop {
             let Some(socket) = &mut self.socket else {
@@ -108,7 +108,7 @@ impl Events {
                 Ok(Some(Ok(Message::Text(text)))) => return self.read(text.as_bytes()),
                 Ok(Some(Ok(Message::Binary(bytes)))) => return self.read(&bytes),
                 Ok(Some(Ok(Message::Close(_)) | Err(_)) | None) | Err(_) => self.socket = None,
-                // The answer to a ping is sent by the library when it is asked for the next message.
+                // The library answers a ping when it is asked for the next message.
                 Ok(Some(Ok(_))) => {}
             }
         }
@@ -135,17 +135,17 @@ impl Events {
     }
 }
 
-/// A server that stops or starts: nothing answers, or it says that it is not ready.
+/// Whether the error is temporary: the server is stopping or starting, so it does not answer or says it is not ready.
 fn may_pass(error: &Error) -> bool {
     error.is_silence()
         || matches!(error, Error::WebSocket { .. })
         || error.code().is_some_and(|code| code >= 500)
 }
 
-/// Reads one event.
+/// Parses one event.
 ///
 /// # Errors
-/// It is none.
+/// The JSON is not an event.
 pub fn parse(json: &[u8]) -> Result<Event, serde_json::Error> {
     serde_json::from_slice(json)
 }

@@ -1,6 +1,6 @@
-//! Commands in instances, with their streams: one websocket for each of standard input, output and error, or one for a
-//! terminal, and one for control. The connection to the last is the command's lease: when it breaks, the server kills
-//! the command.
+//! Commands in instances, with their streams: one websocket each for standard input, output and error, or one for a
+//! terminal, and one for control. The control websocket is the command's lease: when it breaks, the server kills the
+//! command.
 
 use crate::{
     Client, Error, Operation,
@@ -21,8 +21,7 @@ use tokio_tungstenite::tungstenite::{self, Message};
 /// Standard input is sent in pieces of this size.
 const CHUNK: usize = 32 * 1024;
 
-/// A command that runs. The parts can be used by different tasks; standard output and error must be read for the
-/// command to go on.
+/// A running command. Different tasks can use its parts. Standard output and error must be read, or the command blocks.
 #[derive(Debug)]
 pub struct Exec {
     /// Standard input, or the terminal's.
@@ -33,7 +32,7 @@ pub struct Exec {
     pub stderr: Option<ExecOutput>,
     /// Signals, and the terminal's size.
     pub control: ExecControl,
-    /// Its end.
+    /// Waits for the command's exit code.
     pub exit: ExecExit,
 }
 
@@ -44,18 +43,18 @@ pub struct ExecInput {
     request: Arc<str>,
 }
 
-/// Reads from a command. What a command in a terminal says last may be lost by LXD 5.0, which stops reading the terminal
-/// when the command ends; pipes are read to their end.
+/// Reads from a command. LXD 5.0 may lose the last output of a command in a terminal, because it stops reading the
+/// terminal when the command ends; it reads pipes to their end.
 #[derive(Debug)]
 pub struct ExecOutput {
     stream: SplitStream<WebSocket>,
-    /// Of a terminal: the server waits for the connection's other direction to end too.
+    /// Set for a terminal: the server waits until the other direction of the connection is closed too.
     hang_up: Option<Arc<Mutex<SplitSink<WebSocket, Message>>>>,
     ended: bool,
     request: Arc<str>,
 }
 
-/// Signals a command. Dropped before the command has ended, it makes the server kill the command.
+/// Sends signals and terminal sizes to a command. The server kills the command if this is dropped before it ends.
 #[derive(Debug)]
 pub struct ExecControl {
     socket: WebSocket,
@@ -69,10 +68,10 @@ pub struct ExecExit {
     operation: Operation,
 }
 
-/// All that a command said.
+/// The result of a command that has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecDone {
-    /// As a shell tells it: above 128 a signal.
+    /// Exit code as in a shell: above 128 a signal.
     pub code: i32,
     /// Standard output.
     pub stdout: Vec<u8>,
@@ -86,7 +85,7 @@ impl Client {
         let (operation, status) = self.begin_operation(&exec::begin(project, instance, command)).await?;
         let request: Arc<str> = operation.request.as_str().into();
         let secrets = status.secrets();
-        // Control comes first: without it old servers take what the other sockets do for a client that went away.
+        // Control comes first: without it, old servers mistake the other sockets for a client that has gone away.
         let control = ExecControl {
             socket: self.stream(&operation, &secrets, "control").await?,
             request: Arc::clone(&request),
@@ -116,16 +115,16 @@ impl Client {
     ) -> Result<WebSocket, Error> {
         let secret = secrets.get(name).ok_or_else(|| Error::Refused {
             subject: operation.request.clone(),
-            why: "was answered without the websockets of a command",
+            why: "got an answer without the websockets of a command",
         })?;
         self.operation_websocket(operation, secret).await
     }
 
-    /// Runs a command to its end with `input`, within `timeout`; keeps at most `limit_bytes` of what it says on each
-    /// stream.
+    /// Runs a command to its end with `input` on standard input. `timeout` limits the whole run, `limit_bytes` the
+    /// length of each output stream.
     ///
     /// # Errors
-    /// [`Error::TooLong`], [`Error::Timeout`]; the command is killed then.
+    /// [`Error::TooLong`] and [`Error::Timeout`]; in both cases the command is killed.
     pub async fn exec_to_end(
         &self,
         project: &str,
@@ -139,7 +138,7 @@ impl Client {
             self.exec(project, instance, command).await?;
         let write = async {
             for piece in input.chunks(CHUNK) {
-                // A command that has read enough closes its end: that is its right.
+                // A command may close its standard input before it has read everything.
                 if stdin.write(Bytes::copy_from_slice(piece)).await.is_err() {
                     return Ok(());
                 }
@@ -169,7 +168,7 @@ fn broke(request: &Arc<str>) -> impl FnOnce(tungstenite::Error) -> Error + '_ {
 }
 
 impl ExecInput {
-    /// Writes.
+    /// Writes to standard input.
     ///
     /// # Errors
     /// [`Error::WebSocket`]: the command has ended, or the connection broke.
@@ -181,13 +180,13 @@ impl ExecInput {
     /// # Errors
     /// As [`Self::write`].
     pub async fn close(&mut self) -> Result<(), Error> {
-        // A text is how both engines mark the end of a stream.
+        // Both engines mark the end of a stream by a text message.
         self.sink.lock().await.send(Message::text("")).await.map_err(broke(&self.request))
     }
 }
 
 impl ExecOutput {
-    /// What comes next; none at the end. May be dropped while it waits.
+    /// The next piece of output; none at the end. Cancel-safe.
     ///
     /// # Errors
     /// [`Error::WebSocket`]: the connection broke.
@@ -197,7 +196,7 @@ impl ExecOutput {
                 Some(Ok(Message::Binary(bytes))) if bytes.is_empty() => {}
                 Some(Ok(Message::Binary(bytes))) => return Ok(Some(bytes)),
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                // A terminal's end comes with no more than a closed connection.
+                // A terminal's output ends with a closed connection and nothing else.
                 Some(Ok(Message::Text(_) | Message::Close(_))) | None => self.ended = true,
                 Some(Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed)) => {
                     self.ended = true;
@@ -231,7 +230,7 @@ impl ExecOutput {
 }
 
 impl ExecControl {
-    /// Tells the terminal's size.
+    /// Sets the terminal's size.
     ///
     /// # Errors
     /// [`Error::WebSocket`].
@@ -252,8 +251,8 @@ impl ExecControl {
 }
 
 impl ExecExit {
-    /// Waits for the command's end; its exit code. The server remembers it for five seconds only: wait while the
-    /// output is read, not after it.
+    /// Waits for the command to end; returns its exit code. The server remembers it for only five seconds: wait while
+    /// the output is read, not afterwards.
     ///
     /// # Errors
     /// As [`Client::wait`]; [`Error::Operation`] when the command could not be run at all.
@@ -274,7 +273,7 @@ fn exit_code(status: &OperationStatus) -> Option<i32> {
 mod tests {
     use super::*;
 
-    /// Servers of ours use the client from tasks that move between threads.
+    /// Stead's servers use the client from tasks that move between threads.
     #[test]
     fn futures_can_be_sent() {
         fn sent<T: Send>(_: &T) {}

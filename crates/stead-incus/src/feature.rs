@@ -1,15 +1,14 @@
-//! What not every server can do, and the name of it in `api_extensions`.
+//! Features that only some servers have, with their names in `api_extensions`.
 //!
-//! A [`Request`](crate::Request) carries the features it needs; the client asks the server once what it can do, and
-//! refuses a request by itself when something is missing: an older server would pass over keys it does not know and do
-//! something else than was asked.
+//! A [`Request`](crate::Request) carries the features it needs. The client asks the server once for its extensions and
+//! refuses a request when one is missing: an older server would ignore the keys it does not know and do something else.
 
 use crate::Dialect;
 use std::fmt;
 
 macro_rules! features {
     ($($(#[doc = $doc:literal])+ $name:ident: $text:literal, $incus:expr, $lxd:expr;)+) => {
-        /// Something that only servers with a certain API extension can do.
+        /// A feature that only servers with a certain API extension have.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Feature {
             $($(#[doc = $doc])+ $name,)+
@@ -18,7 +17,7 @@ macro_rules! features {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// Its name in `api_extensions`; none: this engine never has it.
+            /// Its name in `api_extensions`; none if no version of this engine has it.
             pub fn extension(self, dialect: Dialect) -> Option<&'static str> {
                 match (self, dialect) {
                     $((Self::$name, Dialect::Incus) => $incus, (Self::$name, Dialect::Lxd) => $lxd,)+
@@ -42,36 +41,36 @@ features! {
     EvacuationMode: "a mode of evacuation", Some("clustering_evacuation_mode"), Some("clustering_evacuation_mode");
     /// Evacuating a member by live migration.
     EvacuationLive: "evacuation by live migration", Some("clustering_evacuation_live"), Some("clustering_evacuation_live");
-    /// Moving a running container by copies of what has changed, stopped only for the last one. Incus after 7.1; LXD
-    /// has nothing like it.
+    /// Moving a running container by repeated copies of what has changed; it is stopped only for the last copy. Incus
+    /// after 7.1; LXD lacks it.
     RefreshMigration: "refresh migration", Some("instance_refresh_migration"), None;
-    /// Making an instance's root anew.
+    /// Recreating an instance's root disk.
     Rebuild: "rebuilding an instance", Some("instances_rebuild"), Some("instances_rebuild");
     /// Moving an instance to another pool.
     PoolMove: "moving between pools", Some("instance_pool_move"), Some("instance_pool_move");
     /// Moving an instance to another project.
     ProjectMove: "moving between projects", Some("instance_project_move"), Some("instance_project_move");
-    /// Other settings, devices or profiles at a move.
-    MoveConfig: "other settings at a move", Some("instance_move_config"), Some("instance_move_config");
-    /// Copying with files that vanish meanwhile.
+    /// Changing settings, devices or profiles during a move.
+    MoveConfig: "changing settings during a move", Some("instance_move_config"), Some("instance_move_config");
+    /// Copying although files vanish during the copy.
     InconsistentCopy: "an inconsistent copy", Some("instance_allow_inconsistent_copy"), Some("instance_allow_inconsistent_copy");
-    /// Moving with files that vanish meanwhile.
+    /// Moving although files vanish during the move.
     InconsistentMove: "an inconsistent move", Some("cluster_migration_inconsistent_copy"), Some("cluster_migration_inconsistent_copy");
-    /// Copying what has changed since the last copy.
-    RefreshCopy: "a refreshed copy", Some("container_incremental_copy"), Some("container_incremental_copy");
+    /// Updating an earlier copy with what has changed since.
+    RefreshCopy: "refreshing a copy", Some("container_incremental_copy"), Some("container_incremental_copy");
     /// Copying without snapshots.
     InstanceOnly: "a copy without snapshots", Some("container_only_migration"), Some("container_only_migration");
     /// Copying between projects.
     ProjectCopy: "copying between projects", Some("container_copy_project"), Some("container_copy_project");
-    /// The source of a copy sends it to the target, or the client carries it.
+    /// The source of a copy connects to the target, or the client relays between them.
     PushMigration: "migration by push or relay", Some("container_push"), Some("container_push");
     /// The source of a copy connects to the target.
     PushTarget: "migration by push", Some("container_push_target"), Some("container_push_target");
     /// Starting an instance in the operation that makes it.
-    CreateStart: "starting an instance as it is made", Some("instance_create_start"), Some("instance_create_start");
+    CreateStart: "creating and starting an instance in one operation", Some("instance_create_start"), Some("instance_create_start");
     /// Snapshots that expire.
     SnapshotExpiry: "a snapshot's expiry", Some("snapshot_expiry_creation"), Some("snapshot_expiry_creation");
-    /// A program of the server's own that places instances. LXD had it from 5.13 to 5.21.
+    /// A Starlark program in the server that chooses the member of an instance. LXD had it from 5.13 to 5.21.
     PlacementScriptlet: "a placement scriptlet", Some("instances_placement_scriptlet"), Some("instances_placement_scriptlet");
     /// Instances of all projects in one list.
     InstancesAllProjects: "instances of all projects", Some("instance_all_projects"), Some("instance_all_projects");
@@ -99,11 +98,11 @@ features! {
     FileDelete: "deleting a file", Some("file_delete"), Some("file_delete");
     /// The console's log.
     ConsoleLog: "the console's log", Some("console"), Some("console");
-    /// What an image's cache knows of its source is asked for at once.
+    /// Asking an image's source for a newer version at once.
     ImageRefresh: "refreshing an image", Some("image_force_refresh"), Some("image_force_refresh");
-    /// Names given to an image as it is made.
+    /// Aliases in the request that creates an image.
     ImageAliases: "aliases of a new image", Some("image_create_aliases"), Some("image_create_aliases");
-    /// What a member has: processors, memory.
+    /// Hardware of a member: processors, memory.
     Resources: "resources of a member", Some("resources_v2"), Some("resources_v2");
     /// Addresses and counters of a network.
     NetworkState: "the state of a network", Some("network_state"), Some("network_state");
@@ -111,9 +110,9 @@ features! {
     NetworkLeases: "leases of a network", Some("network_leases"), Some("network_leases");
     /// Used space of a volume.
     VolumeState: "the state of a volume", Some("storage_volume_state"), Some("storage_volume_state");
-    /// Used shares of a project's limits.
+    /// Usage of a project against its limits.
     ProjectUsage: "usage of a project", Some("project_usage"), Some("project_usage");
-    /// Measurements.
+    /// Measurements in the OpenMetrics format.
     Metrics: "metrics", Some("metrics"), Some("metrics");
     /// Warnings.
     Warnings: "warnings", Some("warnings"), Some("warnings");

@@ -1,9 +1,9 @@
-//! A typed client for the REST API of Incus and LXD: their servers and clusters, through one member.
+//! A typed client for the REST API of Incus and LXD. It talks to a server, or to a cluster through one of its members.
 //!
-//! Owns requests as pure values ([`Request`], built in [`requests`]), the envelope every answer comes in
-//! ([`envelope`]), the transports (unix socket, HTTPS with pinned certificate), operations, events, commands, copies
-//! between servers, tokens, and where the engines differ: [`Dialect`] and [`Feature`]. Does not own what to ask for:
-//! bootstrap is `stead-node`'s, day-2 work is the fleet's.
+//! Owns requests as pure values ([`Request`], built in [`requests`]), the envelope around every answer ([`envelope`]),
+//! the transports (unix socket, HTTPS with pinned certificate), operations, events, commands, copies between servers,
+//! tokens, and the differences between the engines ([`Dialect`] and [`Feature`]). Does not decide what to ask for:
+//! `stead-node` bootstraps, the fleet does day-2 work.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -20,13 +20,13 @@
 //! # }
 //! ```
 //!
-//! What holds for all of it:
-//! - A `PUT` of an object wants the [`ETag`] of what it replaces; when the object has changed since, the error is
+//! Rules of the whole crate:
+//! - A `PUT` of an object needs the [`ETag`] of the version it replaces. If the object has changed since, the error is
 //!   [`Error::Changed`].
-//! - A request says what the server must be able to do ([`Request::needed`]); one that cannot is not asked, and the
-//!   error names the API extension it lacks.
-//! - Nothing that changes something is sent twice by itself. Waiting for an operation goes on through lost connections
-//!   and restarts; when the server no longer knows the operation, the error is [`Error::OutcomeUnknown`].
+//! - A request lists the features it needs ([`Request::needed`]). It is not sent to a server that lacks one; the error
+//!   names the missing API extension.
+//! - The client never repeats a request that changes something. Waiting for an operation survives lost connections and
+//!   restarts; when the server no longer knows the operation, the error is [`Error::OutcomeUnknown`].
 //! - Answers are bounded in length and time, and every error names its request.
 
 pub mod blocking;

@@ -1,9 +1,9 @@
-//! Reads the text that `GET /1.0/metrics` answers with: OpenMetrics, of which the servers use lines of the form
-//! `name{label="value",…} number`. Comments are passed over, and so are the time stamps nobody writes.
+//! Parses the answer to `GET /1.0/metrics`: OpenMetrics text, of which the servers use lines of the form
+//! `name{label="value",…} number`. Comments are ignored, and so are timestamps, which neither engine writes.
 
 use std::collections::BTreeMap;
 
-/// A line may be this long; names, labels and values of the engines stay far below.
+/// Limit on the length of a line; the engines' names, labels and values stay far below.
 const MAX_LINE_BYTES: usize = 64 * 1024;
 
 /// One measurement.
@@ -11,32 +11,32 @@ const MAX_LINE_BYTES: usize = 64 * 1024;
 pub struct Sample {
     /// `incus_memory_MemAvailable_bytes`, `lxd_cpu_seconds_total`, …
     pub name: String,
-    /// What of: `name`, `project`, `type`, `cpu`, `mode`, …
+    /// Labels by name: `name`, `project`, `type`, `cpu`, `mode`, …
     pub labels: BTreeMap<String, String>,
     /// The value.
     pub value: f64,
 }
 
-/// A text that is no OpenMetrics.
+/// The text is not in the OpenMetrics format.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MetricsError {
     /// Not UTF-8.
-    #[error("metrics are not text")]
+    #[error("metrics are not UTF-8")]
     Text,
-    /// A line that is no sample.
-    #[error("line {line} is no measurement: {why}")]
+    /// A line is not a sample.
+    #[error("line {line} is not a sample: {why}")]
     Line {
-        /// From 1.
+        /// Number of the line, from 1.
         line: usize,
-        /// What is wrong.
+        /// What is wrong with the line.
         why: &'static str,
     },
 }
 
-/// Reads all samples.
+/// Parses all samples.
 ///
 /// # Errors
-/// [`MetricsError`].
+/// [`MetricsError`] for the first bad line.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Sample>, MetricsError> {
     let text = std::str::from_utf8(bytes).map_err(|_| MetricsError::Text)?;
     let mut samples = Vec::new();
@@ -67,12 +67,12 @@ fn sample(line: &str) -> Result<Sample, &'static str> {
     let value = match value {
         "+Inf" => f64::INFINITY,
         "-Inf" => f64::NEG_INFINITY,
-        number => number.parse().map_err(|_| "the value is no number")?,
+        number => number.parse().map_err(|_| "the value is not a number")?,
     };
     Ok(Sample { name: name.to_owned(), labels, value })
 }
 
-/// Reads labels up to the closing bracket; what follows it.
+/// Reads labels up to the closing brace; returns the text after it.
 fn read_labels<'t>(
     mut rest: &'t str,
     labels: &mut BTreeMap<String, String>,
@@ -94,7 +94,7 @@ fn read_labels<'t>(
                     _ => return Err("an unknown escape"),
                 },
                 Some((_, c)) => value.push(c),
-                None => return Err("a value without an end"),
+                None => return Err("a value without a closing quote"),
             }
         };
         labels.insert(name.trim().to_owned(), value);
@@ -125,9 +125,9 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(line("a 1\nb"), (2, "no value"));
-        assert_eq!(line("a{x=\"1} 1"), (1, "a value without an end"));
+        assert_eq!(line("a{x=\"1} 1"), (1, "a value without a closing quote"));
         assert_eq!(line("a{x} 1"), (1, "a label without a value"));
-        assert_eq!(line("a one"), (1, "the value is no number"));
+        assert_eq!(line("a one"), (1, "the value is not a number"));
         assert_eq!(line("<html> 1"), (1, "no name"));
         assert_eq!(parse(b"\xff 1"), Err(MetricsError::Text));
     }

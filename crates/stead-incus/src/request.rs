@@ -1,7 +1,7 @@
-//! A request as a value: what will be sent, without the means of sending it.
+//! A request as a value: what will be sent, without the means to send it.
 //!
-//! Its parts can be read and not set from outside: the only way to a `PUT` of an object is [`Request::put`], which wants
-//! the [`ETag`] of what it replaces.
+//! Its fields are private. The only way to `PUT` an object is [`Request::put`], which takes the [`ETag`] of the version
+//! it replaces.
 
 use crate::Feature;
 use bytes::Bytes;
@@ -10,24 +10,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{fmt, path::PathBuf, time::Duration};
 
-/// How long an ordinary request may take before the engine counts as hanging. Lists on a busy cluster take well under
-/// a second; a cluster without quorum never answers.
+/// Time limit of an ordinary request. Lists on a busy cluster take well under a second; a cluster without quorum never
+/// answers.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An answer may be this long unless a request says otherwise. The longest ones are lists with states: 20,000 instances
-/// of 10 KiB each.
+/// Default limit on the length of an answer. The longest answers are lists with states: 20,000 instances of 10 KiB each.
 pub const DEFAULT_LIMIT_BYTES: u64 = 256 << 20;
 
-/// Which state of an object an answer described: the server makes it of what a `PUT` can change.
+/// Version of an object as described by an answer. The server computes it from the fields that a `PUT` can change.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ETag(String);
 
 impl ETag {
-    /// As it stands in the header.
+    /// From the value of the `ETag` header.
     pub fn new(header: impl Into<String>) -> Self {
         Self(header.into())
     }
-    /// As it stands in the header.
+    /// The value of the header.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -38,7 +37,7 @@ impl ETag {
 pub struct Tagged<T> {
     /// The object.
     pub value: T,
-    /// Its state.
+    /// Its version.
     pub etag: ETag,
 }
 
@@ -55,14 +54,14 @@ pub struct Request {
     needs: Vec<Feature>,
 }
 
-/// What a request carries.
+/// Body of a request.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Body {
-    /// Nothing.
+    /// No body.
     None,
     /// JSON.
     Json(Value),
-    /// One stream of bytes.
+    /// Bytes, sent as `application/octet-stream`.
     Raw(Source),
     /// `multipart/form-data`.
     Multipart(Vec<Part>),
@@ -73,16 +72,16 @@ pub enum Body {
 pub struct Part {
     /// Field name: `metadata`, `rootfs`.
     pub name: &'static str,
-    /// File name told to the server.
+    /// File name sent to the server.
     pub file_name: String,
     /// Contents.
     pub source: Source,
 }
 
-/// Where bytes come from.
+/// Source of the bytes of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// Memory.
+    /// Bytes in memory.
     Bytes(Bytes),
     /// A file, read while it is sent.
     File(PathBuf),
@@ -105,11 +104,11 @@ impl Request {
     pub fn get(path: impl Into<String>) -> Self {
         Self::new(Method::GET, path, Body::None)
     }
-    /// `PUT path` with a JSON body: replaces the object, if it still is as it was when `etag` was given out.
+    /// `PUT path` with a JSON body: replaces the object if it has not changed since `etag` was read.
     pub fn put(path: impl Into<String>, body: &impl Serialize, etag: ETag) -> Self {
         Self { etag: Some(etag), ..Self::put_untagged(path, body) }
     }
-    /// `PUT path` where the API gives out no ETag: actions in the shape of a `PUT`.
+    /// `PUT path` without an ETag, for actions that the API expresses as a `PUT`.
     pub(crate) fn put_untagged(path: impl Into<String>, body: &impl Serialize) -> Self {
         Self::new(Method::PUT, path, Body::Json(json(body)))
     }
@@ -121,7 +120,7 @@ impl Request {
     pub fn upload(path: impl Into<String>, body: Body) -> Self {
         Self::new(Method::POST, path, body)
     }
-    /// `PATCH path` with a JSON body: changes the keys given.
+    /// `PATCH path` with a JSON body: changes only the given keys.
     pub fn patch(path: impl Into<String>, body: &impl Serialize) -> Self {
         Self::new(Method::PATCH, path, Body::Json(json(body)))
     }
@@ -129,37 +128,38 @@ impl Request {
     pub fn delete(path: impl Into<String>) -> Self {
         Self::new(Method::DELETE, path, Body::None)
     }
-    /// Only if the object still is as it was when this ETag was given out.
+    /// Makes the request conditional: the server refuses it if the object has changed since this ETag was read.
     #[must_use]
     pub(crate) fn if_match(mut self, etag: Option<ETag>) -> Self {
         self.etag = etag;
         self
     }
-    /// With another limit of time: the whole answer must be there within it.
+    /// Sets the time limit for the whole answer.
     #[must_use]
     pub fn within(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
-    /// With another limit of the answer's length.
+    /// Sets the length limit of the answer.
     #[must_use]
     pub fn at_most(mut self, limit_bytes: u64) -> Self {
         self.limit_bytes = limit_bytes;
         self
     }
-    /// With one header more.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
-    /// Only for servers that can do this: others are not asked, see [`Error::Extension`](crate::Error::Extension).
+    /// Marks the request as needing a feature. It is not sent to a server without it; see
+    /// [`Error::Extension`](crate::Error::Extension).
     #[must_use]
     pub fn needs(mut self, feature: Feature) -> Self {
         self.needs.push(feature);
         self
     }
-    /// As [`Self::needs`], when `wanted`.
+    /// As [`Self::needs`], if `wanted`.
     #[must_use]
     pub(crate) fn needs_if(self, wanted: bool, feature: Feature) -> Self {
         if wanted { self.needs(feature) } else { self }
@@ -173,7 +173,7 @@ impl Request {
         self.path.push_str(&encode(value));
         self
     }
-    /// As [`Self::query`], when there is a value.
+    /// As [`Self::query`], if there is a value.
     #[must_use]
     pub(crate) fn query_if(self, key: &str, value: Option<&str>) -> Self {
         match value {
@@ -182,7 +182,7 @@ impl Request {
         }
     }
 
-    /// Method.
+    /// The HTTP method.
     pub fn method(&self) -> &Method {
         &self.method
     }
@@ -190,33 +190,33 @@ impl Request {
     pub fn path(&self) -> &str {
         &self.path
     }
-    /// Body.
+    /// The body.
     pub fn body(&self) -> &Body {
         &self.body
     }
-    /// Sent as `If-Match`: the change is refused when somebody else changed the object meanwhile.
+    /// Sent as `If-Match`: the server refuses the change if somebody else has changed the object.
     pub fn etag(&self) -> Option<&ETag> {
         self.etag.as_ref()
     }
-    /// Further headers.
+    /// Additional headers, as name and value.
     pub fn headers(&self) -> &[(&'static str, String)] {
         &self.headers
     }
-    /// The whole answer must be there within this time.
+    /// Time limit for the whole answer.
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
-    /// The answer may be this long.
+    /// Length limit of the answer.
     pub fn limit_bytes(&self) -> u64 {
         self.limit_bytes
     }
-    /// What the server must be able to do.
+    /// Features the server must have.
     pub fn needed(&self) -> &[Feature] {
         &self.needs
     }
 }
 
-/// Values of this crate's own types always serialise: their maps have text keys.
+/// Values of this crate's types always serialise: the keys of their maps are strings.
 fn json(body: &impl Serialize) -> Value {
     serde_json::to_value(body).unwrap_or(Value::Null)
 }
@@ -238,7 +238,7 @@ impl fmt::Debug for Request {
     }
 }
 
-/// Percent-encodes one path segment or query value: all but unreserved characters (RFC 3986, 2.3).
+/// Percent-encodes a path segment or query value: every byte but the unreserved characters (RFC 3986, 2.3).
 pub fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for b in text.bytes() {

@@ -1,4 +1,4 @@
-//! TLS as the engines use it: self-signed certificates, trusted because they are known, not because of who signed them.
+//! TLS as the engines use it: self-signed certificates, trusted by their fingerprint and not by an issuer.
 
 use crate::error::Error;
 use rustls::{
@@ -25,7 +25,7 @@ pub fn certificate_from_pem(pem: &str) -> Result<CertificateDer<'static>, Error>
         .map_err(|e| Error::Tls { what: "the certificate's PEM", source: Box::new(e) })
 }
 
-/// A certificate as PEM, 64 characters a line.
+/// A certificate as PEM, 64 characters per line.
 pub fn certificate_to_pem(der: &[u8]) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
@@ -45,7 +45,7 @@ pub fn certificate_to_pem(der: &[u8]) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Accept {
     Fingerprint(String),
-    /// Only to look at it.
+    /// Any certificate: the caller only wants to see it.
     Any,
 }
 
@@ -114,7 +114,7 @@ fn config(accept: Accept, identity: Option<(&str, &str)>) -> Result<ClientConfig
     }
 }
 
-/// Accepts the one server certificate with this fingerprint, and shows this certificate (PEM) with this key (PEM).
+/// Accepts only the server certificate with this fingerprint; presents `identity`, a certificate and its key (PEM).
 pub(crate) fn pinned(
     server_fingerprint: &str,
     identity: Option<(&str, &str)>,
@@ -122,10 +122,10 @@ pub(crate) fn pinned(
     config(Accept::Fingerprint(server_fingerprint.to_ascii_lowercase()), identity)
 }
 
-/// The certificate a server shows, unverified: compare its [`fingerprint`] with one from a source you trust.
+/// Fetches a server's certificate without verifying it: compare its [`fingerprint`] with one from a trusted source.
 ///
 /// # Errors
-/// No connection, no TLS, or no certificate within `timeout`.
+/// The connection or the TLS handshake failed, or there was no certificate within `timeout`.
 pub async fn fetch_certificate(address: &str, timeout: Duration) -> Result<CertificateDer<'static>, Error> {
     let failed = |source| Error::Connect { endpoint: address.to_owned(), source };
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config(Accept::Any, None)?));
@@ -141,7 +141,7 @@ pub async fn fetch_certificate(address: &str, timeout: Duration) -> Result<Certi
         .peer_certificates()
         .and_then(|c| c.first())
         .map(|c| c.clone().into_owned())
-        .ok_or_else(|| failed(std::io::Error::other("it shows no certificate")))
+        .ok_or_else(|| failed(std::io::Error::other("the server shows no certificate")))
 }
 
 /// For SNI only: the verifier looks at the certificate, not at names.

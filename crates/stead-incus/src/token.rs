@@ -15,14 +15,14 @@ pub struct JoinToken {
     pub addresses: Vec<String>,
     /// The secret.
     pub secret: String,
-    /// RFC 3339.
+    /// When it expires, RFC 3339.
     pub expires_at: String,
 }
 
 /// Lets one client add its certificate.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrustToken {
-    /// Name the certificate gets.
+    /// Name under which the certificate is added.
     pub client_name: String,
     /// SHA-256 of the server's certificate, hexadecimal.
     pub fingerprint: String,
@@ -30,18 +30,18 @@ pub struct TrustToken {
     pub addresses: Vec<String>,
     /// The secret.
     pub secret: String,
-    /// RFC 3339; absent: does not expire.
+    /// When it expires, RFC 3339; absent if it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
 }
 
-/// Text that is no token. The text itself is never shown: it may be a secret.
+/// The text is not a token. The error never shows the text: it may be a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     /// Not base64.
     #[error("it is not base64")]
     Base64(#[source] base64::DecodeError),
-    /// Not the JSON of such a token.
+    /// Not the JSON of a token of this kind.
     #[error("its content is not that of a token")]
     Json(#[source] serde_json::Error),
 }
@@ -51,32 +51,32 @@ fn decode<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, TokenError> {
     serde_json::from_slice(&json).map_err(TokenError::Json)
 }
 fn encode(token: &impl Serialize) -> String {
-    // A struct of texts always serialises.
+    // A struct of strings always serialises.
     base64::engine::general_purpose::STANDARD.encode(serde_json::to_vec(token).unwrap_or_default())
 }
 
 impl JoinToken {
-    /// Reads one.
+    /// Decodes a token.
     ///
     /// # Errors
     /// [`TokenError`].
     pub fn decode(text: &str) -> Result<Self, TokenError> {
         decode(text)
     }
-    /// As the engine's own tools write it.
+    /// Encodes the token as the engine's own tools do.
     pub fn encode(&self) -> String {
         encode(self)
     }
 }
 impl TrustToken {
-    /// Reads one.
+    /// Decodes a token.
     ///
     /// # Errors
     /// [`TokenError`].
     pub fn decode(text: &str) -> Result<Self, TokenError> {
         decode(text)
     }
-    /// As the engine's own tools write it.
+    /// Encodes the token as the engine's own tools do.
     pub fn encode(&self) -> String {
         encode(self)
     }

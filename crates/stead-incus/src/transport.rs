@@ -1,5 +1,5 @@
-//! Carries a [`Request`] to an engine and its answer back: HTTP/1.1 over a unix socket or over TLS, and websockets over
-//! the same. Owns connections; what an answer means is the client's.
+//! Sends a [`Request`] to an engine and receives the answer: HTTP/1.1 over a unix socket or over TLS, and websockets over
+//! both. Owns connections; the client interprets the answers.
 
 use crate::{
     error::Error,
@@ -33,45 +33,45 @@ use tokio_tungstenite::{
     tungstenite::{self, client::IntoClientRequest, protocol::WebSocketConfig},
 };
 
-/// Idle connections kept for the next request; more than a handful of requests at once is rare.
+/// Limit on idle connections kept for later requests; more than a handful of requests at once is rare.
 const MAX_IDLE: usize = 4;
-/// A connection on which nothing was asked for longer is not taken again: the engines end those after some tens of
-/// seconds, and a runtime that was held up has not seen it.
+/// A connection that was idle for longer is not reused: the engines close idle connections after some tens of seconds,
+/// and a runtime that was held up has not noticed.
 const FRESH: Duration = Duration::from_secs(10);
-/// Files are read in pieces of this size.
+/// Files are read in chunks of this size.
 const CHUNK: usize = 128 * 1024;
-/// Boundary of multipart bodies. Long and odd enough not to occur in an image, as browsers and Go do it; fixed, so
-/// that a request stays a value.
+/// Boundary of multipart bodies. Long and unusual enough not to occur in an image, as in browsers and Go; fixed, so that
+/// equal requests are equal values.
 const BOUNDARY: &str = "stead-8f1b6f0a7d3c4e52b9c1-4d0e9a6b3f7c2e58a1d4";
 
-/// A message of a websocket may be this long. Events and pieces of files are some KiB; migrations send pieces of 4 MiB.
+/// Length limit of a websocket message. Events and chunks of files are some KiB; migrations send chunks of 4 MiB.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
-/// A refusal is a sentence or two in an envelope.
+/// Length limit of an error answer, which is a sentence or two in an envelope.
 const MAX_REFUSAL_BYTES: u64 = 64 << 10;
 
 /// A websocket over either transport.
 pub(crate) type WebSocket = WebSocketStream<Box<dyn Stream>>;
 
-/// What a connection is made of.
+/// The byte stream under a connection.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Stream for S {}
 
-/// Bodies on their way out.
+/// Body of an outgoing request.
 type OutBody = BoxBody<Bytes, io::Error>;
 
-/// Where an engine is.
+/// Address of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// Its unix socket.
     Unix(PathBuf),
-    /// `address:port`, the SHA-256 of its certificate, and who we are.
+    /// HTTPS with a pinned server certificate.
     Https {
         /// `address:port`.
         address: String,
-        /// SHA-256 of the one certificate that is accepted, hexadecimal.
+        /// SHA-256 of the only certificate that is accepted, hexadecimal.
         fingerprint: String,
-        /// Our certificate; none: a stranger.
+        /// The client certificate; without one the server treats the client as untrusted.
         identity: Option<Identity>,
     },
 }
@@ -90,7 +90,7 @@ impl fmt::Display for Endpoint {
 pub struct Identity {
     /// The certificate.
     pub certificate_pem: String,
-    /// Its key. A secret.
+    /// Its key, a secret.
     pub key_pem: String,
 }
 
@@ -100,29 +100,29 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// An answer, not yet opened.
+/// A raw answer, not yet parsed.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// Status.
+    /// HTTP status.
     pub status: http::StatusCode,
-    /// Headers.
+    /// HTTP headers.
     pub headers: http::HeaderMap,
-    /// Body.
+    /// The whole body.
     pub body: Bytes,
 }
 
 impl Answer {
-    /// A header's text.
+    /// Value of a header, if it is there and is text.
     pub fn header(&self, name: impl http::header::AsHeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|v| v.to_str().ok())
     }
 }
 
-/// Sends requests to one endpoint. Connections are kept and used again.
+/// Sends requests to one endpoint. Connections are kept and reused.
 pub struct Transport {
     endpoint: Endpoint,
     tls: Option<tokio_rustls::TlsConnector>,
-    /// Connections, and since when nothing is asked on them.
+    /// Idle connections, each with the time it became idle.
     idle: Mutex<Vec<(Instant, SendRequest<OutBody>)>>,
     losses: AtomicU64,
 }
@@ -134,7 +134,7 @@ impl fmt::Debug for Transport {
 }
 
 impl Transport {
-    /// Nothing is connected before the first request.
+    /// Makes a transport; it connects with the first request.
     ///
     /// # Errors
     /// The identity is unusable.
@@ -149,29 +149,28 @@ impl Transport {
         Ok(Self { endpoint, tls, idle: Mutex::new(Vec::new()), losses: AtomicU64::new(0) })
     }
 
-    /// Where it sends to.
+    /// The endpoint it sends to.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
-    /// How often a connection could not be made or broke: while this stays the same, the server is the one it was.
+    /// Number of connections that could not be made or broke. While it stays the same, the server was not restarted.
     pub fn losses(&self) -> u64 {
         self.losses.load(Ordering::Relaxed)
     }
 
-    /// Sends, and reads the whole answer.
+    /// Sends a request and reads the whole answer.
     ///
     /// # Errors
-    /// [`Error::Timeout`] after the request's limit of time, [`Error::TooLong`] beyond that of length; anything of
-    /// connecting and HTTP.
+    /// [`Error::Timeout`] and [`Error::TooLong`] beyond the request's limits; any error of connecting and of HTTP.
     pub async fn send(&self, request: &Request) -> Result<Answer, Error> {
         self.in_time(request, self.exchange(request, None)).await
     }
 
-    /// Sends, and writes the body of a successful answer to a file, which is there whole or not at all; the body of any
-    /// other comes with the answer.
+    /// Sends a request and writes the body of a successful answer to a file, whole or not at all. The body of any other
+    /// answer is returned with it.
     ///
     /// # Errors
-    /// As [`Self::send`], and of the file.
+    /// As [`Self::send`]; [`Error::Write`] for the file.
     pub async fn download(&self, request: &Request, to: &Path) -> Result<Answer, Error> {
         let mut beside = to.as_os_str().to_owned();
         beside.push(".part");
@@ -184,7 +183,7 @@ impl Transport {
                 Ok(answer)
             }
             other => {
-                // It may not have been begun.
+                // The file may not exist yet.
                 let _ = tokio::fs::remove_file(&beside).await;
                 other
             }
@@ -208,7 +207,7 @@ impl Transport {
             }
             _ => {
                 let mut whole = Vec::new();
-                // A refusal is read even where little was wanted.
+                // An error answer is read even if the request allows only a short one.
                 let mut left = match status.is_success() {
                     true => request.limit_bytes(),
                     false => request.limit_bytes().max(MAX_REFUSAL_BYTES),
@@ -223,15 +222,15 @@ impl Transport {
         Ok(Answer { status, headers, body: answer })
     }
 
-    /// Opens a websocket; an answer that is none comes back as it is.
+    /// Opens a websocket; the inner error is the answer of a server that refused to.
     ///
     /// # Errors
-    /// Anything of connecting and HTTP.
+    /// Any error of connecting and of HTTP.
     pub(crate) async fn websocket(&self, request: &Request) -> Result<Result<WebSocket, Answer>, Error> {
         self.in_time(request, async {
             let stream = self.connect().await.inspect_err(|_| self.lost())?;
             let broke = |source| Error::WebSocket { request: request.to_string(), source: Box::new(source) };
-            // The scheme is for the handshake's own use: whether there is TLS below was settled before.
+            // Only the handshake uses the scheme: the stream below has TLS already, if it is to have it.
             let http =
                 format!("ws://{}{}", self.host(), request.path()).into_client_request().map_err(broke)?;
             let config = WebSocketConfig::default()
@@ -256,7 +255,7 @@ impl Transport {
         .await
     }
 
-    /// A connection of its own, outside the pool.
+    /// Opens a new connection, outside the pool.
     async fn connect(&self) -> Result<Box<dyn Stream>, Error> {
         let failed = |source| Error::Connect { endpoint: self.endpoint.to_string(), source };
         match &self.endpoint {
@@ -265,7 +264,7 @@ impl Transport {
                 let tcp = TcpStream::connect(address).await.map_err(failed)?;
                 let _ = tcp.set_nodelay(true);
                 let Some(tls) = &self.tls else {
-                    return Err(failed(io::Error::other("no TLS was set up for it")));
+                    return Err(failed(io::Error::other("TLS is not configured for this endpoint")));
                 };
                 Ok(Box::new(tls.connect(tls::server_name(address), tcp).await.map_err(failed)?))
             }
@@ -286,8 +285,8 @@ impl Transport {
         }
     }
 
-    /// Sends; the head of the answer. A kept connection may have been closed by the server a moment ago: then the
-    /// request goes out once more on a new one, if the server cannot have acted on it or there is nothing to act on.
+    /// Sends a request and reads the head of the answer. The server may just have closed a kept connection: the request
+    /// is then sent again on a new one, if the server cannot have received it or it changes nothing (`GET`).
     async fn begin(
         &self,
         request: &Request,
@@ -318,7 +317,7 @@ impl Transport {
         Ok((connection, response))
     }
 
-    /// The next piece of an answer's body, while `left` allows it.
+    /// The next piece of an answer's body; fails when it is longer than `left` allows.
     async fn piece(
         &self,
         request: &Request,
@@ -340,7 +339,7 @@ impl Transport {
         Ok(None)
     }
 
-    /// A kept connection that still is one.
+    /// Takes a kept connection that is still usable.
     async fn kept(&self) -> Option<SendRequest<OutBody>> {
         loop {
             let (since, mut connection) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
@@ -360,7 +359,7 @@ impl Transport {
         self.losses.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The engines do not look at it, but HTTP/1.1 wants one.
+    /// Value of the `Host` header. The engines ignore it, but HTTP/1.1 requires one.
     fn host(&self) -> &str {
         match &self.endpoint {
             Endpoint::Unix(_) => "localhost",
@@ -407,7 +406,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    // Ends by itself when the sender is dropped or the server closes; its error then reaches the request in flight.
+    // Ends when the sender is dropped or the server closes; its error then reaches the request in flight.
     tokio::spawn(connection);
     Ok(sender)
 }
@@ -416,7 +415,7 @@ fn full(bytes: Bytes) -> OutBody {
     Full::new(bytes).map_err(|never| match never {}).boxed()
 }
 
-/// Length and bytes of a source.
+/// Length of a source in bytes, and a body that streams it.
 async fn open(source: &Source) -> Result<(u64, OutBody), Error> {
     match source {
         Source::Bytes(bytes) => Ok((bytes.len() as u64, full(bytes.clone()))),
@@ -445,7 +444,7 @@ async fn open_file(
     Ok((length, SyncStream(Mutex::new(Box::pin(chunks)))))
 }
 
-/// hyper's boxed body wants `Sync`, which a stream that is only ever polled through `&mut` gets for nothing.
+/// Makes a stream `Sync`, as hyper's boxed body requires. The lock is never contended: the stream is polled by `&mut`.
 struct SyncStream<S>(Mutex<std::pin::Pin<Box<S>>>);
 
 impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
@@ -475,7 +474,7 @@ async fn multipart(parts: &[Part]) -> Result<OutBody, Error> {
     Ok(BodyExt::boxed(StreamBody::new(stream::iter(pieces).flatten().map(|c| c.map(Frame::data)))))
 }
 
-/// The lines before a part's contents. Quotes and line ends in file names become `_`.
+/// The header lines of a part. Quotes, backslashes and line ends in file names become `_`.
 fn part_head(part: &Part) -> String {
     let name = part.file_name.replace(['"', '\\', '\r', '\n'], "_");
     format!(
@@ -526,7 +525,7 @@ mod tests {
         assert!(e.is_silence());
     }
 
-    /// Answers everything on every connection; tells how many there were.
+    /// A server that answers every request on every connection; returns the count of connections.
     fn server(socket: &Path) -> Arc<AtomicU64> {
         use std::io::{BufRead, BufReader, Write};
         let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
@@ -564,7 +563,7 @@ mod tests {
         tokio::time::advance(FRESH).await;
         tokio::time::resume();
         t.send(&Request::get("/1.0")).await.unwrap();
-        // The server may have been another meanwhile.
+        // An old connection counts as lost: the server may have been restarted.
         assert_eq!((connections.load(Ordering::Relaxed), t.losses()), (2, 1));
     }
 

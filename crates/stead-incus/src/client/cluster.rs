@@ -10,11 +10,11 @@ use crate::{
 use serde_json::Value;
 
 impl Client {
-    /// Whether clustered, and which settings a joining member gives.
+    /// Whether the server is clustered, and the settings a joining member must give.
     pub async fn cluster(&self) -> Result<Cluster, Error> {
         self.fetch(&requests::cluster::get()).await
     }
-    /// Members.
+    /// All members.
     pub async fn members(&self) -> Result<Vec<Member>, Error> {
         self.list(&requests::cluster::members()).await
     }
@@ -76,10 +76,10 @@ impl Client {
             expires_at: m.expires_at,
         })
     }
-    /// Adds the certificate this client connects with (HTTPS) by a token.
+    /// Adds the certificate this client connects with (HTTPS), authorised by a token.
     pub async fn add_own_certificate(&self, name: &str, token: &str) -> Result<(), Error> {
         self.send(&requests::certificates::add_own(self.dialect(), name, token)).await?;
-        // A stranger is told less.
+        // An untrusted client gets a shorter answer, which may be cached.
         self.forget_server_info().await;
         Ok(())
     }
@@ -89,7 +89,7 @@ impl Client {
     }
 }
 
-/// How Go writes a time that was never set; the engines' own tools send it on.
+/// Go's zero time; the engines' own tools pass it on in tokens.
 const GO_ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 
 #[derive(serde::Deserialize)]

@@ -1,4 +1,4 @@
-//! Files in instances, and what the server keeps of their logs.
+//! Files in instances, and their log files on the server.
 
 use super::{Client, contents, open, shape};
 use crate::{
@@ -11,16 +11,16 @@ use crate::{
 };
 use bytes::Bytes;
 
-/// What there is at a path in an instance.
+/// A file, link or directory in an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileStat {
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
-    /// Permissions.
+    /// Permission bits.
     pub mode: u32,
-    /// What it is, and what is in it.
+    /// Its kind and contents.
     pub kind: FileKind,
 }
 
@@ -29,14 +29,14 @@ pub struct FileStat {
 pub enum FileKind {
     /// A file's contents.
     File(Bytes),
-    /// Where a symbolic link leads.
+    /// The target of a symbolic link.
     Symlink(String),
     /// Names in a directory.
     Directory(Vec<String>),
 }
 
 impl Client {
-    /// What there is at a path in an instance; a file of at most `limit_bytes`.
+    /// Reads the file, link or directory at a path in an instance, at most `limit_bytes`.
     ///
     /// # Errors
     /// As [`Self::send`]; [`Error::TooLong`].
@@ -65,7 +65,7 @@ impl Client {
             kind,
         })
     }
-    /// Puts a file, directory or link into an instance. What is there already keeps its owner and permissions.
+    /// Writes a file, directory or link in an instance. An existing one keeps its owner and permissions.
     pub async fn write_file(
         &self,
         project: &str,
@@ -88,7 +88,7 @@ impl Client {
         let name = |path: &String| path.rsplit('/').next().unwrap_or_default().to_owned();
         Ok(paths.iter().map(name).collect())
     }
-    /// One of an instance's log files, of at most `limit_bytes`.
+    /// One of an instance's log files, at most `limit_bytes`.
     pub async fn instance_log(
         &self,
         project: &str,
@@ -98,7 +98,7 @@ impl Client {
     ) -> Result<Bytes, Error> {
         Ok(self.raw(&instances::log(project, instance, file).at_most(limit_bytes)).await?.body)
     }
-    /// What an instance's console has shown, at most `limit_bytes` of it.
+    /// Log of an instance's console, at most `limit_bytes`.
     pub async fn console_log(&self, project: &str, instance: &str, limit_bytes: u64) -> Result<Bytes, Error> {
         Ok(self.raw(&instances::console_log(project, instance).at_most(limit_bytes)).await?.body)
     }

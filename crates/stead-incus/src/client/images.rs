@@ -1,4 +1,4 @@
-//! Images and their names.
+//! Images and their aliases.
 
 use super::{Client, shape};
 use crate::{
@@ -11,12 +11,12 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 use tokio::io::AsyncReadExt;
 
-/// An image where it is: for copies between servers.
+/// A project on a server: the source of a copy between servers.
 #[derive(Debug, Clone, Copy)]
 pub struct OnServer<'a> {
     /// The server.
     pub client: &'a Client,
-    /// The project there.
+    /// The project on that server.
     pub project: &'a str,
 }
 
@@ -30,12 +30,12 @@ impl Client {
     pub async fn images(&self, project: &str) -> Result<Vec<Image>, Error> {
         self.list(&images::list(Scope::Project(project), None)).await
     }
-    /// One image, by its fingerprint or the beginning of it.
+    /// One image, by its fingerprint or a prefix of it.
     pub async fn image(&self, project: &str, fingerprint: &str) -> Result<Tagged<Image>, Error> {
         self.fetch_tagged(&images::get(project, fingerprint)).await
     }
-    /// Uploads a unified image (`rootfs` absent) or a split one; its fingerprint. An image that is there already is not
-    /// sent: its files are read here first to know its fingerprint.
+    /// Uploads a unified image (`rootfs` absent) or a split one; returns its fingerprint, which is computed from the
+    /// files first. An image the server already has is not sent.
     ///
     /// # Errors
     /// [`Error::File`] when a file cannot be read.
@@ -58,7 +58,7 @@ impl Client {
         };
         self.made(&request).await
     }
-    /// Makes an image of a stopped instance, or of a snapshot (`name/snapshot`); its fingerprint.
+    /// Publishes a stopped instance or a snapshot (`name/snapshot`) as an image; returns the image's fingerprint.
     pub async fn publish_image(
         &self,
         project: &str,
@@ -68,11 +68,11 @@ impl Client {
     ) -> Result<String, Error> {
         self.made(&images::publish(project, instance, properties, aliases)).await
     }
-    /// Has the server fetch an image from another server of the same engine, which must be reachable from it; `names`
-    /// are what it is called here.
+    /// Makes the server fetch an image from another server of the same engine, which it must be able to reach. `names`
+    /// are the aliases the image gets here.
     ///
     /// # Errors
-    /// [`Error::Refused`] when `from` is no address on the network.
+    /// [`Error::Refused`] when `from` does not listen on the network.
     pub async fn copy_image(
         &self,
         project: &str,
@@ -102,14 +102,14 @@ impl Client {
         let fetch = images::fetch(from.client.dialect(), project, &server, fingerprint, names);
         self.run(&fetch, fetch.timeout()).await.map(drop)
     }
-    /// Writes an image's file to `to`: a unified image whole, of a split one the form with both parts.
+    /// Writes an image's file to `to`: a unified image as its file, a split image as a multipart form with both parts.
     pub async fn export_image(&self, project: &str, fingerprint: &str, to: &Path) -> Result<(), Error> {
         let request = images::export(project, fingerprint).at_most(u64::MAX);
         self.check(&request).await?;
         let answer = self.transport().download(&request, to).await?;
         if answer.status.is_success() { Ok(()) } else { Err(super::refused(&request, &answer)) }
     }
-    /// Asks an image's source for a newer one; whether there was one.
+    /// Asks an image's source for a newer version; returns whether there was one.
     pub async fn refresh_image(&self, project: &str, fingerprint: &str) -> Result<bool, Error> {
         let request = images::refresh(project, fingerprint);
         let done = self.run(&request, request.timeout()).await?;
@@ -120,15 +120,15 @@ impl Client {
         self.run(&images::delete(project, fingerprint), super::OPERATION_TIMEOUT).await.map(drop)
     }
 
-    /// Names of images.
+    /// Aliases of images.
     pub async fn image_aliases(&self, project: &str) -> Result<Vec<ImageAlias>, Error> {
         self.list(&images::aliases(project)).await
     }
-    /// What a name stands for.
+    /// One alias.
     pub async fn image_alias(&self, project: &str, name: &str) -> Result<Tagged<ImageAlias>, Error> {
         self.fetch_tagged(&images::alias(project, name)).await
     }
-    /// Lets `name` stand for the image, whatever it stood for.
+    /// Points the alias `name` at the image; creates the alias if it does not exist.
     pub async fn set_image_alias(&self, project: &str, name: &str, fingerprint: &str) -> Result<(), Error> {
         match self.image_alias(project, name).await {
             Ok(Tagged { value, .. }) if value.target == fingerprint => Ok(()),
@@ -149,7 +149,7 @@ impl Client {
     }
 }
 
-/// As the servers make it: the digest of the image's file, or of both files of a split image, metadata first.
+/// Fingerprint as the servers compute it: SHA-256 of the image's file, or of both files of a split image, metadata first.
 async fn fingerprint(files: impl Iterator<Item = &Path>) -> Result<String, Error> {
     let mut digest = Sha256::new();
     for path in files {

@@ -1,5 +1,5 @@
-//! Instances: lists, making, changing, moving, snapshots. Each waits for the operation it begins; who wants to watch
-//! one sends the request of [`crate::requests::instances`] with [`Client::begin`].
+//! Instances: listing, creating, changing, moving, snapshots. Each method waits for the operation it begins; to watch an
+//! operation instead, send the request of [`crate::requests::instances`] with [`Client::begin`].
 
 use super::{Client, OPERATION_TIMEOUT, TRANSFER_TIMEOUT};
 use crate::{
@@ -9,15 +9,16 @@ use crate::{
 };
 use std::time::Duration;
 
-/// Another change comes between reading an instance and patching it now and then; over and over it does not.
+/// Attempts to patch an instance. Another change between reading and patching it happens now and then, but not five times
+/// in a row.
 const PATCH_TRIES: u32 = 5;
 
-/// What became of a move.
+/// Result of a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moved {
-    /// It was moved.
+    /// The instance was moved.
     Done,
-    /// It was there already; nothing was asked of the server.
+    /// The instance was on the target already; no request was sent.
     AlreadyThere,
 }
 
@@ -26,7 +27,7 @@ impl Client {
     pub async fn instances(&self) -> Result<Vec<Instance>, Error> {
         self.list(&instances::list_all()).await
     }
-    /// Instances as asked for.
+    /// Instances of a scope, with the given detail and filter.
     pub async fn list_instances(
         &self,
         scope: Scope<'_>,
@@ -43,11 +44,11 @@ impl Client {
     pub async fn instance_full(&self, project: &str, name: &str) -> Result<Instance, Error> {
         self.fetch(&instances::get_full(project, name)).await
     }
-    /// How an instance is right now.
+    /// Current state of an instance.
     pub async fn instance_state(&self, project: &str, name: &str) -> Result<InstanceState, Error> {
         self.fetch(&instances::state(project, name)).await
     }
-    /// Makes an instance, and waits for it.
+    /// Creates an instance.
     pub async fn create_instance(
         &self,
         project: &str,
@@ -56,10 +57,10 @@ impl Client {
     ) -> Result<(), Error> {
         self.run(&instances::create(project, target, instance), TRANSFER_TIMEOUT).await.map(drop)
     }
-    /// Replaces an instance's settings, and waits for it.
+    /// Replaces an instance's settings.
     ///
     /// # Errors
-    /// [`Error::Changed`] when somebody else changed it since `etag` was given out.
+    /// [`Error::Changed`] when somebody else changed it since `etag` was read.
     pub async fn update_instance(
         &self,
         project: &str,
@@ -69,10 +70,10 @@ impl Client {
     ) -> Result<(), Error> {
         self.run(&instances::update(project, name, instance, etag), OPERATION_TIMEOUT).await.map(drop)
     }
-    /// Changes the settings and devices given of an instance, leaves everything else.
+    /// Changes only the given settings and devices of an instance.
     ///
     /// # Errors
-    /// [`Error::Changed`] when somebody else kept changing it meanwhile.
+    /// [`Error::Changed`] when somebody else changed it during every attempt.
     pub async fn patch_instance(
         &self,
         project: &str,
@@ -90,7 +91,7 @@ impl Client {
             }
         }
     }
-    /// Starts or stops an instance, and waits for it; `timeout` is how long it may take to shut down.
+    /// Starts or stops an instance; `timeout` limits its shutdown.
     pub async fn set_instance_state(
         &self,
         project: &str,
@@ -101,15 +102,15 @@ impl Client {
         let patience = OPERATION_TIMEOUT.max(timeout + Duration::from_secs(30));
         self.run(&instances::set_state(project, name, action, timeout), patience).await.map(drop)
     }
-    /// Deletes a stopped instance, and waits for it.
+    /// Deletes a stopped instance.
     pub async fn delete_instance(&self, project: &str, name: &str) -> Result<(), Error> {
         self.run(&instances::delete(project, name), OPERATION_TIMEOUT).await.map(drop)
     }
-    /// Gives a stopped instance another name, and waits for it.
+    /// Renames a stopped instance.
     pub async fn rename_instance(&self, project: &str, name: &str, new_name: &str) -> Result<(), Error> {
         self.run(&instances::rename(project, name, new_name), OPERATION_TIMEOUT).await.map(drop)
     }
-    /// Makes a stopped instance's root anew, and waits for it.
+    /// Recreates a stopped instance's root disk.
     pub async fn rebuild_instance(
         &self,
         project: &str,
@@ -118,8 +119,8 @@ impl Client {
     ) -> Result<(), Error> {
         self.run(&instances::rebuild(project, name, source), TRANSFER_TIMEOUT).await.map(drop)
     }
-    /// Moves an instance, and waits for it. To move it to the member it is on succeeds without asking: old servers
-    /// crashed at that, newer ones refuse it.
+    /// Moves an instance. A move to the member it is on succeeds without a request: old servers crash on it and newer
+    /// ones refuse it.
     pub async fn move_instance(&self, project: &str, name: &str, to: &Move) -> Result<Moved, Error> {
         let elsewhere =
             Move { target: to.target.clone(), live: to.live, refresh: to.refresh, ..Move::default() };
@@ -146,7 +147,7 @@ impl Client {
     ) -> Result<Tagged<Snapshot>, Error> {
         self.fetch_tagged(&instances::snapshot(project, name, snapshot)).await
     }
-    /// Makes a snapshot, and waits for it; `stateful` with the state of the processes.
+    /// Creates a snapshot; `stateful` includes the state of the processes.
     pub async fn create_snapshot(
         &self,
         project: &str,
@@ -157,10 +158,10 @@ impl Client {
         let request = instances::create_snapshot(project, name, snapshot, stateful, None);
         self.run(&request, OPERATION_TIMEOUT).await.map(drop)
     }
-    /// Puts an instance back to a snapshot, and waits for it.
+    /// Restores an instance to a snapshot.
     ///
     /// # Errors
-    /// [`Error::Changed`] when somebody else changes it at the same moment.
+    /// [`Error::Changed`] when somebody else changes it at the same time.
     pub async fn restore_snapshot(
         &self,
         project: &str,
@@ -172,7 +173,7 @@ impl Client {
         let request = instances::restore_snapshot(project, name, snapshot, stateful, etag);
         self.run(&request, TRANSFER_TIMEOUT).await.map(drop)
     }
-    /// Gives a snapshot another name, and waits for it.
+    /// Renames a snapshot.
     pub async fn rename_snapshot(
         &self,
         project: &str,
@@ -183,7 +184,7 @@ impl Client {
         let request = instances::rename_snapshot(project, name, snapshot, new_name);
         self.run(&request, OPERATION_TIMEOUT).await.map(drop)
     }
-    /// Deletes a snapshot, and waits for it.
+    /// Deletes a snapshot.
     pub async fn delete_snapshot(&self, project: &str, name: &str, snapshot: &str) -> Result<(), Error> {
         let request = instances::delete_snapshot(project, name, snapshot);
         self.run(&request, OPERATION_TIMEOUT).await.map(drop)

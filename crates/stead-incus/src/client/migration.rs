@@ -13,12 +13,11 @@ use crate::{
 use futures_util::{SinkExt, StreamExt};
 use std::collections::BTreeMap;
 
-/// Settings of the engine's own that a copy on another server needs: what it was made of, and how its files' owners are
-/// shifted.
+/// Volatile settings that a copy on another server needs: the image it was created from, and the id mapping of its files.
 const KEPT: &[&str] = &["volatile.base_image", "volatile.last_state.idmap"];
 
 impl NewInstance {
-    /// With the settings, devices and profiles of another instance; for a copy of it on another server.
+    /// A new instance with the settings, devices and profiles of another one, for a copy on another server.
     pub fn like(instance: &Instance) -> Self {
         let own = |key: &str| !key.starts_with("volatile.") || KEPT.contains(&key);
         Self {
@@ -38,13 +37,16 @@ impl NewInstance {
 }
 
 impl Client {
-    /// Copies an instance from another server (or from another project or member of this one) to this one, as `new`
-    /// ([`NewInstance::like`]; its source is not looked at), on `target`. Both ends stay as they are when it fails,
-    /// except that a copy that was begun may be left here.
+    /// Copies an instance from another server (or from another project or member of this one) to this server, as `new`
+    /// ([`NewInstance::like`]; its source is ignored), on `target`. A failed copy changes neither side, except that a
+    /// partial copy may be left here.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the side that is connected to does not listen on the network.
-    #[expect(clippy::too_many_arguments, reason = "two places, what and how; each is needed at every call")]
+    /// [`Error::Refused`] when the server that must accept the connection does not listen on the network.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "source, target, instance and options; every call needs each"
+    )]
     pub async fn copy_instance(
         &self,
         project: &str,
@@ -75,7 +77,7 @@ impl Client {
                     };
                     match self.wait(&receiving, TRANSFER_TIMEOUT).await {
                         Ok(_) => return Ok(()),
-                        // Perhaps that address cannot be reached from there.
+                        // The target may not reach that address: try the next one.
                         Err(e @ Error::Operation { .. }) => first = Some(first.unwrap_or(e)),
                         Err(e) => return Err(e),
                     }
@@ -88,7 +90,7 @@ impl Client {
                 let mut first = None;
                 for peer in peers(self, &receiving, &status).await? {
                     let send = migration::send(from.project, instance, options, Some(&peer));
-                    // An address that cannot be reached is told at once here.
+                    // For a push, the source reports an unreachable address at once.
                     match from.client.begin_operation(&send).await {
                         Ok((sending, _)) => {
                             let (sent, received) = tokio::join!(
@@ -96,7 +98,7 @@ impl Client {
                                 self.wait(&receiving, TRANSFER_TIMEOUT)
                             );
                             received?;
-                            // It arrived whole; the source may have forgotten its part by now.
+                            // The copy is complete; the source may have forgotten its operation by now.
                             return match sent {
                                 Err(Error::OutcomeUnknown { .. }) | Ok(_) => Ok(()),
                                 Err(e) => Err(e),
@@ -133,7 +135,7 @@ impl Client {
         }
     }
 
-    /// Carries everything between the websockets of two operations until both sides have closed them.
+    /// Relays all messages between the websockets of two operations until both sides have closed them.
     async fn relay(
         &self,
         receiving: &Operation,
@@ -144,7 +146,7 @@ impl Client {
     ) -> Result<(), Error> {
         let (ours, theirs) = (receiver.secrets(), sender.secrets());
         let mut pairs = Vec::new();
-        // Control first: the server begins when it is there.
+        // Control first: the server begins when it is connected.
         let names =
             std::iter::once("control").chain(ours.keys().map(String::as_str).filter(|n| *n != "control"));
         for name in names {
@@ -163,7 +165,7 @@ impl Client {
     }
 }
 
-/// Carries messages both ways until one side ends, then closes the other.
+/// Relays messages both ways until one side ends, then closes the other.
 async fn carry(source: WebSocket, target: WebSocket) {
     let (mut to_source, mut from_source) = source.split();
     let (mut to_target, mut from_target) = target.split();
@@ -186,7 +188,7 @@ async fn carry(source: WebSocket, target: WebSocket) {
     let _ = to_source.close().await;
 }
 
-/// The operation as the other server sees it, by each address of its own.
+/// The operation as the other server must address it, once for each address of `client`'s server.
 async fn peers(client: &Client, operation: &Operation, status: &OperationStatus) -> Result<Vec<Peer>, Error> {
     let server = client.server_info().await?;
     let environment = &server.environment;

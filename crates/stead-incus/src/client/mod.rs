@@ -1,7 +1,7 @@
-//! Sends requests and opens their answers.
+//! Sends requests and parses their answers.
 //!
-//! Every method fails as [`Client::send`] does, and those that wait for an operation as [`Client::wait`]; where a method
-//! adds errors of its own it says so.
+//! Every method fails as [`Client::send`] does, and methods that wait for an operation also as [`Client::wait`]. Methods
+//! document only their additional errors.
 
 mod cluster;
 mod files;
@@ -29,12 +29,12 @@ use serde_json::Value;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::Mutex;
 
-/// How long ordinary background work may take: forming a cluster, making a pool, starting an instance.
+/// Time limit of ordinary operations: forming a cluster, creating a pool, starting an instance.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(120);
-/// Work that moves data: copies, moves, evacuation.
+/// Time limit of operations that move data: copies, moves, evacuation.
 pub const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// A client of one server, or of a cluster by one of its members. Clones share connections.
+/// A client of one server, or of a cluster through one of its members. Clones share connections.
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -44,12 +44,12 @@ pub struct Client {
 struct Inner {
     transport: Transport,
     dialect: Dialect,
-    /// What the server said of itself, and how many connections had been lost when it did.
+    /// The cached answer to `GET /1.0`, with the count of lost connections when it was fetched.
     server: Mutex<Option<(u64, Arc<Server>)>>,
 }
 
 impl Client {
-    /// Connects with the first request.
+    /// Makes a client; it connects with the first request.
     ///
     /// # Errors
     /// The identity for HTTPS is unusable.
@@ -57,7 +57,7 @@ impl Client {
         let transport = Transport::new(endpoint)?;
         Ok(Self { inner: Arc::new(Inner { transport, dialect, server: Mutex::new(None) }) })
     }
-    /// Connects, and finds out which engine it is.
+    /// Connects and detects which engine answers.
     ///
     /// # Errors
     /// As [`Self::send`], and as [`Self::new`].
@@ -67,17 +67,17 @@ impl Client {
         let dialect = match server.environment.server.as_str() {
             "lxd" => Dialect::Lxd,
             "incus" => Dialect::Incus,
-            // Strangers are not told; this was renamed when Incus began.
+            // Untrusted clients do not get the server's name. Incus renamed this extension when it forked.
             _ if server.has("dev_incus_events") => Dialect::Incus,
             _ => Dialect::Lxd,
         };
         if dialect == Dialect::Incus { Ok(asking) } else { Self::new(dialect, endpoint) }
     }
-    /// Which engine it talks to.
+    /// The engine it talks to.
     pub fn dialect(&self) -> Dialect {
         self.inner.dialect
     }
-    /// Where it sends to.
+    /// The endpoint it sends to.
     pub fn endpoint(&self) -> &Endpoint {
         self.inner.transport.endpoint()
     }
@@ -85,19 +85,19 @@ impl Client {
         &self.inner.transport
     }
 
-    /// Sends and opens the envelope.
+    /// Sends a request and parses the envelope of the answer; returns it with its ETag.
     ///
     /// # Errors
-    /// Any of the transport's: no connection, a broken one, no answer in time, too long a one. [`Error::Extension`] and
-    /// [`Error::Never`] when the server cannot do what the request needs. [`Error::Api`] when the server refuses,
-    /// [`Error::Changed`] when it does because the object is no longer as its ETag says.
+    /// Any error of the transport: no connection, a broken one, no answer in time, an answer that is too long.
+    /// [`Error::Extension`] and [`Error::Never`] when the server lacks a feature the request needs. [`Error::Api`] when
+    /// the server refuses, [`Error::Changed`] when it refuses because the object no longer matches the ETag.
     pub async fn send(&self, request: &Request) -> Result<(Envelope, Option<ETag>), Error> {
         self.check(request).await?;
         let answer = self.inner.transport.send(request).await?;
         let etag = answer.header(http::header::ETAG).map(ETag::new);
         Ok((open(request, &answer)?, etag))
     }
-    /// Refuses what the server cannot do.
+    /// Fails if the server lacks a feature the request needs.
     pub(crate) async fn check(&self, request: &Request) -> Result<(), Error> {
         for feature in request.needed() {
             self.require(*feature).await?;
@@ -105,7 +105,7 @@ impl Client {
         Ok(())
     }
 
-    /// Sends and reads the answer as `T`; with its ETag.
+    /// Sends a request and parses the answer as `T`; returns it with its ETag.
     ///
     /// # Errors
     /// As [`Self::send`]; [`Error::Shape`]; [`Error::NoETag`].
@@ -114,21 +114,21 @@ impl Client {
         let etag = etag.ok_or_else(|| Error::NoETag { request: request.to_string() })?;
         Ok(Tagged { value: shape(request, contents(envelope))?, etag })
     }
-    /// Sends and reads the answer as `T`.
+    /// Sends a request and parses the answer as `T`.
     ///
     /// # Errors
     /// As [`Self::send`]; [`Error::Shape`].
     pub async fn fetch<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Error> {
         shape(request, contents(self.send(request).await?.0))
     }
-    /// Sends and reads a list; Go writes an empty one as `null`.
+    /// Sends a request and parses the answer as a list; Go writes an empty list as `null`.
     ///
     /// # Errors
     /// As [`Self::fetch`].
     pub async fn list<T: DeserializeOwned>(&self, request: &Request) -> Result<Vec<T>, Error> {
         Ok(self.fetch::<Option<Vec<T>>>(request).await?.unwrap_or_default())
     }
-    /// Sends; the operation when one began.
+    /// Sends a request; returns the operation if it began one.
     ///
     /// # Errors
     /// As [`Self::send`].
@@ -140,7 +140,7 @@ impl Client {
             _ => None,
         })
     }
-    /// Sends what always begins an operation.
+    /// Sends a request that always begins an operation; returns the operation and its first state.
     pub(crate) async fn begin_operation(
         &self,
         request: &Request,
@@ -155,7 +155,7 @@ impl Client {
         let status = shape(request, metadata.clone())?;
         Ok((Operation { request: request.to_string(), path: operation, begun: metadata }, status))
     }
-    /// Sends, and waits for the operation if one begins.
+    /// Sends a request and waits for the operation if it begins one.
     ///
     /// # Errors
     /// As [`Self::send`] and [`Self::wait`].
@@ -166,15 +166,15 @@ impl Client {
         }
     }
 
-    /// Sends, and gives the bytes of an answer that is no envelope, with its headers.
+    /// Sends a request whose answer is not an envelope; returns the raw answer.
     pub(crate) async fn raw(&self, request: &Request) -> Result<Answer, Error> {
         self.check(request).await?;
         let answer = self.inner.transport.send(request).await?;
         if answer.status.is_success() { Ok(answer) } else { Err(refused(request, &answer)) }
     }
 
-    /// What the server is and can do. It is asked once, and again after a connection to it was lost: it may have been
-    /// upgraded.
+    /// The server's version, extensions and environment. Fetched once, and again after a lost connection: the server
+    /// may have been upgraded.
     pub async fn server_info(&self) -> Result<Arc<Server>, Error> {
         let losses = self.inner.transport.losses();
         let mut kept = self.inner.server.lock().await;
@@ -190,19 +190,19 @@ impl Client {
     pub(crate) async fn forget_server_info(&self) {
         *self.inner.server.lock().await = None;
     }
-    /// What needs nothing is sent without looking whether the server can do it: looking is one of those.
+    /// As [`Self::fetch`], without the check for needed features, which itself fetches the server's extensions.
     async fn fetch_unchecked<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Error> {
         let answer = self.inner.transport.send(request).await?;
         shape(request, contents(open(request, &answer)?))
     }
-    /// Whether the server can do this.
+    /// Whether the server has this feature.
     pub async fn has(&self, feature: Feature) -> Result<bool, Error> {
         match feature.extension(self.inner.dialect) {
             Some(extension) => Ok(self.server_info().await?.has(extension)),
             None => Ok(false),
         }
     }
-    /// Fails unless the server can do this.
+    /// Fails unless the server has this feature.
     ///
     /// # Errors
     /// [`Error::Extension`], [`Error::Never`].
@@ -236,7 +236,7 @@ fn open(request: &Request, answer: &Answer) -> Result<Envelope, Error> {
     }
 }
 
-/// The error that an answer is.
+/// Turns an unsuccessful answer into an error.
 pub(crate) fn refused(request: &Request, answer: &Answer) -> Error {
     let (code, message) = match envelope::parse(&answer.body) {
         Ok(Envelope::Error { code, message }) if code != 0 => (code, message),
@@ -278,7 +278,7 @@ mod tests {
         let r = Request::get("/1.0/x");
         assert!(matches!(refused(&r, &answer(412)), Error::Changed { .. }));
         assert!(refused(&r, &answer(404)).is_not_found());
-        // Behind a proxy, or in a panic: no envelope.
+        // A proxy or a panicking server answers without an envelope.
         let bare = Answer { body: "<html>".into(), ..answer(502) };
         assert_eq!(refused(&r, &bare).to_string(), "GET /1.0/x was refused (502): Bad Gateway");
     }

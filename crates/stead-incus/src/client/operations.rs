@@ -1,4 +1,4 @@
-//! Background work of the server: waiting for it, whatever happens to the connection meanwhile.
+//! Operations (background work of the server): waiting for them through lost connections.
 
 use super::{Client, refused, shape};
 use crate::{
@@ -11,24 +11,24 @@ use serde_json::Value;
 use std::{collections::BTreeMap, fmt, time::Duration};
 use tokio::time::Instant;
 
-/// The server is asked anew this often while it says nothing: a connection whose other end has vanished (a member lost
-/// power) is noticed within it.
+/// Longest wait in a single request. A connection whose other end has vanished (a member lost power) is noticed within
+/// this time.
 const SLICE: Duration = Duration::from_secs(20);
-/// Pause before a server that cannot be reached is asked again; it may be starting.
+/// Pause before an unreachable server is asked again: it may be starting.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(250);
 
-/// Work the server has begun.
+/// An operation the server has begun.
 #[derive(Clone, PartialEq)]
 pub struct Operation {
-    /// What began it, for errors.
+    /// Request that began it, for errors.
     pub request: String,
     /// `/1.0/operations/<uuid>`.
     pub path: String,
-    /// How it was when it began.
+    /// Its state when it began; null if not known.
     pub begun: Value,
 }
 
-/// How it began may hold secrets: it stays out of logs.
+/// Leaves out the state, which may hold secrets.
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Operation")
@@ -38,49 +38,49 @@ impl fmt::Debug for Operation {
     }
 }
 
-/// One look at an operation.
+/// Result of one request for an operation.
 enum Look {
     At(Box<OperationStatus>),
-    /// Not known to the server.
+    /// The server does not know the operation.
     Gone,
     /// The server could not be asked.
     Silence,
 }
 
 impl Operation {
-    /// An operation known from elsewhere: a journal, an event.
+    /// An operation known from another source: a journal, an event.
     pub fn known(request: impl Into<String>, path: impl Into<String>) -> Self {
         Self { request: request.into(), path: path.into(), begun: Value::Null }
     }
 }
 
 impl Client {
-    /// Operations of every member, those that have ended in the last five seconds too.
+    /// Operations of every member, including those that ended in the last five seconds.
     pub async fn operations(&self, scope: Scope<'_>) -> Result<Vec<OperationStatus>, Error> {
         let by_status: Option<BTreeMap<String, Option<Vec<OperationStatus>>>> =
             self.fetch(&operations::list(scope)).await?;
         Ok(by_status.into_iter().flatten().flat_map(|(_, list)| list.unwrap_or_default()).collect())
     }
-    /// How an operation is right now.
+    /// Current state of an operation.
     pub async fn operation(&self, operation: &Operation) -> Result<OperationStatus, Error> {
         self.fetch(&operations::get(&operation.path)).await
     }
-    /// Cancels an operation, if it can be.
+    /// Cancels an operation, if it can be cancelled.
     pub async fn cancel(&self, operation: &Operation) -> Result<(), Error> {
         self.send(&operations::cancel(&operation.path)).await.map(drop)
     }
 
-    /// Waits until an operation has succeeded. A lost connection or a restart of the server does not end the waiting.
+    /// Waits until an operation has succeeded. A lost connection or a restart of the server does not end the wait.
     ///
     /// # Errors
-    /// [`Error::Operation`] when it failed or was cancelled; [`Error::Timeout`] when it still runs or the server does
-    /// not answer (never what kept it from being asked: that would read as if nothing had been begun);
-    /// [`Error::OutcomeUnknown`] when the server does not know it (any more): look at what it worked on.
+    /// [`Error::Operation`] when it failed or was cancelled. [`Error::Timeout`] when it still runs or the server does
+    /// not answer; a connection error is not returned, because it would read as if the operation had never begun.
+    /// [`Error::OutcomeUnknown`] when the server does not know it, or no longer does: look at what it worked on.
     pub async fn wait(&self, operation: &Operation, timeout: Duration) -> Result<OperationStatus, Error> {
         self.watch(operation, timeout, SLICE, |_| ()).await
     }
 
-    /// As [`Self::wait`]; tells how the operation is at least `every` so often while it runs.
+    /// As [`Self::wait`]; calls `report` with the operation's state at least once per `every` while it runs.
     ///
     /// # Errors
     /// As [`Self::wait`].
@@ -89,7 +89,7 @@ impl Client {
         operation: &Operation,
         timeout: Duration,
         every: Duration,
-        mut tell: impl FnMut(&OperationStatus),
+        mut report: impl FnMut(&OperationStatus),
     ) -> Result<OperationStatus, Error> {
         let deadline = Instant::now() + timeout;
         let mut interrupted = false;
@@ -105,7 +105,7 @@ impl Client {
                             message: status.err,
                         });
                     }
-                    Outcome::Running => tell(&status),
+                    Outcome::Running => report(&status),
                 },
                 Look::Gone => {
                     return Err(Error::OutcomeUnknown {
@@ -125,9 +125,9 @@ impl Client {
         }
     }
 
-    /// Waits at the server for at most `slice`. How the end of waiting is told differs: LXD and later Incus answer with
-    /// the operation as it is, Incus 6.0 up to 6.0.5 with the operation's error, or with one of its own when the time is
-    /// up, behind a status of 200; then the operation itself is asked.
+    /// Waits at the server for at most `slice`. Servers differ in the answer: LXD and later Incus send the operation's
+    /// state. Incus 6.0 up to 6.0.5 send, with status 200, the operation's error or, when the time is up, an error about
+    /// that; in this case the operation's state is fetched.
     async fn look(&self, operation: &Operation, slice: Duration) -> Result<Look, Error> {
         let wait = operations::wait(&operation.path, slice);
         let answer = match self.transport().send(&wait).await {
@@ -138,17 +138,17 @@ impl Client {
         let ended_with = match (answer.status.as_u16(), envelope::parse(&answer.body)) {
             (200, Ok(Envelope::Sync(status))) => return Ok(Look::At(Box::new(shape(&wait, status)?))),
             (200, Ok(Envelope::Error { message, .. })) => message,
-            // Cut short: the server went away while it was waiting.
+            // Truncated: the server went away during the wait.
             (200, Err(_)) => return Ok(Look::Silence),
             (404, _) => return Ok(Look::Gone),
-            // Starting or stopping, or the member it runs on cannot be reached from here.
+            // The server is starting or stopping, or cannot reach the member the operation runs on.
             (500..=599, _) => return Ok(Look::Silence),
             _ => return Err(refused(&wait, &answer)),
         };
         let get = operations::get(&operation.path);
         match self.fetch::<OperationStatus>(&get).await {
             Ok(status) => Ok(Look::At(Box::new(status))),
-            // It has been forgotten between the two questions; the first answer says how it ended.
+            // The server forgot it between the two requests; the first answer says how it ended.
             Err(e) if e.is_not_found() => {
                 Err(Error::Operation { request: operation.request.clone(), code: 400, message: ended_with })
             }
@@ -166,7 +166,7 @@ impl Client {
         let request = operations::websocket(&operation.path, secret);
         self.websocket(&request, &operation.request).await
     }
-    /// Connects to a websocket; errors name `shown` instead of the request where that has a secret in it.
+    /// Connects to a websocket; errors name `shown` instead of the request, whose query may hold a secret.
     pub(crate) async fn websocket(
         &self,
         request: &Request,

@@ -11,30 +11,30 @@ use crate::{
 };
 
 impl Client {
-    /// What the server is and can do, asked now; with the ETag of its settings, which strangers are
-    /// not told: see [`Self::server_info`].
+    /// The server's settings, version and extensions, fetched now, with the ETag of the settings. Untrusted clients get
+    /// no ETag: see [`Self::server_info`].
     pub async fn server(&self) -> Result<Tagged<Server>, Error> {
         self.fetch_tagged(&requests::server::get()).await
     }
-    /// What a member of the cluster says of itself, asked now.
+    /// The same of a member of the cluster, fetched now.
     pub async fn server_of(&self, member: &str) -> Result<Server, Error> {
         self.fetch(&requests::server::get_of(member)).await
     }
-    /// What the server, or a member of its cluster, has.
+    /// Hardware resources of the server, or of a member of its cluster.
     pub async fn resources(&self, member: Option<&str>) -> Result<Resources, Error> {
         self.fetch(&requests::server::resources(member)).await
     }
     /// Measurements of the member that answers, or of `member`, and of the instances on it.
     ///
     /// # Errors
-    /// As [`Self::send`]; [`Error::Metrics`] when the answer is no OpenMetrics text.
+    /// As [`Self::send`]; [`Error::Metrics`] when the answer is not OpenMetrics text.
     pub async fn metrics(&self, project: Option<&str>, member: Option<&str>) -> Result<Vec<Sample>, Error> {
         let request = requests::server::metrics(project, member);
         let answer = self.raw(&request).await?;
         metrics::parse(&answer.body).map_err(|source| Error::Metrics { request: request.to_string(), source })
     }
 
-    /// Projects.
+    /// All projects.
     pub async fn projects(&self) -> Result<Vec<Project>, Error> {
         self.list(&requests::projects::list()).await
     }
@@ -42,7 +42,7 @@ impl Client {
     pub async fn project(&self, name: &str) -> Result<Tagged<Project>, Error> {
         self.fetch_tagged(&requests::projects::get(name)).await
     }
-    /// How much of a project's limits is used.
+    /// Usage of a project against its limits.
     pub async fn project_state(&self, name: &str) -> Result<ProjectState, Error> {
         self.fetch(&requests::projects::state(name)).await
     }
@@ -72,12 +72,12 @@ impl Client {
     ) -> Result<NetworkState, Error> {
         self.fetch(&requests::networks::state(project, name, target)).await
     }
-    /// Addresses a network has given out.
+    /// Addresses that a network has leased.
     pub async fn network_leases(&self, project: &str, name: &str) -> Result<Vec<NetworkLease>, Error> {
         self.list(&requests::networks::leases(project, name)).await
     }
 
-    /// What the server warns of.
+    /// The server's warnings.
     pub async fn warnings(&self) -> Result<Vec<Warning>, Error> {
         self.list(&requests::warnings::list()).await
     }

@@ -8,11 +8,11 @@ use crate::{
 };
 
 impl Client {
-    /// Storage pools.
+    /// All storage pools.
     pub async fn storage_pools(&self) -> Result<Vec<StoragePool>, Error> {
         self.list(&storage::pools()).await
     }
-    /// One pool; LXD 5.0 gives no ETag with it.
+    /// One pool; LXD 5.0 sends no ETag with it.
     pub async fn storage_pool(&self, name: &str) -> Result<(StoragePool, Option<ETag>), Error> {
         let request = storage::pool(name);
         let (envelope, etag) = self.send(&request).await?;
@@ -37,7 +37,7 @@ impl Client {
     ) -> Result<Tagged<Volume>, Error> {
         self.fetch_tagged(&storage::volume(pool, project, kind, name, target)).await
     }
-    /// Space of a volume.
+    /// Space used by a volume.
     pub async fn volume_state(
         &self,
         pool: &str,

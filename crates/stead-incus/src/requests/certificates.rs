@@ -1,4 +1,4 @@
-//! Who may use the API.
+//! Trusted certificates: the clients that may use the API.
 
 use crate::{Dialect, Request, request::encode};
 use serde_json::{Map, Value, json};
@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 pub fn list() -> Request {
     Request::get("/1.0/certificates?recursion=1")
 }
-/// Asks for a token with which a client may add its certificate under `name`.
+/// Requests a token with which a client can add its certificate under `name`.
 pub fn trust_token(name: &str) -> Request {
     Request::post("/1.0/certificates", &json!({ "name": name, "type": "client", "token": true }))
 }
-/// Adds the certificate this request is made with. The server takes it from the TLS session.
+/// Adds the client certificate of the connection; the server takes it from the TLS session.
 pub fn add_own(dialect: Dialect, name: &str, token: &str) -> Request {
     let mut body = Map::new();
     body.insert("name".into(), name.into());
@@ -19,7 +19,7 @@ pub fn add_own(dialect: Dialect, name: &str, token: &str) -> Request {
     body.insert(dialect.trust_token_field().into(), token.into());
     Request::post("/1.0/certificates", &Value::Object(body))
 }
-/// Stops trusting a certificate.
+/// Removes a certificate from the trusted ones.
 pub fn delete(fingerprint: &str) -> Request {
     Request::delete(format!("/1.0/certificates/{}", encode(fingerprint)))
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 use serde_json::{Map, Value, json};
 
-/// Whether clustered, and which settings a joining member gives.
+/// Whether the server is clustered, and the settings a joining member must give.
 pub fn get() -> Request {
     Request::get("/1.0/cluster")
 }
@@ -16,20 +16,20 @@ pub fn bootstrap(server_name: &str) -> Request {
     Request::put_untagged("/1.0/cluster", &json!({ "server_name": server_name, "enabled": true }))
 }
 
-/// What a server needs to join.
+/// Parameters of a server that joins a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Join<'a> {
-    /// Name as member; the token's.
+    /// Name as a member; must be the name in the token.
     pub server_name: &'a str,
-    /// Its own `address:port`.
+    /// `address:port` of the joining server.
     pub server_address: &'a str,
-    /// A member's `address:port`.
+    /// `address:port` of a member.
     pub cluster_address: &'a str,
     /// The cluster's certificate, PEM.
     pub cluster_certificate: &'a str,
-    /// The token, as the engine wrote it.
+    /// The token, as the engine encoded it.
     pub token: &'a str,
-    /// This member's own settings of pools and networks.
+    /// Settings of pools and networks for this member.
     pub member_config: &'a [MemberConfigKey],
 }
 
@@ -45,7 +45,7 @@ pub fn join(dialect: Dialect, join: &Join<'_>) -> Request {
     body.insert(dialect.join_token_field().into(), join.token.into());
     Request::put_untagged("/1.0/cluster", &Value::Object(body))
 }
-/// Members with all their fields.
+/// All members with all their fields.
 pub fn members() -> Request {
     Request::get("/1.0/cluster/members?recursion=1")
 }
@@ -57,7 +57,7 @@ pub fn member(name: &str) -> Request {
 pub fn update_member(name: &str, member: &MemberPut, etag: ETag) -> Request {
     Request::put(member_path(name), member, etag)
 }
-/// Gives a member another name.
+/// Renames a member.
 pub fn rename_member(name: &str, new_name: &str) -> Request {
     Request::post(member_path(name), &json!({ "server_name": new_name }))
 }
@@ -65,15 +65,15 @@ pub fn rename_member(name: &str, new_name: &str) -> Request {
 pub fn member_state(name: &str) -> Request {
     Request::get(format!("{}/state", member_path(name))).needs(Feature::MemberState)
 }
-/// Asks for a token with which `name` may join.
+/// Requests a token with which the member `name` can join.
 pub fn join_token(name: &str) -> Request {
     Request::post("/1.0/cluster/members", &json!({ "server_name": name }))
 }
-/// Moves a member's instances away (`evacuate`) or back (`restore`).
+/// Evacuates a member or restores it.
 pub fn set_member_state(name: &str, action: MemberAction) -> Request {
     let body = match action {
-        // Without a mode an instance whose NIC is on a bridge of the member's own is only stopped; it could not be
-        // removed with the member then. A server that does not know the key (clustering_evacuation_mode) passes it over.
+        // Without a mode, the server only stops an instance whose NIC is on a bridge of the member, and the member cannot
+        // be removed. A server that does not know the key (clustering_evacuation_mode) ignores it.
         MemberAction::Evacuate => json!({ "action": "evacuate", "mode": "migrate" }),
         MemberAction::EvacuateAs(Some(mode)) => json!({ "action": "evacuate", "mode": mode.as_str() }),
         MemberAction::EvacuateAs(None) => json!({ "action": "evacuate" }),
@@ -89,27 +89,27 @@ pub fn set_member_state(name: &str, action: MemberAction) -> Request {
         .needs_if(mode == Some(EvacuationMode::RefreshMigrate), Feature::RefreshMigration)
 }
 
-/// For [`set_member_state`].
+/// Action of [`set_member_state`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemberAction {
-    /// Instances go elsewhere, whatever was configured: containers are stopped, moved and started.
+    /// Move the instances away, whatever `cluster.evacuate` says: containers are stopped, moved and started.
     Evacuate,
-    /// In this way; none: as configured (`cluster.evacuate`).
+    /// Evacuate in this mode; none for the configured one (`cluster.evacuate`).
     EvacuateAs(Option<EvacuationMode>),
-    /// They come back.
+    /// Move the instances back.
     Restore,
 }
 
-/// What happens to instances at an evacuation.
+/// What the server does with the instances of an evacuated member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EvacuationMode {
-    /// They are stopped.
+    /// Stop them.
     Stop,
-    /// They are stopped, moved and started.
+    /// Stop, move and start them.
     Migrate,
-    /// They are moved while they run.
+    /// Move them while they run.
     LiveMigrate,
-    /// They are moved by copies, stopped only for the last one.
+    /// Move them by repeated copies and stop them only for the last copy.
     RefreshMigrate,
 }
 
@@ -124,7 +124,7 @@ impl EvacuationMode {
     }
 }
 
-/// Groups of members.
+/// All groups of members.
 pub fn groups() -> Request {
     Request::get("/1.0/cluster/groups?recursion=1").needs(Feature::ClusterGroups)
 }
@@ -132,18 +132,17 @@ pub fn groups() -> Request {
 pub fn group(name: &str) -> Request {
     Request::get(group_path(name)).needs(Feature::ClusterGroups)
 }
-/// Makes a group.
+/// Creates a group.
 pub fn create_group(name: &str, group: &ClusterGroupPut) -> Request {
     let mut body = json!(group);
     body["name"] = name.into();
     Request::post("/1.0/cluster/groups", &body).needs(Feature::ClusterGroups)
 }
-/// Replaces a group's members; `etag` from [`group`], which today's servers give out and do not look at. A member stays in
-/// the last group it has.
+/// Replaces a group's members; `etag` from [`group`] (current servers ignore it). A member stays in its last group.
 pub fn update_group(name: &str, group: &ClusterGroupPut, etag: ETag) -> Request {
     Request::put(group_path(name), group, etag).needs(Feature::ClusterGroups)
 }
-/// Gives a group another name.
+/// Renames a group.
 pub fn rename_group(name: &str, new_name: &str) -> Request {
     Request::post(group_path(name), &json!({ "name": new_name })).needs(Feature::ClusterGroups)
 }
@@ -152,7 +151,7 @@ pub fn delete_group(name: &str) -> Request {
     Request::delete(group_path(name)).needs(Feature::ClusterGroups)
 }
 
-/// Removes a member. Forced: without its help, and with whatever was on it.
+/// Removes a member. `force` removes it without its cooperation, together with everything on it.
 pub fn remove_member(name: &str, force: bool) -> Request {
     Request::delete(member_path(name)).query_if("force", force.then_some("1"))
 }

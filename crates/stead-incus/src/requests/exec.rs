@@ -4,31 +4,31 @@ use super::instances::path;
 use crate::{Feature, Request, types::Config};
 use serde_json::json;
 
-/// A command.
+/// A command to run in an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Command {
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// Environment, over the instance's own.
+    /// Environment variables, in addition to the instance's.
     pub environment: Config,
-    /// User; 0: root.
+    /// User id; 0 is root.
     pub user: u32,
-    /// Group.
+    /// Group id.
     pub group: u32,
-    /// Directory; none: the user's home.
+    /// Working directory; none for the user's home.
     pub directory: Option<String>,
-    /// With a terminal of this many columns and rows; none: with pipes.
+    /// Columns and rows of the terminal to run it in; none to run it with pipes.
     pub terminal: Option<(u16, u16)>,
 }
 
 impl Command {
-    /// With pipes, as root.
+    /// A command with pipes, as root.
     pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
         Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 }
 
-/// Begins a command; it starts when its websockets are connected.
+/// Starts a command. The server runs it once its websockets are connected.
 pub fn begin(project: &str, name: &str, command: &Command) -> Request {
     let (width, height) = command.terminal.unwrap_or_default();
     let request = Request::post(

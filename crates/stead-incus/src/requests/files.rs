@@ -4,36 +4,36 @@ use super::instances::path as instance;
 use crate::{Body, Dialect, Feature, Request, Source, dialect::Header};
 use bytes::Bytes;
 
-/// Owner and permissions of a new file. The servers leave those of a file that is there already as they are.
+/// Owner and permissions of a new file. The servers do not change those of an existing file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Attributes {
-    /// Owner; none: root.
+    /// User id; none for root.
     pub uid: Option<u32>,
-    /// Group; none: root.
+    /// Group id; none for root.
     pub gid: Option<u32>,
-    /// Permissions, `0o755`; none: the server's choice.
+    /// Permission bits, as `0o755`; none for the server's default.
     pub mode: Option<u32>,
 }
 
-/// What is put there.
+/// A file, link or directory to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NewFile {
-    /// A file with these contents, whatever it held.
+    /// A file with these contents; replaces those of an existing file.
     File(Source),
-    /// These bytes at the end of a file.
+    /// Bytes to append to a file.
     Append(Source),
-    /// A directory; that it is there already is no failure.
+    /// A directory; it may exist already.
     Directory,
-    /// A symbolic link to this.
+    /// A symbolic link to this target.
     Symlink(String),
 }
 
-/// A file's contents (bytes), a link's target (bytes) or the names in a directory (an envelope); which of them is in
-/// the headers.
+/// Reads a path. The answer is a file's contents (bytes), a link's target (bytes) or the names in a directory (an
+/// envelope); the headers say which.
 pub fn get(project: &str, name: &str, path: &str) -> Request {
     file(Request::get(instance(name, "/files")), project, path)
 }
-/// Puts a file, directory or link there.
+/// Writes a file, directory or link.
 pub fn put(
     dialect: Dialect,
     project: &str,

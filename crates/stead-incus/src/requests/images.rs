@@ -10,29 +10,29 @@ use crate::{
 use serde_json::{Value, json};
 use std::{path::Path, time::Duration};
 
-/// A transfer may take this long: a gigabyte over a slow disk, and the server packs it anew.
+/// Time limit of a transfer: a gigabyte over a slow disk, and the server repacks it.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Images. `filter` is in the server's language: `properties.os eq Debian`.
+/// All images. `filter` is in the server's filter language: `properties.os eq Debian`.
 pub fn list(scope: Scope<'_>, filter: Option<&str>) -> Request {
     scope
         .of(Request::get("/1.0/images?recursion=1"), Feature::ImagesAllProjects)
         .query_if("filter", filter)
         .needs_if(filter.is_some(), Feature::Filter)
 }
-/// One image, by its fingerprint or the beginning of it.
+/// One image, by its fingerprint or a prefix of it.
 pub fn get(project: &str, fingerprint: &str) -> Request {
     Request::get(path(fingerprint)).query("project", project)
 }
-/// Replaces what can be changed of an image; `etag` from [`get`].
+/// Replaces the changeable fields of an image; `etag` from [`get`].
 pub fn update(project: &str, fingerprint: &str, image: &ImagePut, etag: ETag) -> Request {
     Request::put(path(fingerprint), image, etag).query("project", project)
 }
-/// Changes the properties given, leaves the others.
+/// Changes only the given properties.
 pub fn patch_properties(project: &str, fingerprint: &str, properties: &Config) -> Request {
     Request::patch(path(fingerprint), &json!({ "properties": properties })).query("project", project)
 }
-/// Uploads a unified image: one tar with metadata and root. `properties` are put over those of its metadata.
+/// Uploads a unified image: one tar with metadata and root. `properties` override those of its metadata.
 pub fn upload_unified(dialect: Dialect, project: &str, file: &Path, properties: &Config) -> Request {
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let request = Request::upload("/1.0/images", Body::Raw(Source::File(file.to_owned())))
@@ -66,20 +66,20 @@ fn with_properties(dialect: Dialect, request: Request, properties: &Config) -> R
     request.header(dialect.header(Header::Properties), pairs.join("&"))
 }
 
-/// Another server of the same engine, to fetch an image from.
+/// Another server of the same engine, as the source of an image.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ImageServer {
     /// `https://address:port`.
     pub url: String,
     /// Its certificate, PEM.
     pub certificate: String,
-    /// For an image that strangers cannot see: a secret from [`share`].
+    /// A secret from [`share`], needed for an image that is not public.
     pub secret: Option<String>,
-    /// The image's project over there.
+    /// The image's project on that server.
     pub project: String,
 }
 
-/// Fetches an image from another server and gives it these names.
+/// Fetches an image from another server and gives it these aliases.
 pub fn fetch(
     dialect: Dialect,
     project: &str,
@@ -108,11 +108,11 @@ pub fn fetch(
     .within(TRANSFER_TIMEOUT)
     .needs_if(!aliases.is_empty(), Feature::ImageAliases)
 }
-/// Asks for a secret with which another server may fetch an image that strangers cannot see.
+/// Requests a secret with which another server can fetch an image that is not public.
 pub fn share(project: &str, fingerprint: &str) -> Request {
     Request::post(format!("{}/secret", path(fingerprint)), &json!({})).query("project", project)
 }
-/// Makes an image of a stopped instance, or of a snapshot (`name/snapshot`).
+/// Publishes a stopped instance or a snapshot (`name/snapshot`) as an image.
 pub fn publish(project: &str, instance: &str, properties: &Config, aliases: &[&str]) -> Request {
     let kind = if instance.contains('/') { "snapshot" } else { "instance" };
     let aliases: Vec<Value> = aliases.iter().map(|a| json!({ "name": a, "description": "" })).collect();
@@ -124,11 +124,11 @@ pub fn publish(project: &str, instance: &str, properties: &Config, aliases: &[&s
     .within(TRANSFER_TIMEOUT)
     .needs_if(!aliases.is_empty(), Feature::ImageAliases)
 }
-/// An image's file, or the two of a split one as parts of a form; bytes, not an envelope.
+/// Downloads an image: its file, or both files of a split image as a multipart form; not an envelope.
 pub fn export(project: &str, fingerprint: &str) -> Request {
     Request::get(format!("{}/export", path(fingerprint))).query("project", project).within(TRANSFER_TIMEOUT)
 }
-/// Asks an image's source for a newer one.
+/// Asks an image's source for a newer version.
 pub fn refresh(project: &str, fingerprint: &str) -> Request {
     Request::post(format!("{}/refresh", path(fingerprint)), &json!({}))
         .query("project", project)
@@ -139,29 +139,29 @@ pub fn refresh(project: &str, fingerprint: &str) -> Request {
 pub fn delete(project: &str, fingerprint: &str) -> Request {
     Request::delete(path(fingerprint)).query("project", project)
 }
-/// All names.
+/// All aliases.
 pub fn aliases(project: &str) -> Request {
     Request::get("/1.0/images/aliases?recursion=1").query("project", project)
 }
-/// What a name stands for.
+/// One alias.
 pub fn alias(project: &str, name: &str) -> Request {
     Request::get(alias_path(name)).query("project", project)
 }
-/// Names an image.
+/// Creates an alias for an image.
 pub fn create_alias(project: &str, name: &str, fingerprint: &str) -> Request {
     Request::post("/1.0/images/aliases", &json!({ "name": name, "target": fingerprint, "description": "" }))
         .query("project", project)
 }
-/// Lets a name stand for another image; `etag` from [`alias`].
+/// Points an alias at another image; `etag` from [`alias`].
 pub fn update_alias(project: &str, name: &str, fingerprint: &str, etag: ETag) -> Request {
     Request::put(alias_path(name), &json!({ "target": fingerprint, "description": "" }), etag)
         .query("project", project)
 }
-/// Gives a name another name.
+/// Renames an alias.
 pub fn rename_alias(project: &str, name: &str, new_name: &str) -> Request {
     Request::post(alias_path(name), &json!({ "name": new_name })).query("project", project)
 }
-/// Forgets a name.
+/// Deletes an alias.
 pub fn delete_alias(project: &str, name: &str) -> Request {
     Request::delete(alias_path(name)).query("project", project)
 }

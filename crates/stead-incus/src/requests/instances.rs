@@ -1,4 +1,4 @@
-//! Instances: lists, making, changing, moving, snapshots.
+//! Instances: listing, creating, changing, moving, snapshots.
 
 use super::Scope;
 use crate::{
@@ -10,12 +10,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
-/// What a list holds of each instance.
+/// Level of detail in a list of instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Detail {
-    /// Its settings.
+    /// Settings only.
     Settings,
-    /// Also its state and snapshots: the server asks every member, and every member its instances.
+    /// Also state and snapshots. This is expensive: the server asks every member, and every member its instances.
     #[default]
     State,
 }
@@ -24,7 +24,7 @@ pub enum Detail {
 pub fn list_all() -> Request {
     list(Scope::AllProjects, Detail::State, None)
 }
-/// Instances. `filter` is in the server's language: `status eq Running and config.user.group eq web`.
+/// Instances. `filter` is in the server's filter language: `status eq Running and config.user.group eq web`.
 pub fn list(scope: Scope<'_>, detail: Detail, filter: Option<&str>) -> Request {
     let recursion = match detail {
         Detail::Settings => "1",
@@ -35,11 +35,11 @@ pub fn list(scope: Scope<'_>, detail: Detail, filter: Option<&str>) -> Request {
         .query_if("filter", filter)
         .needs_if(filter.is_some(), Feature::Filter)
 }
-/// One instance; what it answers with has an ETag.
+/// One instance; the answer has an ETag.
 pub fn get(project: &str, name: &str) -> Request {
     Request::get(path(name, "")).query("project", project)
 }
-/// One instance with its state and snapshots. The ETag is that of [`get`].
+/// One instance with its state and snapshots. The answer has the same ETag as that of [`get`].
 pub fn get_full(project: &str, name: &str) -> Request {
     Request::get(path(name, "")).query("recursion", "1").query("project", project)
 }
@@ -47,8 +47,8 @@ pub fn get_full(project: &str, name: &str) -> Request {
 pub fn update(project: &str, name: &str, instance: &InstancePut, etag: ETag) -> Request {
     Request::put(path(name, ""), instance, etag).query("project", project)
 }
-/// Changes the settings and devices given, leaves the others. The servers take a description that is left out for an
-/// empty one, so it is always sent: [`Client::patch_instance`](crate::Client::patch_instance) sends the one there is.
+/// Changes only the given settings and devices. The description is always sent, because the servers treat a missing one as
+/// empty; [`Client::patch_instance`](crate::Client::patch_instance) sends the current one.
 pub fn patch(
     project: &str,
     name: &str,
@@ -61,27 +61,27 @@ pub fn patch(
     Request::patch(path(name, ""), &body).if_match(etag).query("project", project)
 }
 
-/// What an instance is made of.
+/// Source of a new instance.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum InstanceSource {
-    /// Nothing: an empty root.
+    /// No source: an empty root disk.
     #[default]
     Empty,
-    /// A local image by one of its names.
+    /// A local image by an alias.
     Alias(String),
-    /// A local image by its fingerprint or the beginning of it.
+    /// A local image by its fingerprint or a prefix of it.
     Fingerprint(String),
     /// An instance of this server or cluster, or one of its snapshots (`name/snapshot`).
     Copy {
-        /// Which.
+        /// Name of the instance or snapshot.
         name: String,
-        /// Its project, when that is another one.
+        /// Its project, if it differs from the new instance's.
         project: Option<String>,
-        /// Leave its snapshots out.
+        /// Leave out its snapshots.
         instance_only: bool,
-        /// Bring an earlier copy up to date instead of making one.
+        /// Bring an earlier copy up to date instead of creating one.
         refresh: bool,
-        /// Files that vanish meanwhile are no failure.
+        /// Do not fail when files vanish during the copy.
         allow_inconsistent: bool,
     },
 }
@@ -119,31 +119,31 @@ impl InstanceSource {
     }
 }
 
-/// What an instance is to be.
+/// Parameters of a new instance.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct NewInstance {
     /// Its name.
     pub name: String,
-    /// Container or machine.
+    /// Container or virtual machine.
     pub kind: InstanceKind,
-    /// What it is made of.
+    /// What it is created from.
     pub source: InstanceSource,
     /// Settings.
     pub config: Config,
     /// Devices.
     pub devices: Devices,
-    /// Profiles, first applied first; none: `default`.
+    /// Profiles in the order they are applied; empty for `default`.
     pub profiles: Vec<String>,
-    /// For people.
+    /// Free-text description.
     pub description: String,
     /// Deleted when it stops.
     pub ephemeral: bool,
-    /// Start it in the same operation.
+    /// Start the instance in the same operation.
     pub start: bool,
 }
 
 impl NewInstance {
-    /// Of a local image.
+    /// An instance of a local image.
     pub fn of_image(name: impl Into<String>, alias: impl Into<String>) -> Self {
         Self { name: name.into(), source: InstanceSource::Alias(alias.into()), ..Self::default() }
     }
@@ -173,7 +173,7 @@ impl NewInstance {
     }
 }
 
-/// Makes an instance; on `target`, a member or `@group`, when that is given.
+/// Creates an instance, on `target` (a member or `@group`) if that is given.
 pub fn create(project: &str, target: Option<&str>, instance: &NewInstance) -> Request {
     let body = instance.body(instance.source.body());
     let request = Request::post("/1.0/instances", &body)
@@ -182,7 +182,7 @@ pub fn create(project: &str, target: Option<&str>, instance: &NewInstance) -> Re
         .needs_if(instance.start, Feature::CreateStart);
     instance.source.needs(request)
 }
-/// Makes a stopped instance's root anew.
+/// Recreates a stopped instance's root disk.
 pub fn rebuild(project: &str, name: &str, source: &InstanceSource) -> Request {
     Request::post(path(name, "/rebuild"), &json!({ "source": source.body() }))
         .query("project", project)
@@ -192,35 +192,35 @@ pub fn rebuild(project: &str, name: &str, source: &InstanceSource) -> Request {
 pub fn delete(project: &str, name: &str) -> Request {
     Request::delete(path(name, "")).query("project", project)
 }
-/// Gives a stopped instance another name.
+/// Renames a stopped instance.
 pub fn rename(project: &str, name: &str, new_name: &str) -> Request {
     Request::post(path(name, ""), &json!({ "name": new_name })).query("project", project)
 }
 
-/// For [`set_state`].
+/// Action of [`set_state`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StateAction {
-    /// Start it.
+    /// Start the instance.
     Start,
     /// Ask it to shut down.
     Stop,
-    /// Do not ask.
+    /// Stop it without asking.
     Kill,
-    /// Save the state of its processes and stop it; started again, it goes on where it was.
+    /// Save the state of its processes and stop it; the next start resumes from that state.
     StopStateful,
-    /// Stop and start.
+    /// Stop and start it.
     Restart,
-    /// Stop its processes where they are.
+    /// Pause its processes.
     Freeze,
-    /// Let them go on.
+    /// Resume its processes.
     Unfreeze,
 }
 
-/// How an instance is right now.
+/// Current state of an instance.
 pub fn state(project: &str, name: &str) -> Request {
     Request::get(path(name, "/state")).query("project", project)
 }
-/// Starts or stops an instance; `timeout` (whole seconds) is how long it may take to shut down.
+/// Starts or stops an instance; `timeout` (whole seconds) limits its shutdown.
 pub fn set_state(project: &str, name: &str, action: StateAction, timeout: Duration) -> Request {
     let (action, force, stateful) = match action {
         StateAction::Start => ("start", false, false),
@@ -238,57 +238,57 @@ pub fn set_state(project: &str, name: &str, action: StateAction, timeout: Durati
     Request::put_untagged(path(name, "/state"), &body).query("project", project)
 }
 
-/// How an instance gets elsewhere in its cluster or on its server.
+/// Target and options of a move within the cluster or server.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Move {
-    /// Member or `@group`; none: stays where it is.
+    /// Member or `@group`; none to stay on its member.
     #[serde(skip)]
     pub target: Option<String>,
-    /// Another name.
+    /// New name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Another pool for its root disk.
+    /// New pool for its root disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
-    /// Another project.
+    /// New project.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
-    /// While it runs, with its processes.
+    /// Move it while it runs, with its processes.
     pub live: bool,
-    /// While it runs, by copies; stopped only for the last one and started again over there.
+    /// Move it while it runs, by repeated copies; it is stopped only for the last copy and started on the target.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub refresh: bool,
     /// Leave its snapshots behind.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub instance_only: bool,
-    /// Files that vanish meanwhile are no failure.
+    /// Do not fail when files vanish during the move.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub allow_inconsistent: bool,
-    /// Other settings than it has.
+    /// New settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<Config>,
-    /// Other devices than it has.
+    /// New devices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Devices>,
-    /// Other profiles than it has.
+    /// New profiles.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profiles: Option<Vec<String>>,
 }
 
 impl Move {
-    /// To a member; the instance is stopped.
+    /// Moves a stopped instance to a member.
     pub fn to(member: impl Into<String>) -> Self {
         Self { target: Some(member.into()), ..Self::default() }
     }
 }
 
-/// Moves an instance. When it runs and neither `live` nor `refresh` is set, Incus refuses; LXD 5.0 shuts it down (30 s),
+/// Moves an instance. If it runs and neither `live` nor `refresh` is set, Incus refuses; LXD 5.0 shuts it down (30 s),
 /// moves it and starts it.
 pub fn relocate(project: &str, name: &str, to: &Move) -> Request {
     let mut body = json!(to);
     body["migration"] = true.into();
     if to.name.is_none() {
-        // Old LXD wants one.
+        // Old LXD requires a name.
         body["name"] = name.into();
     }
     Request::post(path(name, ""), &body)
@@ -310,7 +310,7 @@ pub fn snapshots(project: &str, name: &str) -> Request {
 pub fn snapshot(project: &str, name: &str, snapshot: &str) -> Request {
     Request::get(snapshot_path(name, snapshot)).query("project", project)
 }
-/// Makes a snapshot; `stateful` with the state of the processes. `expires_at` is RFC 3339.
+/// Creates a snapshot; `stateful` includes the state of the processes. `expires_at` is RFC 3339.
 pub fn create_snapshot(
     project: &str,
     name: &str,
@@ -326,16 +326,16 @@ pub fn create_snapshot(
         .query("project", project)
         .needs_if(expires_at.is_some(), Feature::SnapshotExpiry)
 }
-/// Puts an instance back to a snapshot of it.
+/// Restores an instance to one of its snapshots.
 pub fn restore_snapshot(project: &str, name: &str, snapshot: &str, stateful: bool, etag: ETag) -> Request {
     Request::put(path(name, ""), &json!({ "restore": snapshot, "stateful": stateful }), etag)
         .query("project", project)
 }
-/// Gives a snapshot another name.
+/// Renames a snapshot.
 pub fn rename_snapshot(project: &str, name: &str, snapshot: &str, new_name: &str) -> Request {
     Request::post(snapshot_path(name, snapshot), &json!({ "name": new_name })).query("project", project)
 }
-/// Changes when a snapshot goes away by itself (RFC 3339).
+/// Changes when a snapshot expires (RFC 3339).
 pub fn expire_snapshot(project: &str, name: &str, snapshot: &str, expires_at: &str, etag: ETag) -> Request {
     Request::put(snapshot_path(name, snapshot), &json!({ "expires_at": expires_at }), etag)
         .query("project", project)
@@ -346,15 +346,15 @@ pub fn delete_snapshot(project: &str, name: &str, snapshot: &str) -> Request {
     Request::delete(snapshot_path(name, snapshot)).query("project", project)
 }
 
-/// Names of an instance's log files, as paths.
+/// API paths of an instance's log files.
 pub fn logs(project: &str, name: &str) -> Request {
     Request::get(path(name, "/logs")).query("project", project)
 }
-/// One log file; its bytes, not an envelope.
+/// One log file; the answer is its bytes, not an envelope.
 pub fn log(project: &str, name: &str, file: &str) -> Request {
     Request::get(path(name, &format!("/logs/{}", encode(file)))).query("project", project)
 }
-/// What the console of an instance has shown; bytes, not an envelope.
+/// Log of an instance's console; the answer is bytes, not an envelope.
 pub fn console_log(project: &str, name: &str) -> Request {
     Request::get(path(name, "/console")).query("project", project).needs(Feature::ConsoleLog)
 }

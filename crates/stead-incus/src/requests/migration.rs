@@ -1,12 +1,12 @@
-//! Copies between servers that do not know each other. One side gives out an operation with secrets, the other connects
-//! to its websockets; with a relay, the client connects to both.
+//! Copies between servers that do not know each other. One side offers an operation with secrets, the other connects to
+//! its websockets; with a relay, the client connects to both.
 
 use super::instances::{NewInstance, path};
 use crate::{Feature, Request};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// How the two servers come together.
+/// Who connects to whom in a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
     /// The target connects to the source.
@@ -14,7 +14,7 @@ pub enum Mode {
     Pull,
     /// The source connects to the target.
     Push,
-    /// The client connects to both and carries everything.
+    /// The client connects to both and relays the data.
     Relay,
 }
 
@@ -25,20 +25,20 @@ pub struct Peer {
     pub operation: String,
     /// Its certificate, PEM.
     pub certificate: String,
-    /// Websocket to secret.
+    /// Secrets by websocket name.
     pub secrets: BTreeMap<String, String>,
 }
 
-/// What is copied.
+/// Options of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CopyOptions {
-    /// With its running processes.
+    /// Include the running processes.
     pub live: bool,
-    /// Leave its snapshots out.
+    /// Leave out its snapshots.
     pub instance_only: bool,
     /// Bring an earlier copy up to date.
     pub refresh: bool,
-    /// Files that vanish meanwhile are no failure.
+    /// Do not fail when files vanish during the copy.
     pub allow_inconsistent: bool,
 }
 
@@ -51,7 +51,7 @@ impl CopyOptions {
     }
 }
 
-/// Asks the source to send an instance: to whom connects (`to` none), or to `to`.
+/// Asks the source to send an instance: to whoever connects (`to` is none), or to `to`.
 pub fn send(project: &str, name: &str, options: CopyOptions, to: Option<&Peer>) -> Request {
     let mut body = json!({
         "name": name,
@@ -71,8 +71,8 @@ pub fn send(project: &str, name: &str, options: CopyOptions, to: Option<&Peer>) 
     options.needs(request.needs_if(to.is_some(), Feature::PushTarget))
 }
 
-/// Asks the target to receive an instance: from `from` (pull), or from whom connects (push, relay). `base_image` is the
-/// fingerprint the instance was made of, if it is known: where the target has it, less is sent.
+/// Asks the target to receive an instance: from `from` (pull), or from whoever connects (push, relay). `base_image` is the
+/// fingerprint of the image the instance was created from, if known: less data is sent if the target has it.
 pub fn receive(
     project: &str,
     target: Option<&str>,

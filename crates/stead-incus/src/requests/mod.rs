@@ -1,5 +1,5 @@
-//! Every request Stead makes, as functions from what is wanted to a [`Request`](crate::Request). Pure: tests assert
-//! method, path, body and the features a request needs.
+//! Every request Stead makes, as pure functions that return a [`Request`](crate::Request). Tests assert the method, path,
+//! body and needed features of a request.
 
 pub mod certificates;
 pub mod cluster;
@@ -18,12 +18,12 @@ pub mod warnings;
 
 use crate::{Feature, Request};
 
-/// Which projects a list is about.
+/// Projects that a list covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope<'a> {
-    /// One.
+    /// One project.
     Project(&'a str),
-    /// Every one the client may see.
+    /// All projects the client may see.
     AllProjects,
 }
 
@@ -36,7 +36,7 @@ impl Scope<'_> {
     }
 }
 
-/// Asserts on a request in one line.
+/// A request on one line, for assertions.
 #[cfg(test)]
 pub(crate) fn shown(r: &Request) -> String {
     match r.body() {

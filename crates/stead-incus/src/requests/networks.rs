@@ -1,4 +1,4 @@
-//! Networks the engine makes.
+//! Networks managed by the engine.
 
 use super::Scope;
 use crate::{
@@ -16,7 +16,7 @@ pub fn list(scope: Scope<'_>) -> Request {
 pub fn get(project: &str, name: &str) -> Request {
     Request::get(path(name)).query("project", project)
 }
-/// Makes a network.
+/// Creates a network.
 pub fn create(project: &str, name: &str, kind: &str, config: &Config, description: &str) -> Request {
     Request::post(
         "/1.0/networks",
@@ -28,14 +28,14 @@ pub fn create(project: &str, name: &str, kind: &str, config: &Config, descriptio
 pub fn update(project: &str, name: &str, network: &NetworkPut, etag: ETag) -> Request {
     Request::put(path(name), network, etag).query("project", project)
 }
-/// Its addresses and traffic, on the member that answers or on `target`.
+/// A network's addresses and traffic, on the member that answers or on `target`.
 pub fn state(project: &str, name: &str, target: Option<&str>) -> Request {
     Request::get(format!("{}/state", path(name)))
         .query("project", project)
         .query_if("target", target)
         .needs(Feature::NetworkState)
 }
-/// The addresses it has given out.
+/// The addresses a network has leased.
 pub fn leases(project: &str, name: &str) -> Request {
     Request::get(format!("{}/leases", path(name))).query("project", project).needs(Feature::NetworkLeases)
 }
@@ -43,7 +43,7 @@ pub fn leases(project: &str, name: &str) -> Request {
 pub fn delete(project: &str, name: &str) -> Request {
     Request::delete(path(name)).query("project", project)
 }
-/// Changes the settings given, leaves the others.
+/// Changes only the given settings.
 pub fn patch(project: &str, name: &str, config: &Config) -> Request {
     Request::patch(path(name), &json!({ "config": config })).query("project", project)
 }

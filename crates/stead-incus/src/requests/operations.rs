@@ -1,4 +1,4 @@
-//! Background work of the server.
+//! Operations: background work of the server.
 
 use super::Scope;
 use crate::{Feature, Request, request::encode};
@@ -8,32 +8,32 @@ use std::time::Duration;
 pub fn list(scope: Scope<'_>) -> Request {
     scope.of(Request::get("/1.0/operations?recursion=1"), Feature::OperationsAllProjects)
 }
-/// Answers when the operation has ended, or after `timeout` with it still running. The connection is given 5 s more
-/// than the server, so that the server's answer wins.
+/// Waits at the server until the operation has ended or `timeout` is over. The client's time limit is 5 s longer, so that
+/// the server's answer comes first.
 pub fn wait(path: &str, timeout: Duration) -> Request {
     let seconds = timeout.as_secs().max(1);
     Request::get(format!("{}/wait", bare(path)))
         .query("timeout", &seconds.to_string())
         .within(Duration::from_secs(seconds + 5))
 }
-/// How it is.
+/// Current state of an operation.
 pub fn get(path: &str) -> Request {
     Request::get(bare(path))
 }
-/// Cancels it, if it can be.
+/// Cancels an operation, if it can be cancelled.
 pub fn cancel(path: &str) -> Request {
     Request::delete(bare(path))
 }
-/// One of its websockets.
+/// Connects to one of an operation's websockets.
 pub fn websocket(path: &str, secret: &str) -> Request {
     Request::get(format!("{}/websocket", bare(path))).query("secret", secret)
 }
-/// The path of an operation known by its UUID.
+/// The path of an operation from its UUID.
 pub fn path(id: &str) -> String {
     format!("/1.0/operations/{}", encode(id))
 }
 
-/// Operations are named with a query at times (`?project=p`), which does not matter to find them.
+/// A path without its query: servers sometimes add one (`?project=p`), which is not needed to find the operation.
 fn bare(path: &str) -> &str {
     path.split_once('?').map_or(path, |(p, _)| p)
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 pub fn get(project: &str, name: &str) -> Request {
     Request::get(path(name)).query("project", project)
 }
-/// Makes a profile.
+/// Creates a profile.
 pub fn create(project: &str, name: &str, config: &Config, devices: &Devices, description: &str) -> Request {
     Request::post(
         "/1.0/profiles",
@@ -24,11 +24,11 @@ pub fn create(project: &str, name: &str, config: &Config, devices: &Devices, des
 pub fn update(project: &str, name: &str, profile: &ProfilePut, etag: ETag) -> Request {
     Request::put(path(name), profile, etag).query("project", project)
 }
-/// Gives a profile another name.
+/// Renames a profile.
 pub fn rename(project: &str, name: &str, new_name: &str) -> Request {
     Request::post(path(name), &json!({ "name": new_name })).query("project", project)
 }
-/// Deletes a profile nobody has.
+/// Deletes an unused profile.
 pub fn delete(project: &str, name: &str) -> Request {
     Request::delete(path(name)).query("project", project)
 }
@@ -36,7 +36,7 @@ pub fn delete(project: &str, name: &str) -> Request {
 pub fn list(scope: Scope<'_>) -> Request {
     scope.of(Request::get("/1.0/profiles?recursion=1"), Feature::ProfilesAllProjects)
 }
-/// Changes the settings and devices given, leaves the others.
+/// Changes only the given settings and devices.
 pub fn patch(project: &str, name: &str, config: &Config, devices: &Devices) -> Request {
     Request::patch(path(name), &json!({ "config": config, "devices": devices })).query("project", project)
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 pub fn get(name: &str) -> Request {
     Request::get(path(name))
 }
-/// Makes a project.
+/// Creates a project.
 pub fn create(name: &str, config: &Config, description: &str) -> Request {
     Request::post("/1.0/projects", &json!({ "name": name, "config": config, "description": description }))
 }
@@ -23,7 +23,7 @@ pub fn update(name: &str, project: &ProjectPut, etag: ETag) -> Request {
 pub fn delete(name: &str) -> Request {
     Request::delete(path(name))
 }
-/// How much of its limits is used.
+/// Usage of a project against its limits.
 pub fn state(name: &str) -> Request {
     Request::get(format!("{}/state", path(name))).needs(Feature::ProjectUsage)
 }
@@ -31,7 +31,7 @@ pub fn state(name: &str) -> Request {
 pub fn list() -> Request {
     Request::get("/1.0/projects?recursion=1")
 }
-/// Changes the settings given, leaves the others.
+/// Changes only the given settings.
 pub fn patch(name: &str, config: &Config) -> Request {
     Request::patch(path(name), &json!({ "config": config }))
 }

@@ -3,40 +3,40 @@
 use crate::{ETag, Feature, Request, types::Config};
 use serde_json::json;
 
-/// What the server is and can do.
+/// The server's settings, version and extensions.
 pub fn get() -> Request {
     Request::get("/1.0")
 }
-/// What the server is, with the settings that `member` has for itself.
+/// The same with the settings specific to `member`.
 pub fn get_of(member: &str) -> Request {
     get().query("target", member)
 }
-/// Changes the settings given, leaves the others. An empty text removes one.
+/// Changes only the given settings. An empty value removes a setting.
 pub fn patch_config(config: &Config) -> Request {
     Request::patch("/1.0", &json!({ "config": config }))
 }
-/// Changes settings that `member` has for itself.
+/// Changes settings specific to `member`.
 pub fn patch_config_of(member: &str, config: &Config) -> Request {
     patch_config(config).query("target", member)
 }
-/// Replaces all settings; `etag` from [`get`]. Those of `user.*` stay unless they are given as an empty text.
+/// Replaces all settings; `etag` from [`get`]. `user.*` settings stay unless given with an empty value.
 pub fn put_config(config: &Config, etag: ETag) -> Request {
     Request::put("/1.0", &json!({ "config": config }), etag)
 }
-/// What the server, or `member` of its cluster, has.
+/// Hardware resources of the server, or of `member` of its cluster.
 pub fn resources(member: Option<&str>) -> Request {
     Request::get("/1.0/resources").query_if("target", member).needs(Feature::Resources)
 }
-/// Measurements of the instances and of the server, as OpenMetrics; bytes, not an envelope. Of the member that is
-/// asked, or of `member`.
+/// Measurements of the server that answers, or of `member`, and of the instances on it. The answer is OpenMetrics text,
+/// not an envelope.
 pub fn metrics(project: Option<&str>, member: Option<&str>) -> Request {
     Request::get("/1.0/metrics")
         .query_if("project", project)
         .query_if("target", member)
         .needs(Feature::Metrics)
 }
-/// Runs SQL on one of the engine's databases (`local` or `global`), as its own `admin sql` does. Unix socket only; the
-/// API has no other way to see a member that began to join and never finished.
+/// Runs SQL on one of the engine's databases (`local` or `global`), as `admin sql` does. Unix socket only. The API has no
+/// other way to see a member that began to join and never finished.
 pub fn sql(database: &str, query: &str) -> Request {
     Request::post("/internal/sql", &json!({ "database": database, "query": query }))
 }

@@ -16,21 +16,21 @@ pub fn pools() -> Request {
 pub fn pool(name: &str) -> Request {
     Request::get(path(name))
 }
-/// Makes a pool.
+/// Creates a pool.
 pub fn create_pool(name: &str, driver: &str, config: &Config, description: &str) -> Request {
     Request::post(
         "/1.0/storage-pools",
         &json!({ "name": name, "driver": driver, "config": config, "description": description }),
     )
 }
-/// Replaces a pool's settings; `etag` from [`pool`]. None only from LXD 5.0, which fails to make one for pools.
+/// Replaces a pool's settings; `etag` from [`pool`]. It is none only for LXD 5.0, which sends none for pools.
 pub fn update_pool(name: &str, pool: &StoragePoolPut, etag: Option<ETag>) -> Request {
     match etag {
         Some(etag) => Request::put(path(name), pool, etag),
         None => Request::put_untagged(path(name), pool),
     }
 }
-/// Its space on the member that answers, or on `target`.
+/// A pool's space on the member that answers, or on `target`.
 pub fn pool_space(name: &str, target: Option<&str>) -> Request {
     Request::get(format!("{}/resources", path(name))).query_if("target", target)
 }
@@ -38,7 +38,7 @@ pub fn pool_space(name: &str, target: Option<&str>) -> Request {
 pub fn delete_pool(name: &str) -> Request {
     Request::delete(path(name))
 }
-/// Changes the settings given, leaves the others.
+/// Changes only the given settings.
 pub fn patch_pool(name: &str, config: &Config) -> Request {
     Request::patch(path(name), &json!({ "config": config }))
 }
@@ -48,11 +48,11 @@ pub fn volumes(pool: &str, scope: Scope<'_>) -> Request {
     let list = Request::get(format!("{}/volumes?recursion=1", path(pool)));
     scope.of(list, Feature::VolumesAllProjects)
 }
-/// One volume. `kind` is `custom`, `container`, …; a volume of local storage is found by the member it is on.
+/// One volume. `kind` is `custom`, `container`, …; `target` is the member that holds it, needed for local storage.
 pub fn volume(pool: &str, project: &str, kind: &str, name: &str, target: Option<&str>) -> Request {
     Request::get(volume_path(pool, kind, name)).query("project", project).query_if("target", target)
 }
-/// Makes an empty volume that belongs to no instance. `content_type`: `filesystem` or `block`.
+/// Creates an empty custom volume. `content_type` is `filesystem` or `block`.
 pub fn create_volume(
     pool: &str,
     project: &str,
@@ -82,7 +82,7 @@ pub fn update_volume(
         .query("project", project)
         .query_if("target", target)
 }
-/// Space of a volume.
+/// Space used by a volume.
 pub fn volume_state(pool: &str, project: &str, kind: &str, name: &str, target: Option<&str>) -> Request {
     Request::get(format!("{}/state", volume_path(pool, kind, name)))
         .query("project", project)

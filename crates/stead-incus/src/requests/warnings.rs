@@ -1,4 +1,4 @@
-//! What the server warns of.
+//! Warnings of the server.
 
 use crate::{Feature, Request, request::encode};
 use serde_json::json;
@@ -11,11 +11,11 @@ pub fn list() -> Request {
 pub fn get(uuid: &str) -> Request {
     Request::get(path(uuid)).needs(Feature::Warnings)
 }
-/// Notes that somebody has seen it.
+/// Marks a warning as seen.
 pub fn acknowledge(uuid: &str) -> Request {
     Request::put_untagged(path(uuid), &json!({ "status": "acknowledged" })).needs(Feature::Warnings)
 }
-/// Forgets it.
+/// Deletes a warning.
 pub fn delete(uuid: &str) -> Request {
     Request::delete(path(uuid)).needs(Feature::Warnings)
 }

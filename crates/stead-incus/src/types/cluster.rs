@@ -10,9 +10,9 @@ pub struct Cluster {
     /// Name of the member that answers.
     #[serde(default)]
     pub server_name: String,
-    /// Clustered or not.
+    /// Whether the server is clustered.
     pub enabled: bool,
-    /// Keys a joining member gives values for.
+    /// Keys for which a joining member must give values.
     #[serde(default, deserialize_with = "nullable")]
     pub member_config: Vec<MemberConfigKey>,
 }
@@ -22,11 +22,11 @@ pub struct Cluster {
 pub struct MemberConfigKey {
     /// `storage-pool` or `network`.
     pub entity: String,
-    /// Which.
+    /// Name of the pool or network.
     pub name: String,
-    /// Its key: `source`.
+    /// Key of the setting: `source`.
     pub key: String,
-    /// The joining member's value.
+    /// Value for the joining member.
     #[serde(default)]
     pub value: String,
 }
@@ -44,7 +44,7 @@ pub struct Member {
     pub database: bool,
     /// `Online`, `Offline`, `Evacuated`, `Blocked`, `Evacuating`, `Restoring`.
     pub status: String,
-    /// Why.
+    /// The reason for the status.
     #[serde(default)]
     pub message: String,
     /// `database-leader`, `database`, …
@@ -56,10 +56,10 @@ pub struct Member {
     /// Architecture.
     #[serde(default)]
     pub architecture: String,
-    /// `default` unless told otherwise.
+    /// Failure domain; `default` unless set.
     #[serde(default)]
     pub failure_domain: String,
-    /// For people.
+    /// Free-text description.
     #[serde(default)]
     pub description: String,
     /// Groups it is in.
@@ -68,7 +68,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// What a `PUT` changes.
+    /// The fields a `PUT` can change.
     pub fn writable(&self) -> MemberPut {
         MemberPut {
             roles: self.roles.clone(),
@@ -80,14 +80,14 @@ impl Member {
     }
 }
 
-/// What can be changed of a [`Member`].
+/// The fields of [`Member`] that a `PUT` can change.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct MemberPut {
-    /// Roles. Those the engine gives out itself must stay as they are.
+    /// Roles. Roles that the engine assigns itself must stay unchanged.
     pub roles: Vec<String>,
     /// Failure domain.
     pub failure_domain: String,
-    /// For people.
+    /// Free-text description.
     pub description: String,
     /// Settings.
     pub config: Config,
@@ -98,7 +98,7 @@ pub struct MemberPut {
 /// `GET /1.0/cluster/members/NAME/state`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct MemberState {
-    /// As `sysinfo(2)`.
+    /// Load, memory and uptime, as from `sysinfo(2)`.
     pub sysinfo: SystemInfo,
     /// Pools, with their space on this member.
     #[serde(default, deserialize_with = "nullable")]
@@ -112,22 +112,22 @@ pub struct SystemInfo {
     /// Seconds since boot.
     #[serde(rename = "uptime")]
     pub uptime_s: i64,
-    /// Over 1, 5 and 15 minutes.
+    /// Load averages over 1, 5 and 15 minutes.
     #[serde(deserialize_with = "nullable")]
     pub load_averages: Vec<f64>,
-    /// Bytes.
+    /// Memory in bytes.
     pub total_ram: u64,
-    /// Bytes; without caches and buffers.
+    /// Free memory in bytes, without caches and buffers.
     pub free_ram: u64,
-    /// Bytes.
+    /// Shared memory in bytes.
     pub shared_ram: u64,
-    /// Bytes.
+    /// Memory used by buffers, in bytes.
     pub buffered_ram: u64,
-    /// Bytes.
+    /// Swap in bytes.
     pub total_swap: u64,
-    /// Bytes.
+    /// Free swap in bytes.
     pub free_swap: u64,
-    /// Number.
+    /// Number of processes.
     pub processes: u32,
 }
 
@@ -136,10 +136,10 @@ pub struct SystemInfo {
 pub struct ClusterGroup {
     /// Its name.
     pub name: String,
-    /// For people.
+    /// Free-text description.
     #[serde(default)]
     pub description: String,
-    /// Members.
+    /// Names of its members.
     #[serde(default, deserialize_with = "nullable")]
     pub members: Vec<String>,
     /// Settings; servers without the extension `clustering_groups_config` have none.
@@ -148,7 +148,7 @@ pub struct ClusterGroup {
 }
 
 impl ClusterGroup {
-    /// What a `PUT` changes.
+    /// The fields a `PUT` can change.
     pub fn writable(&self) -> ClusterGroupPut {
         ClusterGroupPut {
             description: self.description.clone(),
@@ -158,12 +158,12 @@ impl ClusterGroup {
     }
 }
 
-/// What can be changed of a [`ClusterGroup`].
+/// The fields of [`ClusterGroup`] that a `PUT` can change.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ClusterGroupPut {
-    /// For people.
+    /// Free-text description.
     pub description: String,
-    /// Members.
+    /// Names of its members.
     pub members: Vec<String>,
     /// Settings.
     #[serde(skip_serializing_if = "Option::is_none")]

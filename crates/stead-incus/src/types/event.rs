@@ -1,4 +1,4 @@
-//! What the server tells as it happens.
+//! Events sent by the server.
 
 use super::OperationStatus;
 use serde::{Deserialize, Serialize};
@@ -8,16 +8,16 @@ use std::fmt;
 /// One event.
 #[derive(Clone, PartialEq, Deserialize)]
 pub struct Event {
-    /// What kind.
+    /// Kind of the event.
     #[serde(rename = "type")]
     pub kind: EventKind,
-    /// When.
+    /// Time of the event.
     #[serde(default)]
     pub timestamp: String,
-    /// Depends on the kind; see [`Self::operation`] and [`Self::lifecycle`].
+    /// Contents, which depend on the kind; see [`Self::operation`] and [`Self::lifecycle`].
     #[serde(default)]
     pub metadata: Value,
-    /// Member that tells.
+    /// Member that sent it.
     #[serde(default)]
     pub location: String,
     /// Project it belongs to.
@@ -25,7 +25,7 @@ pub struct Event {
     pub project: String,
 }
 
-/// An operation's metadata may hold secrets: they stay out of logs.
+/// Leaves out the metadata: an operation's metadata may hold secrets.
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event")
@@ -41,21 +41,21 @@ impl fmt::Debug for Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
-    /// Something was made, changed or removed.
+    /// An object was created, changed or deleted.
     Lifecycle,
-    /// An operation began, went on or ended.
+    /// An operation began, progressed or ended.
     Operation,
     /// A line of the server's log.
     Logging,
-    /// A line of a network's access lists.
+    /// A log line of a network's access list.
     NetworkAcl,
-    /// Of a kind that is newer than this.
+    /// A kind this crate does not know.
     #[serde(other)]
     Other,
 }
 
 impl EventKind {
-    /// As the API writes it; none: it cannot be asked for.
+    /// Name of the kind in the API; none if it cannot be requested.
     pub(crate) fn as_str(self) -> Option<&'static str> {
         match self {
             Self::Lifecycle => Some("lifecycle"),
@@ -67,15 +67,15 @@ impl EventKind {
     }
 }
 
-/// Something was made, changed or removed.
+/// An object was created, changed or deleted.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Lifecycle {
     /// `instance-started`, `cluster-member-evacuated`, …
     pub action: String,
-    /// Path of what it happened to.
+    /// API path of the object.
     #[serde(default)]
     pub source: String,
-    /// Details.
+    /// Details, which depend on the action.
     #[serde(default)]
     pub context: Value,
 }
@@ -87,7 +87,7 @@ impl Event {
             .then(|| OperationStatus::deserialize(&self.metadata).ok())
             .flatten()
     }
-    /// What happened in an [`EventKind::Lifecycle`].
+    /// The contents of an [`EventKind::Lifecycle`].
     pub fn lifecycle(&self) -> Option<Lifecycle> {
         (self.kind == EventKind::Lifecycle).then(|| Lifecycle::deserialize(&self.metadata).ok()).flatten()
     }

@@ -1,4 +1,4 @@
-//! Images and their names.
+//! Images and their aliases.
 
 use super::{Config, config, nullable};
 use serde::{Deserialize, Serialize};
@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 pub struct Image {
     /// SHA-256, hexadecimal.
     pub fingerprint: String,
-    /// Names for it.
+    /// Its aliases.
     #[serde(default, deserialize_with = "nullable")]
     pub aliases: Vec<ImageAlias>,
     /// Properties.
     #[serde(default, deserialize_with = "config")]
     pub properties: Config,
-    /// Bytes.
+    /// Size in bytes.
     #[serde(default)]
     pub size: u64,
     /// `container` or `virtual-machine`.
@@ -23,31 +23,31 @@ pub struct Image {
     /// Architecture.
     #[serde(default)]
     pub architecture: String,
-    /// Seen by strangers.
+    /// Visible to untrusted clients.
     #[serde(default)]
     pub public: bool,
-    /// Fetched anew when its source has a newer one.
+    /// Updated when its source has a newer version.
     #[serde(default)]
     pub auto_update: bool,
-    /// Kept because an instance was made of it.
+    /// Cached because an instance was created from it.
     #[serde(default)]
     pub cached: bool,
-    /// Profiles instances of it get.
+    /// Profiles of instances created from it.
     #[serde(default, deserialize_with = "nullable")]
     pub profiles: Vec<String>,
-    /// When it may be removed; year 1: never.
+    /// When it may be deleted; year 1 means never.
     #[serde(default)]
     pub expires_at: String,
-    /// When it was put here.
+    /// When it was added to this server.
     #[serde(default)]
     pub uploaded_at: String,
-    /// Project; old servers do not say.
+    /// Its project; empty on old servers.
     #[serde(default)]
     pub project: String,
 }
 
 impl Image {
-    /// What a `PUT` changes.
+    /// The fields a `PUT` can change.
     pub fn writable(&self) -> ImagePut {
         ImagePut {
             auto_update: self.auto_update,
@@ -59,28 +59,28 @@ impl Image {
     }
 }
 
-/// What can be changed of an [`Image`].
+/// The fields of [`Image`] that a `PUT` can change.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ImagePut {
-    /// Fetched anew when its source has a newer one.
+    /// Updated when its source has a newer version.
     pub auto_update: bool,
-    /// Seen by strangers.
+    /// Visible to untrusted clients.
     pub public: bool,
     /// Properties.
     pub properties: Config,
-    /// Profiles instances of it get.
+    /// Profiles of instances created from it.
     pub profiles: Vec<String>,
-    /// When it may be removed.
+    /// When it may be deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
 }
 
-/// A name for an image.
+/// An alias of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageAlias {
-    /// The name.
+    /// The alias.
     pub name: String,
-    /// For people.
+    /// Free-text description.
     #[serde(default)]
     pub description: String,
     /// Fingerprint; absent inside [`Image`].

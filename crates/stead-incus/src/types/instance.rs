@@ -4,7 +4,7 @@ use super::{Config, Devices, config, nullable};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Container or machine.
+/// Kind of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstanceKind {
@@ -15,7 +15,7 @@ pub enum InstanceKind {
     VirtualMachine,
 }
 
-/// An instance, with its state where that was asked for (recursion 2).
+/// An instance, with its state if that was requested (recursion 2).
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 pub struct Instance {
     /// Its name.
@@ -35,46 +35,46 @@ pub struct Instance {
     /// Architecture.
     #[serde(default)]
     pub architecture: String,
-    /// For people.
+    /// Free-text description.
     #[serde(default)]
     pub description: String,
     /// Deleted when it stops.
     #[serde(default)]
     pub ephemeral: bool,
-    /// Has a saved state to go on from.
+    /// Has a saved state to resume from.
     #[serde(default)]
     pub stateful: bool,
-    /// Own settings.
+    /// Its own settings.
     #[serde(default, deserialize_with = "config")]
     pub config: Config,
-    /// With those of its profiles.
+    /// Settings including those of its profiles.
     #[serde(default, deserialize_with = "config")]
     pub expanded_config: Config,
-    /// Own devices.
+    /// Its own devices.
     #[serde(default, deserialize_with = "nullable")]
     pub devices: Devices,
-    /// With those of its profiles.
+    /// Devices including those of its profiles.
     #[serde(default, deserialize_with = "nullable")]
     pub expanded_devices: Devices,
     /// Profiles.
     #[serde(default, deserialize_with = "nullable")]
     pub profiles: Vec<String>,
-    /// When it was made.
+    /// When it was created.
     #[serde(default)]
     pub created_at: String,
-    /// When it was started last; 1970: never.
+    /// When it was last started; 1970 means never.
     #[serde(default)]
     pub last_used_at: String,
-    /// Its state, when it was asked for and could be given.
+    /// Its state, if it was requested and available.
     #[serde(default)]
     pub state: Option<InstanceState>,
-    /// Its snapshots, when they were asked for.
+    /// Its snapshots, if they were requested.
     #[serde(default)]
     pub snapshots: Option<Vec<Snapshot>>,
 }
 
 impl Instance {
-    /// What a `PUT` changes.
+    /// The fields a `PUT` can change.
     pub fn writable(&self) -> InstancePut {
         InstancePut {
             architecture: self.architecture.clone(),
@@ -86,7 +86,7 @@ impl Instance {
             description: self.description.clone(),
         }
     }
-    /// Global addresses of its interfaces, loopback left out.
+    /// Global addresses of its interfaces, without loopback.
     pub fn global_addresses(&self) -> Vec<String> {
         self.state
             .iter()
@@ -99,46 +99,46 @@ impl Instance {
     }
 }
 
-/// What can be changed of an [`Instance`].
+/// The fields of [`Instance`] that a `PUT` can change.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct InstancePut {
     /// Architecture.
     pub architecture: String,
-    /// Own settings.
+    /// Its own settings.
     pub config: Config,
-    /// Own devices.
+    /// Its own devices.
     pub devices: Devices,
     /// Deleted when it stops.
     pub ephemeral: bool,
     /// Profiles.
     pub profiles: Vec<String>,
-    /// Has a saved state.
+    /// Has a saved state to resume from.
     pub stateful: bool,
-    /// For people.
+    /// Free-text description.
     pub description: String,
 }
 
-/// How an instance is right now.
+/// Current state of an instance.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default)]
 pub struct InstanceState {
     /// `Running`, …
     pub status: String,
-    /// Process 1 of it, as the member sees it; 0 when stopped.
+    /// Process id of its init, as the member sees it; 0 when stopped.
     pub pid: i64,
-    /// Number of processes; -1: not known.
+    /// Number of processes; -1 if unknown.
     pub processes: i64,
     /// Processor time.
     pub cpu: InstanceCpu,
     /// Memory.
     pub memory: InstanceMemory,
-    /// Disks by device.
+    /// Disks by device name.
     #[serde(deserialize_with = "nullable")]
     pub disk: BTreeMap<String, InstanceDisk>,
-    /// Interfaces.
+    /// Network interfaces by name.
     #[serde(deserialize_with = "nullable")]
     pub network: BTreeMap<String, InstanceNetwork>,
-    /// When it was started; empty: the server does not say.
+    /// When it was started; empty if the server does not report it.
     pub started_at: String,
 }
 
@@ -146,7 +146,7 @@ pub struct InstanceState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(default)]
 pub struct InstanceCpu {
-    /// Nanoseconds of processor time since it was started; -1: not known.
+    /// Processor time since it was started, in nanoseconds; -1 if unknown.
     #[serde(rename = "usage")]
     pub usage_ns: i64,
 }
@@ -157,9 +157,9 @@ pub struct InstanceCpu {
 pub struct InstanceMemory {
     /// In use.
     pub usage: i64,
-    /// The most there was.
+    /// Highest usage so far.
     pub usage_peak: i64,
-    /// The limit; 0: the server does not say.
+    /// The limit; 0 if the server does not report it.
     pub total: i64,
     /// Swapped out.
     pub swap_usage: i64,
@@ -171,7 +171,7 @@ pub struct InstanceMemory {
 pub struct InstanceDisk {
     /// In use.
     pub usage: i64,
-    /// The limit; 0: none or not said.
+    /// The limit; 0 if there is none or the server does not report it.
     pub total: i64,
 }
 
@@ -187,25 +187,25 @@ pub struct InstanceNetwork {
     pub counters: Traffic,
     /// Hardware address.
     pub hwaddr: String,
-    /// The other end, on the member.
+    /// Name of the interface's other end on the member.
     pub host_name: String,
-    /// Bytes.
+    /// MTU in bytes.
     pub mtu: i64,
     /// `up` or `down`.
     pub state: String,
 }
 
-/// Traffic since the interface was made.
+/// Traffic since the interface was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(default)]
 pub struct Traffic {
-    /// Bytes.
+    /// Bytes received.
     pub bytes_received: i64,
-    /// Bytes.
+    /// Bytes sent.
     pub bytes_sent: i64,
-    /// Packets.
+    /// Packets received.
     pub packets_received: i64,
-    /// Packets.
+    /// Packets sent.
     pub packets_sent: i64,
 }
 
@@ -225,16 +225,16 @@ pub struct InstanceAddress {
 pub struct Snapshot {
     /// Its name, without the instance's.
     pub name: String,
-    /// With the state of the processes.
+    /// Includes the state of the processes.
     #[serde(default)]
     pub stateful: bool,
-    /// When it was made.
+    /// When it was created.
     #[serde(default)]
     pub created_at: String,
-    /// When it goes away by itself; year 1: never.
+    /// When it expires; year 1 means never.
     #[serde(default)]
     pub expires_at: String,
-    /// Bytes; -1 or 0: not known.
+    /// Size in bytes; -1 or 0 if unknown.
     #[serde(default)]
     pub size: i64,
 }

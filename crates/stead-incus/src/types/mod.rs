@@ -1,8 +1,8 @@
-//! The engine's objects, as far as Stead looks at them. Unknown keys are ignored: servers grow. Times are RFC 3339, as
-//! the servers write them; sizes are bytes.
+//! The engine's objects, with the fields that Stead uses. Unknown keys are ignored, because newer servers add keys. Times
+//! are RFC 3339 strings as the servers write them; sizes are bytes.
 //!
-//! What a `PUT` can change of an object is a type of its own (`…Put`), made by the object's `writable`: get, change,
-//! put back with the ETag.
+//! The fields of an object that a `PUT` can change have a separate type (`…Put`), returned by the object's `writable`:
+//! get the object, change these fields, put them back with the ETag.
 
 mod cluster;
 mod event;
@@ -36,17 +36,17 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Configuration: keys to text.
+/// Configuration: values by key.
 pub type Config = BTreeMap<String, String>;
-/// Devices: name to configuration.
+/// Devices: configuration by device name.
 pub type Devices = BTreeMap<String, Config>;
 
-/// Go writes nil maps and lists as `null`.
+/// Reads `null` as the default: Go writes nil maps and lists as `null`.
 fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(d: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(d)?.unwrap_or_default())
 }
 
-/// Config as servers give it: texts, but old LXD answers `GET /1.0` with other scalars as well.
+/// Reads configuration: values are strings, but old LXD answers `GET /1.0` with other scalars as well.
 fn config<'de, D: Deserializer<'de>>(d: D) -> Result<Config, D::Error> {
     let raw: BTreeMap<String, Value> = nullable(d)?;
     Ok(raw

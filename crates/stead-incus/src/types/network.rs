@@ -11,19 +11,19 @@ pub struct Network {
     /// `bridge`, `physical`, …
     #[serde(rename = "type", default)]
     pub kind: String,
-    /// Made by the engine.
+    /// Managed by the engine.
     #[serde(default)]
     pub managed: bool,
     /// Settings.
     #[serde(default, deserialize_with = "config")]
     pub config: Config,
-    /// For people.
+    /// Free-text description.
     #[serde(default)]
     pub description: String,
     /// `Created`, …
     #[serde(default)]
     pub status: String,
-    /// Paths of what uses it.
+    /// API paths of the objects that use it.
     #[serde(default, deserialize_with = "nullable")]
     pub used_by: Vec<String>,
     /// Members it is on.
@@ -32,22 +32,22 @@ pub struct Network {
 }
 
 impl Network {
-    /// What a `PUT` changes.
+    /// The fields a `PUT` can change.
     pub fn writable(&self) -> NetworkPut {
         NetworkPut { config: self.config.clone(), description: self.description.clone() }
     }
 }
 
-/// What can be changed of a [`Network`].
+/// The fields of [`Network`] that a `PUT` can change.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct NetworkPut {
     /// Settings.
     pub config: Config,
-    /// For people.
+    /// Free-text description.
     pub description: String,
 }
 
-/// `GET /1.0/networks/NAME/state`: on one member.
+/// `GET /1.0/networks/NAME/state`: the state on one member.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct NetworkState {
     /// Addresses.
@@ -59,7 +59,7 @@ pub struct NetworkState {
     /// Hardware address.
     #[serde(default)]
     pub hwaddr: String,
-    /// Bytes.
+    /// MTU in bytes.
     #[serde(default)]
     pub mtu: i64,
     /// `up` or `down`.
@@ -77,7 +77,7 @@ pub struct NetworkAddress {
     pub family: String,
     /// The address.
     pub address: String,
-    /// Length of the prefix, as text.
+    /// Prefix length, as a string.
     #[serde(default)]
     pub netmask: String,
     /// `global`, `link`, `local`.
@@ -85,10 +85,10 @@ pub struct NetworkAddress {
     pub scope: String,
 }
 
-/// An address given out by a network.
+/// An address leased by a network.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct NetworkLease {
-    /// Who has it.
+    /// Host name of the holder.
     #[serde(default)]
     pub hostname: String,
     /// Hardware address.
@@ -99,7 +99,7 @@ pub struct NetworkLease {
     /// `static`, `dynamic`, `gateway`, `uplink`.
     #[serde(rename = "type", default)]
     pub kind: String,
-    /// Member.
+    /// Member the holder is on.
     #[serde(default)]
     pub location: String,
 }

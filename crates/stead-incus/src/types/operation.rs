@@ -1,4 +1,4 @@
-//! Background work of the server.
+//! Operations: background work of the server.
 
 use super::nullable;
 use serde::Deserialize;
@@ -13,18 +13,18 @@ pub struct OperationStatus {
     /// `task`, `websocket`, `token`.
     #[serde(default)]
     pub class: String,
-    /// For people.
+    /// Free-text description.
     #[serde(default)]
     pub description: String,
     /// 103 running, 200 success, 400 failure, 401 cancelled; see [`Self::outcome`].
     pub status_code: u16,
-    /// Depends on what it does.
+    /// Details, which depend on the kind of work.
     #[serde(default)]
     pub metadata: Value,
-    /// Why it failed.
+    /// The error if it failed.
     #[serde(default)]
     pub err: String,
-    /// What it works on: kind to paths.
+    /// API paths of the objects it works on, by kind.
     #[serde(default, deserialize_with = "nullable")]
     pub resources: BTreeMap<String, Option<Vec<String>>>,
     /// Whether it can be cancelled.
@@ -36,12 +36,12 @@ pub struct OperationStatus {
     /// When it began.
     #[serde(default)]
     pub created_at: String,
-    /// When it was told of last.
+    /// When its state last changed.
     #[serde(default)]
     pub updated_at: String,
 }
 
-/// Metadata may hold secrets, of websockets or tokens: they stay out of logs.
+/// Leaves out the metadata, which may hold secrets of websockets or tokens.
 impl fmt::Debug for OperationStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OperationStatus")
@@ -53,10 +53,10 @@ impl fmt::Debug for OperationStatus {
     }
 }
 
-/// How an operation stands.
+/// State of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It goes on.
+    /// It is still running.
     Running,
     /// It succeeded.
     Success,
@@ -66,21 +66,21 @@ pub enum Outcome {
     Cancelled,
 }
 
-/// How far an operation is, in as far as the server says.
+/// Progress of an operation, as far as the server reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Progress {
-    /// As the server puts it for people: `rootfs: 52.4MB (10.1MB/s)`.
+    /// The server's text for people: `rootfs: 52.4MB (10.1MB/s)`.
     pub text: String,
-    /// 0 to 100.
+    /// Percentage, 0 to 100.
     pub percent: Option<u8>,
-    /// Bytes so far.
+    /// Bytes processed so far.
     pub processed_bytes: Option<u64>,
-    /// Bytes a second.
+    /// Bytes per second.
     pub speed_bytes: Option<u64>,
 }
 
 impl OperationStatus {
-    /// How it stands.
+    /// Its state, from the status code.
     pub fn outcome(&self) -> Outcome {
         match self.status_code {
             200 => Outcome::Success,
@@ -89,7 +89,7 @@ impl OperationStatus {
             _ => Outcome::Running,
         }
     }
-    /// How far it is. Servers write a text under `<stage>_progress` and, for some work, numbers (as texts) under
+    /// Its progress. Servers write a text under `<stage>_progress` and, for some work, numbers (as strings) under
     /// `progress`.
     pub fn progress(&self) -> Option<Progress> {
         let map = self.metadata.as_object()?;
@@ -115,8 +115,8 @@ impl OperationStatus {
             speed_bytes: number("speed"),
         })
     }
-    /// The secrets of its websockets by their names: `control`, `fs`, … at the top for migrations, `0`, `1`, `2`,
-    /// `control` under `fds` for commands.
+    /// Secrets of its websockets by name: for migrations `control`, `fs`, … at the top level, for commands `0`, `1`, `2`
+    /// and `control` under `fds`.
     pub fn secrets(&self) -> BTreeMap<String, String> {
         let metadata = self.metadata.get("fds").unwrap_or(&self.metadata);
         metadata

@@ -1,9 +1,9 @@
-//! What a member has: `GET /1.0/resources`, as far as placement looks at it.
+//! Hardware resources of a member: `GET /1.0/resources`, with the fields that placement uses.
 
 use super::nullable;
 use serde::Deserialize;
 
-/// What a member has.
+/// Hardware resources of a member.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Resources {
     /// Processors.
@@ -12,10 +12,10 @@ pub struct Resources {
     /// Memory.
     #[serde(default)]
     pub memory: Memory,
-    /// How busy it is; servers without `resources_load` do not say.
+    /// Its load; none from servers without `resources_load`.
     #[serde(default)]
     pub load: Option<Load>,
-    /// What kind of machine it is.
+    /// Kind and maker of the machine.
     #[serde(default)]
     pub system: System,
 }
@@ -26,7 +26,7 @@ pub struct Resources {
 pub struct Cpu {
     /// Architecture.
     pub architecture: String,
-    /// Threads in all.
+    /// Number of hardware threads.
     pub total: u64,
     /// Sockets.
     #[serde(deserialize_with = "nullable")]
@@ -50,7 +50,7 @@ pub struct CpuSocket {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default)]
 pub struct CpuCore {
-    /// Number.
+    /// Number of the core in its socket.
     pub core: u64,
     /// Threads.
     #[serde(deserialize_with = "nullable")]
@@ -61,27 +61,27 @@ pub struct CpuCore {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default)]
 pub struct CpuThread {
-    /// As `limits.cpu` counts.
+    /// Id, as used in `limits.cpu`.
     pub id: i64,
-    /// Node it is on.
+    /// NUMA node it is on.
     pub numa_node: u64,
-    /// In use.
+    /// Whether it is online.
     pub online: bool,
-    /// Kept from the scheduler.
+    /// Whether it is isolated from the scheduler.
     pub isolated: bool,
 }
 
-/// Part of [`Resources`]; bytes, and numbers of huge pages.
+/// Part of [`Resources`]; bytes.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default)]
 pub struct Memory {
-    /// In all.
+    /// Total memory.
     pub total: u64,
-    /// In use, caches left out.
+    /// Memory in use, without caches.
     pub used: u64,
-    /// Bytes in huge pages.
+    /// Memory in huge pages.
     pub hugepages_total: u64,
-    /// Bytes of those in use.
+    /// Memory in huge pages that are in use.
     pub hugepages_used: u64,
     /// By NUMA node.
     #[serde(deserialize_with = "nullable")]
@@ -92,11 +92,11 @@ pub struct Memory {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default)]
 pub struct MemoryNode {
-    /// Number.
+    /// Number of the NUMA node.
     pub numa_node: u64,
-    /// Bytes.
+    /// Total memory in bytes.
     pub total: u64,
-    /// Bytes.
+    /// Memory in use, in bytes.
     pub used: u64,
 }
 
@@ -104,16 +104,16 @@ pub struct MemoryNode {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default)]
 pub struct Load {
-    /// Over one minute.
+    /// Load average over one minute.
     #[serde(rename = "Average1Min")]
     pub average_1_min: f64,
-    /// Over five minutes.
+    /// Load average over five minutes.
     #[serde(rename = "Average5Min")]
     pub average_5_min: f64,
-    /// Over ten minutes.
+    /// Load average over ten minutes.
     #[serde(rename = "Average10Min")]
     pub average_10_min: f64,
-    /// Processes.
+    /// Number of processes.
     #[serde(rename = "Processes")]
     pub processes: i64,
 }

@@ -1,4 +1,4 @@
-//! The server itself, and what it keeps that belongs to nothing else.
+//! The server itself, projects, profiles, certificates and warnings.
 
 use super::{Config, Devices, config, nullable};
 use serde::{Deserialize, Serialize};
@@ -10,19 +10,19 @@ pub struct Server {
     /// Settings.
     #[serde(default, deserialize_with = "config")]
     pub config: Config,
-    /// What it can do.
+    /// Its API extensions.
     #[serde(default, deserialize_with = "nullable")]
     pub api_extensions: Vec<String>,
     /// `trusted` or `untrusted`.
     #[serde(default)]
     pub auth: String,
-    /// What it runs on; absent for strangers.
+    /// Its environment; empty for untrusted clients.
     #[serde(default)]
     pub environment: Environment,
 }
 
 impl Server {
-    /// Whether it can do this.
+    /// Whether it has this API extension.
     pub fn has(&self, extension: &str) -> bool {
         self.api_extensions.iter().any(|e| e == extension)
     }
@@ -31,37 +31,37 @@ impl Server {
 /// Part of [`Server`].
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 pub struct Environment {
-    /// Addresses it is reached at, `address:port`.
+    /// Addresses it listens on, `address:port`.
     #[serde(default, deserialize_with = "nullable")]
     pub addresses: Vec<String>,
     /// Architectures it runs, the native one first.
     #[serde(default, deserialize_with = "nullable")]
     pub architectures: Vec<String>,
-    /// What it runs instances with: `lxc`, `qemu`, or `lxc | qemu`.
+    /// Instance drivers: `lxc`, `qemu`, or `lxc | qemu`.
     #[serde(default)]
     pub driver: String,
-    /// PEM.
+    /// Its certificate, PEM.
     #[serde(default)]
     pub certificate: String,
-    /// SHA-256 of it, hexadecimal.
+    /// SHA-256 of the certificate, hexadecimal.
     #[serde(default)]
     pub certificate_fingerprint: String,
-    /// Version of the kernel.
+    /// Kernel version.
     #[serde(default)]
     pub kernel_version: String,
     /// `incus` or `lxd`.
     #[serde(default)]
     pub server: String,
-    /// A member of a cluster.
+    /// Whether it is a member of a cluster.
     #[serde(default)]
     pub server_clustered: bool,
-    /// Name as member.
+    /// Its name as a member.
     #[serde(default)]
     pub server_name: String,
-    /// Process of its daemon: another one after a restart. 0: not told.
+    /// Process id of its daemon, which changes with a restart; 0 if not reported.
     #[serde(default)]
     pub server_pid: i64,
-    /// Version.
+    /// Version of the engine.
     #[serde(default)]
     pub server_version: String,
 }
@@ -71,30 +71,30 @@ pub struct Environment {
 pub struct Project {
     /// Its name.
     pub name: String,
-    /// For people.
+    /// Free-text description.
     #[serde(default)]
     pub description: String,
     /// Settings.
     #[serde(default, deserialize_with = "config")]
     pub config: Config,
-    /// Paths of what is in it.
+    /// API paths of the objects in it.
     #[serde(default, deserialize_with = "nullable")]
     pub used_by: Vec<String>,
 }
 
 impl Project {
-    /// What a `PUT` changes.
+    /// The fields a `PUT` can change.
     pub fn writable(&self) -> ProjectPut {
         ProjectPut { config: self.config.clone(), description: self.description.clone() }
     }
 }
 
-/// What can be changed of a [`Project`].
+/// The fields of [`Project`] that a `PUT` can change.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ProjectPut {
     /// Settings.
     pub config: Config,
-    /// For people.
+    /// Free-text description.
     pub description: String,
 }
 
@@ -110,9 +110,9 @@ pub struct ProjectState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ProjectUsage {
-    /// How much there may be; -1: no limit.
+    /// The limit; -1 if there is none.
     pub limit: i64,
-    /// How much there is.
+    /// The current usage.
     pub usage: i64,
 }
 
@@ -121,7 +121,7 @@ pub struct ProjectUsage {
 pub struct Profile {
     /// Its name.
     pub name: String,
-    /// For people.
+    /// Free-text description.
     #[serde(default)]
     pub description: String,
     /// Settings.
@@ -130,13 +130,13 @@ pub struct Profile {
     /// Devices.
     #[serde(default, deserialize_with = "nullable")]
     pub devices: Devices,
-    /// Paths of the instances that have it.
+    /// API paths of the instances that use it.
     #[serde(default, deserialize_with = "nullable")]
     pub used_by: Vec<String>,
 }
 
 impl Profile {
-    /// What a `PUT` changes.
+    /// The fields a `PUT` can change.
     pub fn writable(&self) -> ProfilePut {
         ProfilePut {
             config: self.config.clone(),
@@ -146,12 +146,12 @@ impl Profile {
     }
 }
 
-/// What can be changed of a [`Profile`].
+/// The fields of [`Profile`] that a `PUT` can change.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ProfilePut {
     /// Settings.
     pub config: Config,
-    /// For people.
+    /// Free-text description.
     pub description: String,
     /// Devices.
     pub devices: Devices,
@@ -167,12 +167,12 @@ pub struct Certificate {
     /// `client`, `server`, `metrics`.
     #[serde(rename = "type", default)]
     pub kind: String,
-    /// PEM.
+    /// The certificate, PEM.
     #[serde(default)]
     pub certificate: String,
 }
 
-/// Something the server warns of.
+/// A warning of the server.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Warning {
     /// UUID.
@@ -183,28 +183,28 @@ pub struct Warning {
     /// `low`, `moderate`, `high`.
     #[serde(default)]
     pub severity: String,
-    /// What is wrong, as a kind: `Offline cluster member`.
+    /// Kind of the warning: `Offline cluster member`.
     #[serde(rename = "type", default)]
     pub kind: String,
-    /// What was said last.
+    /// The latest message.
     #[serde(default)]
     pub last_message: String,
-    /// How often.
+    /// How often it occurred.
     #[serde(default)]
     pub count: i64,
-    /// Member that says so; empty: all.
+    /// Member it comes from; empty for all members.
     #[serde(default)]
     pub location: String,
     /// Project.
     #[serde(default)]
     pub project: String,
-    /// Path of what it is about.
+    /// API path of the object it is about.
     #[serde(default)]
     pub entity_url: String,
-    /// First time.
+    /// When it first occurred.
     #[serde(default)]
     pub first_seen_at: String,
-    /// Last time.
+    /// When it last occurred.
     #[serde(default)]
     pub last_seen_at: String,
 }

@@ -13,41 +13,41 @@ pub struct StoragePool {
     /// Settings.
     #[serde(default, deserialize_with = "config")]
     pub config: Config,
-    /// For people.
+    /// Free-text description.
     #[serde(default)]
     pub description: String,
     /// `Created`, `Pending`, `Errored`.
     #[serde(default)]
     pub status: String,
-    /// Paths of what uses it.
+    /// API paths of the objects that use it.
     #[serde(default, deserialize_with = "nullable")]
     pub used_by: Vec<String>,
-    /// Members it is on; none when not clustered.
+    /// Members it is on; empty when not clustered.
     #[serde(default, deserialize_with = "nullable")]
     pub locations: Vec<String>,
 }
 
 impl StoragePool {
-    /// What a `PUT` changes.
+    /// The fields a `PUT` can change.
     pub fn writable(&self) -> StoragePoolPut {
         StoragePoolPut { config: self.config.clone(), description: self.description.clone() }
     }
 }
 
-/// What can be changed of a [`StoragePool`].
+/// The fields of [`StoragePool`] that a `PUT` can change.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct StoragePoolPut {
     /// Settings.
     pub config: Config,
-    /// For people.
+    /// Free-text description.
     pub description: String,
 }
 
-/// `GET /1.0/storage-pools/NAME/resources`: of one member.
+/// `GET /1.0/storage-pools/NAME/resources`: the space on one member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(default)]
 pub struct StorageSpace {
-    /// Bytes.
+    /// Space in bytes.
     pub space: Amount,
     /// Inodes; zero where the driver has none.
     pub inodes: Amount,
@@ -57,16 +57,16 @@ pub struct StorageSpace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(default)]
 pub struct Amount {
-    /// In use.
+    /// Amount in use.
     pub used: u64,
-    /// In all.
+    /// Total amount.
     pub total: u64,
 }
 
 /// A volume of a pool.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 pub struct Volume {
-    /// Its name; `instance/snapshot` for one of a snapshot.
+    /// Its name; `instance/snapshot` for the volume of a snapshot.
     pub name: String,
     /// `container`, `virtual-machine`, `image`, `custom`.
     #[serde(rename = "type", default)]
@@ -77,40 +77,40 @@ pub struct Volume {
     /// Settings.
     #[serde(default, deserialize_with = "config")]
     pub config: Config,
-    /// For people.
+    /// Free-text description.
     #[serde(default)]
     pub description: String,
     /// Member it is on; `none` when not clustered, empty on shared storage.
     #[serde(default)]
     pub location: String,
-    /// Project; old servers do not say.
+    /// Its project; empty on old servers.
     #[serde(default)]
     pub project: String,
-    /// Paths of what uses it.
+    /// API paths of the objects that use it.
     #[serde(default, deserialize_with = "nullable")]
     pub used_by: Vec<String>,
 }
 
 impl Volume {
-    /// What a `PUT` changes.
+    /// The fields a `PUT` can change.
     pub fn writable(&self) -> VolumePut {
         VolumePut { config: self.config.clone(), description: self.description.clone() }
     }
 }
 
-/// What can be changed of a [`Volume`].
+/// The fields of [`Volume`] that a `PUT` can change.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct VolumePut {
     /// Settings.
     pub config: Config,
-    /// For people.
+    /// Free-text description.
     pub description: String,
 }
 
 /// `GET …/volumes/TYPE/NAME/state`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct VolumeState {
-    /// Space; none where the driver does not count.
+    /// Space in bytes; none if the driver does not measure it.
     #[serde(default)]
     pub usage: Option<Amount>,
 }
