@@ -1,17 +1,17 @@
 //! Events of a server, over a websocket that is reopened when it breaks.
 //!
 //! A server sends events only to current subscribers, so the order matters: subscribe, then list, then act. Events may
-//! be lost while the connection is broken; [`Told::Reconnected`] reports this, and the caller must list again.
+//! be lost while the connection is broken; [`Delivery::Reconnected`] reports this, and the caller must list again.
 //!
 //! ```no_run
 //! # async fn example(client: stead_incus::Client) -> Result<(), stead_incus::Error> {
-//! use stead_incus::{EventFilter, Told};
+//! use stead_incus::{EventFilter, Delivery};
 //! let mut events = client.events(EventFilter::lifecycle()).await?;
 //! let mut instances = client.instances().await?;
 //! loop {
 //!     match events.next().await? {
-//!         Told::Event(event) => println!("{:?}", event.lifecycle().map(|l| l.action)),
-//!         Told::Reconnected => instances = client.instances().await?,
+//!         Delivery::Event(event) => println!("{:?}", event.lifecycle().map(|l| l.action)),
+//!         Delivery::Reconnected => instances = client.instances().await?,
 //!     }
 //! #   drop(instances); return Ok(());
 //! }
@@ -67,7 +67,7 @@ impl EventFilter {
 
 /// What [`Events::next`] returns.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Told {
+pub enum Delivery {
     /// The next event.
     Event(Box<Event>),
     /// The connection broke and was reopened. Events in between are lost: list again.
@@ -98,11 +98,11 @@ impl Events {
     /// # Errors
     /// The server was unreachable for as long as the filter's patience, or it refused. [`Error::Shape`] for an event
     /// that cannot be parsed; later events can still be read.
-    pub async fn next(&mut self) -> Result<Told, Error> {
+    pub async fn next(&mut self) -> Result<Delivery, Error> {
         loop {
             let Some(socket) = &mut self.socket else {
                 self.reconnect().await?;
-                return Ok(Told::Reconnected);
+                return Ok(Delivery::Reconnected);
             };
             match timeout(SILENCE, socket.next()).await {
                 Ok(Some(Ok(Message::Text(text)))) => return self.read(text.as_bytes()),
@@ -114,9 +114,9 @@ impl Events {
         }
     }
 
-    fn read(&self, json: &[u8]) -> Result<Told, Error> {
+    fn read(&self, json: &[u8]) -> Result<Delivery, Error> {
         parse(json)
-            .map(|event| Told::Event(Box::new(event)))
+            .map(|event| Delivery::Event(Box::new(event)))
             .map_err(|source| Error::Shape { request: self.request.to_string(), source })
     }
 

@@ -49,7 +49,7 @@ pub use client::{Client, Operation};
 pub use dialect::Dialect;
 pub use envelope::Envelope;
 pub use error::Error;
-pub use events::{EventFilter, Events, Told};
+pub use events::{Delivery, EventFilter, Events};
 pub use exec::{Exec, ExecDone};
 pub use feature::Feature;
 pub use request::{Body, ETag, Part, Request, Source, Tagged};

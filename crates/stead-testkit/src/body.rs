@@ -5,7 +5,7 @@
 use crate::image::TinyImage;
 use std::{collections::BTreeSet, time::Duration};
 use stead_incus::{
-    Client, Dialect, ETag, Error, EventFilter, Feature, Operation, Scope, Tagged, Told,
+    Client, Delivery, Dialect, ETag, Error, EventFilter, Feature, Operation, Scope, Tagged,
     client::Moved,
     requests::{
         cluster, images,
@@ -490,8 +490,8 @@ pub async fn operations_and_events(env: &Env) {
 
     let (mut ended, mut created) = (false, false);
     while !(ended && created) {
-        let told = tokio::time::timeout(SOON, events.next()).await.expect("the events of it").unwrap();
-        let Told::Event(event) = told else { panic!("the connection broke") };
+        let delivery = tokio::time::timeout(SOON, events.next()).await.expect("the events of it").unwrap();
+        let Delivery::Event(event) = delivery else { panic!("the connection broke") };
         if let Some(o) = event.operation()
             && o.id == id
         {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 use stead_incus::{
-    Dialect, Error, EventFilter, Feature, Told,
+    Delivery, Dialect, Error, EventFilter, Feature,
     client::Moved,
     requests::{
         cluster::{EvacuationMode, MemberAction},
@@ -176,9 +176,9 @@ async fn events_say_when_something_may_have_been_missed() {
     let mut events = c.events(EventFilter::lifecycle()).await.unwrap();
     fake.halt();
     fake.resume();
-    assert_eq!(events.next().await.unwrap(), Told::Reconnected);
+    assert_eq!(events.next().await.unwrap(), Delivery::Reconnected);
     c.set_instance_state("default", "c1", StateAction::Stop, SOON).await.unwrap();
-    let Told::Event(event) = events.next().await.unwrap() else { panic!("no event") };
+    let Delivery::Event(event) = events.next().await.unwrap() else { panic!("no event") };
     assert_eq!(event.lifecycle().unwrap().action, "instance-shutdown");
 }
 

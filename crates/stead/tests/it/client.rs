@@ -4,7 +4,7 @@
 use crate::common::{World, eventually};
 use crate::engine::{client, copies, real, unix_client};
 use std::time::Duration;
-use stead_incus::{Client, Dialect, Error, EventFilter, Told, requests::instances};
+use stead_incus::{Client, Delivery, Dialect, Error, EventFilter, requests::instances};
 use stead_testkit::{body, body::Env, image};
 
 fn cluster_file(name: &str, image: &str, network: u8, nodes: u8) -> String {
@@ -71,7 +71,7 @@ fn restarted(w: &World, runtime: &tokio::runtime::Runtime, env: &Env, cluster: &
         Error::OutcomeUnknown { interrupted, .. } => assert!(interrupted),
         other => panic!("{other:?}"),
     }
-    assert_eq!(runtime.block_on(events.next()).unwrap(), Told::Reconnected);
+    assert_eq!(runtime.block_on(events.next()).unwrap(), Delivery::Reconnected);
     eventually("the restarted server takes the client's requests", Duration::from_secs(60), || {
         runtime.block_on(c.members()).is_ok_and(|m| m.iter().all(|m| m.status == "Online"))
     });
