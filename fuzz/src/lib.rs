@@ -1,4 +1,4 @@
-//! The fuzz targets' functions: each takes any bytes, must return, and asserts what must hold of what it read.
+//! The functions of the fuzz targets: each accepts any bytes, must return, and asserts properties of the parsed value.
 
 use bytes::BytesMut;
 use std::{
@@ -62,8 +62,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("tar_overlay", tar_overlay),
 ];
 
-/// A policy, a line `---` and a snapshot are refused; or, when the cluster is small, its plan passes the checker, a plan
-/// after the plan is empty, and new instances like those that are there find a place or a reason.
+/// A policy, a line `---` and a snapshot. They are refused, or (for a small cluster) the plan passes the checker, a second
+/// plan is empty, and copies of the instances get a member or a reason.
 pub fn placement(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Some((policy, snapshot)) = text.split_once("\n---\n") else { return };
@@ -78,13 +78,13 @@ pub fn placement(data: &[u8]) {
     if snapshot.members.len() > 6 || snapshot.instances.len() > 12 {
         return;
     }
-    let made = plan(&snapshot, &policy).expect("a snapshot that was read is sound");
+    let made = plan(&snapshot, &policy).expect("a parsed snapshot is consistent");
     if let Err(faults) = check(&snapshot, &policy, &made) {
         panic!("{faults:?}");
     }
     let after = snapshot.with_moves(made.moves.iter().map(|m| (&m.instance, &m.to)));
-    let again = plan(&after, &policy).expect("a snapshot after a plan is sound");
-    assert!(again.moves.is_empty() || policy.max_moves.is_some(), "there is more to do after a plan");
+    let again = plan(&after, &policy).expect("a snapshot after a plan is consistent");
+    assert!(again.moves.is_empty() || policy.max_moves.is_some(), "a second plan is not empty");
     let mut batch: Vec<_> = snapshot.instances.into_iter().map(|i| i.workload).collect();
     batch.iter_mut().for_each(|w| w.id.name.insert_str(0, "new-"));
     if let Ok(placed) = place(&after, &policy, &batch) {
@@ -93,7 +93,7 @@ pub fn placement(data: &[u8]) {
     }
 }
 
-/// A recipe is refused, or reads the same again from what it is written as.
+/// A recipe is refused, or round-trips through JSON.
 pub fn recipe(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match Recipe::from_yaml("recipe.yaml", text) {
@@ -106,7 +106,7 @@ pub fn recipe(data: &[u8]) {
     }
 }
 
-/// A cluster file is refused, or its nodes have names, hardware addresses and addresses of their own.
+/// A cluster file is refused, or each of its nodes has a name and unique hardware addresses.
 pub fn cluster_file(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match ClusterSpec::from_yaml("cluster.yaml", text) {
@@ -117,13 +117,13 @@ pub fn cluster_file(data: &[u8]) {
             let all = macs.len();
             macs.sort();
             macs.dedup();
-            assert_eq!(macs.len(), all, "a hardware address was given twice");
+            assert_eq!(macs.len(), all, "two interfaces have the same hardware address");
         }
         Err(error) => assert!(error.to_string().starts_with("cluster.yaml")),
     }
 }
 
-/// A node spec is refused, or reads the same again from what it is written as.
+/// A node spec is refused, or round-trips through JSON.
 pub fn node_spec(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match NodeSpec::from_json("node.json", text) {
@@ -136,7 +136,7 @@ pub fn node_spec(data: &[u8]) {
     }
 }
 
-/// The frames of an exec stream mean the same however they are cut up on their way, and what is read can be written.
+/// The frames of an exec stream do not depend on how the stream is cut into pieces, and they round-trip.
 pub fn agent_frames(data: &[u8]) {
     let whole = frames(data, data.len().max(1));
     let cut = data.first().map_or(1, |n| usize::from(*n) % 7 + 1);
@@ -151,7 +151,7 @@ pub fn agent_frames(data: &[u8]) {
     }
 }
 
-/// The frames in a stream that comes in pieces, and the error that ends it.
+/// Decodes a stream in pieces; returns its frames and the error that ends it, if any.
 fn frames(data: &[u8], piece: usize) -> (Vec<Frame>, Option<String>) {
     let (mut buffer, mut frames) = (BytesMut::new(), Vec::new());
     for piece in data.chunks(piece) {
@@ -167,7 +167,7 @@ fn frames(data: &[u8], piece: usize) -> (Vec<Frame>, Option<String>) {
     (frames, None)
 }
 
-/// A request of the agent API: the line `METHOD PATH`, then the body. What is taken keeps the API's promises.
+/// A request of the agent API: the line `METHOD PATH`, then the body. Accepted paths are absolute and bodies round-trip.
 pub fn agent_requests(data: &[u8]) {
     let mut parts = data.splitn(2, |b| *b == b'\n');
     let line = parts.next().unwrap_or_default();
@@ -177,7 +177,7 @@ pub fn agent_requests(data: &[u8]) {
     let Ok(asked) = route(method, path) else { return };
     match asked {
         Route::GetFiles { path } | Route::PutFiles { path } => {
-            assert!(path.starts_with('/') && !path.contains('\0'), "{path:?} was taken");
+            assert!(path.starts_with('/') && !path.contains('\0'), "{path:?} was accepted");
         }
         Route::JoinToken => read::<agent::JoinTokenRequest>(body),
         Route::Join => read::<agent::JoinRequest>(body),
@@ -189,21 +189,21 @@ pub fn agent_requests(data: &[u8]) {
     }
 }
 
-/// A body is refused, or reads the same again from what it is written as.
+/// A body is refused, or round-trips through JSON.
 fn read<T: serde::de::DeserializeOwned + serde::Serialize + PartialEq + std::fmt::Debug>(body: &[u8]) {
     let Ok(value) = serde_json::from_slice::<T>(body) else { return };
     let json = serde_json::to_vec(&value).expect("a message can be written");
     assert_eq!(value, serde_json::from_slice::<T>(&json).expect("a written message can be read"));
 }
 
-/// A tar sent to a node is unpacked below the directory it is meant for, or refused; nothing appears beside it.
+/// A tar sent to a node is refused, or unpacked below its target directory; no file appears outside of it.
 pub fn agent_files(data: &[u8]) {
     let outside = tempfile::tempdir().expect("a temporary directory");
     let inside = outside.path().join("inside");
     fs::create_dir(&inside).expect("a directory in it");
     let target = unpack::Target::open(inside).expect("the directory can be opened");
     let _ = target.unpack(&mut &*data);
-    assert_eq!(names(outside.path()), ["inside"], "an entry got out");
+    assert_eq!(names(outside.path()), ["inside"], "an entry was written outside the directory");
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -211,7 +211,7 @@ fn names(dir: &Path) -> Vec<String> {
     entries.map(|e| e.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// An overlay's tar is refused, or each of its entries stays below the root and is no device.
+/// An overlay's tar is refused, or each of its entries stays below the root and is not a device.
 pub fn tar_overlay(data: &[u8]) {
     for policy in [TarPolicy::OVERLAY, TarPolicy::BASE, TarPolicy::OCI] {
         let _ = walk(data, &policy, |entry, contents| {
@@ -225,9 +225,9 @@ pub fn tar_overlay(data: &[u8]) {
     }
 }
 
-/// Compressed data is refused, or unpacks to the same bytes however it is read.
+/// Compressed data is refused, or unpacks to bytes that do not depend on the size of the reads.
 pub fn compressed(data: &[u8]) {
-    /// A few bytes may unpack to very many.
+    /// Limit on the unpacked length: a few bytes may unpack to very many.
     const MOST: u64 = 4 << 20;
     let unpacked = |piece: usize| -> io::Result<Vec<u8>> {
         let mut reader = decompressed(io::Cursor::new(data.to_vec()))?.take(MOST);
@@ -246,7 +246,7 @@ pub fn compressed(data: &[u8]) {
     }
 }
 
-/// A file of an image that is searched for private keys: one that is found is found behind other lines too.
+/// A file of an image, searched for private keys: a key is also found after other lines.
 pub fn private_keys(data: &[u8]) {
     if let Some(kind) = secrets::private_key(data)
         && kind != "PuTTY"
@@ -256,8 +256,8 @@ pub fn private_keys(data: &[u8]) {
     }
 }
 
-/// The JSON documents of an OCI layout, or of a Docker archive, with lines `---` between them: the first is the index, the
-/// others are found by a descriptor's size. None or one image is chosen, whatever its documents say.
+/// The JSON documents of an OCI layout or a Docker archive, separated by lines `---`: the first is the index, a
+/// descriptor's size selects among the others. At most one image is chosen.
 pub fn oci_layout(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let documents: Vec<&[u8]> = text.split("\n---\n").map(str::as_bytes).collect();
@@ -282,10 +282,10 @@ pub fn oci_layout(data: &[u8]) {
     }
 }
 
-/// An answer of an engine, or a token out of one, is refused or understood.
+/// An answer of an engine, or a token from one, is refused or parsed.
 pub fn engine_envelope(data: &[u8]) {
     if let Ok(Envelope::Async { operation, .. }) = envelope::parse(data) {
-        assert!(!operation.is_empty(), "an operation without a name was taken");
+        assert!(!operation.is_empty(), "an operation without a path was accepted");
     }
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(token) = JoinToken::decode(text) {
@@ -296,7 +296,7 @@ pub fn engine_envelope(data: &[u8]) {
     }
 }
 
-/// A document of OpenNebula is refused, or everything in it that becomes a path, a name or an argument is harmless.
+/// A document of OpenNebula is refused, or every path, name and argument from it is harmless.
 pub fn one_document(data: &[u8]) {
     let Ok(text) = payload::decode(data.to_vec()) else { return };
     let _ = disks::fstab::parse(&text);
@@ -322,7 +322,7 @@ pub fn one_document(data: &[u8]) {
     }
 }
 
-/// The driver's configuration is refused, or its values are within bounds.
+/// The OpenNebula driver's configuration is refused, or its values are within bounds.
 pub fn one_lxdrc(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match lxdrc::parse("lxdrc", text) {
@@ -334,14 +334,14 @@ pub fn one_lxdrc(data: &[u8]) {
     }
 }
 
-/// RAW is refused, or is settings.
+/// A template's RAW text is refused or parsed as settings.
 pub fn one_raw(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let _ = raw::parse(text);
 }
 
-/// An object of an engine: the line with its kind, then its JSON. It is refused, or what a `PUT` would send of it can be
-/// written.
+/// An object of an engine: the line with its kind, then its JSON. It is refused, or the body of a `PUT` of it can be
+/// serialised.
 pub fn engine_objects(data: &[u8]) {
     let mut parts = data.splitn(2, |b| *b == b'\n');
     let kind = parts.next().unwrap_or_default();
@@ -387,7 +387,7 @@ pub fn engine_objects(data: &[u8]) {
     }
 }
 
-/// An operation of an engine is refused, or its progress and secrets can be told.
+/// An operation of an engine is refused, or its progress and secrets can be read.
 pub fn engine_operations(data: &[u8]) {
     let Ok(operation) = serde_json::from_slice::<OperationStatus>(data) else { return };
     let _ = operation.outcome();
@@ -399,7 +399,7 @@ pub fn engine_operations(data: &[u8]) {
     }
 }
 
-/// A websocket's bytes from the server on, with events in its messages. Each event is refused or of one kind only.
+/// The bytes a server sends on a websocket, with events as messages. Each event is refused or has a single kind.
 pub fn engine_events(data: &[u8]) {
     let config = WebSocketConfig::default().max_message_size(Some(1 << 16)).max_frame_size(Some(1 << 16));
     let mut socket = WebSocket::from_raw_socket(OneWay(data), Role::Client, Some(config));
@@ -420,7 +420,7 @@ fn event(json: &[u8]) {
     assert!(event.lifecycle().is_none() || event.kind == EventKind::Lifecycle);
 }
 
-/// What is read comes from the bytes, what is written goes nowhere.
+/// A stream that reads from the bytes and discards all writes.
 struct OneWay<'d>(&'d [u8]);
 
 impl Read for OneWay<'_> {
@@ -437,7 +437,7 @@ impl Write for OneWay<'_> {
     }
 }
 
-/// A text of measurements is refused, with the line that is wrong, or every line of it is a measurement or a comment.
+/// A metrics text is refused with the number of the bad line, or each of its lines is a sample or a comment.
 pub fn engine_metrics(data: &[u8]) {
     let lines = data.split(|b| *b == b'\n').count();
     match metrics::parse(data) {
@@ -450,8 +450,8 @@ pub fn engine_metrics(data: &[u8]) {
     }
 }
 
-/// A table of mounts: no line becomes two mounts, nothing in a mount comes from elsewhere, and a path on a mount is found
-/// to be on it or on one below it.
+/// A mount table: each line gives at most one mount, a mount's fields come from its line, and the mount that holds a mount
+/// point is mounted there.
 pub fn mountinfo(data: &[u8]) {
     let mounts = mountinfo::parse(data);
     assert!(mounts.len() <= data.split(|b| *b == b'\n').count());
@@ -462,7 +462,7 @@ pub fn mountinfo(data: &[u8]) {
     }
 }
 
-/// Lines from QEMU. An event has a name, and a refusal is no answer.
+/// Lines from QEMU's machine protocol. The fields of events and errors come from the line.
 pub fn qmp(data: &[u8]) {
     for line in data.split(|b| *b == b'\n') {
         match qmp::parse(line) {

@@ -1,6 +1,6 @@
-//! State files: written whole or not at all, readable by root only, guarded by locks that end with their process.
+//! State files: written atomically, private to their owner, guarded by locks that end with the process that holds them.
 //!
-//! Owns how a file gets its content and what a lock means. Does not own what is in the files, or where they are.
+//! Owns atomic writes and the meaning of locks. Does not own the contents or the paths of files.
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
@@ -12,19 +12,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Pause between two tries for a lock.
+/// Pause between two attempts to take a lock.
 const LOCK_POLL: Duration = Duration::from_millis(5);
 
-/// Whether a file must outlive a power cut.
+/// Whether a file must survive a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// It is what others go by later: on the disk before it gets its name.
+    /// Others rely on it later: its content is on the disk before it gets its name.
     Durable,
-    /// It is believed only while a lock is held, and no lock outlives a power cut.
+    /// It is valid only while a lock is held, and no lock survives a power cut.
     Volatile,
 }
 
-/// Makes a directory and those above it, for root only.
+/// Creates a directory and its parents with mode 0700.
 ///
 /// # Errors
 /// As mkdir(2).
@@ -32,18 +32,18 @@ pub fn private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// Writes a file whole, mode 0600: whoever reads sees the old content or the new.
+/// Writes a file atomically with mode 0600: readers see the old content or the new.
 ///
 /// # Errors
-/// Any step fails; the old content is then still there.
+/// A step failed; the file then still has its old content.
 pub fn write(path: &Path, content: &[u8], durability: Durability) -> io::Result<()> {
     write_by_way_of(parent(path), path, content, 0o600, durability)
 }
 
-/// As [`write`], by way of a temporary file in `directory`, which must be of the same filesystem, and with this mode.
+/// As [`write`], with a temporary file in `directory`, which must be on the same filesystem, and with the given mode.
 ///
 /// # Errors
-/// As there.
+/// As [`write`].
 pub fn write_by_way_of(
     directory: &Path,
     path: &Path,
@@ -64,7 +64,7 @@ pub fn write_by_way_of(
     Ok(())
 }
 
-/// Has the names in a directory outlive a power cut.
+/// Makes the names in a directory survive a power cut.
 ///
 /// # Errors
 /// As fsync(2).
@@ -76,28 +76,28 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Writes a value as JSON, as [`write`].
+/// Writes a value as JSON with [`write`].
 ///
 /// # Errors
-/// As there.
+/// As [`write`].
 pub fn write_json<T: Serialize>(path: &Path, value: &T, durability: Durability) -> io::Result<()> {
     write(path, &to_json(value)?, durability)
 }
 
-/// A value as the text of a state file: JSON for people, with a newline at its end.
+/// A value as the text of a state file: indented JSON with a newline at the end.
 ///
 /// # Errors
-/// It cannot be JSON.
+/// The value cannot be serialised.
 pub fn to_json<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     let mut json = serde_json::to_vec_pretty(value)?;
     json.push(b'\n');
     Ok(json)
 }
 
-/// Reads JSON back; `None` when there is no such file.
+/// Reads a JSON file; `None` if it does not exist.
 ///
 /// # Errors
-/// It cannot be read; [`io::ErrorKind::InvalidData`] when it is damaged.
+/// The file cannot be read; [`io::ErrorKind::InvalidData`] if it is not valid.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match fs::read(path) {
         Ok(text) => {
@@ -108,7 +108,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     }
 }
 
-/// The last `max` bytes of a file as text; nothing when it cannot be read.
+/// The last `max` bytes of a file as text; empty if it cannot be read.
 pub fn tail(path: &Path, max: u64) -> String {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
@@ -121,12 +121,12 @@ pub fn tail(path: &Path, max: u64) -> String {
     String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
 }
 
-/// An exclusive lock on a file, made when missing; free again when this is dropped or its process is gone.
+/// An exclusive lock on a file, which is created if missing. Released when this is dropped or the process ends.
 #[derive(Debug)]
 pub struct Lock(#[allow(dead_code)] File);
 
 impl Lock {
-    /// Takes it, or answers `None` when somebody else holds it for as long as `patience`.
+    /// Takes the lock; `None` if another process holds it for longer than `patience`.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -146,7 +146,7 @@ impl Lock {
         }
     }
 
-    /// Waits for it, however long.
+    /// Waits for the lock without a time limit.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -161,7 +161,7 @@ impl Lock {
         }
     }
 
-    /// Whether somebody holds it.
+    /// Whether the lock is held.
     pub fn is_held(path: &Path) -> bool {
         let Ok(file) = File::open(path) else { return false };
         matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK))
@@ -189,7 +189,7 @@ mod tests {
         write_by_way_of(dir.path(), &path, b"{", 0o444, Durability::Volatile).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o444);
         assert_eq!(read_json::<u8>(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        // Nothing else is left beside it, also not by a write that failed.
+        // No write leaves a temporary file behind, not even a failed one.
         assert!(write(&dir.path().join("no/such/file"), b"", Durability::Durable).is_err());
         fs::create_dir(dir.path().join("taken")).unwrap();
         assert!(write(&dir.path().join("taken"), b"", Durability::Durable).is_err());

@@ -16,16 +16,16 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-/// The most nodes one cluster file may ask for: one /24's worth, as xcluster.
+/// Limit on the nodes of a cluster file: one /24's worth, as in xcluster.
 pub const MAX_NODES: u32 = 250;
 
-/// What runs on the nodes.
+/// Kind of the engine that runs on the nodes.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema, Default,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
-    /// Nothing.
+    /// No engine.
     #[default]
     None,
     /// Incus.
@@ -65,19 +65,19 @@ impl fmt::Display for Backend {
     }
 }
 
-/// The backend a cluster file asks for: `auto`, or one by name.
+/// The backend chosen in a cluster file: `auto`, or a backend's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema, Default, Hash)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendChoice {
-    /// The best that works here; `stead doctor` says which and why.
+    /// The best backend that works on this host; `stead doctor` says which one and why.
     #[default]
     Auto,
-    /// This one.
+    /// A backend by name.
     #[serde(untagged)]
     Fixed(Backend),
 }
 impl BackendChoice {
-    /// The backend, where `auto` means this one.
+    /// The chosen backend, or `auto` if the choice is automatic.
     pub fn or(self, auto: Backend) -> Backend {
         match self {
             Self::Auto => auto,
@@ -95,7 +95,7 @@ impl fmt::Display for BackendChoice {
         self.serialize(f)
     }
 }
-/// By hand: an untagged variant would answer an unknown word without saying which words there are.
+/// Implemented by hand: the error of a derived untagged variant would not list the valid names.
 impl<'de> Deserialize<'de> for BackendChoice {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let word = String::deserialize(d)?;
@@ -115,16 +115,15 @@ pub struct ClusterSpec {
     pub name: ClusterName,
     /// Image the nodes boot: a name in the store.
     pub image: ImageName,
-    /// How many (named node1, node2, …), or a list.
+    /// Number of nodes (named node1, node2, …), or a list of them.
     pub nodes: Nodes,
-    /// What each machine gets.
+    /// Resources of each machine.
     #[serde(default)]
     pub machine: MachineDefaults,
-    /// Networks; one named `lan` with its own private prefixes when absent. The first is the one agents, engine and
-    /// instances use.
+    /// Networks; if absent, one named `lan` with private prefixes. Agents, engine and instances use the first network.
     #[serde(default)]
     pub networks: Vec<Network>,
-    /// The engine; the image's own when absent.
+    /// The engine; if absent, the image's.
     #[serde(default)]
     pub engine: Option<Engine>,
     /// Overlays put over the image at boot, in order.
@@ -133,21 +132,21 @@ pub struct ClusterSpec {
     /// Kernel parameters on every node.
     #[serde(default)]
     pub sysctl: BTreeMap<String, Scalar>,
-    /// Services on every node besides the image's.
+    /// Services on every node, in addition to the image's.
     #[serde(default)]
     pub services: Vec<Service>,
-    /// Ports of nodes on this host: `127.0.0.1:8443:node1:8443`.
+    /// Ports of nodes published on this host: `127.0.0.1:8443:node1:8443`.
     #[serde(default)]
     pub publish: Vec<Publish>,
 }
 
-/// A number of nodes or a list of them.
+/// A number of nodes, or a list of them.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Nodes {
-    /// node1 … nodeN.
+    /// A number of nodes, named node1 … nodeN.
     Count(u32),
-    /// Named, with overrides.
+    /// Named nodes with overrides.
     List(Vec<NodeEntry>),
 }
 
@@ -170,44 +169,44 @@ pub struct NodeEntry {
     /// Overrides of the cluster's `machine`, key by key.
     #[serde(default)]
     pub machine: MachineDefaults,
-    /// Overlays besides the cluster's.
+    /// Overlays, in addition to the cluster's.
     #[serde(default)]
     pub overlays: Vec<OverlaySource>,
-    /// Fixed addresses on the first network instead of the computed ones.
+    /// Fixed addresses on the first network, instead of the computed ones.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
 }
 
-/// What a machine gets. Every key may be left out.
+/// Resources of a machine. Every key may be left out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub struct MachineDefaults {
     /// `auto` or a backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<BackendChoice>,
-    /// Number of CPUs; for namespaces a limit on CPU time. 2 for qemu, unlimited for namespaces when absent.
+    /// Number of CPUs; for namespaces a limit on CPU time. If absent, 2 for qemu and unlimited for namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpus: Option<u32>,
-    /// Amount or share of the host. 2GiB for qemu, unlimited for namespaces when absent.
+    /// Memory, as an amount or a share of the host's. If absent, 2GiB for qemu and unlimited for namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
-    /// Disks, sparse files made blank at first `up` and kept until `down`.
+    /// Disks: sparse files, created blank at the first `up` and kept until `down`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disks: Option<Vec<Disk>>,
-    /// Keep the root's changes on the disk of role `data` instead of in memory.
+    /// Whether changes to the root are kept on the disk of role `data` instead of in memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_root: Option<bool>,
 }
 
-/// What a disk is for.
+/// Purpose of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskRole {
-    /// The engine's state directory (and the root's changes when `persistent_root`): ext4, kept over reboots.
+    /// The engine's state directory (and the root's changes with `persistent_root`): ext4, kept over reboots.
     Data,
     /// The engine's storage pool (btrfs).
     Storage,
-    /// Yours: attached with its name as serial, nothing done with it unless the image has a rule.
+    /// For the user: attached with its name as serial, and otherwise unused unless the image has a rule for it.
     #[default]
     Other,
 }
@@ -216,11 +215,11 @@ pub enum DiskRole {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
-    /// Name and serial: letters, digits and '-', at most 20 (virtio's limit).
+    /// Name and serial: letters, digits and '-', at most 20 characters (virtio's limit).
     pub name: String,
     /// Its size.
     pub size: Bytes,
-    /// What it is for.
+    /// Its purpose.
     #[serde(default)]
     pub role: DiskRole,
 }
@@ -231,24 +230,24 @@ pub struct Disk {
 pub struct Network {
     /// Name, at most 10 characters.
     pub name: String,
-    /// IPv4 prefix, /8 to /28; the host side is its first address. Absent: none (or 10.88.0.0/24 for the default LAN).
+    /// IPv4 prefix, /8 to /28; the host has its first address. Absent for none (the default network has 10.88.0.0/24).
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub ipv4: Option<Ipv4Net>,
-    /// IPv6 prefix (/64). Absent: none (or fd88::/64 for the default LAN).
+    /// IPv6 prefix, /64. Absent for none (the default network has fd88::/64).
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub ipv6: Option<Ipv6Net>,
-    /// MTU; 1500.
+    /// MTU in bytes, at least 1280; 1500 if absent.
     #[serde(default)]
     pub mtu: Option<u16>,
-    /// Outgoing NAT through this host.
+    /// Whether this host does NAT for outgoing connections; false if absent.
     #[serde(default)]
     pub nat: bool,
-    /// DHCP, router advertisements and DNS by dnsmasq; true.
+    /// Whether dnsmasq serves DHCP, router advertisements and DNS; true if absent.
     #[serde(default = "yes")]
     pub dhcp: bool,
-    /// Nodes on it; all when absent.
+    /// Nodes on it; all if absent.
     #[serde(default)]
     pub nodes: Option<Vec<NodeName>>,
 }
@@ -257,13 +256,13 @@ fn yes() -> bool {
     true
 }
 
-/// The engine of a cluster: its kind as a word, or with options.
+/// The engine of a cluster: its kind, or its kind with options.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Engine {
-    /// Just the kind.
+    /// The kind only.
     Kind(EngineKind),
-    /// With options.
+    /// The kind with options.
     Full(EngineOptions),
 }
 
@@ -281,21 +280,21 @@ impl<'de> Deserialize<'de> for Engine {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EngineOptions {
-    /// Which.
+    /// Its kind.
     pub kind: EngineKind,
-    /// Preseed in the engine's own form (config, networks, storage_pools, profiles), deep-merged over the generated.
+    /// Preseed in the engine's format (config, networks, storage_pools, profiles), deep-merged over the generated one.
     #[serde(default)]
     pub preseed: serde_json::Value,
 }
 
-/// A published port: `HOST_ADDRESS:HOST_PORT:NODE:NODE_PORT`; an IPv6 host address stands in brackets.
+/// A published port: `HOST_ADDRESS:HOST_PORT:NODE:NODE_PORT`; an IPv6 host address is in brackets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publish {
-    /// Address and port on this host; port 0 takes a free one.
+    /// Address and port on this host; port 0 stands for any free port.
     pub listen: SocketAddr,
     /// The node.
     pub node: NodeName,
-    /// Its port.
+    /// Port on the node.
     pub port: u16,
 }
 
@@ -344,33 +343,33 @@ impl JsonSchema for Publish {
     }
 }
 
-/// A node after defaults and overrides were applied.
+/// A node with defaults and overrides applied.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResolvedNode {
     /// Its name.
     pub name: NodeName,
-    /// Position, from 0: addresses follow from it.
+    /// Position in the cluster, from 0; its addresses derive from it.
     pub index: u32,
-    /// Backend, perhaps `auto` still.
+    /// Backend, which may still be `auto`.
     pub backend: BackendChoice,
-    /// CPUs, when limited.
+    /// CPUs, if set.
     pub cpus: Option<u32>,
-    /// Memory, when limited.
+    /// Memory, if set.
     pub memory: Option<Memory>,
-    /// Disks.
+    /// Its disks.
     pub disks: Vec<Disk>,
     /// See [`MachineDefaults::persistent_root`].
     pub persistent_root: bool,
-    /// Boot overlays, cluster's then its own.
+    /// Boot overlays: the cluster's, then its own.
     pub overlays: Vec<OverlaySource>,
-    /// Its interfaces, one a network it is on.
+    /// Its interfaces, one per network it is on.
     pub nics: Vec<ResolvedNic>,
 }
 
 /// One interface of a node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResolvedNic {
-    /// `eth0`, `eth1`, … in the order of networks.
+    /// `eth0`, `eth1`, … in the order of the networks.
     pub name: String,
     /// The network's name.
     pub network: String,
@@ -383,7 +382,7 @@ pub struct ResolvedNic {
 }
 
 impl ClusterSpec {
-    /// Reads a cluster file and checks what types cannot say.
+    /// Parses a cluster file and checks the rules that types cannot express.
     ///
     /// # Errors
     /// [`SpecError`] with file, line and key.
@@ -396,22 +395,22 @@ impl ClusterSpec {
         Ok(spec)
     }
 
-    /// The rules between keys; the error is (key, why).
+    /// Checks the rules that types cannot express; the error is (key, message).
     pub fn check(&self) -> Result<(), (String, String)> {
         let fail = |key: &str, why: String| Err((key.to_owned(), why));
         match &self.nodes {
             Nodes::Count(n) if *n == 0 || *n > MAX_NODES => {
-                return fail("nodes", format!("{n} is not 1 to {MAX_NODES}"));
+                return fail("nodes", format!("{n} is not between 1 and {MAX_NODES}"));
             }
             Nodes::List(l) if l.is_empty() || l.len() > MAX_NODES as usize => {
-                return fail("nodes", format!("{} entries are not 1 to {MAX_NODES}", l.len()));
+                return fail("nodes", format!("{} entries are not between 1 and {MAX_NODES}", l.len()));
             }
             _ => {}
         }
         let names = self.node_names();
         let mut seen = BTreeSet::new();
         if let Some(twice) = names.iter().find(|n| !seen.insert(*n)) {
-            return fail("nodes", format!("{twice} is named twice"));
+            return fail("nodes", format!("{twice} is listed twice"));
         }
         let mut nets = BTreeSet::new();
         for n in &self.networks {
@@ -419,10 +418,13 @@ impl ClusterSpec {
                 && n.name.len() <= 10
                 && n.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
             if !ok {
-                return fail("networks", format!("name {:?} must be 1 to 10 of a-z, 0-9 and '-'", n.name));
+                return fail(
+                    "networks",
+                    format!("name {:?} must be 1 to 10 characters of a-z, 0-9 and '-'", n.name),
+                );
             }
             if !nets.insert(&n.name) {
-                return fail("networks", format!("{} is named twice", n.name));
+                return fail("networks", format!("{} is listed twice", n.name));
             }
             if n.ipv4.is_some_and(|p| p.prefix_len() > 28 || p.prefix_len() < 8) {
                 return fail("ipv4", format!("{}: prefix length must be 8 to 28", n.name));
@@ -434,7 +436,7 @@ impl ClusterSpec {
                 return fail("mtu", format!("{}: must be at least 1280", n.name));
             }
             if let Some(unknown) = n.nodes.iter().flatten().find(|x| !names.contains(x)) {
-                return fail("networks", format!("{}: {unknown} is no node of this cluster", n.name));
+                return fail("networks", format!("{}: {unknown} is not a node of this cluster", n.name));
             }
             if let Some(v4) = n.ipv4
                 && u64::from(names.len() as u32) + 10 > (1u64 << (32 - v4.prefix_len()))
@@ -451,11 +453,11 @@ impl ClusterSpec {
         if self.networks.first().is_some_and(|n| n.nodes.is_some()) {
             return fail(
                 "networks",
-                "every node is on the first network: \"nodes\" does not go with it".to_owned(),
+                "the first network cannot have \"nodes\": every node is on it".to_owned(),
             );
         }
         if let Some(p) = self.publish.iter().find(|p| !names.contains(&p.node)) {
-            return fail("publish", format!("{} is no node of this cluster", p.node));
+            return fail("publish", format!("{} is not a node of this cluster", p.node));
         }
         for node in self.resolve() {
             let mut disks = BTreeSet::new();
@@ -470,10 +472,13 @@ impl ClusterSpec {
                     );
                 }
                 if d.name.starts_with("layer") || d.name == "spec" || !disks.insert(&d.name) {
-                    return fail("disks", format!("name {:?} is taken", d.name));
+                    return fail("disks", format!("name {:?} is reserved or used twice", d.name));
                 }
                 if d.size < Bytes::mib(128) || d.size > Bytes(1 << 46) {
-                    return fail("disks", format!("{}: size {} is not 128MiB to 64TiB", d.name, d.size));
+                    return fail(
+                        "disks",
+                        format!("{}: size {} is not between 128MiB and 64TiB", d.name, d.size),
+                    );
                 }
             }
             for role in [DiskRole::Data, DiskRole::Storage] {
@@ -502,7 +507,7 @@ impl ClusterSpec {
         }
     }
 
-    /// The engine's kind, when the file gives one.
+    /// The engine's kind, if the file gives one.
     pub fn engine_kind(&self) -> Option<EngineKind> {
         self.engine.as_ref().map(|e| match e {
             Engine::Kind(k) => *k,
@@ -510,7 +515,7 @@ impl ClusterSpec {
         })
     }
 
-    /// The user's preseed, or null.
+    /// The user's preseed; null if there is none.
     pub fn preseed(&self) -> serde_json::Value {
         match &self.engine {
             Some(Engine::Full(o)) => o.preseed.clone(),
@@ -518,8 +523,8 @@ impl ClusterSpec {
         }
     }
 
-    /// Every node with defaults, overrides, addresses. Node i (from 0) has host part i + 2 on each network; hardware
-    /// addresses are `02:ad:<net>:<index, 3 bytes>`.
+    /// All nodes with defaults, overrides and addresses. Node i (from 0) has host part i + 2 on each network, and the
+    /// hardware address `02:ad:<net>:<i + 2, 3 bytes>`.
     pub fn resolve(&self) -> Vec<ResolvedNode> {
         let entries: Vec<NodeEntry> = match &self.nodes {
             Nodes::Count(_) => self
@@ -574,7 +579,7 @@ impl ClusterSpec {
 }
 
 impl Network {
-    /// The network of a cluster file that names none.
+    /// The network of a cluster file without networks.
     pub fn default_lan() -> Self {
         Self {
             name: "lan".into(),
@@ -587,7 +592,7 @@ impl Network {
         }
     }
 
-    /// The addresses with host part `host` on each family this network has. Host part 1 is the host's side.
+    /// The addresses with host part `host`, one per address family of this network. Host part 1 is the host's.
     pub fn addresses(&self, host: u32) -> Vec<IpNet> {
         let v4 = self.ipv4.and_then(|p| {
             let a = u32::from(p.network()).checked_add(host)?;
@@ -638,9 +643,9 @@ mod tests {
         let err = |t: &str| {
             ClusterSpec::from_yaml("c.yaml", &format!("name: demo\nimage: x\n{t}")).unwrap_err().to_string()
         };
-        assert_eq!(err("nodes: 0"), "c.yaml:3: nodes: 0 is not 1 to 250");
-        assert!(err("nodes: [{name: a}, {name: a}]").contains("a is named twice"));
-        // What is wrong below a key with two forms is said as elsewhere.
+        assert_eq!(err("nodes: 0"), "c.yaml:3: nodes: 0 is not between 1 and 250");
+        assert!(err("nodes: [{name: a}, {name: a}]").contains("a is listed twice"));
+        // Errors below a key with two forms look like other errors.
         insta::assert_snapshot!(err("nodes:\n  - name: a\n    disk: []"), @r#"c.yaml:5:5: unknown key "disk", expected one of name, machine, overlays, addresses"#);
         insta::assert_snapshot!(err("nodes:\n  - {name: a, machine: {memmory: 1GiB}}"), @r#"c.yaml:4:25: unknown key "memmory", expected one of backend, cpus, memory, disks, persistent_root; did you mean "memory"?"#);
         insta::assert_snapshot!(err("nodes: many"), @r#"c.yaml:3:1: invalid type: string "many", expected a number of nodes or a list of them"#);
@@ -649,7 +654,7 @@ mod tests {
         insta::assert_snapshot!(err("nodes: 1\nmachine: {backend: quemu}"), @r#"c.yaml:4:20: unknown variant "quemu", expected "namespace" or "qemu", or "auto"; did you mean "qemu"?"#);
         insta::assert_snapshot!(err("engine: {kind: incus, pressed: {}}"), @r#"c.yaml:3:23: unknown key "pressed", expected one of kind, preseed; did you mean "preseed"?"#);
         insta::assert_snapshot!(err("overlays: [{paht: x}]"), @r#"c.yaml:3:13: unknown key "paht", expected one of path, environment, inputs, keep_owners; did you mean "path"?"#);
-        assert!(err("nodes: 1\npublish: ['127.0.0.1:1:b:2']").contains("b is no node"));
+        assert!(err("nodes: 1\npublish: ['127.0.0.1:1:b:2']").contains("b is not a node"));
         assert!(
             err("nodes: 40\nnetworks: [{name: lan, ipv4: 10.0.0.0/28}]").contains("no room for 40 nodes")
         );

@@ -1,18 +1,18 @@
-//! How an error presents itself to whoever ran a command: what kind of failure it is, and what to do about it.
+//! Presentation of errors to the user of a command: the kind of failure, and a hint at the remedy.
 //!
 //! Owns the kinds, their exit codes and the trait. Every error type that can reach a command line implements it beside
-//! its definition; an error that wraps another one asks it. Does not own how an error is printed: that is the command's.
+//! its definition; an error that wraps another one delegates to it. Does not print errors: the command does.
 
 use serde::Serialize;
 use std::{error::Error, io};
 
-/// What kind of failure an error is. Serialises in kebab-case, as in `stead … --json`.
+/// Kind of a failure. Serialises in kebab-case, as in `stead … --json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
-    /// The request cannot be meant: a file that does not exist, a bad name, an unknown node. Asking again cannot help.
+    /// The request is wrong: a file that does not exist, a bad name, an unknown node. Repeating it cannot help.
     BadInput,
-    /// The request was understood but could not be carried out.
+    /// The request is valid but could not be carried out.
     Failed,
     /// A defect of Stead itself.
     Internal,
@@ -35,26 +35,26 @@ impl FailureKind {
 ///
 /// Both methods look through wrappers: an implementation delegates to the source that decides.
 pub trait Failure: Error {
-    /// What kind of failure this is.
+    /// The kind of failure.
     fn failure_kind(&self) -> FailureKind {
         FailureKind::Failed
     }
 
-    /// What the user can do about it: a lowercase fragment, not a repetition of the message.
+    /// The remedy for the user: a lowercase fragment that does not repeat the message.
     fn hint(&self) -> Option<String> {
         None
     }
 
-    /// Whether the mistake is in the request.
+    /// Whether the request is wrong.
     fn is_bad_input(&self) -> bool {
         self.failure_kind() == FailureKind::BadInput
     }
 }
 
-/// The system refused. Whether the request was at fault depends on whose file it was, so the caller says so.
+/// A system call failed. Whether the request is wrong depends on who named the file, so the caller decides.
 impl Failure for io::Error {}
 
-/// A value could not be written as JSON, or JSON of our own could not be read.
+/// A value could not be serialised, or JSON written by Stead could not be parsed.
 impl Failure for serde_json::Error {}
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! The words of Stead as types. Serde only: nothing in this crate opens a file, a socket or a clock.
+//! Stead's data types. Serde only: nothing in this crate opens a file, a socket or a clock.
 //!
 //! Owns the shape of everything that crosses a boundary: the recipe, the image manifest, the cluster file, the
-//! node spec, and the messages of the agent API. Does not own what is done with them.
+//! node spec, and the messages of the agent API. Does not act on them.
 
 pub mod agent;
 pub mod cluster;

@@ -1,18 +1,18 @@
-//! Names and hardware addresses, as types that cannot hold a bad one.
+//! Names and hardware addresses, as types that can hold only valid ones.
 
 use crate::{Failure, FailureKind};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, fmt, str::FromStr};
 
-/// Why a name was refused. Display is a lowercase fragment naming the value.
+/// A name or address is invalid. Displayed as a lowercase fragment with the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {value:?} {why}")]
 pub struct NameError {
     /// "cluster name", "node name", …
     pub what: &'static str,
-    /// The value refused.
+    /// The invalid value, cut short.
     pub value: String,
-    /// The rule it breaks.
+    /// The rule it breaks, as in "is too long".
     pub why: &'static str,
 }
 
@@ -50,7 +50,7 @@ macro_rules! name {
         pub struct $ty(String);
 
         impl $ty {
-            /// Checks the rules of a DNS label and the length.
+            /// Makes a name of a value that is a DNS label and not too long.
             pub fn new(value: impl Into<String>) -> Result<Self, NameError> {
                 let value = value.into();
                 check_label($what, &value, $longest)?;
@@ -105,11 +105,11 @@ name!(
     NodeName, "node name", 48
 );
 name!(
-    /// Name of a recipe and of the image it makes: a DNS label of at most 48 characters.
+    /// Name of a recipe and of the image built from it: a DNS label of at most 48 characters.
     ImageName, "image name", 48
 );
 name!(
-    /// What this host calls a cluster that it reaches over the network: a DNS label.
+    /// Name that this host gives to a cluster it reaches over the network: a DNS label of at most 63 characters.
     RemoteName, "remote name", 63
 );
 
@@ -134,7 +134,7 @@ impl FromStr for MacAddress {
         let bad = || NameError {
             what: "hardware address",
             value: s.chars().take(80).collect(),
-            why: "is not six hexadecimal bytes with colons between them",
+            why: "is not six hexadecimal bytes separated by colons",
         };
         let mut out = [0u8; 6];
         let mut parts = s.split(':');
@@ -173,7 +173,7 @@ mod tests {
     fn names_follow_dns_labels() {
         assert!(ClusterName::new("demo").is_ok());
         for bad in ["", "-a", "a-", "A", "a.b", "../x", "1234", "a b", &"x".repeat(33)] {
-            assert!(ClusterName::new(bad).is_err(), "{bad:?} was taken");
+            assert!(ClusterName::new(bad).is_err(), "{bad:?} was accepted");
         }
         assert_eq!(
             NodeName::new("a/b").unwrap_err().to_string(),

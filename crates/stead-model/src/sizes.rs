@@ -4,7 +4,7 @@ use crate::{Failure, FailureKind};
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, fmt, str::FromStr};
 
-/// A size was not understood.
+/// The text is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("size {0:?} is not a number with an optional unit (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB)")]
 pub struct SizeError(pub String);
@@ -15,7 +15,7 @@ impl Failure for SizeError {
     }
 }
 
-/// A number of bytes; written `512MiB`, `4GiB`, `10GB`, or as a bare number of bytes.
+/// A number of bytes, written `512MiB`, `4GiB`, `10GB`, or as a bare number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Bytes(pub u64);
 
@@ -95,17 +95,17 @@ impl schemars::JsonSchema for Bytes {
     }
 }
 
-/// Memory for a machine: so many bytes, or a percentage of the host's (inside a container: of its cgroup limit).
+/// Memory of a machine: a number of bytes, or a percentage of the host's memory (in a container: of its cgroup limit).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Memory {
-    /// So many bytes.
+    /// A number of bytes.
     Amount(Bytes),
-    /// 1 to 100 per cent of what the host has.
+    /// 1 to 100 per cent of the host's memory.
     Percent(u8),
 }
 
 impl Memory {
-    /// The amount on a host (or within a cgroup limit) of `total` bytes, rounded down to whole MiB.
+    /// The amount on a host (or within a cgroup limit) of `total` bytes; a percentage is rounded down to whole MiB.
     pub fn of(self, total: Bytes) -> Bytes {
         match self {
             Self::Amount(b) => b,
@@ -191,7 +191,7 @@ mod tests {
             assert_eq!(text.parse::<Bytes>().unwrap().0, bytes, "{text}");
         }
         for bad in ["", "x", "-1", "1e9GiB", "99999999TiB", "NaN", "inf"] {
-            assert!(bad.parse::<Bytes>().is_err(), "{bad:?} was taken");
+            assert!(bad.parse::<Bytes>().is_err(), "{bad:?} was accepted");
         }
         assert_eq!("25%".parse::<Memory>().unwrap().of(Bytes::gib(8)), Bytes::mib(2047));
         assert!("0%".parse::<Memory>().is_err() && "101%".parse::<Memory>().is_err());

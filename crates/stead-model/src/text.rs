@@ -1,32 +1,32 @@
-//! From YAML or JSON text to a typed value, with errors that name file, line, key and the likely mend.
+//! Parses YAML or JSON text into a typed value, with errors that name file, line, key and the likely correction.
 
 use crate::{Failure, FailureKind};
 use serde::de::DeserializeOwned;
 use std::fmt;
 
-/// The largest recipe, cluster file or node spec that is read, in bytes. Generous: the largest real one is 20 KiB,
-/// but a node spec may carry a user's preseed.
+/// Limit on the length of a recipe, cluster file or node spec, in bytes. Generous: the largest real one is 20 KiB, but a
+/// node spec may carry a user's preseed.
 pub const MAX_TEXT_BYTES: usize = 4 << 20;
 
-/// A file could not be understood. Display: `FILE:LINE:COLUMN: message (did you mean "…"?)`.
+/// A file is malformed or invalid. Displayed as `FILE:LINE:COLUMN: key: message; did you mean "…"?`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecError {
-    /// The file's name as the caller knows it, or `<stdin>` and the like.
+    /// The file's name as given by the caller, or a substitute such as `<stdin>`.
     pub file: String,
-    /// Line, counted from 1, when known.
+    /// Line, counted from 1, if known.
     pub line: Option<u64>,
-    /// Column, counted from 1, when known.
+    /// Column, counted from 1, if known.
     pub column: Option<u64>,
-    /// The key the error is about, when known.
+    /// The key the error is about, if known.
     pub key: Option<String>,
-    /// What is wrong, a lowercase fragment.
+    /// The error, a lowercase fragment.
     pub message: String,
-    /// The mend, when one is likely.
+    /// The word that was probably meant, if one is similar.
     pub suggestion: Option<String>,
 }
 
 impl SpecError {
-    /// An error about a whole file or about `key` in it (found in `text` to give its line when possible).
+    /// An error about `key` in a file; finds the line of the key in `text` if possible.
     pub fn about(file: &str, text: &str, key: &str, message: impl Into<String>) -> Self {
         let leaf = key.rsplit('.').next().unwrap_or(key);
         let leaf = leaf.split('[').next().unwrap_or(leaf);
@@ -77,7 +77,7 @@ impl Failure for SpecError {
     }
 }
 
-/// Reads one YAML document (JSON is YAML) into `T`.
+/// Parses a YAML document (JSON is YAML) as `T`.
 ///
 /// # Errors
 /// Malformed text, unknown or repeated keys, wrong types, or more than [`MAX_TEXT_BYTES`].
@@ -92,15 +92,15 @@ pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, SpecE
     })
 }
 
-/// Parts a message from where it happened. Below a key with two forms each level adds its own place: the first is where
-/// it is.
+/// Splits a message from its line and column. Below a key with two forms, each level of nesting adds a place; the first
+/// one is the error's.
 fn placed(full: &str) -> (&str, Option<(u64, u64)>) {
     let Some((message, place)) = full.split_once(" at line ") else { return (full, None) };
     let numbers = place.split(" at line ").next().unwrap_or_default().split_once(", column ");
     (message, numbers.and_then(|(line, column)| Some((line.parse().ok()?, column.parse().ok()?))))
 }
 
-/// Reads one JSON document into `T`. Errors as [`from_yaml`].
+/// Parses a JSON document as `T`. Errors as [`from_yaml`].
 pub fn from_json<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, SpecError> {
     too_large(file, text)?;
     serde_json::from_str(text).map_err(|e| {
@@ -120,7 +120,7 @@ fn too_large(file: &str, text: &str) -> Result<(), SpecError> {
         line: None,
         column: None,
         key: None,
-        message: format!("{} bytes are more than the {MAX_TEXT_BYTES} that are read", text.len()),
+        message: format!("{} bytes exceed the limit of {MAX_TEXT_BYTES}", text.len()),
         suggestion: None,
     })
 }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn names_file_line_key_and_mend() {
+    fn names_file_line_key_and_correction() {
         assert_eq!(
             error("name: demo\nimage: x\nnodes: 3\nnetwrks: []\n").split(", expected").next().unwrap(),
             "c.yaml:4:1: unknown key \"netwrks\""

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 use stead_model::{ClusterSpec, Recipe};
 
-/// Name and text of each `*.yaml` in a folder of the repository; none when the folder is not there.
+/// Name and text of each `*.yaml` in a folder of the repository; empty if there is no such folder.
 fn yaml_files(folder: &str) -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder);
     let Ok(entries) = fs::read_dir(&folder) else { return Vec::new() };
@@ -27,7 +27,11 @@ fn examples_are_cluster_files() {
     for (file, text) in &files {
         let cluster = ClusterSpec::from_yaml(file, text).unwrap_or_else(|e| panic!("{e}"));
         assert!(!cluster.resolve().is_empty(), "{file} has no nodes");
-        assert!(names.insert(cluster.name.clone()), "{file}: another example is called {} too", cluster.name);
+        assert!(
+            names.insert(cluster.name.clone()),
+            "{file}: another example has the name {} too",
+            cluster.name
+        );
         if file == "demo.yaml" {
             assert_eq!((cluster.name.as_str(), cluster.resolve().len()), ("demo", 3));
         }
