@@ -1,6 +1,6 @@
-//! What should not be, in a placement; whether that is so for certain, and why, in numbers.
+//! Violations in a placement, whether they can be repaired, and why not, in numbers.
 //!
-//! Owns the list of what is amiss and the proofs that need no search. Does not own the search for a way.
+//! Owns the list of violations and the proofs that need no search. Does not search for repairs.
 
 use crate::{
     mend::is_misplaced,
@@ -12,18 +12,18 @@ use crate::{
     why,
 };
 
-/// Something that should not be, by number.
+/// A violation, by number of instance, member, resource or group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Amiss {
-    /// An instance where it must not stay.
+    /// An instance on a member it must leave.
     Misplaced(u32),
-    /// A member with too much of a resource promised.
+    /// A member that has promised too much of a resource.
     Overload(u32, u32),
-    /// A strict group that is not as it must be.
+    /// A strict group that is not spread or compact as required.
     Group(u32),
 }
 
-/// All that is amiss, in order.
+/// All violations of a placement, in order.
 pub fn amiss(state: &State<'_>) -> Vec<Amiss> {
     let p = state.p;
     let misplaced =
@@ -41,7 +41,7 @@ pub fn amiss(state: &State<'_>) -> Vec<Amiss> {
 }
 
 impl Amiss {
-    /// How much is amiss, to compare placements by.
+    /// Amount of the violation, for comparing placements.
     pub fn amount(self, state: &State<'_>) -> u64 {
         match self {
             Self::Misplaced(_) => 1,
@@ -53,7 +53,7 @@ impl Amiss {
         }
     }
 
-    /// It, in words of the snapshot.
+    /// The violation with the names of the snapshot.
     pub fn violation(self, state: &State<'_>) -> Violation {
         let p = state.p;
         match self {
@@ -82,7 +82,7 @@ impl Amiss {
         }
     }
 
-    /// Why it stays: by `proof` when the whole of a small case was looked at, else by what can be seen at once.
+    /// Why it remains. `proof` is the verdict of an exhaustive search, if there was one.
     pub fn refusal(self, state: &State<'_>, proof: Option<Verdict>) -> Refusal {
         let (verdict, why) = match self.impossible(state) {
             Some(why) => (Verdict::Impossible, why),
@@ -91,7 +91,7 @@ impl Amiss {
         Refusal { violation: self.violation(state), verdict, why }
     }
 
-    /// Why nothing could ever mend it, if that can be seen without a search.
+    /// Why it can never be repaired, if that can be proved without a search.
     fn impossible(self, state: &State<'_>) -> Option<String> {
         let p = state.p;
         match self {
@@ -103,12 +103,8 @@ impl Amiss {
                     });
                 }
                 let enter = &p.classes[p.class[i as usize] as usize].enter;
-                enter.iter().all(|m| !fits(state, m, p.demand_of(i as usize))).then(|| {
-                    format!(
-                        "{}, even when all that can be moved is moved away",
-                        why::no_room(state, i as usize, true)
-                    )
-                })
+                let full = enter.iter().all(|m| !fits(state, m, p.demand_of(i as usize)));
+                full.then(|| why::no_room(state, i as usize, true))
             }
             Self::Overload(m, r) => {
                 let at = m as usize * p.width() + r as usize;
@@ -122,13 +118,13 @@ impl Amiss {
                     && certain.saturating_add(kept) > p.usable[at]
                 {
                     return Some(format!(
-                        "{} cannot be moved away: {}, even when all that can be moved is moved away",
+                        "{} cannot be moved away: {}",
                         p.instances[*largest].workload.id,
                         why::no_room(state, *largest, true)
                     ));
                 }
                 let excess = state.used[at] - p.usable[at];
-                // What is above a member's own from the beginning may stay there: then others have the room.
+                // A member may keep an overload from the beginning, which leaves room on others.
                 let begin = promised_at_the_beginning(p, r);
                 let free: u128 = (0..p.members.len())
                     .filter(|other| *other != m as usize)
@@ -141,7 +137,7 @@ impl Amiss {
                 (u128::from(excess) > free).then(|| {
                     let free = u64::try_from(free).unwrap_or(u64::MAX);
                     format!(
-                        "{} have to go, and all other members together have {} free",
+                        "{} must be moved away, but all other members together have only {} free",
                         resource.show(excess),
                         resource.show(free)
                     )
@@ -151,7 +147,7 @@ impl Amiss {
         }
     }
 
-    /// What stands in the way as things are.
+    /// The obstacle in the current placement.
     fn hint(self, state: &State<'_>) -> String {
         match self {
             Self::Misplaced(i) => why::no_room(state, i as usize, false),
@@ -165,9 +161,9 @@ impl Amiss {
                     .max_by_key(|(free, other)| (*free, std::cmp::Reverse(*other)));
                 let excess = resource.show(state.used[at] - p.usable[at]);
                 match most {
-                    None => format!("{excess} have to go, and no other member takes any"),
+                    None => format!("{excess} must be moved away, but no other member accepts instances"),
                     Some((free, other)) => format!(
-                        "{excess} have to go; the most that is free elsewhere is {}, on {}",
+                        "{excess} must be moved away, but the most that another member has free is {}, on {}",
                         resource.show(free),
                         p.members[other].name
                     ),
@@ -181,14 +177,14 @@ impl Amiss {
                     .find(|i| group.mode == GroupMode::Compact || state.mates(g, state.at[**i as usize]) > 1);
                 match (group.mode, alone) {
                     (GroupMode::Spread, Some(i)) => why::no_room(state, *i as usize, false),
-                    _ => "no member has room for all of them".to_owned(),
+                    _ => "no member has room for all its instances".to_owned(),
                 }
             }
         }
     }
 }
 
-/// What is promised of a resource on each member at the beginning.
+/// Amount of a resource promised on each member at the beginning.
 fn promised_at_the_beginning(p: &Problem<'_>, r: u32) -> Vec<u64> {
     let mut promised = vec![0; p.members.len()];
     for (i, m) in p.start.iter().enumerate() {
@@ -197,7 +193,7 @@ fn promised_at_the_beginning(p: &Problem<'_>, r: u32) -> Vec<u64> {
     promised
 }
 
-/// Whether a member could hold `demand` when all that can be moved is away.
+/// Whether a member could hold `demand` if all movable instances were moved away.
 fn fits(state: &State<'_>, m: usize, demand: &[u64]) -> bool {
     let base = m * state.p.width();
     demand.iter().enumerate().all(|(r, d)| {
@@ -205,7 +201,7 @@ fn fits(state: &State<'_>, m: usize, demand: &[u64]) -> bool {
     })
 }
 
-/// What has been on a member from the beginning and could be moved, if any other were large enough.
+/// Instances that have been on a member from the beginning and could be moved if any other member were large enough.
 fn stuck(state: &State<'_>, m: u32) -> Vec<usize> {
     let p = state.p;
     (0..p.instances.len())
@@ -221,7 +217,7 @@ fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {
     let p = state.p;
     let group = &p.groups[g as usize];
     let fixed = || group.instances.iter().filter(|i| p.fixed[**i as usize].is_some());
-    // Where it is, or was: it need not have left.
+    // The member it is on, or was on at the beginning: it need not have left.
     let is_there = |i: u32, m: usize| [state.at[i as usize], p.start[i as usize]].contains(&(m as u32));
     let places = |i: u32| {
         let class = &p.classes[p.class[i as usize] as usize];
@@ -234,7 +230,7 @@ fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {
             held.sort_unstable();
             if let Some(twice) = held.windows(2).find(|w| w[0] == w[1]) {
                 return Some(format!(
-                    "two of them are on {} and cannot be moved",
+                    "two of its instances are on {} and cannot be moved",
                     p.members[twice[0] as usize].name
                 ));
             }
@@ -243,7 +239,7 @@ fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {
             anywhere.dedup();
             (anywhere.len() < group.instances.len()).then(|| {
                 format!(
-                    "{} instances, and {} members that may take them",
+                    "it has {} instances, but only {} members may accept them",
                     group.instances.len(),
                     anywhere.len()
                 )
@@ -258,9 +254,9 @@ fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {
                 .filter(|m| group.instances.iter().all(|i| places(*i).any(|at| at == *m)))
                 .collect();
             if shared.is_empty() {
-                return Some("no member may take all of them".to_owned());
+                return Some("no member may accept all its instances".to_owned());
             }
-            // Those that are there already need no room: they may be there with too much promised.
+            // Instances that are there already need no room, even on an overloaded member.
             let holds = |m: &usize| {
                 let mut needed = demand.clone();
                 for i in group.instances.iter().filter(|i| is_there(**i, *m)) {
@@ -270,8 +266,9 @@ fn group_impossible(state: &State<'_>, g: u32) -> Option<String> {
                 }
                 fits(state, *m, &needed)
             };
-            (!shared.iter().any(holds))
-                .then(|| format!("no member holds all of them, who ask {}", why::amounts(p, &demand)))
+            (!shared.iter().any(holds)).then(|| {
+                format!("no member has room for all its instances, which need {}", why::amounts(p, &demand))
+            })
         }
     }
 }

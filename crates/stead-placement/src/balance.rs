@@ -1,9 +1,8 @@
-//! Makes members more even: moves and exchanges between the fullest and the emptiest; then takes back what was not
-//! needed.
+//! Makes members more even by moves and exchanges between the fullest and the emptiest, then undoes unneeded moves.
 //!
-//! Owns which moves and exchanges are tried, and when it is even enough. Does not own what even is (`levels`).
-//! Every step lowers the larger of the two members' overhangs, so the list of overhangs, largest first, falls in the
-//! order of the alphabet: there is an end.
+//! Owns which moves and exchanges are tried, and when the members are even enough. `levels` defines what even means.
+//! It terminates: every step lowers the larger of the two members' overhangs, so the list of overhangs, largest first,
+//! falls in lexicographic order.
 
 use crate::{
     item::{Item, Items, Parts},
@@ -12,51 +11,51 @@ use crate::{
 };
 use std::{cmp::Ordering, collections::BTreeSet};
 
-/// How many items of a member are looked at when it has more; the others come when these are gone.
+/// How many items of a member are considered at a time.
 const WINDOW: usize = 64;
-/// Among how many of the emptiest members a place for a move is looked for first.
+/// How many of the emptiest members are tried first as targets of a move.
 const MOVES: usize = 12;
-/// Among how many of the emptiest members an exchange is looked for first.
+/// How many of the emptiest members are tried first for an exchange.
 const EXCHANGES: usize = 6;
-/// A gain that counts when the policy asks for none: rounding is far below it.
+/// Least gain if the policy requires none; far above rounding errors.
 const LEAST_GAIN: f64 = 1e-6;
-/// How many items of another member are looked at for an exchange.
+/// How many items of the other member are considered for an exchange.
 const CROWD: usize = 256;
 
-/// What could be done.
+/// A possible move or exchange.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     item: Item,
     to: u32,
-    /// What comes back.
+    /// The item that comes back in an exchange.
     other: Option<Item>,
     /// The larger overhang of the two members afterwards.
     over: f64,
     cost: u64,
 }
 
-/// What is to leave a member, and where what fits is found.
+/// The items that may leave a member, and the search for partners that fit.
 type Sought<'a> = (&'a Light<'a>, &'a mut Fit);
 
-/// Balancing, over all rounds of a plan: what was found to help nobody is not looked at again until it has changed.
+/// Balancing over all rounds of a plan. Members for which no step was found are not tried again until they change.
 #[derive(Debug)]
 pub struct Balance {
     goal: f64,
     least_gain: f64,
     max_displaced: usize,
     items: Items,
-    /// Moments are counted in changes of members.
+    /// Logical time, which advances with each step.
     now: u64,
     /// When each member last changed.
     changed: Vec<u64>,
-    /// When everything was tried for a member, in vain.
+    /// When everything was last tried for a member without success.
     tried: Vec<u64>,
-    /// The first items of each member, and when they were looked up.
+    /// The cached items of each member, and when they were collected.
     piles: Vec<(u64, Pile)>,
 }
 
 impl Balance {
-    /// As the policy says.
+    /// Starts with the limits of the policy.
     pub fn new(state: &State<'_>) -> Self {
         let policy = state.p.policy;
         Self {
@@ -71,18 +70,18 @@ impl Balance {
         }
     }
 
-    /// Goes on with a placement that others may have changed by the moves noted in its journal.
+    /// Continues with a placement that other phases may have changed by the moves in its journal.
     pub fn resume(&mut self, state: &State<'_>) {
         self.items = Items::new(state);
         self.touch_since(state, 0);
         self.piles.iter_mut().for_each(|(looked_up, _)| *looked_up = 0);
     }
 
-    /// Notes that an instance was moved.
+    /// Records that an instance was moved.
     fn touch(&mut self, state: &State<'_>, i: u32, from: u32, to: u32) {
         self.changed[from as usize] = self.now;
         self.changed[to as usize] = self.now;
-        // What an instance of a group may do depends on where all of it is.
+        // The permitted moves of a group's instance depend on all of the group's members.
         if let Some((_, group)) = state.group_of(i) {
             for mate in &group.instances {
                 self.changed[state.at[*mate as usize] as usize] = self.now;
@@ -90,7 +89,7 @@ impl Balance {
         }
     }
 
-    /// Moves and exchanges until every member is within the tolerance or nothing helps it.
+    /// Moves and exchanges until every member is within the tolerance or no step helps it.
     pub fn run(&mut self, state: &mut State<'_>) {
         for d in 0..state.by_over.len() {
             if state.levels.domains[d].scale_ppm == 0 || state.by_over[d].len() < 2 {
@@ -123,7 +122,7 @@ impl Balance {
         }
     }
 
-    /// What helps a member most.
+    /// Finds the step that helps a member most.
     fn relieve(&mut self, state: &State<'_>, d: usize, m: u32) -> Option<Candidate> {
         let coldest: Vec<u32> =
             state.by_over[d].iter().map(|(_, b)| *b).filter(|b| *b != m).take(MOVES.max(EXCHANGES)).collect();
@@ -136,7 +135,7 @@ impl Balance {
             self.moves(state, *to, (&light, &mut fit), &mut moved);
         }
         let excess = state.over[m as usize] - self.goal;
-        // A good part of the way in one move is better than all of it in two.
+        // One move that gains half of the excess is better than two that gain all of it.
         if let Some(best) = moved.filter(|c| state.over[m as usize] - c.over >= excess / 2.0) {
             return Some(best);
         }
@@ -160,7 +159,7 @@ impl Balance {
         found
     }
 
-    /// Looks at all members, from the emptiest on, and takes the first that helps.
+    /// Tries all members, the emptiest first, and takes the first step that helps.
     fn anywhere(&mut self, state: &State<'_>, d: usize, m: u32) -> Option<Candidate> {
         let tried = self.tried[m as usize];
         let again = self.changed[m as usize] <= tried;
@@ -170,13 +169,13 @@ impl Balance {
             .filter(|b| *b != m && (!again || self.changed[*b as usize] > tried))
             .collect();
         fresh.iter().for_each(|to| self.look_up(state, *to));
-        // Mostly they are all at hand.
+        // Usually the cache holds all of them.
         let more = (self.pile(m).len() == CROWD).then(|| Pile::new(state, &self.items, m, usize::MAX));
         let enough = self.enough(state, m);
         let light = Light::new(state, m, more.as_ref().unwrap_or(self.pile(m)), usize::MAX, enough);
         let mut fit = Fit::default();
         let mut found = None;
-        // What comes only adds.
+        // An arriving item only adds load, so fuller members cannot be targets.
         for to in fresh.iter().take_while(|to| state.over[**to as usize] <= enough) {
             self.moves(state, *to, (&light, &mut fit), &mut found);
             if found.is_some() {
@@ -192,7 +191,7 @@ impl Balance {
         None
     }
 
-    /// Has a member's items at hand.
+    /// Refreshes the cached items of a member.
     fn look_up(&mut self, state: &State<'_>, m: u32) {
         let (looked_up, pile) = &mut self.piles[m as usize];
         if *looked_up < self.changed[m as usize] {
@@ -205,7 +204,7 @@ impl Balance {
         &self.piles[m as usize].1
     }
 
-    /// Moves to `to`.
+    /// Searches moves to `to`.
     fn moves(&self, state: &State<'_>, to: u32, (light, fit): Sought<'_>, best: &mut Option<Candidate>) {
         fit.singles(state, light, to, |item, over| {
             let found = Candidate { item, to, other: None, over, cost: self.items.cost(state.p, item) };
@@ -219,7 +218,7 @@ impl Balance {
         });
     }
 
-    /// Exchanges between `m` and `to`. What comes back only adds: without it, it must help already.
+    /// Searches exchanges between `m` and `to`. The returning item only adds load to `m`, so the move must help without it.
     fn exchanges(
         &self,
         state: &State<'_>,
@@ -242,7 +241,7 @@ impl Balance {
         });
     }
 
-    /// Whether an exchange keeps to the rules and can be begun from one of its ends.
+    /// Whether an exchange is permitted and can start with one of its two moves.
     fn possible(&self, state: &State<'_>, m: u32, item: Item, to: u32, other: Item) -> bool {
         let p = state.p;
         let (out, back) = (self.items.demand(p, item), self.items.demand(p, other));
@@ -277,7 +276,7 @@ impl Balance {
         self.touch_since(state, mark);
     }
 
-    /// Notes the moves made since the journal was of this length.
+    /// Records the moves made since the journal had this length.
     fn touch_since(&mut self, state: &State<'_>, mark: usize) {
         self.now += 1;
         for (i, from, to) in &state.journal[mark..] {
@@ -285,14 +284,14 @@ impl Balance {
         }
     }
 
-    /// The largest overhang of the two members that is worth a step: below the member's own by what the policy asks, or
-    /// within the tolerance.
+    /// The largest overhang after a step that is worth it: below the member's own by the policy's least gain, or within
+    /// the tolerance.
     fn enough(&self, state: &State<'_>, m: u32) -> f64 {
         let now = state.over[m as usize];
         (now - self.least_gain).max(self.goal.min(now - LEAST_GAIN))
     }
 
-    /// Whether the plan may still have so many moves.
+    /// Whether the plan stays within `max_moves` with these moves.
     fn affordable(&self, state: &State<'_>, moves: &[(Item, u32)]) -> bool {
         if self.max_displaced == usize::MAX {
             return true;
@@ -316,10 +315,10 @@ impl Balance {
         best.as_ref().is_none_or(|b| self.order(found, b) == Ordering::Less)
     }
 
-    /// Within the goal the cheaper is better, beyond it the more even; the rest is only for the sake of order.
+    /// Order of candidates: within the goal the cheaper is better, beyond it the more even. Ties are broken by number.
     fn order(&self, a: &Candidate, b: &Candidate) -> Ordering {
         let within = |c: &Candidate| c.over <= self.goal;
-        // Without what rounding makes of it.
+        // Rounded, so that floating-point errors do not decide.
         let even = key(a.over).cmp(&key(b.over));
         let tie = (a.item, a.to, a.other).cmp(&(b.item, b.to, b.other));
         match (within(a), within(b)) {
@@ -330,8 +329,8 @@ impl Balance {
         }
     }
 
-    /// Sends instances back to where they were, and joins moves into and out of a member, where that leaves both
-    /// members within the tolerance or no fuller than they are.
+    /// Moves instances back to their first member, and merges moves into and out of a member, if both members then are
+    /// within the tolerance or the fuller one becomes less full.
     pub fn prune(&mut self, state: &mut State<'_>) {
         let mark = state.journal.len();
         self.send_home(state);
@@ -365,7 +364,7 @@ impl Balance {
             if at == home || p.fixed[j as usize].is_some() || !p.may_enter(j as usize, home as usize) {
                 continue;
             }
-            // `j` left `home` for `at`; an `i` that came to `home` may go to `at` in its stead.
+            // `j` left `home` for `at`; an `i` that came to `home` may go to `at` in its place.
             let stead = came[home as usize]
                 .iter()
                 .copied()
@@ -379,7 +378,7 @@ impl Balance {
         }
     }
 
-    /// Whether `i` may go where `j` is, and `j` home to where `i` is.
+    /// Whether `i` may go to the member of `j`, and `j` back home to the member of `i`.
     fn can_stand_in(&self, state: &State<'_>, i: u32, j: u32) -> bool {
         let p = state.p;
         let (home, at) = (state.at[i as usize], state.at[j as usize]);
@@ -394,7 +393,7 @@ impl Balance {
         self.no_worse(state, (home, at), after)
     }
 
-    /// Whether two members with these overhangs are within the tolerance, or the fuller of them less full than now.
+    /// Whether two members with the overhangs `after` are within the tolerance, or the fuller one is less full than now.
     fn no_worse(&self, state: &State<'_>, members: (u32, u32), after: (f64, f64)) -> bool {
         let clip = |over: f64| over.max(self.goal);
         let now = clip(state.over[members.0 as usize]).max(clip(state.over[members.1 as usize]));

@@ -1,6 +1,6 @@
-//! Small cases, whole: every placement that moves can reach, so that what is called impossible is.
+//! Exhaustive search of small cases: it visits every reachable placement, so it can prove that a repair is impossible.
 //!
-//! Owns the search through all of them. Does not own the quick ways that are tried first.
+//! Owns this search. Does not own the fast heuristics that run first.
 
 use crate::{
     audit::{Amiss, amiss},
@@ -8,25 +8,25 @@ use crate::{
 };
 use std::collections::{HashMap, HashSet, VecDeque};
 
-/// Up to how many placements a case is small: about half a second's work.
+/// Limit on the placements of a small case: about half a second's work.
 const PLACEMENTS: usize = 100_000;
-/// A placement is a number with four bits an instance.
+/// A placement is encoded as a number with four bits per instance.
 const INSTANCES: usize = 16;
 const MEMBERS: usize = 16;
 
-/// What was found by looking at everything.
+/// Result of an exhaustive search.
 #[derive(Debug)]
 pub struct Exact {
-    /// The shortest way to the best placement.
+    /// The shortest sequence of moves to the best placement.
     pub path: Vec<Step>,
-    /// What is amiss there.
+    /// The violations of that placement.
     pub left: Vec<Amiss>,
-    /// Of what is amiss at the beginning, all that is mended in some placement or other.
+    /// The violations at the beginning that at least one reachable placement repairs.
     pub mendable: HashSet<Amiss>,
 }
 
-/// Looks at every placement that can be reached from this one; None when there may be too many. What may be too many does
-/// not depend on where instances are, so that a second plan knows no more than the first.
+/// Visits every placement that can be reached from this one; returns none if there may be too many. The limit does not
+/// depend on where instances are, so that a second plan knows no more than the first.
 pub fn search(state: &mut State<'_>) -> Option<Exact> {
     let p = state.p;
     let movable: Vec<u32> =
@@ -53,7 +53,7 @@ pub fn search(state: &mut State<'_>) -> Option<Exact> {
         arrange(state, &movable, now);
         let left = amiss(state);
         mendable.extend(begin.iter().filter(|v| !left.contains(v)).cloned());
-        // The first found needs the fewest moves. What was not amiss before must not be then.
+        // The first one found needs the fewest moves. It must not have new or larger violations.
         let no_worse = |v: &Amiss| before.get(v).is_some_and(|amount| v.amount(state) <= *amount);
         if left.iter().all(no_worse) && weight(state, &left) < best.0 {
             best = (weight(state, &left), now, left);
@@ -81,12 +81,12 @@ pub fn search(state: &mut State<'_>) -> Option<Exact> {
     Some(Exact { path, left: best.2, mendable })
 }
 
-/// How bad what is amiss is: first how many things, then how much.
+/// Severity of violations: first their number, then their total amount.
 fn weight(state: &State<'_>, amiss: &[Amiss]) -> (usize, u64) {
     (amiss.len(), amiss.iter().map(|a| a.amount(state)).sum())
 }
 
-/// Makes the placement that a number stands for.
+/// Sets the placement that a number encodes.
 fn arrange(state: &mut State<'_>, movable: &[u32], code: u64) {
     for (n, i) in movable.iter().enumerate() {
         let to = (code >> (4 * n) & 15) as u32;

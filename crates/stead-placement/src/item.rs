@@ -1,6 +1,6 @@
-//! What is moved as one: an instance, or a compact group that is together.
+//! Items, the units of a move: an instance, or a compact group whose instances are on one member.
 //!
-//! Owns which groups are moved whole, and the choice of a place for one item. Does not own why it is moved.
+//! Owns which groups are moved as a whole, and the choice of a member for one item. Does not decide why it is moved.
 
 use crate::{
     policy::GroupMode,
@@ -8,13 +8,13 @@ use crate::{
     state::{State, key},
 };
 
-/// How many of the emptiest members are looked at before all of them.
+/// How many of the emptiest members are tried before all members.
 const NEAREST: usize = 12;
 
-/// An instance (its number) or a whole group (the number of instances, plus the group's).
+/// An instance (its number) or a whole group (its number plus the number of instances).
 pub type Item = u32;
 
-/// Which groups are moved whole, and what they are committed to.
+/// The groups that are moved as a whole, with their demands.
 #[derive(Debug)]
 pub struct Items {
     instances: u32,
@@ -24,7 +24,7 @@ pub struct Items {
 }
 
 impl Items {
-    /// The compact groups that are on one member, as far as all of their instances can be moved.
+    /// Finds the compact groups on one member whose instances can all be moved.
     pub fn new(state: &State<'_>) -> Self {
         let p = state.p;
         let width = p.width();
@@ -51,7 +51,7 @@ impl Items {
         Self { instances: p.instances.len() as u32, whole, demand, width }
     }
 
-    /// What an item is committed to.
+    /// The demand of an item, by resource.
     pub fn demand<'a>(&'a self, p: &'a Problem<'_>, item: Item) -> &'a [u64] {
         match item.checked_sub(self.instances) {
             None => p.demand_of(item as usize),
@@ -67,7 +67,7 @@ impl Items {
         }
     }
 
-    /// What it costs to move it: MiB to copy, and what downtime is worth in MiB.
+    /// Cost of moving an item: MiB to copy, plus a price of its downtime in MiB.
     pub fn cost(&self, p: &Problem<'_>, item: Item) -> u64 {
         match self.parts(p, item) {
             Parts::One(i) => p.cost[i as usize],
@@ -75,7 +75,7 @@ impl Items {
         }
     }
 
-    /// The items on a member that can be moved, at most `limit`, the latest comers first.
+    /// The movable items on a member, at most `limit`, in descending order of number.
     pub fn on(&self, state: &State<'_>, m: u32, limit: usize) -> Vec<Item> {
         let p = state.p;
         state.on[m as usize]
@@ -90,7 +90,7 @@ impl Items {
             .collect()
     }
 
-    /// Whether an item may go to a member, room aside.
+    /// Whether an item may go to a member, regardless of room.
     pub fn may_go(&self, state: &State<'_>, item: Item, to: u32) -> bool {
         match self.parts(state.p, item) {
             Parts::One(i) => state.may_go(i, to),
@@ -103,7 +103,7 @@ impl Items {
         self.may_go(state, item, to) && state.has_room(to as usize, None, self.demand(state.p, item))
     }
 
-    /// By how many pairs groups get worse; a group that moves whole stays as it is.
+    /// By how many violating pairs the move makes groups worse; 0 for a group that moves as a whole.
     pub fn pairs_change(&self, state: &State<'_>, item: Item, to: u32) -> i64 {
         match self.parts(state.p, item) {
             Parts::One(i) => state.pairs_change(i, to),
@@ -111,7 +111,7 @@ impl Items {
         }
     }
 
-    /// Moves it.
+    /// Moves an item.
     pub fn go(&self, state: &mut State<'_>, item: Item, to: u32) {
         match self.parts(state.p, item) {
             Parts::One(i) => state.go(i, to),
@@ -119,7 +119,7 @@ impl Items {
         }
     }
 
-    /// Where the item is.
+    /// The member an item is on.
     pub fn at(&self, state: &State<'_>, item: Item) -> u32 {
         match self.parts(state.p, item) {
             Parts::One(i) => state.at[i as usize],
@@ -127,8 +127,8 @@ impl Items {
         }
     }
 
-    /// The best member for an item that has to go: the one that does its group most good, then the least full. No
-    /// strictly compact group is torn.
+    /// The best member for an item that has to move: the best one for its group, then the least full. Does not split a
+    /// strictly compact group.
     pub fn best_target(&self, state: &State<'_>, item: Item, not: Option<u32>) -> Option<u32> {
         let p = state.p;
         let first = self.parts(p, item).first()?;
@@ -150,7 +150,7 @@ impl Items {
         enter.iter().filter_map(|m| score(m as u32)).min().map(|(_, _, m)| m)
     }
 
-    /// Whether moving an item there takes an instance away from the rest of its strictly compact group.
+    /// Whether the move separates an instance from the rest of its strictly compact group.
     pub fn tears(&self, state: &State<'_>, item: Item, to: u32) -> bool {
         match self.parts(state.p, item) {
             Parts::One(i) => {
@@ -166,7 +166,7 @@ impl Items {
 pub enum Parts<'a> {
     /// A single instance.
     One(u32),
-    /// All of a group.
+    /// All instances of a group.
     Group(&'a [u32]),
 }
 

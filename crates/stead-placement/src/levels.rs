@@ -1,49 +1,49 @@
-//! How even members are: the even share of each, the imbalance, and the bound below which no placement gets.
+//! Balance of members: the even share of each, the imbalance, and a lower bound on the imbalance of any placement.
 //!
-//! Owns the mathematics of docs/placement.md, in whole numbers, so that the checker can come to the same ones. Does not
-//! own how anything is moved.
+//! Owns the mathematics of docs/placement.md, in integers, so that the checker can compute the same numbers. Does not
+//! move anything.
 
 use crate::problem::{Problem, Resource, UNCOUNTED};
 
-/// A million: levels are in millionths of what is usable.
+/// A million: levels are in millionths of the usable amount.
 pub const PPM: u128 = 1_000_000;
-/// Of how many of the largest instances the bound is taken; any number gives a bound, more rarely a better one.
+/// How many of the largest instances the bound considers; any number gives a valid bound, more rarely improve it.
 const LARGEST: usize = 16;
-/// Up to how many instances a member the pigeonhole bound looks.
+/// Up to how many instances per member the pigeonhole bound considers.
 const PIGEONS: usize = 8;
-/// Of how many classes the bound of a class on its own members is taken.
+/// How many classes the class bound considers.
 const CLASSES: usize = 64;
 
-/// A set of members among which load can be moved, and which no other load can reach.
+/// A set of members among which load can be moved; no load can enter or leave it.
 #[derive(Debug)]
 pub struct Domain {
-    /// Its members, all of them receiving.
+    /// Its members, all of which take part.
     pub members: Vec<u32>,
-    /// The weighted mean utilisation of the resource that is used most, in millionths; 0 without load.
+    /// The weighted mean utilisation of the most used resource, in millionths; 0 without load.
     pub scale_ppm: u64,
 }
 
-/// Even shares.
+/// The even shares of all members.
 #[derive(Debug)]
 pub struct Levels {
-    /// The domains, by their first member.
+    /// The domains, ordered by their first member.
     pub domains: Vec<Domain>,
-    /// Each member's domain; None: it does not take part.
+    /// Each member's domain; none if it does not take part.
     pub domain: Vec<Option<u32>>,
     /// Each member's even share of each resource, in millionths.
     pub even_ppm: Vec<u64>,
-    /// Load that will be on each member whatever is planned, for each resource.
+    /// Load of each resource that will be on each member after any plan.
     fixed: Vec<u64>,
-    /// The part of it that is there already: what no plan takes away.
+    /// The part of `fixed` that is on the member already and that no plan can move away.
     pub certain: Vec<u64>,
-    /// Where an instance will be whatever happens, if that is so.
+    /// The member that an instance will be on after any plan, if there is only one.
     home: Vec<Option<u32>>,
     /// Weight of each resource, in per cent.
     weight: Vec<u64>,
 }
 
 impl Levels {
-    /// The even shares of a problem. They do not change when a plan is carried out.
+    /// Computes the even shares of a problem. Carrying out a plan does not change them.
     pub fn new(p: &Problem<'_>) -> Self {
         let (n, width) = (p.members.len(), p.width());
         let home: Vec<Option<u32>> = (0..p.instances.len()).map(|i| home(p, i)).collect();
@@ -107,7 +107,7 @@ impl Levels {
             let members = std::mem::take(&mut self.domains[d].members);
             let mut scale = 0;
             for r in 0..width {
-                // Load on members where the resource is not counted is in no total.
+                // Members on which the resource is not counted have no part in the total.
                 let counted: Vec<(u64, u64)> = members
                     .iter()
                     .map(|m| *m as usize * width + r)
@@ -133,8 +133,8 @@ impl Levels {
         }
     }
 
-    /// Weighted overhang of a member with so much promised, in millionths of what is usable: the largest over the
-    /// resources, not below 0.
+    /// Weighted overhang of a member with the amounts `used` promised, in millionths of the usable amount: the maximum
+    /// over the resources, not below 0.
     pub fn overhang_ppm(&self, p: &Problem<'_>, m: usize, used: &[u64]) -> u64 {
         let width = p.width();
         (0..width)
@@ -146,7 +146,7 @@ impl Levels {
             .unwrap_or(0)
     }
 
-    /// The imbalance of one member with so much promised; a million for members that do not take part.
+    /// The imbalance of a member with the amounts `used` promised; a million if it does not take part.
     pub fn imbalance_ppm(&self, p: &Problem<'_>, m: usize, used: &[u64]) -> u64 {
         self.domain[m].map_or(PPM as u64, |d| self.in_scale(d as usize, self.overhang_ppm(p, m, used)))
     }
@@ -170,7 +170,7 @@ impl Levels {
         }
     }
 
-    /// A bound on the imbalance of every placement that can be reached.
+    /// A lower bound on the imbalance of every reachable placement.
     pub fn bound_ppm(&self, p: &Problem<'_>) -> u64 {
         let movable: Vec<usize> = (0..p.instances.len())
             .filter(|i| {
@@ -192,7 +192,7 @@ impl Levels {
             .unwrap_or(PPM as u64)
     }
 
-    /// A large instance has to be somewhere.
+    /// Bound from large instances: each has to be on some member.
     fn large(&self, p: &Problem<'_>, inside: &[usize]) -> u64 {
         let width = p.width();
         let mut most = 0;
@@ -222,7 +222,7 @@ impl Levels {
         most
     }
 
-    /// More instances than members: some share one.
+    /// Bound from the number of instances: if there are more instances than members, some share a member.
     fn pigeons(&self, p: &Problem<'_>, d: usize, inside: &[usize]) -> u64 {
         let (width, members) = (p.width(), &self.domains[d].members);
         let mut most = 0;
@@ -237,7 +237,7 @@ impl Levels {
             let mut sizes: Vec<u64> = inside.iter().map(|i| p.demand_of(*i)[r]).filter(|s| *s > 0).collect();
             sizes.sort_unstable_by(|a, b| b.cmp(a));
             for each in 1..=PIGEONS {
-                // The first `count` instances are one too many to be `each` on a member: `each + 1` of them share one.
+                // The first `count` instances are one too many for `each` per member, so `each + 1` of them share one.
                 let count = each * holes.len() + 1;
                 if holes.is_empty() || sizes.len() < count {
                     break;
@@ -249,7 +249,7 @@ impl Levels {
         most
     }
 
-    /// What can only be on some members fills those at least to this level.
+    /// Bound from classes: instances restricted to some members fill those to at least this level.
     fn classes(&self, p: &Problem<'_>, inside: &[usize]) -> u64 {
         let width = p.width();
         let mut seen: Vec<usize> = inside.iter().map(|i| p.class[*i] as usize).collect();
@@ -280,7 +280,7 @@ impl Levels {
                 if room == 0 {
                     continue;
                 }
-                // The largest overhang is not below the mean one. Utilisations are rounded down: one less is certain.
+                // The largest overhang is at least the mean. Utilisations are rounded down, so subtract one to be safe.
                 let mean = ((total * PPM).saturating_sub(even) / room).saturating_sub(1);
                 most = most.max(self.over(r, u64::try_from(mean).unwrap_or(u64::MAX), 0));
             }
@@ -289,7 +289,7 @@ impl Levels {
     }
 }
 
-/// Whether a resource of so much is balanced at all.
+/// Whether a resource with this usable amount is balanced.
 fn counts(usable: u64) -> bool {
     usable != 0 && usable != UNCOUNTED
 }
@@ -302,7 +302,7 @@ pub fn utilisation_ppm(used: u64, usable: u64) -> u64 {
     }
 }
 
-/// Where an instance is, whatever is planned: where it cannot leave, or the one place for what must leave.
+/// The member an instance is on after any plan: its own if it cannot be moved, or the only target if it must leave.
 fn home(p: &Problem<'_>, i: usize) -> Option<u32> {
     if p.fixed[i].is_some() {
         return Some(p.start[i]);
@@ -314,7 +314,7 @@ fn home(p: &Problem<'_>, i: usize) -> Option<u32> {
     }
 }
 
-/// The least level in millionths at which (usable, fixed) hold `total`, when none is below its fixed load.
+/// The least level in millionths at which the members, as (usable, fixed), hold `total`, with none below its fixed load.
 fn water_level_ppm(members: &[(u64, u64)], total: u128) -> u64 {
     let holds = |level: u64| {
         members
@@ -323,7 +323,7 @@ fn water_level_ppm(members: &[(u64, u64)], total: u128) -> u64 {
             .sum::<u128>()
             >= total * PPM
     };
-    // Twice the load over the least room holds it; the search has some forty steps.
+    // Doubling finds a level that holds the load; the search takes about forty steps.
     let (mut low, mut high) = (0u64, 1u64);
     while !holds(high) {
         low = high;

@@ -1,9 +1,8 @@
-//! Where instances go on an Incus or LXD cluster: from a snapshot and a policy to a plan and a report.
+//! Placement of instances on an Incus or LXD cluster: computes a plan and a report from a snapshot and a policy.
 //!
 //! Owns the rules (hard constraints, groups, balance, few and cheap moves, in this order), the planner, an independent
-//! checker of its plans, and the scriptlet that makes a server place by the same rules. Does not own how snapshots are
-//! made or moves are carried out: nothing here opens a file, a socket or a clock, and the order of a snapshot's lists
-//! changes nothing.
+//! checker of its plans, and the scriptlet with which a server places by the same rules. Does not take snapshots or carry
+//! out moves: nothing here opens a file, a socket or a clock. The order of a snapshot's lists does not change the result.
 
 mod audit;
 mod balance;

@@ -1,7 +1,6 @@
-//! Mends what should not be: misplaced instances, overloaded members, strict groups; then what groups prefer.
+//! Repairs violations: strict groups, misplaced instances, overloaded members; then follows the preferences of groups.
 //!
-//! Owns the search for room, also by moving others out of the way. Does not own balance, nor the proof that something
-//! cannot be done.
+//! Owns the search for room, including moving others out of the way. Does not own balance, or proofs of impossibility.
 
 use crate::{
     item::{Item, Items},
@@ -10,14 +9,14 @@ use crate::{
 };
 use std::cmp::Reverse;
 
-/// How deep others are moved out of the way of others.
+/// Recursion depth of moving others out of the way.
 const DEPTH: u32 = 3;
 /// How many members or instances are tried at each depth.
 const WIDTH: usize = 8;
-/// How often violations are gone through: mending one may make room for another.
+/// Passes over all violations: repairing one may make room for another.
 const PASSES: usize = 4;
 
-/// Mends what can be.
+/// Repairs all violations it can.
 pub fn mend(state: &mut State<'_>) {
     for _ in 0..PASSES {
         let before = state.journal.len();
@@ -30,7 +29,7 @@ pub fn mend(state: &mut State<'_>) {
     }
 }
 
-/// Whether an instance is where it must not stay.
+/// Whether an instance is on a member it must leave.
 pub fn is_misplaced(state: &State<'_>, i: usize) -> bool {
     state.p.must_leave[i] && state.at[i] == state.p.start[i]
 }
@@ -54,7 +53,8 @@ fn misplaced(state: &mut State<'_>) {
     }
 }
 
-/// How much of an ordinary member an instance asks: what is large finds a place last, so it is placed first.
+/// The demand of an instance as a share of the largest member, in millionths. Large instances are hard to place, so they
+/// are placed first.
 fn size(state: &State<'_>, i: u32) -> u64 {
     let p = state.p;
     let demand = p.demand_of(i as usize);
@@ -67,7 +67,7 @@ fn size(state: &State<'_>, i: u32) -> u64 {
         .unwrap_or(0)
 }
 
-/// Moves an item to where there is room, or where room can be made. `not` is no place for it.
+/// Moves an item to a member with room, or to one where room can be made, but never to `not`.
 fn settle(state: &mut State<'_>, items: &Items, item: Item, not: Option<u32>, depth: u32) -> bool {
     if let Some(to) = items.best_target(state, item, not) {
         items.go(state, item, to);
@@ -86,7 +86,7 @@ fn settle(state: &mut State<'_>, items: &Items, item: Item, not: Option<u32>, de
     places.truncate(WIDTH);
     for (_, to) in places {
         let mark = state.journal.len();
-        // Others that moved may have taken it with them, or have been what it would leave its group for.
+        // The moves of others may have moved this item too, or may have changed where its group is.
         if make_room(state, items, item, to, depth - 1)
             && items.at(state, item) == from
             && !items.tears(state, item, to)
@@ -99,7 +99,7 @@ fn settle(state: &mut State<'_>, items: &Items, item: Item, not: Option<u32>, de
     false
 }
 
-/// Whether an item could go to a member if others made room: what cannot change allows it.
+/// Whether an item could go to a member if all movable instances made room.
 fn could_go(state: &State<'_>, items: &Items, item: Item, to: u32) -> bool {
     let p = state.p;
     let enters = match items.parts(p, item) {
@@ -118,7 +118,7 @@ fn could_go(state: &State<'_>, items: &Items, item: Item, to: u32) -> bool {
             .all(|(r, d)| *d == 0 || state.levels.certain[base + r].saturating_add(*d) <= p.usable[base + r])
 }
 
-/// By how much a member has too little room, in millionths.
+/// The amount that a member lacks for a demand, in millionths of its usable amounts, summed over resources.
 fn lack(state: &State<'_>, m: u32, demand: &[u64]) -> u64 {
     let p = state.p;
     let usable = p.usable_of(m as usize);
@@ -133,14 +133,15 @@ fn lack(state: &State<'_>, m: u32, demand: &[u64]) -> u64 {
         .fold(0, u64::saturating_add)
 }
 
-/// Moves others away from `to` until the item can go there.
+/// Moves others away from `to` until the item has room there.
 fn make_room(state: &mut State<'_>, items: &Items, item: Item, to: u32, depth: u32) -> bool {
     let p = state.p;
     for _ in 0..WIDTH {
         if items.can_go(state, item, to) {
             return true;
         }
-        // Of a strictly spread group the mate has to go; else the cheapest that lessens the lack most.
+        // For a strictly spread group its instance there has to move; else the item that reduces the lack most, then the
+        // cheapest.
         let mate = match items.parts(p, item) {
             crate::item::Parts::One(i) => state
                 .group_of(i)
@@ -184,7 +185,7 @@ fn make_room(state: &mut State<'_>, items: &Items, item: Item, to: u32, depth: u
     items.can_go(state, item, to)
 }
 
-/// Takes load from members that have promised too much.
+/// Moves load away from members that have promised too much.
 fn overloads(state: &mut State<'_>) {
     let p = state.p;
     for m in 0..p.members.len() as u32 {
@@ -201,7 +202,7 @@ fn overloads(state: &mut State<'_>) {
             }
             let at = m as usize * p.width() + r;
             let excess = state.used[at] - p.usable[at];
-            // Best is the least that is enough alone, else the largest.
+            // The best item is the smallest that suffices alone, else the largest.
             let enough = leaving.1.partition_point(|o| wanted(o) < excess);
             let order: Vec<usize> =
                 (enough..leaving.1.len()).take(WIDTH).chain((0..enough).rev().take(2 * WIDTH)).collect();
@@ -213,8 +214,7 @@ fn overloads(state: &mut State<'_>) {
                 leaving.1.remove(n);
                 continue;
             }
-            // With others moved out of the way; and a group that would rather stay together is torn when that is the only
-            // way.
+            // Next, move others out of the way. As a last resort, split a compact group.
             let moved = order.into_iter().any(|n| settle(state, &items, leaving.1[n], Some(m), DEPTH))
                 || torn(state, &items, m, r);
             hopeless[r] = !moved;
@@ -226,7 +226,7 @@ fn overloads(state: &mut State<'_>) {
     }
 }
 
-/// Takes one instance away from its compact group and its member.
+/// Splits a compact group: moves one of its instances away from an overloaded member.
 fn torn(state: &mut State<'_>, items: &Items, m: u32, r: usize) -> bool {
     let p = state.p;
     let mut parts: Vec<u32> = state.on[m as usize]
@@ -239,7 +239,7 @@ fn torn(state: &mut State<'_>, items: &Items, m: u32, r: usize) -> bool {
     parts.into_iter().any(|i| settle(state, items, i, Some(m), 0))
 }
 
-/// Resources of which a member has promised too much.
+/// The resources of which a member has promised too much.
 fn overloaded(state: &State<'_>, m: u32) -> Vec<usize> {
     let p = state.p;
     let base = m as usize * p.width();
@@ -268,7 +268,7 @@ fn strict_groups(state: &mut State<'_>) {
     }
 }
 
-/// Brings a group together on one member, or leaves all as it was.
+/// Gathers a group on one member, or leaves everything unchanged.
 fn gather(state: &mut State<'_>, g: u32) -> bool {
     let p = state.p;
     let group = &p.groups[g as usize];
@@ -317,7 +317,7 @@ fn gather(state: &mut State<'_>, g: u32) -> bool {
     false
 }
 
-/// Does what groups prefer, as far as there is room.
+/// Follows the preferences of groups as far as there is room.
 pub fn prefer(state: &mut State<'_>) {
     let p = state.p;
     loop {
@@ -347,7 +347,7 @@ pub fn prefer(state: &mut State<'_>) {
     }
 }
 
-/// Brings a group together unless that tears others.
+/// Gathers a group if that lowers the violating pairs of all groups together.
 fn gather_for_less(state: &mut State<'_>, g: u32) -> bool {
     let (mark, before) = (state.journal.len(), all_pairs(state));
     if gather(state, g) && all_pairs(state) < before {
@@ -357,7 +357,7 @@ fn gather_for_less(state: &mut State<'_>, g: u32) -> bool {
     false
 }
 
-/// Pairs amiss of all groups.
+/// Violating pairs of all groups.
 fn all_pairs(state: &State<'_>) -> u64 {
     (0..state.p.groups.len() as u32).map(|g| state.pairs_amiss(g)).sum()
 }

@@ -1,20 +1,19 @@
-//! What a member has to give, as numbers that are quick to compare: of all of a plan's time, most goes into looking for
-//! pairs of items to exchange.
+//! The search for items to move or exchange between two members, on tables that are fast to compare: planning spends most
+//! of its time here.
 //!
-//! Owns the search for the pairs that fit. Does not own whether they may be exchanged.
+//! Owns the search for pairs that fit. Does not decide whether they may be exchanged.
 
 use crate::{
     item::{Item, Items},
     state::State,
 };
 
-/// So many resources are compared at once.
+/// Number of resources that are compared at once.
 const LANES: usize = 4;
-/// A number for each of some resources. Where there are fewer resources than lanes, nobody asks for the rest, and nothing
-/// is said of it.
+/// One number for each of up to four resources. Unused lanes have no demand and do not affect any result.
 type Lanes = [f64; LANES];
 
-/// Far below one of any resource (they are counted in MiB and thousandths), far above rounding.
+/// Far below one unit of any resource (MiB or thousandths), far above rounding errors.
 const SLACK: f64 = 1e-3;
 
 fn lanes(values: impl IntoIterator<Item = f64>, rest: f64, to: &mut Vec<Lanes>) {
@@ -24,7 +23,7 @@ fn lanes(values: impl IntoIterator<Item = f64>, rest: f64, to: &mut Vec<Lanes>) 
     }
 }
 
-/// How a member's overhang rises with what is promised there, and what it is now, for each resource.
+/// For each resource, the slope of a member's overhang over the promised amount, and its current overhang.
 #[derive(Debug, Default)]
 struct Slopes {
     slope: Vec<Lanes>,
@@ -32,7 +31,7 @@ struct Slopes {
 }
 
 impl Slopes {
-    /// Makes them those of a member.
+    /// Loads the slopes of a member.
     fn set(&mut self, state: &State<'_>, m: u32) {
         self.slope.clear();
         self.over.clear();
@@ -40,7 +39,7 @@ impl Slopes {
         lanes(state.slopes(m).map(|(_, over)| over), f64::NEG_INFINITY, &mut self.over);
     }
 
-    /// The overhang with so many times this.
+    /// The overhang after adding `times` the demand.
     fn over_with(&self, times: f64, demand: &[Lanes]) -> f64 {
         let mut most = [f64::NEG_INFINITY; LANES];
         for ((slope, over), demand) in self.slope.iter().zip(&self.over).zip(demand) {
@@ -51,7 +50,7 @@ impl Slopes {
         most.into_iter().fold(f64::NEG_INFINITY, f64::max)
     }
 
-    /// The overhang when `back` has come for `out` (-1), or has gone for it (1).
+    /// The overhang after an exchange: `out` has left and `back` has arrived (sign -1), or the reverse (sign 1).
     fn over_after(&self, sign: f64, out: &[Lanes], back: &[Lanes]) -> f64 {
         let mut most = f64::NEG_INFINITY;
         for (c, (out, back)) in out.iter().zip(back).enumerate() {
@@ -67,18 +66,18 @@ impl Slopes {
 #[derive(Debug, Default)]
 pub struct Pile {
     items: Vec<Item>,
-    /// What each asks of each resource; so many for each item.
+    /// Demand of each item; `chunks` entries per item.
     demand: Vec<Lanes>,
     chunks: usize,
-    /// The least and the most that any of them asks.
+    /// The smallest and the largest demand of any item.
     least: Vec<Lanes>,
     most: Vec<Lanes>,
-    /// For each resource (and lane) what is asked of it, the least first, and by whom.
+    /// For each lane, the items ordered by demand, as (demand, number).
     sorted: Vec<(f64, u32)>,
 }
 
 impl Pile {
-    /// The items of a member that can be moved, at most `limit`, the latest comers first.
+    /// Collects the movable items of a member, at most `limit`, in descending order of number.
     pub fn new(state: &State<'_>, items: &Items, m: u32, limit: usize) -> Self {
         let found = items.on(state, m, limit);
         let chunks = state.p.width().div_ceil(LANES);
@@ -113,17 +112,17 @@ impl Pile {
         pile
     }
 
-    /// Its items and what each asks for.
+    /// Its items with their demands.
     fn items(&self) -> impl Iterator<Item = (Item, &[Lanes])> {
         self.items.iter().copied().zip(self.demand.chunks_exact(self.chunks.max(1)))
     }
 
-    /// How many there are.
+    /// Number of items.
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
-    /// Those that ask for so much of a resource: what each asks of it, and its number.
+    /// The items with a demand between `least` and `most` of a resource, as (demand, number).
     fn asking(&self, resource: usize, least: f64, most: f64) -> &[(f64, u32)] {
         let all = &self.sorted[resource * self.len()..][..self.len()];
         let begin = all.partition_point(|(asked, _)| *asked < least);
@@ -136,20 +135,20 @@ impl Pile {
     }
 }
 
-/// Items without which a member is better off.
+/// Items whose departure brings a member's overhang down to `enough`.
 #[derive(Debug)]
 pub struct Light<'a> {
-    /// Each with the member's overhang then, and what it asks for.
+    /// Each item with the member's overhang without it, and its demand.
     items: Vec<(Item, f64, &'a [Lanes])>,
-    /// The least that any of them asks of each resource.
+    /// The smallest demand of any of them, by resource.
     least: Vec<Lanes>,
     here: Slopes,
-    /// The largest overhang of a member that is good enough.
+    /// The largest acceptable overhang.
     enough: f64,
 }
 
 impl<'a> Light<'a> {
-    /// Of a member's first items.
+    /// Selects among the first `limit` items of a member.
     pub fn new(state: &State<'_>, m: u32, pile: &'a Pile, limit: usize, enough: f64) -> Self {
         let mut here = Slopes::default();
         here.set(state, m);
@@ -168,18 +167,19 @@ impl<'a> Light<'a> {
     }
 }
 
-/// What may go from one member to another, and what may come back for it, so that neither member's overhang is more than
-/// enough. Made once and used for many: making it anew takes longer than using it.
+/// Search for items that may go from one member to another, and for items that may come back in exchange, so that neither
+/// member's overhang exceeds the acceptable one. Reused for many searches: allocating it takes longer than using it.
 #[derive(Debug, Default)]
 pub struct Fit {
     there: Slopes,
-    /// By how much more may come back than goes, at least and at most.
+    /// Bounds on the difference between the returning and the leaving demand.
     least: Vec<Lanes>,
     most: Vec<Lanes>,
 }
 
 impl Fit {
-    /// Calls `found` with all items that may go to a member alone, and the larger overhang of the two members then.
+    /// Calls `found` for each item that may go to a member without an exchange, with the larger overhang of the two members
+    /// afterwards.
     pub fn singles(
         &mut self,
         state: &State<'_>,
@@ -199,8 +199,8 @@ impl Fit {
         }
     }
 
-    /// Calls `found` with all pairs of items that fit (which goes, which comes back, the larger overhang of the two members
-    /// then), until it says that there is no need of another partner for the first.
+    /// Calls `found` for each pair of items that fits, with the leaving item, the returning item and the larger overhang of
+    /// the two members afterwards. If it returns false, the leaving item is skipped.
     pub fn pairs(
         &mut self,
         state: &State<'_>,
@@ -251,7 +251,7 @@ impl Fit {
         }
     }
 
-    /// Whether what comes back for this is too little even where it is the most, or too much even where it is the least.
+    /// Whether no returning demand between `least` and `most` fits the leaving demand `out`.
     fn outside(&self, out: &[Lanes], most: &[Lanes], least: &[Lanes]) -> bool {
         let mut outside = false;
         for (c, out) in out.iter().enumerate() {

@@ -1,7 +1,7 @@
-//! Members for instances that do not exist yet: a batch at once, by the rules that plans follow.
+//! Places a batch of new instances by the rules that plans follow.
 //!
-//! Owns the choice for each, and how sure a refusal is. Does not own moving what exists out of the way: a batch is placed
-//! on the cluster as it is.
+//! Owns the choice of a member for each, and the certainty of a refusal. Does not move existing instances: a batch is
+//! placed on the cluster as it is.
 
 use crate::{
     levels::{Levels, utilisation_ppm},
@@ -16,52 +16,53 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
-/// How many choices are tried when the quick way leaves something out: a second's work at most.
+/// Limit on the choices of the exhaustive search, which runs if the greedy one leaves instances out: at most a second's
+/// work.
 const CHOICES: u32 = 300_000;
 
-/// Up to how many are tried in all ways: beyond that the choices are spent before the first few have been varied.
+/// Limit on the lots in an exhaustive search: with more, the choices are used up before the first few lots are varied.
 const LOTS: usize = 64;
 
-/// A place for a new instance.
+/// A new instance with its member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Placed {
     /// The instance.
     pub instance: InstanceId,
-    /// Where it goes.
+    /// The member it goes to.
     pub member: MemberName,
-    /// The weighted utilisation of the scarcest resource there, when the whole batch is placed, in millionths.
+    /// The weighted utilisation of that member's scarcest resource after the whole batch is placed, in millionths.
     pub level_ppm: u64,
 }
 
-/// A new instance that finds no place.
+/// A new instance that cannot be placed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refused {
     /// The instance.
     pub instance: InstanceId,
-    /// Impossible: not even alone. At odds: not together with the others of the batch. Not found: too many ways to try.
+    /// Impossible: not even alone. At odds: not together with the rest of the batch. Not found: the search was cut short.
     pub verdict: Verdict,
-    /// Why, with numbers.
+    /// The reason as text, with numbers.
     pub why: String,
 }
 
-/// Where a batch goes.
+/// The placement of a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Placement {
-    /// By project and name.
+    /// Placed instances, ordered by project and name.
     pub placed: Vec<Placed>,
-    /// By project and name.
+    /// Refused instances, ordered by project and name.
     pub refused: Vec<Refused>,
-    /// What is odd about settings.
+    /// Problems with settings.
     pub findings: Vec<Finding>,
 }
 
 /// Finds members for a batch of new instances.
 ///
 /// # Errors
-/// The snapshot contradicts itself, or a new instance has the name of another.
+/// The snapshot is inconsistent, or a new instance has the name of another one.
 pub fn place(snapshot: &Snapshot, policy: &Policy, batch: &[Workload]) -> Result<Placement, SnapshotError> {
     snapshot.check()?;
     let mut names: std::collections::HashSet<&InstanceId> =
@@ -78,7 +79,7 @@ pub fn place(snapshot: &Snapshot, policy: &Policy, batch: &[Workload]) -> Result
     Ok(Batch::new(&state, batch).run())
 }
 
-/// New instances that go together: one, or all of a strictly compact group.
+/// New instances placed as a unit: a single one, or all of a strictly compact group.
 #[derive(Debug)]
 struct Lot {
     /// Numbers in the batch.
@@ -126,7 +127,7 @@ impl<'p> Batch<'p> {
         batch
     }
 
-    /// The groups of the new instances, with those of them that exist.
+    /// Collects the groups of the new instances, including their existing instances.
     fn gather_groups(&mut self) -> Vec<Option<usize>> {
         let mut number: HashMap<&GroupId, usize> = HashMap::new();
         let group_of: Vec<Option<usize>> = self
@@ -210,7 +211,7 @@ impl<'p> Batch<'p> {
         self.lots.sort_by_key(|lot| (std::cmp::Reverse(size(lot)), lot.of[0]));
     }
 
-    /// Whether a member takes a lot now.
+    /// Whether a member can accept a lot now.
     fn takes(&self, lot: &Lot, m: usize) -> bool {
         lot.enter.has(m) && self.has_room(lot, m) && self.group_allows(lot, m)
     }
@@ -232,7 +233,7 @@ impl<'p> Batch<'p> {
         }
     }
 
-    /// What decides between members: the group's wish, the scarcest resource, all resources, the name.
+    /// Order of candidate members: by the group's mode, the scarcest resource, all resources, the name.
     fn score(&self, lot: &Lot, m: usize) -> (i64, u64, u64, usize) {
         let pairs = lot.group.map_or(0, |g| {
             let mates = &self.groups[g];
@@ -246,7 +247,7 @@ impl<'p> Batch<'p> {
         (pairs, scarcest, all, m)
     }
 
-    /// Weighted utilisation with the lot: of the scarcest resource, and all together. Of pools only its own count.
+    /// Weighted utilisation of a member with the lot: of the scarcest resource, and the sum. Only the lot's pools count.
     fn level(&self, lot: &Lot, m: usize) -> (u64, u64) {
         let (p, base) = (self.p, m * self.p.width());
         let w = p.policy.weight_percent;
@@ -287,7 +288,7 @@ impl<'p> Batch<'p> {
 
     fn run(mut self) -> Placement {
         let members = self.p.members.len();
-        // On the cluster as it is, one at a time.
+        // Each lot alone on the cluster as it is.
         let alone: Vec<bool> = self.lots.iter().map(|lot| (0..members).any(|m| self.takes(lot, m))).collect();
         let hopeful: Vec<usize> = (0..self.lots.len()).filter(|n| alone[*n]).collect();
         let mut at: Vec<Option<usize>> = vec![None; self.lots.len()];
@@ -328,7 +329,7 @@ impl<'p> Batch<'p> {
         }
     }
 
-    /// Places all of these, trying everything while there are choices left.
+    /// Places all of these lots by exhaustive search, while there are choices left.
     fn all(&mut self, lots: &[usize], at: &mut [Option<usize>], choices: &mut u32) -> bool {
         let Some((first, rest)) = lots.split_first() else { return true };
         let lot = &self.lots[*first];
@@ -353,7 +354,7 @@ impl<'p> Batch<'p> {
 
     fn tell(mut self, at: &[Option<usize>], alone: &[bool], together: Verdict) -> Placement {
         let (mut placed, mut refused) = (Vec::new(), Vec::new());
-        // What stands in the way of what cannot be placed even alone is not the batch.
+        // Explain lots that cannot be placed even alone without counting the batch.
         let with_batch = self.used.clone();
         for (n, lot) in self.lots.iter().enumerate() {
             if let Some(m) = at[n] {
@@ -396,7 +397,7 @@ impl<'p> Batch<'p> {
         Placement { placed, refused, findings: self.findings }
     }
 
-    /// Why no member takes a lot, when so much is promised.
+    /// Why no member can accept a lot when the amounts `used` are promised.
     fn why(&self, lot: &Lot, used: &[u64], alone: bool) -> String {
         let p = self.p;
         let (w, roles) = (self.new[lot.of[0]], &self.wishes[lot.of[0]].roles);
@@ -415,18 +416,18 @@ impl<'p> Batch<'p> {
         };
         let strict = lot.group.map(|g| &self.groups[g]).filter(|g| g.strength == GroupStrength::Strict);
         let why = match (why::lacking(p, &open, &lot.demand, &free), strict) {
-            _ if open.is_empty() => "no member may take it".to_owned(),
+            _ if open.is_empty() => "no member may accept it".to_owned(),
             (Some(lacking), _) => lacking,
             (None, Some(Mates { mode: GroupMode::Spread, .. })) => {
-                "every member with room has an instance of its strictly spread group".to_owned()
+                "every member with room already has an instance of its strictly spread group".to_owned()
             }
             (None, Some(Mates { on, .. })) if on.len() > 1 => {
-                "its strictly compact group is apart".to_owned()
+                "its strictly compact group is on several members".to_owned()
             }
-            (None, Some(_)) => "where its strictly compact group is, there is no room".to_owned(),
-            (None, None) => "the others of the batch stand in the way".to_owned(),
+            (None, Some(_)) => "the member of its strictly compact group has no room".to_owned(),
+            (None, None) => "no member has room".to_owned(),
         };
-        let batch = if alone { " once the others of the batch are placed" } else { "" };
+        let batch = if alone { " once the rest of the batch is placed" } else { "" };
         format!("{why}{batch}{}", why::hindered(&reasons))
     }
 }

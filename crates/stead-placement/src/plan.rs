@@ -1,6 +1,6 @@
-//! The plan: moves in their order, and the report that says what each gains and what could not be done.
+//! The plan: an ordered list of moves, and a report with the gain of each move and the violations that remain.
 //!
-//! Owns the shape of the answer and its words for people. Does not own how it was found.
+//! Owns the shape of the result and its texts for people. Does not compute it.
 
 use crate::{
     policy::{Downtime, GroupMode, GroupStrength},
@@ -11,7 +11,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Why a member is no place for an instance, room aside.
+/// Why a member may not accept an instance, regardless of room.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hindrance {
@@ -21,19 +21,19 @@ pub enum Hindrance {
     VirtualMachines,
     /// It is not in the cluster group that the instance was created for.
     ClusterGroup(String),
-    /// It has not a role that the instance asks for.
+    /// It lacks a role that the instance requires.
     RoleMissing(String),
     /// It has a role that the policy keeps free of instances.
     RoleAvoided(String),
-    /// It has not this storage pool.
+    /// It lacks this storage pool.
     Pool(PoolName),
-    /// It has not this network.
+    /// It lacks this network.
     Network(String),
-    /// It is being emptied.
+    /// It is being drained.
     Drained,
-    /// It takes only instances of its cluster groups.
+    /// It accepts only instances of its cluster groups.
     GroupOnly,
-    /// It takes only what is put there by hand.
+    /// It accepts only instances placed by hand.
     Manual,
     /// It is not online.
     MemberIs(MemberState),
@@ -45,13 +45,13 @@ impl fmt::Display for Hindrance {
             Self::Architecture(a) => write!(f, "does not run {a}"),
             Self::VirtualMachines => f.write_str("runs no virtual machines"),
             Self::ClusterGroup(g) => write!(f, "is not in cluster group {g}"),
-            Self::RoleMissing(r) => write!(f, "has not the role {r}"),
-            Self::RoleAvoided(r) => write!(f, "has the role {r}, which the policy keeps free"),
+            Self::RoleMissing(r) => write!(f, "lacks the role {r}"),
+            Self::RoleAvoided(r) => write!(f, "has the role {r}, which the policy keeps free of instances"),
             Self::Pool(p) => write!(f, "has no pool {p}"),
             Self::Network(n) => write!(f, "has no network {n}"),
-            Self::Drained => f.write_str("is being emptied"),
-            Self::GroupOnly => f.write_str("takes only instances of its cluster groups"),
-            Self::Manual => f.write_str("takes only what is put there by hand"),
+            Self::Drained => f.write_str("is being drained"),
+            Self::GroupOnly => f.write_str("accepts only instances of its cluster groups"),
+            Self::Manual => f.write_str("accepts only instances placed by hand"),
             Self::MemberIs(state) => f.write_str(match state {
                 MemberState::Online => "is online",
                 MemberState::Offline => "is offline",
@@ -68,19 +68,19 @@ impl fmt::Display for Hindrance {
 pub enum Fixed {
     /// The engine ties it to its member.
     Pinned,
-    /// `user.stead.pin` says so.
+    /// `user.stead.pin` is set.
     PinnedBySetting,
-    /// The server has no way to move it.
+    /// The server cannot move it.
     CannotMigrate,
     /// Its member is not online.
     MemberIs(MemberState),
-    /// Its member is filled by hand.
+    /// Its member accepts only instances placed by hand.
     ManualMember,
-    /// It would be away for longer than the policy allows.
+    /// Its downtime would exceed the policy's limit.
     Downtime(Downtime),
-    /// It was put by hand where the scheduler would not put it.
+    /// It was placed by hand on a member that the scheduler would not choose.
     ByHand,
-    /// No other member may take it.
+    /// No other member may accept it.
     NowhereElse,
 }
 
@@ -88,51 +88,51 @@ impl fmt::Display for Fixed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Pinned => "it is tied to its member",
-            Self::PinnedBySetting => "user.stead.pin keeps it there",
+            Self::PinnedBySetting => "user.stead.pin is set on it",
             Self::CannotMigrate => "the server cannot move it",
             Self::MemberIs(MemberState::Offline) => "its member is offline",
             Self::MemberIs(MemberState::Evacuated) => "its member is evacuated",
             Self::MemberIs(_) => "its member is blocked",
-            Self::ManualMember => "its member is filled by hand",
+            Self::ManualMember => "its member accepts only instances placed by hand",
             Self::Downtime(Downtime::Short) => "it runs, and the policy allows no downtime",
             Self::Downtime(_) => "it runs and must be stopped for a move, which the policy does not allow",
-            Self::ByHand => "it was put by hand where the scheduler would not put it",
-            Self::NowhereElse => "no other member may take it",
+            Self::ByHand => "it was placed by hand on a member that the scheduler would not choose",
+            Self::NowhereElse => "no other member may accept it",
         })
     }
 }
 
-/// Something that should not be.
+/// A violation of a hard constraint.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Violation {
-    /// An instance is where it should not be.
+    /// An instance is on a member where it should not be.
     Misplaced {
         /// The instance.
         instance: InstanceId,
-        /// Where it is.
+        /// The member it is on.
         member: MemberName,
         /// Why it should not be there.
         why: Vec<Hindrance>,
     },
-    /// A member has promised more than it can.
+    /// A member has promised more of a resource than it has.
     Overload {
         /// The member.
         member: MemberName,
-        /// Of what.
+        /// The resource.
         resource: Resource,
-        /// How much is promised: MiB, thousandths of a thread.
+        /// Amount promised: MiB, or thousandths of a thread.
         promised: u64,
-        /// How much could be, in the same unit, with overcommitment.
+        /// Amount it can promise, including overcommitment, in the same unit.
         usable: u64,
     },
-    /// A strict group is not as it must be.
+    /// A strict group is not spread or compact as required.
     Group {
         /// The group.
         group: GroupId,
-        /// What it must be.
+        /// The required mode.
         mode: GroupMode,
-        /// How many pairs of its instances are not so.
+        /// Number of pairs of its instances that violate the mode.
         pairs: u64,
     },
 }
@@ -146,35 +146,35 @@ impl fmt::Display for Violation {
             }
             Self::Overload { member, resource: Resource::Cpu, promised, usable } => write!(
                 f,
-                "{member} has promised {} and has {}",
+                "{member} has promised {} but has only {}",
                 Resource::Cpu.show(*promised),
                 Resource::Cpu.show(*usable)
             ),
             Self::Overload { member, resource, promised, usable } => write!(
                 f,
-                "{member} has promised {} of {resource} and has {}",
+                "{member} has promised {} of {resource} but has only {}",
                 resource.show(*promised),
                 resource.show(*usable)
             ),
             Self::Group { group, mode: GroupMode::Spread, .. } => {
-                write!(f, "instances of the strictly spread group {group} are together on a member")
+                write!(f, "instances of the strictly spread group {group} share a member")
             }
             Self::Group { group, mode: GroupMode::Compact, .. } => {
-                write!(f, "instances of the strictly compact group {group} are apart")
+                write!(f, "instances of the strictly compact group {group} are on different members")
             }
         }
     }
 }
 
-/// How sure it is that something cannot be done.
+/// Certainty that a violation cannot be repaired, or that an instance cannot be placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// Proved: no moves that keep to the rules get there.
+    /// Proved: no sequence of permitted moves does it.
     Impossible,
-    /// Proved: it can be done, but not together with what else is done.
+    /// Proved: it is possible, but not together with the rest.
     AtOdds,
-    /// No way was found; there may be one.
+    /// No solution was found; there may be one.
     NotFound,
 }
 
@@ -182,21 +182,21 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Impossible => "impossible",
-            Self::AtOdds => "not together with the rest",
-            Self::NotFound => "no way found",
+            Self::AtOdds => "not possible together with the rest",
+            Self::NotFound => "no solution found",
         })
     }
 }
 
-/// A violation that the plan leaves, and why.
+/// A violation that the plan does not repair, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refusal {
-    /// What stays as it is.
+    /// The violation.
     pub violation: Violation,
-    /// How sure that is.
+    /// Certainty that it cannot be repaired.
     pub verdict: Verdict,
-    /// Why, with numbers.
+    /// The reason as text, with numbers.
     pub why: String,
 }
 
@@ -206,17 +206,17 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a move is for.
+/// Purpose of a move.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The instance must not stay where it is.
+    /// The instance must leave its member.
     Misplaced,
-    /// Its member had promised too much of this.
+    /// Its member has promised too much of this resource.
     Overload(Resource),
-    /// It mends a group, wholly or in part.
+    /// It repairs a group, fully or in part.
     Group(GroupId),
-    /// The members become more even.
+    /// It makes the members more even.
     Balance,
     /// It makes room for a later move, or is one half of an exchange.
     MakesRoom,
@@ -225,8 +225,8 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Misplaced => f.write_str("must not stay there"),
-            Self::Overload(r) => write!(f, "too much {r} promised there"),
+            Self::Misplaced => f.write_str("must leave its member"),
+            Self::Overload(r) => write!(f, "too much {r} promised"),
             Self::Group(g) => write!(f, "group {g}"),
             Self::Balance => f.write_str("balance"),
             Self::MakesRoom => f.write_str("makes room"),
@@ -238,84 +238,85 @@ impl fmt::Display for Reason {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Move {
-    /// What is moved.
+    /// The instance to move.
     pub instance: InstanceId,
-    /// Where it is before.
+    /// The member it leaves.
     pub from: MemberName,
-    /// Where it is afterwards.
+    /// The member it goes to.
     pub to: MemberName,
-    /// What it suffers.
+    /// Its downtime.
     pub downtime: Downtime,
-    /// What is copied.
+    /// Data to copy, in MiB.
     pub size_mib: u64,
-    /// What it is for; never empty.
+    /// The purposes of the move; never empty.
     pub reasons: Vec<Reason>,
-    /// [`Imbalance`] before it, in millionths.
+    /// [`Imbalance`] before the move, in millionths.
     pub imbalance_before_ppm: u64,
-    /// And after it.
+    /// [`Imbalance`] after the move, in millionths.
     pub imbalance_after_ppm: u64,
-    /// Utilisation that weighs most on the member it leaves, before and after, in millionths of what is usable.
+    /// Utilisation of the scarcest resource on the member it leaves, before and after, in millionths of the usable
+    /// amount.
     pub from_level_ppm: (u64, u64),
-    /// The same of the member it goes to.
+    /// The same for the member it goes to.
     pub to_level_ppm: (u64, u64),
-    /// Numbers of the earlier moves (counted from 0) that must have ended before this one begins. Others may run at the
-    /// same time: room that a move needs is taken when it begins and given back when it ends.
+    /// Numbers (from 0) of the earlier moves that must end before this one begins. Other moves may run at the same time:
+    /// a move takes its room on the target when it begins and frees its room on the source when it ends.
     pub after: Vec<usize>,
 }
 
-/// How uneven the members are. A member's even share of a resource is the level at which all the load that can be moved
-/// would fill the members evenly, over what cannot be moved; its overhang is how far it is above that. The imbalance is
-/// 1 + the largest overhang, in parts of the mean utilisation of the resource that is used most. 1 is even; where load
-/// comes in large pieces, even cannot be reached, and `bound_ppm` says what is out of reach for certain.
+/// How uneven the members are. A member's even share of a resource is the level to which the movable load would fill all
+/// members evenly, on top of the load that cannot be moved; its overhang is the amount above that level. The imbalance is
+/// 1 + the largest overhang, as a fraction of the mean utilisation of the most used resource. 1 is even. Load in large
+/// pieces cannot be spread evenly: `bound_ppm` is a proved lower limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Imbalance {
-    /// As it is, in millionths.
+    /// Before the plan, in millionths.
     pub before_ppm: u64,
-    /// After the plan.
+    /// After the plan, in millionths.
     pub after_ppm: u64,
-    /// No placement is below this.
+    /// Lower bound for every placement, in millionths.
     pub bound_ppm: u64,
 }
 
-/// A group that is not quite as it would be, before or after.
+/// A group with violations of its mode, before or after the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupReport {
     /// The group.
     pub group: GroupId,
-    /// What it wants.
+    /// Its mode.
     pub mode: GroupMode,
-    /// How much.
+    /// Its strength.
     pub strength: GroupStrength,
-    /// Pairs of its instances that are not so.
+    /// Pairs of its instances that violate the mode before the plan.
     pub pairs_before: u64,
-    /// After the plan.
+    /// Pairs of its instances that violate the mode after the plan.
     pub pairs_after: u64,
 }
 
-/// What is odd about the instances' settings.
+/// A problem with the settings of instances.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Finding {
-    /// A value that is not understood; it counts as not set (of `user.stead.pin`: as set).
+    /// A value is invalid; it counts as not set (for `user.stead.pin`: as set).
     BadSetting {
-        /// Whose.
+        /// The instance.
         instance: InstanceId,
         /// The key.
         key: String,
         /// The value.
         value: String,
     },
-    /// Instances of one group say different things; spread goes before compact, strict before preferred.
+    /// Instances of a group set different values; spread wins over compact, strict over preferred.
     GroupDisagrees {
         /// The group.
         group: GroupId,
         /// The key.
         key: String,
-        /// Who says what holds.
+        /// An instance with the value that is used.
         one: InstanceId,
-        /// Who says something else.
+        /// An instance with another value.
         other: InstanceId,
     },
 }
@@ -324,37 +325,40 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadSetting { instance, key, value } => {
-                write!(f, "{instance}: {key} has a value that is not understood: {value:?}")
+                write!(f, "{instance}: {key} has the invalid value {value:?}")
             }
             Self::GroupDisagrees { group, key, one, other } => {
-                write!(f, "group {group}: {one} and {other} have different {key}; that of {one} holds")
+                write!(
+                    f,
+                    "group {group}: {one} and {other} have different values of {key}; that of {one} is used"
+                )
             }
         }
     }
 }
 
-/// What was found and what the plan does about it.
+/// The state before and after the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Report {
-    /// How even.
+    /// How uneven the members are.
     pub imbalance: Imbalance,
-    /// What should not be, as it is.
+    /// Violations before the plan.
     pub violations: Vec<Violation>,
-    /// What of it stays.
+    /// Violations that remain after the plan.
     pub refusals: Vec<Refusal>,
-    /// Groups that are not quite as they would be.
+    /// Groups with violations of their mode, strict or preferred, before or after the plan.
     pub groups: Vec<GroupReport>,
-    /// What is odd about settings.
+    /// Problems with settings.
     pub findings: Vec<Finding>,
 }
 
-/// Moves in their order, and what they are good for.
+/// Ordered moves, and their effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// One after the other; each is possible when those before it are done.
+    /// The moves in order; each is possible once the earlier ones are done.
     pub moves: Vec<Move>,
-    /// What, and what not.
+    /// The effect of the moves, and the remaining violations.
     pub report: Report,
 }

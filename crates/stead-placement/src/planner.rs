@@ -1,6 +1,7 @@
-//! From snapshot and policy to plan.
+//! Computes a plan from a snapshot and a policy.
 //!
-//! Owns the order of the phases, and that planning again after a plan finds nothing. Does not own the phases.
+//! Owns the order of the phases, and the guarantee that a second plan after the first has no moves. Does not own the
+//! phases.
 
 use crate::{
     audit::{Amiss, amiss},
@@ -17,17 +18,17 @@ use crate::{
 };
 use std::collections::BTreeSet;
 
-/// How often all phases are gone through; each round begins where the last ended, and mostly the second changes
+/// Limit on the rounds through all phases. Each round starts from the result of the last; usually the second changes
 /// nothing.
 const ROUNDS: usize = 32;
 
-/// Among how many of the last moves of a plan that is too long its end is looked for.
+/// How many end points are tried when a plan is cut to `max_moves`: after each of its last moves.
 const LAST: usize = 64;
 
-/// Makes a plan.
+/// Computes a plan.
 ///
 /// # Errors
-/// The snapshot contradicts itself.
+/// The snapshot is inconsistent.
 pub fn plan(snapshot: &Snapshot, policy: &Policy) -> Result<Plan, SnapshotError> {
     snapshot.check()?;
     let p = Problem::new(snapshot, policy);
@@ -35,14 +36,14 @@ pub fn plan(snapshot: &Snapshot, policy: &Policy) -> Result<Plan, SnapshotError>
     Ok(Planner { p: &p, levels: &levels, begin: Vec::new(), exact: None }.run())
 }
 
-/// What a plan is made with.
+/// Context of a planning run.
 #[derive(Debug)]
 struct Planner<'p> {
     p: &'p Problem<'p>,
     levels: &'p Levels,
-    /// What is amiss at the beginning.
+    /// The violations at the beginning.
     begin: Vec<Amiss>,
-    /// What was found by looking at everything, from the beginning.
+    /// Result of the exhaustive search from the beginning.
     exact: Option<Exact>,
 }
 
@@ -69,7 +70,7 @@ impl<'p> Planner<'p> {
             }
         }
         let direct = schedule::schedule(&mut State::new(p, self.levels, &p.start), &at);
-        // The way on which the planner got there is always a way.
+        // The planner's own sequence of moves is always possible.
         let mut steps =
             direct.unwrap_or_else(|| schedule::shorten(&mut State::new(p, self.levels, &p.start), journal));
         if let Some(most) = p.policy.max_moves {
@@ -78,7 +79,7 @@ impl<'p> Planner<'p> {
         self.report(&steps)
     }
 
-    /// What a plan that begins there would move: what was moved may be tied to where it is now.
+    /// The moves of a plan that begins at this placement: instances that were moved may now be tied to their members.
     fn begun_anew(&self, at: &[u32]) -> Vec<Step> {
         let p = self.p.begun_at(at);
         let mut state = State::new(&p, self.levels, at);
@@ -93,7 +94,7 @@ impl<'p> Planner<'p> {
         if !amiss(state).is_empty() {
             mend::mend(state);
             let left = amiss(state);
-            // A later round cannot know better.
+            // A later round would not find more.
             if first && !left.is_empty() {
                 let mut small = State::new(self.p, self.levels, &begin);
                 if let Some(exact) = exact::search(&mut small) {
@@ -114,7 +115,7 @@ impl<'p> Planner<'p> {
         balance.prune(state);
     }
 
-    /// Keeps the first moves, as many as are allowed and as few of them as are as good.
+    /// Cuts the plan to at most `most` moves, and to fewer if fewer are as good.
     fn cut(&self, steps: &mut Vec<Step>, most: usize) {
         if steps.len() <= most {
             return;
@@ -134,8 +135,8 @@ impl<'p> Planner<'p> {
         steps.truncate(best.1);
     }
 
-    /// Whether nothing is amiss that was not, or more so: a strictly compact group may be apart within a plan, but not at
-    /// its end.
+    /// Whether there is no new or larger violation than at the beginning: a strictly compact group may be split in the
+    /// middle of a plan, but not at its end.
     fn is_no_worse(&self, state: &State<'_>) -> bool {
         let begin = State::new(self.p, self.levels, &self.p.start);
         amiss(state).into_iter().all(|a| self.begin.contains(&a) && a.amount(state) <= a.amount(&begin))
@@ -217,12 +218,12 @@ impl<'p> Planner<'p> {
         if refusal.verdict != Verdict::Impossible && self.p.policy.max_moves.is_some_and(|most| moves >= most)
         {
             refusal.verdict = Verdict::NotFound;
-            refusal.why = format!("the plan may have no more moves; {}", refusal.why);
+            refusal.why = format!("the plan has reached max_moves; {}", refusal.why);
         }
         refusal
     }
 
-    /// What a move is for.
+    /// The purposes of a move.
     fn reasons(&self, state: &State<'_>, i: u32, from: u32, to: u32) -> Vec<Reason> {
         let p = self.p;
         let demand = p.demand_of(i as usize);
@@ -265,7 +266,7 @@ fn level_ppm(state: &State<'_>, m: u32) -> u64 {
         .unwrap_or(0)
 }
 
-/// The imbalance of a placement that changes.
+/// Tracks the imbalance of a changing placement.
 #[derive(Debug)]
 struct Gauge {
     of: Vec<u64>,

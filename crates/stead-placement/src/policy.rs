@@ -1,14 +1,14 @@
-//! What the operator wants of placement: ratios, weights, tolerance, and what may be moved.
+//! The operator's policy for placement: ratios, weights, tolerance, and limits on moves.
 //!
-//! Owns the policy file's shape, defaults and checks, and what an instance is committed to under a policy. Does not
-//! own how plans are made.
+//! Owns the shape, defaults and checks of the policy file, and the amounts committed to an instance under a policy. Does
+//! not plan.
 
 use crate::snapshot::{Amounts, Instance, InstanceKind, MemberName, Workload};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use stead_model::{SpecError, text};
 
-/// A number for each kind of resource, in per cent.
+/// A percentage for each kind of resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PerResource {
@@ -16,123 +16,123 @@ pub struct PerResource {
     pub memory: u32,
     /// For processor threads.
     pub cpu: u32,
-    /// For each storage pool that a member has for itself.
+    /// For each storage pool that is local to a member.
     pub disk: u32,
 }
 
-/// Memory and processor that are promised to an instance without limits.
+/// Memory and processor promised to an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Commitment {
-    /// Memory.
+    /// Memory in MiB.
     pub memory_mib: u64,
     /// Thousandths of a processor thread.
     pub cpu_milli: u64,
 }
 
-/// What counts for an instance whose `limits.memory` or `limits.cpu` is not set.
+/// Amounts committed to an instance whose `limits.memory` or `limits.cpu` is not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Unlimited {
-    /// The amounts of [`Policy::container`] and [`Policy::virtual_machine`].
+    /// [`Policy::container`] or [`Policy::virtual_machine`].
     Default,
-    /// What it was seen to use, and the amounts when nothing was seen.
+    /// Its measured usage, or the default if nothing was measured.
     Measured,
 }
 
-/// Whether memory and processor of a stopped instance count. Its disk always does.
+/// Whether memory and processor of a stopped instance count. Its disk always counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stopped {
-    /// They do: it may be started at any moment.
+    /// They count: it may be started at any moment.
     Count,
-    /// They do not.
+    /// They do not count.
     Ignore,
 }
 
-/// How long a running instance may be away because it is moved. In order: what comes later allows what came before.
+/// Longest downtime of a running instance in a move. Ordered: each value allows the earlier ones too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Downtime {
-    /// Not at all: a live migration, or it is stopped anyway.
+    /// No downtime: a live migration, or the instance is stopped anyway.
     None,
     /// While the last changes are copied.
     Short,
-    /// While all of it is copied.
+    /// While the whole instance is copied.
     Full,
 }
 
-/// What a group of instances wants.
+/// How a group of instances is to be placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GroupMode {
-    /// Each on a member of its own.
+    /// Each instance on a different member.
     Spread,
-    /// All on one member.
+    /// All instances on one member.
     Compact,
 }
 
-/// How much a group wants it.
+/// How binding the mode of a group is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GroupStrength {
-    /// Or not at all.
+    /// A rule: no move or placement may break it.
     Strict,
-    /// As far as there is room.
+    /// A preference, followed as far as there is room.
     Preferred,
 }
 
-/// What holds for groups whose instances do not say it.
+/// Defaults for groups whose instances do not set mode or strength.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupDefaults {
-    /// `user.stead.group.mode`.
+    /// Default of `user.stead.group.mode`.
     pub mode: GroupMode,
-    /// `user.stead.group.strength`.
+    /// Default of `user.stead.group.strength`.
     pub strength: GroupStrength,
 }
 
-/// What the operator wants. Every key may be left out; unknown keys are errors.
+/// The policy. Every key may be left out; unknown keys are errors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
-    /// How much may be promised, of what a member has.
+    /// Share of a member's resources that may be promised.
     pub overcommit_percent: PerResource,
-    /// How much a resource counts in balance; 0: not at all.
+    /// Weight of a resource in balance; a resource with 0 is not balanced.
     pub weight_percent: PerResource,
-    /// What counts where no limit is set.
+    /// Amounts that count if no limit is set.
     pub unlimited: Unlimited,
-    /// A container without limits.
+    /// Amounts of a container without limits.
     pub container: Commitment,
-    /// A virtual machine without limits; the defaults are the engines' own.
+    /// Amounts of a virtual machine without limits; the defaults are the engines'.
     pub virtual_machine: Commitment,
     /// Whether stopped instances count.
     pub stopped: Stopped,
-    /// Groups that do not say.
+    /// Defaults of groups.
     pub group: GroupDefaults,
-    /// How far a member may be above its even share before anything is moved for balance, in per cent of the cluster's
+    /// How far a member may be above its even share before instances are moved for balance, in per cent of the cluster's
     /// level.
     pub tolerance_percent: u32,
-    /// What a move (or an exchange) for balance must gain at least, in the same measure, unless it brings a member
-    /// within the tolerance.
+    /// Least gain of a move (or an exchange) for balance, in the same measure. A move that brings a member within the
+    /// tolerance may gain less.
     pub least_gain_percent: u32,
-    /// The most moves of a plan.
+    /// Limit on the moves of a plan.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_moves: Option<usize>,
-    /// What running instances may suffer.
+    /// Longest downtime of running instances.
     pub downtime: Downtime,
-    /// Members that must be emptied.
+    /// Members to drain: all instances must leave them.
     pub drain: BTreeSet<MemberName>,
-    /// Members with one of these roles take no instances.
+    /// Members with one of these roles accept no instances.
     pub avoid_roles: BTreeSet<String>,
 }
 
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            // Processors are shared in time, memory and disk are not.
+            // Processors can be time-shared, memory and disk cannot.
             overcommit_percent: PerResource { memory: 100, cpu: 400, disk: 100 },
-            // A full disk hurts as much as full memory, an uneven one less.
+            // A full disk is as bad as full memory, but uneven disks matter less than uneven memory.
             weight_percent: PerResource { memory: 100, cpu: 100, disk: 50 },
             unlimited: Unlimited::Default,
             // A Debian container with one service.
@@ -140,7 +140,7 @@ impl Default for Policy {
             virtual_machine: Commitment { memory_mib: 1024, cpu_milli: 1000 },
             stopped: Stopped::Count,
             group: GroupDefaults { mode: GroupMode::Spread, strength: GroupStrength::Preferred },
-            // Less is not seen by anybody, and each move costs.
+            // Nobody notices a smaller difference, and each move has a cost.
             tolerance_percent: 5,
             least_gain_percent: 1,
             max_moves: None,
@@ -151,24 +151,24 @@ impl Default for Policy {
     }
 }
 
-/// Most of an overcommit ratio or weight, in per cent.
+/// Limit on overcommit ratios and weights.
 const MAX_PERCENT: u32 = 10_000;
 
 impl Policy {
-    /// Reads and checks a policy (YAML, of which JSON is a part).
+    /// Parses and checks a policy (YAML or JSON).
     ///
     /// # Errors
-    /// Malformed text, unknown keys, or numbers that make no sense; with file, line and key.
+    /// Malformed text, unknown keys, or invalid numbers; with file, line and key.
     pub fn from_yaml(file: &str, yaml: &str) -> Result<Self, SpecError> {
         let policy: Self = text::from_yaml(file, yaml)?;
         policy.check().map_err(|(key, message)| SpecError::about(file, yaml, key, message))?;
         Ok(policy)
     }
 
-    /// Whether its numbers make sense: the key that does not, and why.
+    /// Checks its numbers.
     ///
     /// # Errors
-    /// The first that does not.
+    /// The first key with an invalid number, and what is wrong with it.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         let (o, w) = (self.overcommit_percent, self.weight_percent);
         for (key, percent) in [("memory", o.memory), ("cpu", o.cpu), ("disk", o.disk)] {
@@ -188,7 +188,7 @@ impl Policy {
             }
         }
         if (w.memory, w.cpu, w.disk) == (0, 0, 0) {
-            return Err(("weight_percent", "all are 0: nothing would ever be balanced".to_owned()));
+            return Err(("weight_percent", "all weights are 0, so nothing would be balanced".to_owned()));
         }
         for (key, percent) in
             [("tolerance_percent", self.tolerance_percent), ("least_gain_percent", self.least_gain_percent)]
@@ -199,13 +199,16 @@ impl Policy {
         }
         for (key, c) in [("container", self.container), ("virtual_machine", self.virtual_machine)] {
             if c.memory_mib.max(c.cpu_milli) > crate::snapshot::MAX_AMOUNT {
-                return Err((key, "is more than any member has".to_owned()));
+                return Err((
+                    key,
+                    format!("memory_mib and cpu_milli must not exceed {}", crate::snapshot::MAX_AMOUNT),
+                ));
             }
         }
         Ok(())
     }
 
-    /// What an instance that exists is committed to.
+    /// Amounts committed to an existing instance.
     pub fn committed(&self, instance: &Instance) -> Commitment {
         if !instance.running && self.stopped == Stopped::Ignore {
             return Commitment { memory_mib: 0, cpu_milli: 0 };
@@ -213,7 +216,7 @@ impl Policy {
         self.asked(&instance.workload, instance.measured)
     }
 
-    /// What a workload asks, given what was measured of it.
+    /// Amounts committed to a workload, given its measured usage.
     pub fn asked(&self, workload: &Workload, measured: Amounts) -> Commitment {
         let default = match workload.kind {
             InstanceKind::Container => self.container,
@@ -243,7 +246,9 @@ mod tests {
             error("overcommit_percent: { memory: 0, cpu: 1, disk: 1 }\n"),
             "p.yaml:1: overcommit_percent: memory: 0 is not between 1 and 10000 per cent"
         );
-        assert!(error("weight_percent: { memory: 0, cpu: 0, disk: 0 }\n").contains("nothing would ever"));
+        assert!(
+            error("weight_percent: { memory: 0, cpu: 0, disk: 0 }\n").contains("nothing would be balanced")
+        );
         assert_eq!(Policy::from_yaml("p.yaml", "{}").unwrap(), Policy::default());
         let json = serde_json::to_string(&Policy::default()).unwrap();
         assert_eq!(Policy::from_yaml("p.yaml", &json).unwrap(), Policy::default());

@@ -1,7 +1,7 @@
-//! Snapshot and policy, put into numbered tables in an order that does not depend on theirs.
+//! Snapshot and policy as numbered tables, in an order that does not depend on theirs.
 //!
-//! Owns what an instance is committed to, where it may be, whether it may be moved, and which groups there are. Does
-//! not own a single choice: that is the planner's.
+//! Owns the demand of each instance, the members it may be on, whether it may be moved, and the groups. Makes no choices:
+//! the planner does.
 
 use crate::{
     plan::{Finding, Fixed, Hindrance},
@@ -17,10 +17,11 @@ use std::{
     fmt,
 };
 
-/// Space that is not counted: of a shared pool, or of one that is not there (which is a hindrance, not a lack of room).
+/// Usable space of a pool that is not counted: a shared pool, or one that the member lacks (a hindrance, not a lack of
+/// room).
 pub const UNCOUNTED: u64 = u64::MAX;
 
-/// A resource that members have so much of.
+/// A resource of members.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resource {
@@ -43,7 +44,7 @@ impl fmt::Display for Resource {
 }
 
 impl Resource {
-    /// An amount of it for people: `1.5 GiB`, `0.5 CPUs`.
+    /// An amount of it as text: `1.5 GiB`, `0.5 CPUs`.
     pub fn show(&self, amount: u64) -> String {
         match self {
             Self::Cpu => format!("{} CPUs", amount as f64 / 1000.0),
@@ -69,15 +70,15 @@ impl Bits {
     fn insert(&mut self, m: usize) {
         self.0[m / 64] |= 1 << (m % 64);
     }
-    /// Whether `m` is in it.
+    /// Whether the set contains `m`.
     pub fn has(&self, m: usize) -> bool {
         self.0[m / 64] >> (m % 64) & 1 == 1
     }
-    /// How many are.
+    /// Number of members in the set.
     pub fn len(&self) -> usize {
         self.0.iter().map(|w| w.count_ones() as usize).sum()
     }
-    /// Those that are, in order.
+    /// The members, in order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().enumerate().flat_map(|(n, &word)| {
             std::iter::successors((word != 0).then_some(word), |w| {
@@ -87,26 +88,26 @@ impl Bits {
             .map(move |w| n * 64 + w.trailing_zeros() as usize)
         })
     }
-    /// The members in both.
+    /// The intersection with another set.
     pub fn and(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(a, b)| a & b).collect())
     }
-    /// Whether every member of this is in `other`.
+    /// Whether `other` contains every member of this set.
     pub fn within(&self, other: &Self) -> bool {
         self.0.iter().zip(&other.0).all(|(a, b)| a & !b == 0)
     }
 }
 
-/// Where instances that ask the same kind of place may be.
+/// Members for instances with the same requirements.
 #[derive(Debug, Clone)]
 pub struct Class {
-    /// Members that may take them.
+    /// Members that may accept them.
     pub enter: Bits,
-    /// Members where they may stay when they are there already.
+    /// Members on which they may stay if they are there already.
     pub stay: Bits,
 }
 
-/// A group, with what its instances together say.
+/// A group, with the mode and strength that result from its instances' settings.
 #[derive(Debug, Clone)]
 pub struct Group {
     /// Its project and name.
@@ -115,20 +116,20 @@ pub struct Group {
     pub mode: GroupMode,
     /// Strict or preferred.
     pub strength: GroupStrength,
-    /// Its instances, in order.
+    /// Numbers of its instances, in order.
     pub instances: Vec<u32>,
 }
 
 impl Group {
-    /// Strict, and spread.
+    /// Whether it is strict and spread.
     pub fn strictly_spread(&self) -> bool {
         self.strength == GroupStrength::Strict && self.mode == GroupMode::Spread
     }
-    /// Strict, and compact.
+    /// Whether it is strict and compact.
     pub fn strictly_compact(&self) -> bool {
         self.strength == GroupStrength::Strict && self.mode == GroupMode::Compact
     }
-    /// How many pairs of it are not as it wants, when so many are on each of its members.
+    /// Number of pairs of its instances that violate its mode, given the number of instances on each member.
     pub fn pairs_amiss(&self, counts: impl Iterator<Item = u64>) -> u64 {
         let pairs = |n: u64| n * n.saturating_sub(1) / 2;
         let together: u64 = counts.map(pairs).sum();
@@ -142,42 +143,42 @@ impl Group {
 /// The tables. Members and instances are numbered in the order of their names.
 #[derive(Debug, Clone)]
 pub struct Problem<'a> {
-    /// What the operator wants.
+    /// The policy.
     pub policy: &'a Policy,
-    /// By name.
+    /// Members, ordered by name.
     pub members: Vec<&'a Member>,
-    /// By project and name.
+    /// Instances, ordered by project and name.
     pub instances: Vec<&'a Instance>,
-    /// Memory, processor, and each pool that some member has for itself.
+    /// Memory, processor, and each pool that is local to some member.
     pub resources: Vec<Resource>,
-    /// What members can promise of each resource, with overcommitment; [`UNCOUNTED`] where it is not counted.
+    /// Amount of each resource that each member can promise, including overcommitment; [`UNCOUNTED`] if not counted.
     pub usable: Vec<u64>,
-    /// What instances are committed to, of each resource.
+    /// Amount of each resource committed to each instance.
     pub demand: Vec<u64>,
     /// Each instance's class.
     pub class: Vec<u32>,
     /// The classes.
     pub classes: Vec<Class>,
-    /// Whether a member takes part: it is online, scheduled by the engine and not being emptied.
+    /// Whether each member takes part: it is online, scheduled by the engine and not being drained.
     pub receives: Vec<bool>,
-    /// Why an instance cannot be moved; None: it can.
+    /// Why each instance cannot be moved; none if it can.
     pub fixed: Vec<Option<Fixed>>,
-    /// Whether an instance must not stay where it is at the beginning.
+    /// Whether each instance must leave the member it starts on.
     pub must_leave: Vec<bool>,
-    /// What moving each instance costs: MiB to copy, and what downtime is worth in MiB.
+    /// Cost of moving each instance: MiB to copy, plus a price of its downtime in MiB.
     pub cost: Vec<u64>,
     /// Each instance's group.
     pub group: Vec<Option<u32>>,
-    /// The groups, by project and name.
+    /// The groups, ordered by project and name.
     pub groups: Vec<Group>,
-    /// Where instances are at the beginning.
+    /// The member each instance starts on.
     pub start: Vec<u32>,
-    /// What is odd about settings.
+    /// Problems with settings.
     pub findings: Vec<Finding>,
 }
 
 impl<'a> Problem<'a> {
-    /// The tables of a checked snapshot.
+    /// Builds the tables of a checked snapshot.
     pub fn new(snapshot: &'a Snapshot, policy: &'a Policy) -> Self {
         let mut members: Vec<&Member> = snapshot.members.iter().collect();
         members.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -236,7 +237,7 @@ impl<'a> Problem<'a> {
         problem
     }
 
-    /// The same problem as it is when instances have got to these members and planning begins there.
+    /// The same problem with instances starting on the members `at`.
     pub fn begun_at(&self, at: &[u32]) -> Self {
         let mut there = self.clone();
         there.start = at.to_vec();
@@ -248,32 +249,32 @@ impl<'a> Problem<'a> {
         there
     }
 
-    /// How many resources there are.
+    /// Number of resources.
     pub fn width(&self) -> usize {
         self.resources.len()
     }
 
-    /// What an instance is committed to.
+    /// The demand of an instance, by resource.
     pub fn demand_of(&self, i: usize) -> &[u64] {
         &self.demand[i * self.width()..][..self.width()]
     }
 
-    /// What a member can promise.
+    /// The amounts a member can promise, by resource.
     pub fn usable_of(&self, m: usize) -> &[u64] {
         &self.usable[m * self.width()..][..self.width()]
     }
 
-    /// Whether a member's use of a resource is not counted although instances may be using it there.
+    /// Whether a resource is a shared pool on a member: instances may use it there, but its use is not counted.
     pub fn is_shared(&self, m: usize, r: usize) -> bool {
         matches!(&self.resources[r], Resource::Disk(pool) if self.members[m].pools_mib.get(pool) == Some(&None))
     }
 
-    /// Whether a member may take an instance, room aside.
+    /// Whether a member may accept an instance, regardless of room.
     pub fn may_enter(&self, i: usize, m: usize) -> bool {
         self.classes[self.class[i] as usize].enter.has(m)
     }
 
-    /// How long an instance is away when it is moved.
+    /// Downtime of an instance in a move.
     pub fn downtime(&self, i: usize) -> Downtime {
         downtime(self.instances[i])
     }
@@ -310,7 +311,7 @@ impl<'a> Problem<'a> {
         if downtime > self.policy.downtime {
             return Some(Fixed::Downtime(downtime));
         }
-        // Somebody put it where the engine's scheduler would not.
+        // Somebody placed it on a member that the engine's scheduler would not choose.
         if !must_leave && !enter.has(m) {
             return Some(Fixed::ByHand);
         }
@@ -353,8 +354,8 @@ impl<'a> Problem<'a> {
     }
 }
 
-/// The least value that a group's instances say (spread before compact, strict before preferred), who says it and who
-/// says the greatest; the same instance twice when they agree. None when nobody says anything.
+/// The least value set by a group's instances (spread before compact, strict before preferred), an instance that sets it
+/// and one that sets another value (the same instance twice if they agree). None if no instance sets a value.
 fn agreed<T: Ord + Copy>(
     wishes: &[Wishes],
     instances: &[u32],
@@ -366,13 +367,13 @@ fn agreed<T: Ord + Copy>(
     Some((least, one, other))
 }
 
-/// What a second without the instance is worth is not known; a stop is made as dear as copying 64 GiB, so that of two
-/// moves that gain the same, the one that interrupts nobody is made.
+/// Price of a stop. The true price of downtime is unknown; a stop is made as expensive as copying 64 GiB, so that of two
+/// moves with the same gain, the one without interruption is chosen.
 const STOP_MIB: u64 = 64 << 10;
-/// A short interruption.
+/// Price of a short interruption.
 const PAUSE_MIB: u64 = 1 << 10;
 
-/// What moving an instance costs.
+/// Cost of moving an instance.
 fn cost(instance: &Instance) -> u64 {
     let downtime = match downtime(instance) {
         Downtime::None => 0,
@@ -382,7 +383,7 @@ fn cost(instance: &Instance) -> u64 {
     instance.size_mib + downtime
 }
 
-/// How long an instance is away when it is moved.
+/// Downtime of an instance in a move.
 fn downtime(instance: &Instance) -> Downtime {
     match instance.migration {
         _ if !instance.running => Downtime::None,
@@ -400,7 +401,7 @@ pub fn receives(policy: &Policy, m: &Member) -> bool {
         && m.roles.is_disjoint(&policy.avoid_roles)
 }
 
-/// Memory, processor, and the pools that members have for themselves.
+/// Memory, processor, and the pools that are local to some member.
 pub fn resources(members: &[&Member]) -> Vec<Resource> {
     let pools: BTreeSet<&PoolName> = members
         .iter()
@@ -412,7 +413,7 @@ pub fn resources(members: &[&Member]) -> Vec<Resource> {
         .collect()
 }
 
-/// What a member can promise of a resource.
+/// Amount of a resource that a member can promise.
 pub fn usable(policy: &Policy, m: &Member, resource: &Resource) -> u64 {
     let ratio = policy.overcommit_percent;
     let (has, percent) = match resource {
@@ -426,7 +427,7 @@ pub fn usable(policy: &Policy, m: &Member, resource: &Resource) -> u64 {
     has.saturating_mul(u64::from(percent)) / 100
 }
 
-/// Why a workload should not be on a member, room and the member's state aside.
+/// Why a workload should not be on a member, regardless of room and the member's state.
 pub fn hindrances(policy: &Policy, m: &Member, w: &Workload, roles: &BTreeSet<String>) -> Vec<Hindrance> {
     let mut why = Vec::new();
     if !m.architectures.contains(&w.architecture) {
@@ -452,7 +453,7 @@ pub fn hindrances(policy: &Policy, m: &Member, w: &Workload, roles: &BTreeSet<St
     why
 }
 
-/// Why a member takes nothing, or not this workload, by its state and what its scheduler allows.
+/// Why a member's state or scheduler setting keeps this workload out.
 pub fn closed(m: &Member, w: &Workload) -> Option<Hindrance> {
     match (m.state, m.schedulable) {
         (MemberState::Online, Schedulable::All) => None,
@@ -465,11 +466,11 @@ pub fn closed(m: &Member, w: &Workload) -> Option<Hindrance> {
     }
 }
 
-/// What decides where a workload may be.
+/// The requirements that decide which members may accept a workload.
 type ClassKey<'a> =
     (InstanceKind, &'a str, Option<&'a str>, &'a BTreeSet<String>, Vec<&'a PoolName>, &'a BTreeSet<String>);
 
-/// The classes of workloads, and each workload's.
+/// The classes of workloads, and the class of each workload.
 pub fn classes<'a>(
     policy: &Policy,
     members: &[&Member],

@@ -1,7 +1,7 @@
-//! From where instances are to where they shall be, in moves of which each is possible when those before are done.
+//! Orders moves from the current placement to the goal, so that each is possible once the earlier ones are done.
 //!
-//! Owns the order, detours where an exchange needs a third member's room, and the shortening of a way that was found
-//! otherwise.
+//! Owns the order, detours over a third member for exchanges without room, and the shortening of a sequence of moves that
+//! was found in another way.
 
 use crate::{
     mend::is_misplaced,
@@ -9,10 +9,11 @@ use crate::{
 };
 use std::collections::BinaryHeap;
 
-/// What is urgent comes first: what must leave, then what relieves the fullest. Then the lowest number.
+/// Order of moves: instances that must leave, then those on overloaded members, then those on the fullest members, then
+/// the lowest number.
 type Urgency = (bool, bool, i64, std::cmp::Reverse<u32>);
 
-/// The moves that bring `state` (at the beginning) to `goal`; None when no order was found.
+/// The moves that bring `state` (at the beginning) to `goal`; none if no order was found.
 pub fn schedule(state: &mut State<'_>, goal: &[u32]) -> Option<Vec<Step>> {
     let p = state.p;
     let pending: Vec<u32> =
@@ -26,7 +27,7 @@ pub fn schedule(state: &mut State<'_>, goal: &[u32]) -> Option<Vec<Step>> {
         (is_misplaced(state, i as usize), overloaded, fullness, std::cmp::Reverse(i))
     };
     let mut ready: BinaryHeap<(Urgency, u32)> = pending.iter().map(|i| (urgency(state, *i), *i)).collect();
-    // What waits for somebody to leave its target.
+    // For each member, the instances that wait for room on it.
     let mut waiting: Vec<Vec<u32>> = vec![Vec::new(); p.members.len()];
     let mut detours = pending.len();
     while left > 0 {
@@ -54,7 +55,7 @@ pub fn schedule(state: &mut State<'_>, goal: &[u32]) -> Option<Vec<Step>> {
     Some(std::mem::take(&mut state.journal))
 }
 
-/// The cheapest of those that wait, and a third member that has room for it, with somebody waiting for its place.
+/// The cheapest waiting instance whose place another one waits for, and a third member with room for it.
 fn detour(state: &State<'_>, goal: &[u32], waiting: impl Iterator<Item = u32>) -> Option<(u32, u32)> {
     let p = state.p;
     let mut cheapest: Vec<u32> = waiting.collect();
@@ -66,18 +67,18 @@ fn detour(state: &State<'_>, goal: &[u32], waiting: impl Iterator<Item = u32>) -
             .enter
             .iter()
             .map(|m| m as u32)
-            // A place that nobody else waits for, if there is one.
+            // Prefer a member that nobody else waits for.
             .filter(|m| *m != goal[i as usize] && state.can_go(i, *m))
             .min_by_key(|m| (wanted.contains(m), crate::state::key(state.over[*m as usize]), *m))?;
         Some((i, third))
     })
 }
 
-/// How many moves are tried for shortening a plan: some hundredths of a second.
+/// Limit on the moves tried for shortening a plan: some hundredths of a second.
 const TRIED: usize = 300_000;
 
-/// The same way with less of going to and fro: what is moved more than once goes at once where it ends, as far as that is
-/// possible. `state` is at the beginning, and is there again.
+/// Shortens a sequence of moves: an instance that is moved more than once goes directly to its last member if possible.
+/// `state` is at the beginning before and after the call.
 pub fn shorten(state: &mut State<'_>, mut steps: Vec<Step>) -> Vec<Step> {
     let mut tried = 0;
     loop {
@@ -97,7 +98,7 @@ pub fn shorten(state: &mut State<'_>, mut steps: Vec<Step>) -> Vec<Step> {
     }
 }
 
-/// The steps with a single one of an instance, where its last was or its first.
+/// The steps with all moves of an instance merged into one, in the position of its last (`late`) or first move.
 fn at_once(steps: &[Step], i: u32, late: bool) -> Vec<Step> {
     let of_it = || steps.iter().enumerate().filter(|(_, (j, ..))| *j == i);
     let (Some((first, (_, from, _))), Some((last, (_, _, to)))) = (of_it().next(), of_it().next_back())
@@ -125,8 +126,8 @@ fn is_possible(state: &mut State<'_>, steps: &[Step]) -> bool {
     possible
 }
 
-/// For each move the earlier ones that must have ended: those out of the member it goes to, which give the room it
-/// needs, and the last of the same instance.
+/// For each move, the earlier moves that must end first: those that leave its target, which make room there, and the last
+/// move of the same instance.
 pub fn dependencies(steps: &[Step]) -> Vec<Vec<usize>> {
     let mut out_of: std::collections::HashMap<u32, Vec<usize>> = std::collections::HashMap::new();
     let mut last: std::collections::HashMap<u32, usize> = std::collections::HashMap::new();

@@ -1,6 +1,6 @@
-//! The `user.stead.*` keys by which instances say what they want.
+//! The `user.stead.*` keys with which instances control their placement.
 //!
-//! Owns the keys, their values and what becomes of bad ones. Does not own what a group means for placement.
+//! Owns the keys, their values and the treatment of invalid values. Does not own the effect of a group on placement.
 
 use crate::{
     policy::{GroupMode, GroupStrength},
@@ -9,21 +9,21 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt};
 
-/// The group the instance is in; groups belong to a project.
+/// The instance's group; groups belong to a project.
 pub const GROUP: &str = "user.stead.group";
 /// `spread` or `compact`.
 pub const GROUP_MODE: &str = "user.stead.group.mode";
 /// `strict` or `preferred`.
 pub const GROUP_STRENGTH: &str = "user.stead.group.strength";
-/// `true`: it is never moved.
+/// `true` if the instance must never be moved.
 pub const PIN: &str = "user.stead.pin";
-/// Roles that its member must have, with commas between.
+/// Roles that its member must have, separated by commas.
 pub const ROLES: &str = "user.stead.roles";
 
 /// The longest group name, in bytes.
 const MAX_GROUP_BYTES: usize = 63;
 
-/// A group of instances: project and name. Display as of an instance.
+/// Identity of a group of instances. Displayed as an instance is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupId {
@@ -42,25 +42,26 @@ impl fmt::Display for GroupId {
     }
 }
 
-/// What an instance's settings say.
+/// The parsed settings of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wishes {
     /// Its group.
     pub group: Option<GroupId>,
-    /// What it says of the group's mode.
+    /// Mode of the group, if this instance sets it.
     pub mode: Option<GroupMode>,
-    /// What it says of the group's strength.
+    /// Strength of the group, if this instance sets it.
     pub strength: Option<GroupStrength>,
-    /// It is never moved.
+    /// Whether it must never be moved.
     pub pinned: bool,
     /// Roles its member must have.
     pub roles: BTreeSet<String>,
-    /// Keys whose values are not understood, with the value; they count as not set.
+    /// Keys with invalid values, and these values. They count as not set, except that [`PIN`] counts as set.
     pub bad: Vec<(&'static str, String)>,
 }
 
 impl Wishes {
-    /// What a workload's settings say. Engines keep any value of `user.*` keys, so a bad one is noted, not an error.
+    /// Parses a workload's settings. An invalid value is recorded and not an error, because engines accept any value of
+    /// `user.*` keys.
     pub fn of(workload: &Workload) -> Self {
         let mut wishes = Self::default();
         if workload.settings.is_empty() {
@@ -91,7 +92,7 @@ impl Wishes {
             Some("true" | "1" | "yes" | "on") => wishes.pinned = true,
             Some("false" | "0" | "no" | "off") | None => {}
             Some(other) => {
-                // Somebody meant to say something about moving it: leaving it where it is does no harm.
+                // The value was set for a reason: not moving the instance does no harm.
                 wishes.pinned = true;
                 bad(PIN, other);
             }

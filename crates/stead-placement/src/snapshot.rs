@@ -1,7 +1,7 @@
-//! What a cluster looks like at one moment: the only thing besides the policy that a plan depends on.
+//! The state of a cluster at one moment. A plan depends on nothing but this and the policy.
 //!
-//! Owns the shape of the snapshot and what makes one contradictory. Does not own how it is made from an engine's
-//! API (parsing `limits.memory` and the like is the maker's), nor what the numbers are taken to mean (the policy's).
+//! Owns the shape of the snapshot and its consistency checks. Does not read an engine's API (the caller parses
+//! `limits.memory` and the like) or interpret the numbers (the policy does).
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -10,22 +10,22 @@ use std::{
 };
 use stead_model::{Failure, FailureKind, SpecError, text};
 
-/// The largest memory, disk or processor number that is read: 2^40 MiB are an exbibyte. Products with a million and
-/// sums over a cluster stay far from overflow in 128 bits.
+/// Limit on every amount of memory, disk or processor: 2^40 MiB is an exbibyte. Products with a million and sums over a
+/// cluster stay far from overflow in 128 bits.
 pub const MAX_AMOUNT: u64 = 1 << 40;
-/// The most members a snapshot may have. Engines stop being usable long before.
+/// Limit on the members of a snapshot. Engines become unusable long before.
 pub const MAX_MEMBERS: usize = 10_000;
-/// The most instances a snapshot may have.
+/// Limit on the instances of a snapshot.
 pub const MAX_INSTANCES: usize = 1_000_000;
-/// The longest name of anything, in bytes; engines allow 63 for instances and members.
+/// Limit on the length of a name in bytes; engines allow 63 for instances and members.
 const MAX_NAME_BYTES: usize = 255;
 
-/// Name of a cluster member, as the engine has it.
+/// Name of a cluster member in the engine.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MemberName(pub String);
 
-/// Name of a storage pool, as the engine has it.
+/// Name of a storage pool in the engine.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PoolName(pub String);
@@ -47,7 +47,7 @@ macro_rules! plain_name {
 plain_name!(MemberName);
 plain_name!(PoolName);
 
-/// What an instance is known by. Display: `name` in the project `default`, else `project/name`.
+/// Identity of an instance. Displayed as `name` in the project `default`, else as `project/name`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstanceId {
@@ -66,17 +66,17 @@ impl fmt::Display for InstanceId {
     }
 }
 
-/// Whether a member can be worked with.
+/// Availability of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MemberState {
     /// It answers.
     Online,
-    /// It does not; nothing can be moved from or to it.
+    /// It does not answer; no instance can be moved from it or to it.
     Offline,
-    /// Its instances were moved or stopped on purpose; what is still there stays until it is restored.
+    /// Its instances were moved or stopped on purpose; the remaining ones stay until it is restored.
     Evacuated,
-    /// It answers but takes no work, as while it waits for other members to be upgraded.
+    /// It answers but accepts no work, for example because it waits for other members to be upgraded.
     Blocked,
 }
 
@@ -84,11 +84,11 @@ pub enum MemberState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedulable {
-    /// Takes any instance.
+    /// Accepts any instance.
     All,
-    /// Takes only instances that were created for one of its cluster groups.
+    /// Accepts only instances created for one of its cluster groups.
     Group,
-    /// Takes only what somebody puts there by hand; what is there is left alone.
+    /// Accepts only instances placed by hand; its instances are not moved.
     Manual,
 }
 
@@ -98,30 +98,30 @@ pub enum Schedulable {
 pub struct Member {
     /// Its name.
     pub name: MemberName,
-    /// Every architecture it can run, in the engine's names (`x86_64`, and `i686` when it runs that too).
+    /// Architectures it can run, by the engine's names (`x86_64`, and `i686` if it runs that too).
     pub architectures: BTreeSet<String>,
-    /// Whether it can be worked with.
+    /// Its availability.
     pub state: MemberState,
-    /// What the engine's scheduler may put there.
+    /// Instances that the engine's scheduler may place there.
     pub schedulable: Schedulable,
-    /// The engine's cluster groups it is in.
+    /// The engine's cluster groups it belongs to.
     #[serde(default)]
     pub cluster_groups: BTreeSet<String>,
-    /// Its roles, as the engine has them.
+    /// Its roles in the engine.
     #[serde(default)]
     pub roles: BTreeSet<String>,
     /// Whether it can run virtual machines.
     #[serde(default)]
     pub virtual_machines: bool,
-    /// Memory for instances.
+    /// Memory for instances, in MiB.
     pub memory_mib: u64,
     /// Processor threads, in thousandths.
     pub cpu_milli: u64,
-    /// Storage pools that are there, with their size when it is this member's own. Null: shared or of unknown size;
-    /// the pool is there, but its space is not counted.
+    /// Storage pools on this member, with the size in MiB of those local to it. A pool with null is shared or of unknown
+    /// size, and its space is not counted.
     #[serde(default)]
     pub pools_mib: BTreeMap<PoolName, Option<u64>>,
-    /// Networks that instances can be attached to there.
+    /// Networks on this member that instances can be attached to.
     #[serde(default)]
     pub networks: BTreeSet<String>,
 }
@@ -136,11 +136,11 @@ pub enum InstanceKind {
     VirtualMachine,
 }
 
-/// Amounts of memory and processor, each when known.
+/// Amounts of memory and processor, each none if unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Amounts {
-    /// Memory.
+    /// Memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
     /// Thousandths of a processor thread.
@@ -148,7 +148,7 @@ pub struct Amounts {
     pub cpu_milli: Option<u64>,
 }
 
-/// What an instance asks of the member it is on, whether it exists already or not.
+/// Requirements of an instance on its member, for existing and new instances alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Workload {
@@ -156,32 +156,32 @@ pub struct Workload {
     pub id: InstanceId,
     /// Container or virtual machine.
     pub kind: InstanceKind,
-    /// Its architecture, in the engine's name.
+    /// Its architecture, by the engine's name.
     pub architecture: String,
     /// The cluster group it was created for (`--target @group`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_group: Option<String>,
-    /// `limits.memory` and `limits.cpu`, where set.
+    /// `limits.memory` and `limits.cpu`, if set.
     #[serde(default)]
     pub limits: Amounts,
-    /// The pools its disks are in, each with the space promised to it there; 0 where no size was set.
+    /// The pools of its disks, each with the space promised to it in MiB; 0 if no size is set.
     #[serde(default)]
     pub disk_mib: BTreeMap<PoolName, u64>,
     /// Networks it is attached to.
     #[serde(default)]
     pub networks: BTreeSet<String>,
-    /// Its `user.stead.*` settings, with their whole keys.
+    /// Its `user.stead.*` settings, by full key.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
 }
 
-/// The best way in which an instance can be moved by its server.
+/// The least disruptive way in which the server can move an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Migration {
-    /// While it runs.
+    /// Live, while it runs.
     Live,
-    /// Copied while it runs, then stopped, the rest copied, and started.
+    /// By copying it while it runs, stopping it, copying the rest, and starting it.
     Refresh,
     /// Only while it is stopped.
     Stopped,
@@ -189,24 +189,24 @@ pub enum Migration {
     Never,
 }
 
-/// An instance and where it is.
+/// An existing instance with its member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Instance {
-    /// What it asks.
+    /// Its requirements.
     pub workload: Workload,
     /// The member it is on.
     pub member: MemberName,
     /// Whether it runs.
     pub running: bool,
-    /// Whether something that the engine knows (a device of that host, say) keeps it there.
+    /// Whether the engine ties it to its member, for example by a device of that host.
     #[serde(default)]
     pub pinned: bool,
     /// How it can be moved.
     pub migration: Migration,
-    /// What has to be copied to move it.
+    /// Data to copy in a move, in MiB.
     pub size_mib: u64,
-    /// What it was seen to use.
+    /// Measured usage.
     #[serde(default)]
     pub measured: Amounts,
 }
@@ -221,67 +221,67 @@ pub struct Snapshot {
     pub instances: Vec<Instance>,
 }
 
-/// Whoever gave the snapshot can put it right. Who made it from an engine's answers says otherwise.
+/// The caller who provided the snapshot can correct it; code that made it from an engine's answers overrides this.
 impl Failure for SnapshotError {
     fn failure_kind(&self) -> FailureKind {
         FailureKind::BadInput
     }
 }
 
-/// Why a snapshot contradicts itself.
+/// A snapshot is inconsistent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
-    /// Two things have one name.
-    #[error("{what} {name:?} is there twice")]
+    /// Two members or two instances have the same name.
+    #[error("{what} {name:?} exists twice")]
     Twice {
         /// "member" or "instance".
         what: &'static str,
-        /// Its name.
+        /// The name.
         name: String,
     },
-    /// A name that no engine gives.
+    /// A name is empty or too long.
     #[error("{what} name {name:?} is empty or too long")]
     BadName {
-        /// "member" or "instance".
+        /// "member", "instance" or "project".
         what: &'static str,
         /// The name, cut short.
         name: String,
     },
-    /// An instance is on a member that is not there.
-    #[error("instance {instance} is on {member:?}, which is no member")]
+    /// An instance is on a member that the snapshot does not list.
+    #[error("instance {instance} is on {member:?}, which is not a member")]
     NoSuchMember {
         /// The instance.
         instance: String,
         /// The name of the member.
         member: String,
     },
-    /// A number out of all bounds.
-    #[error("{what} of {name:?} is {amount}, more than the {MAX_AMOUNT} that is read")]
+    /// An amount exceeds [`MAX_AMOUNT`].
+    #[error("{what} of {name:?} is {amount}, above the limit of {MAX_AMOUNT}")]
     TooMuch {
-        /// `memory_mib` and the like.
+        /// Key of the amount, as `memory_mib`.
         what: &'static str,
-        /// Whose.
+        /// Name of the member or instance.
         name: String,
-        /// The number.
+        /// The amount.
         amount: u64,
     },
-    /// More members or instances than are planned for.
-    #[error("{count} {what} are more than the {limit} that are planned for")]
+    /// There are too many members or instances.
+    #[error("{count} {what} exceed the limit of {limit}")]
     TooMany {
         /// "members" or "instances".
         what: &'static str,
-        /// How many.
+        /// Their number.
         count: usize,
-        /// How many may be.
+        /// The limit.
         limit: usize,
     },
 }
 
 impl Snapshot {
-    /// Reads and checks a snapshot.
+    /// Parses and checks a snapshot.
     ///
     /// # Errors
-    /// Malformed or contradictory text; the error names file, line and key where they are known.
+    /// The text is malformed or inconsistent; the error names file, line and key where they are known.
     pub fn from_json(file: &str, json: &str) -> Result<Self, SpecError> {
         let snapshot: Self = text::from_json(file, json)?;
         snapshot.check().map_err(|e| SpecError {
@@ -295,10 +295,10 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Whether names are unique and resolve, and numbers are within bounds.
+    /// Checks that names are unique and refer to listed members, and that amounts are within bounds.
     ///
     /// # Errors
-    /// The first contradiction found.
+    /// The first inconsistency found.
     pub fn check(&self) -> Result<(), SnapshotError> {
         too_many("members", self.members.len(), MAX_MEMBERS)?;
         too_many("instances", self.instances.len(), MAX_INSTANCES)?;
@@ -333,7 +333,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The snapshot after `moves` (instance, target): what planning again starts from.
+    /// The snapshot after `moves` (instance, target).
     pub fn with_moves<'a>(&self, moves: impl IntoIterator<Item = (&'a InstanceId, &'a MemberName)>) -> Self {
         let mut after = self.clone();
         let at: std::collections::HashMap<InstanceId, usize> =
@@ -348,10 +348,10 @@ impl Snapshot {
 }
 
 impl Workload {
-    /// Whether its name can be one and its numbers are within bounds.
+    /// Checks that its name is valid and its amounts are within bounds.
     ///
     /// # Errors
-    /// The first that is not.
+    /// The first name or amount that is not.
     pub fn check(&self) -> Result<(), SnapshotError> {
         good_name("instance", &self.id.name)?;
         good_name("project", &self.id.project)?;

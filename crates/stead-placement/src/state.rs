@@ -1,6 +1,6 @@
-//! Who is where while a plan is made: a placement with its sums, changed one possible move at a time.
+//! The placement during planning, with its sums, changed by one possible move at a time.
 //!
-//! Owns the sums, what makes a single move possible, and the journal of moves. Does not own which move is made.
+//! Owns the sums, the conditions of a single move, and the journal of moves. Does not choose moves.
 
 use crate::{
     levels::Levels,
@@ -21,33 +21,33 @@ pub struct State<'p> {
     pub levels: &'p Levels,
     /// Each instance's member.
     pub at: Vec<u32>,
-    /// Each member's instances, in order: what is chosen among them depends on the placement, not on how it came about.
+    /// Each member's instances, in order, so that choices among them depend only on the placement and not on its history.
     pub on: Vec<Vec<u32>>,
-    /// What is promised on each member, of each resource.
+    /// Amount of each resource promised on each member.
     pub used: Vec<u64>,
-    /// How many of each group are on which members.
+    /// For each group, its members with the number of its instances on them.
     mates: Vec<Vec<(u32, u32)>>,
-    /// Each member's overhang over its even share, in parts of the domain's level; below 0 where there is room.
+    /// Each member's overhang over its even share, as a fraction of the domain's level; negative if it has room.
     pub over: Vec<f64>,
-    /// For each domain its members by overhang; what is there is thousand millionths.
+    /// For each domain, its members ordered by overhang in billionths.
     pub by_over: Vec<BTreeSet<(i64, u32)>>,
-    /// Factor from promised to overhang, for each member and resource.
+    /// For each member and resource: the overhang is `promised * slope - share`.
     slope: Vec<f64>,
-    /// What is taken from it.
+    /// See `slope`.
     share: Vec<f64>,
-    /// The moves made.
+    /// The moves made so far.
     pub journal: Vec<Step>,
-    /// How many instances are not where they were when planning began.
+    /// Number of instances that are not on the member they started on.
     pub displaced: usize,
-    /// How often room may still be made by moving others.
+    /// Remaining attempts to make room by moving others.
     pub fuel: u32,
 }
 
-/// How often room may be made in one round: with 1,000 members, about a second's work when nothing fits anywhere.
+/// Limit on attempts to make room in one round: with 1,000 members, about a second's work if nothing fits anywhere.
 const FUEL: u32 = 20_000;
 
 impl<'p> State<'p> {
-    /// The placement `at`.
+    /// The state with each instance on the member given by `at`.
     pub fn new(p: &'p Problem<'p>, levels: &'p Levels, at: &[u32]) -> Self {
         let (n, width) = (p.members.len(), p.width());
         let (mut slope, mut share) = (vec![0.0; n * width], vec![f64::INFINITY; n * width]);
@@ -97,12 +97,12 @@ impl<'p> State<'p> {
         state
     }
 
-    /// What is promised on a member.
+    /// The amounts promised on a member, by resource.
     pub fn used_of(&self, m: usize) -> &[u64] {
         &self.used[m * self.p.width()..][..self.p.width()]
     }
 
-    /// The overhang of a member when `less` has left and `more` has come.
+    /// The overhang of a member after the demand `less` has left and `more` has arrived.
     pub fn over_with(&self, m: usize, less: Option<&[u64]>, more: Option<&[u64]>) -> f64 {
         let width = self.p.width();
         let base = m * width;
@@ -120,14 +120,14 @@ impl<'p> State<'p> {
         most
     }
 
-    /// For each resource, how a member's overhang rises with what is promised, and what it is now.
+    /// For each resource, the slope of a member's overhang over the promised amount, and the current overhang.
     pub fn slopes(&self, m: u32) -> impl Iterator<Item = (f64, f64)> {
         let base = m as usize * self.p.width();
         (base..base + self.p.width())
             .map(|at| (self.slope[at], self.used[at] as f64 * self.slope[at] - self.share[at]))
     }
 
-    /// Whether a member has room for `more` when `less` has left. What it does not ask of cannot be lacking.
+    /// Whether a member has room for `more` after `less` has left. Only resources with a demand count.
     pub fn has_room(&self, m: usize, less: Option<&[u64]>, more: &[u64]) -> bool {
         let base = m * self.p.width();
         more.iter().enumerate().all(|(r, more)| {
@@ -138,17 +138,17 @@ impl<'p> State<'p> {
         })
     }
 
-    /// How many instances of a group are on a member.
+    /// Number of instances of a group on a member.
     pub fn mates(&self, g: u32, m: u32) -> u32 {
         self.mates[g as usize].iter().find(|(at, _)| *at == m).map_or(0, |(_, n)| *n)
     }
 
-    /// The members with instances of a group, and how many there are.
+    /// The members with instances of a group, with the number on each.
     pub fn spread_of(&self, g: u32) -> &[(u32, u32)] {
         &self.mates[g as usize]
     }
 
-    /// How many pairs of a group are not as it wants.
+    /// Number of pairs of a group that violate its mode.
     pub fn pairs_amiss(&self, g: u32) -> u64 {
         self.p.groups[g as usize].pairs_amiss(self.mates[g as usize].iter().map(|(_, n)| u64::from(*n)))
     }
@@ -158,7 +158,7 @@ impl<'p> State<'p> {
         self.p.group[i as usize].map(|g| (g, &self.p.groups[g as usize]))
     }
 
-    /// By how many pairs its group gets worse when an instance moves; below 0: better.
+    /// By how many violating pairs a move makes the instance's group worse; negative if it gets better.
     pub fn pairs_change(&self, i: u32, to: u32) -> i64 {
         let Some((g, group)) = self.group_of(i) else { return 0 };
         let change = i64::from(self.mates(g, to)) - (i64::from(self.mates(g, self.at[i as usize])) - 1);
@@ -168,7 +168,7 @@ impl<'p> State<'p> {
         }
     }
 
-    /// Whether an instance may be moved to a member, room aside.
+    /// Whether an instance may be moved to a member, regardless of room.
     pub fn may_go(&self, i: u32, to: u32) -> bool {
         self.p.fixed[i as usize].is_none()
             && self.at[i as usize] != to
@@ -181,14 +181,14 @@ impl<'p> State<'p> {
         self.may_go(i, to) && self.has_room(to as usize, None, self.p.demand_of(i as usize))
     }
 
-    /// Makes a move and notes it.
+    /// Makes a move and records it in the journal.
     pub fn go(&mut self, i: u32, to: u32) {
         let from = self.at[i as usize];
         self.journal.push((i, from, to));
         self.put(i, to);
     }
 
-    /// Takes back the moves made since the journal was of this length.
+    /// Undoes the moves made since the journal had this length.
     pub fn back_to(&mut self, length: usize) {
         while self.journal.len() > length {
             if let Some((i, from, _)) = self.journal.pop() {
@@ -197,7 +197,7 @@ impl<'p> State<'p> {
         }
     }
 
-    /// Puts an instance somewhere without a note.
+    /// Puts an instance on a member without a journal entry.
     pub fn put(&mut self, i: u32, to: u32) {
         let (i, from) = (i as usize, self.at[i as usize]);
         let (a, b, width) = (from as usize, to as usize, self.p.width());
@@ -244,7 +244,7 @@ impl<'p> State<'p> {
     }
 }
 
-/// An overhang as something that can be ordered: finer than any difference that matters.
+/// An overhang as an integer in billionths, for ordering: finer than any difference that matters.
 pub fn key(over: f64) -> i64 {
     (over * 1e9) as i64
 }

@@ -1,6 +1,6 @@
-//! Why there is no room, in numbers and names.
+//! Explains in numbers and names why there is no room.
 //!
-//! Owns the sentences of refusals that are about room. Does not own whether there is any.
+//! Owns the texts of refusals about room. Does not decide whether there is room.
 
 use crate::{
     plan::Hindrance,
@@ -10,10 +10,10 @@ use crate::{
 };
 use std::collections::BTreeMap;
 
-/// How many members are named before the rest is only counted.
+/// How many members are named; the others are only counted.
 const NAMED: usize = 3;
 
-/// What is free of a resource on a member.
+/// Free amount of a resource on a member.
 pub fn free(state: &State<'_>, m: usize, r: usize) -> u64 {
     let at = m * state.p.width() + r;
     match state.p.usable[at] {
@@ -22,7 +22,7 @@ pub fn free(state: &State<'_>, m: usize, r: usize) -> u64 {
     }
 }
 
-/// Amounts of all resources that are asked: `4 GiB of memory and 2 CPUs`.
+/// A demand as text: `4 GiB of memory and 2 CPUs`.
 pub fn amounts(p: &Problem<'_>, demand: &[u64]) -> String {
     let asked: Vec<String> = demand
         .iter()
@@ -36,8 +36,8 @@ pub fn amounts(p: &Problem<'_>, demand: &[u64]) -> String {
     if asked.is_empty() { "nothing".to_owned() } else { asked.join(" and ") }
 }
 
-/// Why an instance finds no room: what is free at most of what no member has enough of. `certain` takes away only
-/// what can never be moved.
+/// Why no member has room for an instance: names the scarcest resource and the member with the most of it free. With
+/// `certain`, only instances that can never be moved count as used.
 pub fn no_room(state: &State<'_>, i: usize, certain: bool) -> String {
     let p = state.p;
     let enter: Vec<usize> = p.classes[p.class[i] as usize].enter.iter().collect();
@@ -51,12 +51,14 @@ pub fn no_room(state: &State<'_>, i: usize, certain: bool) -> String {
     };
     lacking(p, &enter.into_iter().filter(|m| *m != at).collect::<Vec<_>>(), p.demand_of(i), &free)
         .unwrap_or_else(|| {
-            "others of its group, or what would have to move first, stand in the way".to_owned()
+            "every member with room is blocked by its group, or by instances that would have to move first"
+                .to_owned()
         })
+        + if certain { ", even if everything movable were moved away" } else { "" }
         + &elsewhere(p, i)
 }
 
-/// Which resource is lacking, and where the most of it is; None when some member has enough of each.
+/// Which resource is lacking, and which member has the most of it free; none if some member has enough of each.
 pub fn lacking(
     p: &Problem<'_>,
     members: &[usize],
@@ -71,7 +73,7 @@ pub fn lacking(
     if without.len() < members.len() || members.is_empty() {
         return None;
     }
-    // What is lacking on the most members; of those the first.
+    // The resource that is lacking on the most members; the first of several.
     let (r, _) = (0..p.width())
         .map(|r| (r, without.iter().filter(|m| demand[r] > 0 && free(**m, r) < demand[r]).count()))
         .max_by_key(|(r, n)| (*n, std::cmp::Reverse(*r)))?;
@@ -87,19 +89,19 @@ pub fn lacking(
             p.members[m].name
         ),
         true => format!(
-            "no member has {} free together: where there are {}{of}, other things are lacking",
+            "no member has {} free at once: members with {}{of} lack something else",
             amounts(p, demand),
             resource.show(demand[r])
         ),
     })
 }
 
-/// Why no member may take an instance at all.
+/// Why no member may accept an instance at all.
 pub fn nowhere(p: &Problem<'_>, i: usize) -> String {
-    format!("no other member may take it{}", elsewhere(p, i))
+    format!("no other member may accept it{}", elsewhere(p, i))
 }
 
-/// The members that may not take an instance, by reason.
+/// The members that may not accept an instance, by reason, as text.
 fn elsewhere(p: &Problem<'_>, i: usize) -> String {
     let workload = &p.instances[i].workload;
     let roles = Wishes::of(workload).roles;
@@ -115,7 +117,7 @@ fn elsewhere(p: &Problem<'_>, i: usize) -> String {
     hindered(&reasons)
 }
 
-/// `; n1, n2 and 7 others have no pool fast; n4 is offline`.
+/// Members by hindrance as text: `; n1, n2, n3 and 7 more: has no pool fast; n4: is offline`.
 pub fn hindered(reasons: &BTreeMap<Hindrance, Vec<&str>>) -> String {
     reasons
         .iter()

@@ -1,5 +1,5 @@
-//! The scriptlet, run in a Starlark interpreter with the functions that a server offers it: it is compared with what
-//! `place` does. That servers take it and do as it says is tested on real ones.
+//! The scriptlet, run in a Starlark interpreter with the functions that a server offers, compared with the results of
+//! `place`. Other tests run it on real servers.
 
 #[path = "it/common/mod.rs"]
 mod common;
@@ -19,7 +19,7 @@ use stead_placement::{
     snapshot::{InstanceKind, Member, MemberState, Schedulable, Workload},
 };
 
-/// What a server gives to a scriptlet, in Starlark: objects with attributes, as Incus makes them of its own.
+/// A server's functions and objects in Starlark, with the attributes that Incus gives them.
 fn server(s: &Snapshot, new: &Workload, candidates: &[&Member], view: View) -> String {
     let text = |t: &str| serde_json::to_string(t).unwrap();
     let config = |w: &Workload| {
@@ -27,7 +27,7 @@ fn server(s: &Snapshot, new: &Workload, candidates: &[&Member], view: View) -> S
         for (key, value) in &w.settings {
             let _ = write!(config, "{}: {}, ", text(key), text(value));
         }
-        // Half of the amounts in other units: they mean the same.
+        // Half of the amounts in another unit with the same meaning.
         let memory = w.limits.memory_mib.unwrap();
         let memory =
             if memory.is_multiple_of(2) { format!("{memory}MiB") } else { (memory << 20).to_string() };
@@ -127,16 +127,16 @@ fn server(s: &Snapshot, new: &Workload, candidates: &[&Member], view: View) -> S
     out
 }
 
-/// Where the scriptlet sends the instance, or what it fails with.
+/// The member that the scriptlet chooses for the instance, or its error.
 fn run(server: &str, scriptlet: &str) -> Result<String, String> {
     evaluate(&format!(
         "{server}\n{scriptlet}\ninstance_placement(request = REQUEST, candidate_members = CANDIDATES)\nTARGET[0]\n"
     ))
 }
 
-/// The text that a program ends with.
+/// The string that is the value of a program's last statement.
 fn evaluate(program: &str) -> Result<String, String> {
-    // The dialect of the specification: without what only some interpreters take.
+    // The dialect of the specification, without the extensions of some interpreters.
     let ast = AstModule::parse("placement.star", program.to_owned(), &Dialect::Standard)
         .map_err(|e| e.to_string())?;
     let globals = GlobalsBuilder::extended_by(&[LibraryExtension::StructType]).build();
@@ -147,13 +147,13 @@ fn evaluate(program: &str) -> Result<String, String> {
     })
 }
 
-/// In MiB and whole processors, as the server's numbers are.
+/// Scales to MiB and whole processors, as in a server's numbers.
 fn whole(mut s: Snapshot, mut new: Workload) -> (Snapshot, Workload) {
     let cpus = |w: &mut Workload| w.limits.cpu_milli = w.limits.cpu_milli.map(|n| n * 1000);
     s.instances.iter_mut().for_each(|i| cpus(&mut i.workload));
     s.members.iter_mut().for_each(|m| m.cpu_milli *= 1000);
     cpus(&mut new);
-    // What the scriptlet does not look at, because the server does.
+    // The scriptlet ignores these, because the server checks them.
     let plain = |w: &mut Workload| {
         w.networks.clear();
         w.architecture = "x86_64".to_owned();
@@ -165,7 +165,7 @@ fn whole(mut s: Snapshot, mut new: Workload) -> (Snapshot, Workload) {
 }
 
 fn candidates(s: &Snapshot) -> Vec<&Member> {
-    // As the server picks them: online, and open to its scheduler.
+    // The server offers members that are online and open to its scheduler.
     s.members.iter().filter(|m| m.state == MemberState::Online && m.schedulable == Schedulable::All).collect()
 }
 
@@ -179,7 +179,7 @@ proptest! {
         let (s, new) = whole(s, new.into_iter().next().unwrap());
         let made = place(&s, &p, std::slice::from_ref(&new)).unwrap();
         let want = made.placed.first().map(|x| x.member.0.clone());
-        // Without the snapshot members are asked; a shared pool looks like any other then.
+        // Without the snapshot, members are asked for their sizes; then a shared pool looks like any other.
         let shared = s.members.iter().any(|m| m.pools_mib.values().any(Option::is_none));
         let text = scriptlet::generate(&p, (known || shared).then_some(&s), View::Instances);
         let got = run(&server(&s, &new, &candidates(&s), View::Instances), &text);
@@ -207,14 +207,14 @@ fn a_failure_says_why_with_numbers() {
     let (s, mut new) = sample();
     let text = scriptlet::generate(&Policy::default(), Some(&s), View::Instances);
     let why = run(&server(&s, &new, &candidates(&s), View::Instances), &text).unwrap_err();
-    // The trace shows the line of the scriptlet as well.
+    // The trace also shows the line of the scriptlet.
     let said = why
         .lines()
         .find(|l| l.contains("stead:") && !l.contains("fail(\""))
         .unwrap_or_default()
         .trim()
         .to_owned();
-    insta::assert_snapshot!(said, @"error: fail: stead: no member for i9: n0: 6144 MiB of memory asked, 5120 free; n1: 6144 MiB of memory asked, 4096 free; n2: 6144 MiB of memory asked, 3072 free");
+    insta::assert_snapshot!(said, @"error: fail: stead: no member for i9: n0: 6144 MiB of memory needed, 5120 free; n1: 6144 MiB of memory needed, 4096 free; n2: 6144 MiB of memory needed, 3072 free");
     new.limits.memory_mib = Some(1 << 10);
     assert_eq!(run(&server(&s, &new, &candidates(&s), View::Instances), &text).unwrap(), "n0");
 }
@@ -233,7 +233,7 @@ fn a_server_that_shows_no_instances_is_asked_for_what_is_used() {
     assert!(why.contains("it is in the strict group web"), "{why}");
 }
 
-/// A percentage is of the member; processors may be named, or be a virtual machine's topology.
+/// A percentage is of the member's memory; processors may be listed by number, or given as a virtual machine's topology.
 #[test]
 fn limits_are_read_as_engines_write_them() {
     let (s, new) = sample();

@@ -1,6 +1,6 @@
-//! The imbalance, a second time: from the definition in docs/placement.md.
+//! The imbalance, computed a second time from the definition in docs/placement.md.
 //!
-//! Owns the even shares as the checker computes them. Does not own what the planner makes of its own.
+//! Owns the checker's computation of even shares, which shares no code with the planner's.
 
 use super::World;
 use crate::{
@@ -9,9 +9,9 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Even shares.
+/// The even shares of all members.
 pub struct Even {
-    /// By member: the level of its domain, and its even share of each resource.
+    /// For each member, the level of its domain, and its even share of each resource.
     shares: BTreeMap<String, (u128, Vec<Option<u128>>)>,
 }
 
@@ -19,7 +19,7 @@ pub struct Even {
 pub const MILLION: u128 = 1_000_000;
 
 impl Even {
-    /// The even shares at the beginning.
+    /// Computes the even shares at the beginning.
     pub fn new(world: &World<'_>) -> Self {
         let receives = |name: &&str| {
             let m = world.members[*name];
@@ -29,13 +29,13 @@ impl Even {
                 && !m.roles.iter().any(|role| world.policy.avoid_roles.contains(role))
         };
         let receiving: Vec<&str> = world.members.keys().copied().filter(receives).collect();
-        // Where each instance can be: alone, and it is held there; else its members are of one domain.
+        // An instance with only one possible member is held there; otherwise all its possible members are in one domain.
         let mut domain: BTreeMap<&str, usize> = receiving.iter().enumerate().map(|(n, m)| (*m, n)).collect();
         let mut held: Vec<(&InstanceId, &str)> = Vec::new();
         let mut free: Vec<(&InstanceId, &str)> = Vec::new();
         let mut known: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for (id, start) in &world.start {
-            // Whatever decides where an instance may be decides it for all that are alike.
+            // Instances with the same requirements have the same possible members.
             let w = &world.instances[*id].workload;
             let alike = format!(
                 "{:?}",
@@ -106,7 +106,7 @@ fn weight(world: &World<'_>, resource: &Resource) -> u32 {
     }
 }
 
-/// Of one resource in one domain: its weighted mean level, and each member's even share.
+/// For one resource in one domain: its weighted mean level, and each member's even share.
 fn column(
     world: &World<'_>,
     resource: &Resource,
@@ -144,15 +144,15 @@ fn column(
     (u128::from(weight(world, resource)) * (total * MILLION / room) / 100, share)
 }
 
-/// The least whole level at which members, none below what is held there, hold the total: members that stand out of
-/// the water are left out until none does.
+/// The least integer level at which the members hold the total, with none below its held load. Members whose held load is
+/// above the level are left out one round after another.
 fn water(rows: &[(u128, u128)], total: u128) -> u128 {
     let mut under: Vec<(u128, u128)> = rows.to_vec();
     let mut rest = total;
     loop {
         let room: u128 = under.iter().map(|(usable, _)| usable).sum();
         if room == 0 {
-            // Nothing is left to be spread.
+            // No load is left to spread.
             return 0;
         }
         let level = (rest * MILLION).div_ceil(room);
@@ -166,7 +166,7 @@ fn water(rows: &[(u128, u128)], total: u128) -> u128 {
             if holds(0) {
                 return 0;
             }
-            // Rounding up may have covered another member's top.
+            // Rounding up may have passed another member's held load.
             return (0..=level).rev().take_while(|level| holds(*level)).last().unwrap_or(level);
         }
         rest -= out.iter().map(|(_, fixed)| fixed).sum::<u128>();

@@ -1,7 +1,7 @@
-//! Checks a plan move by move against the snapshot, knowing nothing of how it was made.
+//! Checks a plan move by move against the snapshot, without knowing how it was made.
 //!
-//! Owns a second reading of the rules, from their words in docs/placement.md; it shares the types with the planner and
-//! no code. Does not own whether a better plan exists.
+//! Owns a second implementation of the rules in docs/placement.md; it shares types with the planner but no code. Does not
+//! judge whether a better plan exists.
 
 mod even;
 
@@ -17,12 +17,12 @@ use std::{
     fmt,
 };
 
-/// What is wrong with a plan.
+/// A fault in a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The number of the move, counted from 0; None: the report.
+    /// Number of the move, from 0; none for a fault in the report.
     pub at: Option<usize>,
-    /// What is wrong.
+    /// Description of the fault.
     pub what: String,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// A cluster, as the checker sees it.
+/// The cluster during the check.
 struct World<'a> {
     policy: &'a Policy,
     members: BTreeMap<&'a str, &'a Member>,
@@ -53,10 +53,10 @@ struct Rule<'a> {
     instances: Vec<&'a InstanceId>,
 }
 
-/// Checks a plan against what it was made from.
+/// Checks a plan against its snapshot and policy.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All faults of the plan.
 pub fn check(snapshot: &Snapshot, policy: &Policy, plan: &Plan) -> Result<(), Vec<Fault>> {
     let mut faults = Vec::new();
     if let Err(error) = snapshot.check() {
@@ -77,7 +77,7 @@ pub fn check(snapshot: &Snapshot, policy: &Policy, plan: &Plan) -> Result<(), Ve
         world.after(&plan.moves[..n], step, &mut wrong);
         let reasons = world.reasons(step, &even);
         if step.reasons != reasons {
-            wrong(format!("its reasons are {reasons:?}, not {:?}", step.reasons));
+            wrong(format!("its reasons should be {reasons:?}, not {:?}", step.reasons));
         }
         let levels = |world: &World<'_>| (world.level_ppm(&step.from.0), world.level_ppm(&step.to.0));
         let before = levels(&world);
@@ -95,7 +95,7 @@ pub fn check(snapshot: &Snapshot, policy: &Policy, plan: &Plan) -> Result<(), Ve
             ));
         }
         if (step.from_level_ppm, step.to_level_ppm) != ((before.0, after.0), (before.1, after.1)) {
-            wrong("the levels it tells are not so".to_owned());
+            wrong("its utilisation levels are wrong".to_owned());
         }
     }
     world.report(plan, &begin, &pairs_begin, (begin_ppm, now), &mut |what| {
@@ -156,7 +156,7 @@ impl<'a> World<'a> {
         Self { policy, members, instances, start: place.clone(), place, on, resources, groups }
     }
 
-    /// What an instance is committed to of a resource.
+    /// Amount of a resource committed to an instance.
     fn demand(&self, id: &InstanceId, resource: &Resource) -> u64 {
         let i = self.instances[id];
         if !matches!(resource, Resource::Disk(_)) && !i.running && self.policy.stopped == Stopped::Ignore {
@@ -170,12 +170,12 @@ impl<'a> World<'a> {
         }
     }
 
-    /// What is promised on a member, added up anew.
+    /// Amount of a resource promised on a member, summed from its instances.
     fn promised(&self, member: &str, resource: &Resource) -> u64 {
         self.on.get(member).into_iter().flatten().map(|id| self.demand(id, resource)).sum()
     }
 
-    /// What a member can promise; None: it is not counted.
+    /// Amount of a resource that a member can promise; none if it is not counted.
     fn usable(&self, member: &str, resource: &Resource) -> Option<u64> {
         let (m, ratio) = (self.members[member], self.policy.overcommit_percent);
         let (has, percent) = match resource {
@@ -248,7 +248,7 @@ impl<'a> World<'a> {
         why
     }
 
-    /// Whether a member may take an instance, room and groups aside.
+    /// Whether a member may accept an instance, regardless of room and groups.
     fn enters(&self, id: &InstanceId, member: &str) -> bool {
         let (w, m) = (&self.instances[id].workload, self.members[member]);
         let open = match m.schedulable {
@@ -259,7 +259,7 @@ impl<'a> World<'a> {
         m.state == MemberState::Online && open && self.hindrances(id, member).is_empty()
     }
 
-    /// Whether an instance must not stay where it was at the beginning.
+    /// Whether an instance must leave the member it started on.
     fn must_leave(&self, id: &InstanceId) -> bool {
         let member = self.start[id];
         let m = self.members[member];
@@ -341,7 +341,7 @@ impl<'a> World<'a> {
         all
     }
 
-    /// Checks that a move is possible now; its instance and target. None when it cannot even be looked at.
+    /// Checks that a move is possible now; returns its instance and target, or none if the check cannot go on.
     fn ready(&self, step: &Move, wrong: &mut impl FnMut(String)) -> Option<(&'a InstanceId, &'a str)> {
         let (Some((id, i)), Some((to, _))) =
             (self.instances.get_key_value(&step.instance), self.members.get_key_value(step.to.0.as_str()))
@@ -351,17 +351,17 @@ impl<'a> World<'a> {
         };
         let from = self.place[*id];
         if step.from.0 != from || from == *to {
-            wrong(format!("{id} is on {from}, and is moved from {} to {to}", step.from));
+            wrong(format!("it moves {id} from {} to {to}, but {id} is on {from}", step.from));
             return None;
         }
         if !self.movable(id) {
             wrong(format!("{id} cannot or may not be moved"));
         }
         if !self.enters(id, to) {
-            wrong(format!("{to} may not take {id}"));
+            wrong(format!("{to} may not accept {id}"));
         }
         if (step.downtime, step.size_mib) != (self.downtime(id), i.size_mib) {
-            wrong(format!("downtime or size of {id} are not as told"));
+            wrong(format!("downtime or size of {id} is wrong"));
         }
         for resource in &self.resources {
             let (asked, promised) = (self.demand(id, resource), self.promised(to, resource));
@@ -369,19 +369,21 @@ impl<'a> World<'a> {
                 && asked > 0
                 && promised + asked > usable
             {
-                wrong(format!("{to} has {usable} of {resource}, {promised} are promised, {id} asks {asked}"));
+                wrong(format!(
+                    "{to} has {usable} of {resource}, {promised} are promised, {id} needs {asked}"
+                ));
             }
         }
         if let Some((g, rule)) = self.group(id)
             && (rule.mode, rule.strength) == (GroupMode::Spread, GroupStrength::Strict)
             && rule.instances.iter().any(|mate| self.place[*mate] == *to)
         {
-            wrong(format!("an instance of the strictly spread group {g} is on {to} already"));
+            wrong(format!("{to} already has an instance of the strictly spread group {g}"));
         }
         Some((id, to))
     }
 
-    /// Checks that a move waits for what it needs.
+    /// Checks that a move waits for the moves it depends on.
     fn after(&self, earlier: &[Move], step: &Move, wrong: &mut impl FnMut(String)) {
         for (n, before) in earlier.iter().enumerate() {
             if before.from == step.to && !step.after.contains(&n) {
@@ -393,7 +395,7 @@ impl<'a> World<'a> {
             wrong(format!("it does not wait for an earlier move of {}", step.instance));
         }
         if step.after.iter().any(|n| *n >= earlier.len()) {
-            wrong("it waits for a move that is not before it".to_owned());
+            wrong("it waits for a later move".to_owned());
         }
     }
 
@@ -405,7 +407,7 @@ impl<'a> World<'a> {
         self.place.insert(id, to);
     }
 
-    /// What a move is for.
+    /// The purposes of a move.
     fn reasons(&mut self, step: &Move, even: &even::Even) -> Vec<Reason> {
         let (from, to) = (step.from.0.as_str(), step.to.0.as_str());
         let Some((id, _)) = self.instances.get_key_value(&step.instance) else { return Vec::new() };
@@ -458,15 +460,15 @@ impl<'a> World<'a> {
             wrong(format!("{} moves are more than the policy allows", plan.moves.len()));
         }
         if report.violations != begin {
-            wrong(format!("at the beginning there are {begin:?}, not {:?}", report.violations));
+            wrong(format!("the violations at the beginning are {begin:?}, not {:?}", report.violations));
         }
         let told: Vec<&Violation> = report.refusals.iter().map(|r| &r.violation).collect();
         if !told.iter().copied().eq(&end) {
-            wrong(format!("at the end there are {end:?}, not {told:?}"));
+            wrong(format!("the violations at the end are {end:?}, not {told:?}"));
         }
         for v in &end {
             if !begin.iter().any(|b| no_worse(b, v)) {
-                wrong(format!("the plan brings about or worsens: {v}"));
+                wrong(format!("the plan causes or worsens a violation: {v}"));
             }
         }
         let groups: Vec<GroupReport> = self
@@ -482,26 +484,29 @@ impl<'a> World<'a> {
             .filter(|g| g.pairs_before + g.pairs_after > 0)
             .collect();
         if report.groups != groups {
-            wrong(format!("of groups, {groups:?} is so, not {:?}", report.groups));
+            wrong(format!("the groups are {groups:?}, not {:?}", report.groups));
         }
         if (report.imbalance.before_ppm, report.imbalance.after_ppm) != (begin_ppm, end_ppm) {
-            wrong(format!("the imbalance goes from {begin_ppm} to {end_ppm}, not as told"));
+            wrong(format!("the imbalance goes from {begin_ppm} to {end_ppm}, which differs from the report"));
         }
         if report.imbalance.bound_ppm > begin_ppm.min(end_ppm) {
-            wrong(format!("nothing is below {}, it says, and {end_ppm} is", report.imbalance.bound_ppm));
+            wrong(format!(
+                "the bound of {} is above the imbalance, which goes from {begin_ppm} to {end_ppm}",
+                report.imbalance.bound_ppm
+            ));
         }
         let total = |pairs: &BTreeMap<GroupId, u64>| pairs.values().sum::<u64>();
         let mended = end.len() < begin.len() || end != begin;
         if !mended && total(&pairs_end) > total(pairs_begin) {
-            wrong("groups are worse than before, and nothing was mended".to_owned());
+            wrong("groups are worse than before, and no violation was repaired".to_owned());
         }
         if !mended && total(&pairs_end) == total(pairs_begin) && end_ppm > begin_ppm {
-            wrong("members are less even than before, and nothing was mended".to_owned());
+            wrong("members are less even than before, and no violation was repaired".to_owned());
         }
     }
 }
 
-/// Whether `end` is what is left of `begin`.
+/// Whether `end` is the same violation as `begin` and not larger.
 fn no_worse(begin: &Violation, end: &Violation) -> bool {
     match (begin, end) {
         (

@@ -1,10 +1,10 @@
-//! The rules of [`crate::place`] as a Starlark scriptlet for a server's `instances.placement.scriptlet`, so that what
-//! anybody creates goes where `stead fleet place` would put it.
+//! The rules of [`crate::place`] as a Starlark scriptlet for a server's `instances.placement.scriptlet`, so that every
+//! client's instances go where `stead fleet place` would put them.
 //!
-//! Owns the text. Does not own setting it on a server, nor when that has to be done anew: the policy and, when one is
-//! given, the members' sizes are in the text.
+//! Owns the text. Does not install it on a server, or decide when it must be updated: the text contains the policy and, if
+//! given, the members' sizes.
 //!
-//! What servers offer (functions that a scriptlet may call; one that names another is refused when it is set):
+//! Servers differ in the functions that a scriptlet may call, and refuse one that calls another function:
 //!
 //! | server | API extension | instances are visible |
 //! |---|---|---|
@@ -20,25 +20,25 @@ use crate::{
 use serde_json::to_string;
 use std::{collections::BTreeSet, fmt::Write};
 
-/// The API extension without which a server takes no scriptlet.
+/// The API extension of servers that accept a scriptlet.
 pub const EXTENSION: &str = "instances_placement_scriptlet";
 /// The API extension that lets a scriptlet see instances.
 pub const INSTANCES_EXTENSION: &str = "instances_scriptlet_get_instances";
 
-/// How every scriptlet begins that was written here.
+/// The beginning of every scriptlet written by Stead.
 pub const HEAD: &str = "# Written by stead from a policy";
 
-/// What the server's scriptlets can see.
+/// Data that the server's scriptlets can see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum View {
-    /// Instances and where they are.
+    /// Instances and their members.
     Instances,
-    /// Only how much of each member is used. Groups cannot be heeded: instances of strict ones are refused.
+    /// Only the usage of each member. Groups are ignored, and instances of strict groups are refused.
     MeasuredOnly,
 }
 
-/// The scriptlet of a policy. With a snapshot, the sizes of its members are written down, and members are asked for
-/// theirs only when they are not in it; asking takes a request to each member for each instance that is created.
+/// The scriptlet of a policy. With a snapshot, the text contains the sizes of its members; other members are asked for
+/// theirs, which takes a request to the member for each instance that is created.
 pub fn generate(policy: &Policy, snapshot: Option<&Snapshot>, view: View) -> String {
     let mut members: Vec<&Member> = snapshot.iter().flat_map(|s| &s.members).collect();
     members.sort_by(|a, b| a.name.cmp(&b.name));
@@ -47,7 +47,7 @@ pub fn generate(policy: &Policy, snapshot: Option<&Snapshot>, view: View) -> Str
         .flat_map(|m| m.pools_mib.iter().filter(|(_, size)| size.is_none()).map(|(pool, _)| pool.0.as_str()))
         .collect();
     let mut text = format!(
-        "{HEAD}: changes made here are lost when it is written anew.\n\
+        "{HEAD}: the next update overwrites changes made here.\n\
          # It places instances as `stead fleet place` does; docs/placement.md has the rules.\n\n",
     );
     let pair = |c: Commitment| format!("({}, {})", c.memory_mib, c.cpu_milli);
@@ -112,7 +112,7 @@ fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     format!("[{}]", names.map(quoted).collect::<Vec<_>>().join(", "))
 }
 
-/// Text as Starlark writes it: as JSON does, as far as names go.
+/// A Starlark string literal: for names, the same as in JSON.
 fn quoted(text: &str) -> String {
     to_string(text).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! Batches of new instances, compared with trying every way to place them.
+//! Batches of new instances, compared with an exhaustive search.
 
 use crate::common::{Oracle, policy, snapshot, workloads};
 use proptest::prelude::*;
@@ -11,7 +11,7 @@ use stead_placement::{
     snapshot::{Amounts, Instance, Migration, Workload},
 };
 
-/// The cluster with the batch in it, on the first member: the oracle says where its instances may be.
+/// The cluster with the batch on its first member, for the oracle.
 fn with(s: &Snapshot, batch: &[Workload]) -> Snapshot {
     let mut all = s.clone();
     all.instances.extend(batch.iter().map(|w| Instance {
@@ -26,8 +26,8 @@ fn with(s: &Snapshot, batch: &[Workload]) -> Snapshot {
     all
 }
 
-/// Whether the chosen of the batch can be where `at` has them. `at` is of the whole cluster; what is not chosen and not
-/// there yet is nowhere.
+/// Whether the chosen instances of the batch can be on the members given by `at`, which covers the whole cluster.
+/// Instances of the batch that are not chosen do not count.
 fn allowed(oracle: &Oracle<'_>, at: &[usize], old: usize, chosen: &[usize]) -> bool {
     let there = |i: usize| i < old || chosen.contains(&i);
     let used = |m: usize| {
@@ -54,7 +54,7 @@ fn allowed(oracle: &Oracle<'_>, at: &[usize], old: usize, chosen: &[usize]) -> b
     })
 }
 
-/// Whether there is a way to place all of the chosen.
+/// Whether all chosen instances can be placed.
 fn any_way(oracle: &Oracle<'_>, old: usize, chosen: &[usize]) -> bool {
     let members = oracle.members.len();
     (0..members.pow(chosen.len() as u32)).any(|way| {
@@ -82,14 +82,14 @@ proptest! {
         let (all, old) = (with(&s, &batch), s.instances.len());
         let oracle = Oracle::new(&all, &p);
         let number = |id| old + batch.iter().position(|w| w.id == id).unwrap();
-        // What is placed can be where it is placed.
+        // Placed instances are on members that may accept them.
         let mut at = oracle.start().to_vec();
         let chosen: Vec<usize> = made.placed.iter().map(|x| number(x.instance.clone())).collect();
         for (x, i) in made.placed.iter().zip(&chosen) {
             at[*i] = all.members.iter().position(|m| m.name == x.member).unwrap();
         }
         prop_assert!(allowed(&oracle, &at, old, &chosen), "{made:#?}");
-        // Strictly compact groups go whole: a lot of them is one.
+        // A strictly compact group is placed as one lot.
         let lot = |i: usize| -> Vec<usize> {
             let strict = oracle.groups.iter().find(|(_, mode, strength, of)| {
                 of.contains(&i) && (*mode, *strength) == (GroupMode::Compact, GroupStrength::Strict)
@@ -97,7 +97,7 @@ proptest! {
             strict.map_or(vec![i], |(.., of)| of.iter().copied().filter(|i| *i >= old).collect())
         };
         let everything: Vec<usize> = (old..all.instances.len()).collect();
-        let hopeful: Vec<usize> =
+        let placeable: Vec<usize> =
             everything.iter().copied().filter(|i| any_way(&oracle, old, &lot(*i))).collect();
         let told: BTreeSet<usize> = made
             .refused
@@ -105,10 +105,10 @@ proptest! {
             .filter(|r| r.verdict == Verdict::Impossible)
             .map(|r| number(r.instance.clone()))
             .collect();
-        let hopeless: BTreeSet<usize> = everything.iter().copied().filter(|i| !hopeful.contains(i)).collect();
-        prop_assert_eq!(told, hopeless, "{:#?}", made);
-        // If the rest can be placed together it is, and if not that is said.
-        let together = any_way(&oracle, old, &hopeful);
+        let impossible: BTreeSet<usize> = everything.iter().copied().filter(|i| !placeable.contains(i)).collect();
+        prop_assert_eq!(told, impossible, "{:#?}", made);
+        // The rest is placed if it can be placed together; otherwise the verdict says that it cannot.
+        let together = any_way(&oracle, old, &placeable);
         let left: Vec<_> = made.refused.iter().filter(|r| r.verdict != Verdict::Impossible).collect();
         prop_assert_eq!(left.is_empty(), together, "{:#?}", made);
         prop_assert!(left.iter().all(|r| r.verdict == Verdict::AtOdds));

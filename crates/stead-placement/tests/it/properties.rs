@@ -1,4 +1,4 @@
-//! What holds of every plan, over random clusters; what is called impossible is compared with trying everything.
+//! Properties of every plan, over random clusters; verdicts of impossibility are compared with an exhaustive search.
 
 use crate::common::{Oracle, Wrong, policy, snapshot};
 use proptest::prelude::*;
@@ -51,7 +51,7 @@ proptest! {
         prop_assert!(made.moves.len() <= most);
     }
 
-    /// Moves that run at the same time, as far as `after` lets them, never need room that is not there.
+    /// Moves that run at the same time, as `after` permits, never need more room than there is.
     #[test]
     fn what_does_not_wait_can_run_at_once(s in snapshot(2..=6, 4..=30), p in policy(), order in any::<u64>()) {
         let made = planned(&s, &p);
@@ -82,7 +82,7 @@ proptest! {
                 continue;
             }
             begun[n] = true;
-            // While it runs it counts on both members.
+            // During the move the instance counts on both members.
             let to = &made.moves[n].to;
             let member = s.members.iter().find(|m| m.name == *to).unwrap();
             let mut used: u64 = 0;
@@ -104,9 +104,9 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Against everything that can be done.
+    /// Compared with an exhaustive search.
     #[test]
-    fn impossible_is_impossible_and_what_can_be_mended_is(s in snapshot(1..=4, 1..=5), p in policy()) {
+    fn impossible_is_impossible_and_what_can_be_repaired_is(s in snapshot(1..=4, 1..=5), p in policy()) {
         let made = planned(&s, &p);
         let oracle = Oracle::new(&s, &p);
         let reachable = oracle.reachable();
@@ -122,14 +122,14 @@ proptest! {
             match refusal.verdict {
                 Verdict::Impossible => prop_assert!(!ever, "{refusal}"),
                 Verdict::AtOdds => prop_assert!(ever, "{refusal}"),
-                Verdict::NotFound => prop_assert!(false, "a small case was not looked at whole: {refusal}"),
+                Verdict::NotFound => prop_assert!(false, "a small case was not searched exhaustively: {refusal}"),
             }
         }
         // No placement is more even than the bound says.
         let least = reachable
             .keys()
             .map(|at| {
-                // What had to leave counts where it is meant to be, so the measure is the same after it has left.
+                // An instance that must leave counts on its target, so the measure does not change when it leaves.
                 plan(&oracle.snapshot(at), &p).unwrap().report.imbalance.before_ppm
             })
             .min()
@@ -138,8 +138,8 @@ proptest! {
     }
 }
 
-/// The proofs that need no search hold where the whole was looked at; this is that they are found in a cluster that is
-/// too large for that.
+/// Small clusters check that the proofs without a search are right; this test checks that they are found in a cluster too
+/// large for an exhaustive search.
 #[test]
 fn large_clusters_tell_what_is_impossible() {
     let mut s = Snapshot {
@@ -153,9 +153,9 @@ fn large_clusters_tell_what_is_impossible() {
     let made = planned(&s, &p);
     let told: Vec<String> = made.report.refusals.iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(told.join("\n"), @r"
-    i0 should not be on n0, which is being emptied: impossible: no member has 17 MiB of memory free: the most is 16 MiB, on n10; n1: is being emptied, even when all that can be moved is moved away
-    i1 should not be on n1, which is being emptied: impossible: it is tied to its member
-    n0 has promised 17 MiB of memory and has 16 MiB: impossible: i0 cannot be moved away: no member has 17 MiB of memory free: the most is 16 MiB, on n10; n1: is being emptied, even when all that can be moved is moved away
+    i0 should not be on n0, which is being drained: impossible: no member has 17 MiB of memory free: the most is 16 MiB, on n10, even if everything movable were moved away; n1: is being drained
+    i1 should not be on n1, which is being drained: impossible: it is tied to its member
+    n0 has promised 17 MiB of memory but has only 16 MiB: impossible: i0 cannot be moved away: no member has 17 MiB of memory free: the most is 16 MiB, on n10, even if everything movable were moved away; n1: is being drained
     ");
     assert!(
         made.report

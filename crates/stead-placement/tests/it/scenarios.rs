@@ -1,4 +1,4 @@
-//! Plans of clusters that can be understood at a glance, in full.
+//! Full plans of clusters that are easy to understand.
 
 use crate::common::{instance, member};
 use stead_placement::{Plan, Policy, Snapshot, check, plan, policy::Downtime, settings, snapshot::Instance};
@@ -9,7 +9,7 @@ fn planned(s: &Snapshot, p: &Policy) -> Plan {
     made
 }
 
-/// A plan in lines: what moves where and why, then what is refused, then how even it is.
+/// A plan as lines: the moves with their reasons, the refusals, the findings, then the imbalance.
 fn lines(made: &Plan) -> String {
     let mut out = String::new();
     for m in &made.moves {
@@ -33,7 +33,7 @@ fn lines(made: &Plan) -> String {
     )
 }
 
-/// Memory in GiB on members of so many GiB; disks and processors do not matter.
+/// Members by memory in GiB, and instances by (member, memory in GiB); disks and processors do not matter.
 fn cluster(members: &[u64], instances: &[(usize, u64)]) -> Snapshot {
     Snapshot {
         members: members.iter().enumerate().map(|(n, gib)| member(n, gib << 10, 64_000)).collect(),
@@ -69,7 +69,7 @@ fn ten_instances_piled_on_one_member() {
     insta::assert_snapshot!(lines(&planned(&s, &quiet)), @"imbalance 1.00 -> 1.00, bound 1.00");
 }
 
-/// Two members are full and each has what belongs on the other: the third lends its room.
+/// Two full members exchange instances by way of a third member with room.
 #[test]
 fn an_exchange_goes_by_a_third_member() {
     let mut s = cluster(&[8, 8, 8], &[(0, 8), (1, 8), (2, 1)]);
@@ -81,14 +81,14 @@ fn an_exchange_goes_by_a_third_member() {
         s.instances[n].workload.settings.insert(settings::ROLES.to_owned(), role.to_owned());
     }
     insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
-    refused: i0 should not be on n0, which has not the role blue: impossible: no member has 8 GiB of memory free: the most is 7 GiB, on n2
-    refused: i1 should not be on n1, which has not the role red: impossible: no member has 8 GiB of memory free: the most is 7 GiB, on n2
+    refused: i0 should not be on n0, which lacks the role blue: impossible: no member has 8 GiB of memory free: the most is 7 GiB, on n2
+    refused: i1 should not be on n1, which lacks the role red: impossible: no member has 8 GiB of memory free: the most is 7 GiB, on n2
     imbalance 1.41 -> 1.41, bound 1.00
     ");
     s.members[2].memory_mib = 9 << 10;
     insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
-    i0: n0 -> n2 (must not stay there)
-    i1: n1 -> n0 (must not stay there) after [0]
+    i0: n0 -> n2 (must leave its member)
+    i1: n1 -> n0 (must leave its member) after [0]
     imbalance 1.47 -> 1.47, bound 1.00
     ");
 }
@@ -100,15 +100,15 @@ fn a_member_is_emptied_as_far_as_there_is_room() {
     let p = Policy { drain: [s.members[0].name.clone()].into(), ..Policy::default() };
     insta::assert_snapshot!(lines(&planned(&s, &p)), @r"
     i2: n1 -> n2 (makes room)
-    i0: n0 -> n1 (must not stay there) after [0]
+    i0: n0 -> n1 (must leave its member) after [0]
     i3: n2 -> n1 (balance) after [0]
-    refused: i1 should not be on n0, which is being emptied: impossible: it is tied to its member
+    refused: i1 should not be on n0, which is being drained: impossible: it is tied to its member
     imbalance 1.00 -> 1.05, bound 1.00
     ");
 }
 
 #[test]
-fn groups_are_mended_before_balance() {
+fn groups_are_repaired_before_balance() {
     let mut s = cluster(&[16, 16, 16], &[(0, 2), (0, 2), (1, 2), (2, 2), (1, 1), (2, 1)]);
     group(&mut s.instances[0], "web", "spread", "strict");
     group(&mut s.instances[1], "web", "spread", "strict");
@@ -123,9 +123,9 @@ fn groups_are_mended_before_balance() {
         group(&mut s.instances[n], "web", "compact", "preferred");
     }
     insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
-    refused: instances of the strictly spread group web are together on a member: impossible: 4 instances, and 3 members that may take them
-    note: group web: i0 and i2 have different user.stead.group.mode; that of i0 holds
-    note: group web: i0 and i2 have different user.stead.group.strength; that of i0 holds
+    refused: instances of the strictly spread group web share a member: impossible: it has 4 instances, but only 3 members may accept them
+    note: group web: i0 and i2 have different values of user.stead.group.mode; that of i0 is used
+    note: group web: i0 and i2 have different values of user.stead.group.strength; that of i0 is used
     imbalance 1.20 -> 1.20, bound 1.20
     ");
 }
@@ -137,17 +137,17 @@ fn what_cannot_be_moved_counts_against_nobody() {
     insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @"imbalance 1.01 -> 1.01, bound 1.01");
 }
 
-/// n1 alone could be mended, by what the emptying of n0 needs as well: that is no impossibility.
+/// n1 could be repaired with the room that draining n0 needs too, so its overload is not impossible to repair.
 #[test]
 fn what_only_a_choice_leaves_is_not_called_impossible() {
     let s = cluster(&[8, 8, 12], &[(0, 9), (1, 7), (1, 7), (0, 9), (0, 9)]);
     let made = planned(&s, &Policy { drain: [s.members[0].name.clone()].into(), ..Policy::default() });
     insta::assert_snapshot!(lines(&made), @r"
-    i0: n0 -> n2 (must not stay there, too much memory promised there)
-    refused: i3 should not be on n0, which is being emptied: not together with the rest: no member has 9 GiB of memory free: the most is 3 GiB, on n2
-    refused: other/i4 should not be on n0, which is being emptied: not together with the rest: no member has 9 GiB of memory free: the most is 3 GiB, on n2
-    refused: n0 has promised 18 GiB of memory and has 8 GiB: impossible: 10 GiB have to go, and all other members together have 3 GiB free
-    refused: n1 has promised 14 GiB of memory and has 8 GiB: not together with the rest: 6 GiB have to go; the most that is free elsewhere is 3 GiB, on n2
+    i0: n0 -> n2 (must leave its member, too much memory promised)
+    refused: i3 should not be on n0, which is being drained: not possible together with the rest: no member has 9 GiB of memory free: the most is 3 GiB, on n2
+    refused: other/i4 should not be on n0, which is being drained: not possible together with the rest: no member has 9 GiB of memory free: the most is 3 GiB, on n2
+    refused: n0 has promised 18 GiB of memory but has only 8 GiB: impossible: 10 GiB must be moved away, but all other members together have only 3 GiB free
+    refused: n1 has promised 14 GiB of memory but has only 8 GiB: not possible together with the rest: 6 GiB must be moved away, but the most that another member has free is 3 GiB, on n2
     imbalance 1.00 -> 1.00, bound 1.00
     ");
 }

@@ -1,5 +1,5 @@
-//! Random small clusters, and everything that can be done with them, found by trying it all.
-#![allow(dead_code)] // Each test program uses a part of it.
+//! Random small clusters, and an oracle that finds every reachable placement by trying all moves.
+#![allow(dead_code)] // Each test program uses only part of it.
 
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -160,7 +160,7 @@ pub fn workloads(n: std::ops::RangeInclusive<usize>, first: usize) -> impl Strat
     })
 }
 
-/// A cluster with so many members and instances.
+/// A cluster with `n` members and `instances` instances.
 pub fn snapshot(
     n: std::ops::RangeInclusive<usize>,
     instances: std::ops::RangeInclusive<usize>,
@@ -233,7 +233,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
         })
 }
 
-/// What should not be, as the oracle names it.
+/// A violation, as the oracle identifies it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Wrong {
     Misplaced(InstanceId),
@@ -254,7 +254,7 @@ impl Wrong {
     }
 }
 
-/// A cluster, in the plainest words: no classes, no sums kept.
+/// A cluster in the simplest form: without classes or stored sums.
 pub struct Oracle<'a> {
     policy: &'a Policy,
     pub members: Vec<&'a Member>,
@@ -388,7 +388,7 @@ impl<'a> Oracle<'a> {
         of.iter().map(|a| of.iter().filter(|b| *b > a && amiss(*a, **b)).count() as u64).sum()
     }
 
-    /// What is wrong in a placement, and how much of it.
+    /// The violations of a placement, with their amounts.
     pub fn wrong(&self, at: &[usize]) -> BTreeMap<Wrong, u64> {
         let mut all = BTreeMap::new();
         for (i, member) in at.iter().enumerate() {
@@ -427,7 +427,7 @@ impl<'a> Oracle<'a> {
             })
     }
 
-    /// Every placement that can be reached, each with what is wrong there.
+    /// Every reachable placement with its violations.
     pub fn reachable(&self) -> HashMap<Vec<usize>, BTreeMap<Wrong, u64>> {
         let mut seen = HashMap::from([(self.start.clone(), self.wrong(&self.start))]);
         let mut queue = VecDeque::from([self.start.clone()]);
@@ -452,7 +452,7 @@ impl<'a> Oracle<'a> {
         &self.start
     }
 
-    /// A snapshot of another placement.
+    /// The snapshot of another placement.
     pub fn snapshot(&self, at: &[usize]) -> Snapshot {
         Snapshot {
             members: self.members.iter().map(|m| (*m).clone()).collect(),
