@@ -174,20 +174,7 @@ pub enum ClusterError {
     Several(Vec<ClusterError>),
 }
 
-/// A whole error chain in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(e) = next {
-        let part = e.to_string();
-        if !text.contains(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        next = e.source();
-    }
-    text
-}
+pub use stead_os::chain;
 
 impl ClusterError {
     /// Wraps an I/O error, for `map_err`.

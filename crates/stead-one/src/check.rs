@@ -1,6 +1,6 @@
 //! `stead one check`: whether a host has what the driver needs.
 //!
-//! Owns what is looked at and what mends it. Changes nothing.
+//! Owns what is checked and what fixes it. Changes nothing.
 
 use crate::{
     context::Context,
@@ -10,26 +10,26 @@ use crate::{
 use serde::Serialize;
 use std::{fs, path::Path};
 
-/// How something is.
+/// The outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// As it should be.
+    /// Nothing is missing.
     Good,
-    /// Something cannot be done, but not everybody does it.
+    /// Some VMs cannot run here.
     Limited,
-    /// Nothing works without it.
+    /// No VM can run here.
     Bad,
 }
 
-/// One thing that was looked at.
+/// One check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// What.
     pub name: &'static str,
-    /// How it is.
+    /// The outcome.
     pub verdict: Verdict,
-    /// What was seen, and what mends it.
+    /// What was found, and what fixes it.
     pub text: String,
 }
 

@@ -131,7 +131,7 @@ impl Job<'_, '_> {
             }),
         );
         if let Err(error) = self.engine.client.begin(&exec.query("project", PROJECT)).await {
-            self.log.info(format_args!("the instance was not told of its new context: {error}"));
+            self.log.info(format_args!("cannot have the instance read its new context: {error}"));
         }
         Ok(())
     }

@@ -98,7 +98,7 @@ impl Job<'_, '_> {
         ];
         let taken = over_there(self.context, destination, "restore", &arguments, document);
         if let Err(error) = taken {
-            self.log.error(format_args!("{destination} did not take it over: it is started here again"));
+            self.log.error(format_args!("{destination} did not take the VM over; it is started here again"));
             self.restore(&checkpoint, vm.clone(), document.to_owned()).await?;
             let _ = std::fs::remove_file(&checkpoint);
             return Err(error);
@@ -145,7 +145,9 @@ fn path_word(path: &Path) -> Result<String, ScriptError> {
     if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b)) {
         Ok(text)
     } else {
-        Err(ScriptError::Refused(format!("{text:?} cannot be told to another host: it has odd characters")))
+        Err(ScriptError::Refused(format!(
+            "path {text:?} cannot be passed to another host: only letters, digits and ./_- can"
+        )))
     }
 }
 

@@ -35,7 +35,7 @@ impl Job<'_, '_> {
     /// stopped.
     pub(super) async fn stop(&mut self, force: bool) -> Result<(), ScriptError> {
         let Some(instance) = self.engine.instance(&self.name).await?.map(|t| t.value) else {
-            self.log.info(format_args!("there is no instance {}: only its disks are put away", self.name));
+            self.log.info(format_args!("there is no instance {}; its disks are unmapped", self.name));
             console::end(self.place, &self.name);
             self.mapper()?.unmap_all()?;
             self.remove_directory();
