@@ -192,22 +192,26 @@ pub(crate) mod tests {
             .filter(|p| p.is_dir())
             .collect();
         assert!(folders.len() > 5, "{folders:?}");
-        let mut found = Vec::new();
+        let mut sources = Vec::new();
         while let Some(folder) = folders.pop() {
             for path in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| *p != here) {
                 if path.is_dir() {
                     folders.push(path);
-                    continue;
+                } else if path.extension().is_some_and(|e| e == "rs") {
+                    sources.push((fs::read_to_string(&path).unwrap(), path));
                 }
-                if path.extension().is_none_or(|e| e != "rs") {
-                    continue;
-                }
-                let text = fs::read_to_string(&path).unwrap();
-                // Tests, at the end of a file, may name one.
-                let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-                let names = |b: &&Backend| code.contains(&format!("Backend::{b:?}"));
-                found.extend(ALL.iter().filter(names).map(|b| format!("{b:?} in {}", path.display())));
             }
+        }
+        // Tests may name one: they are at the end of a file, or modules of their own.
+        let is_test = |path: &Path| {
+            let declared = format!("#[cfg(test)]\nmod {};", path.file_stem().unwrap().to_string_lossy());
+            sources.iter().any(|(text, parent)| parent.parent() == path.parent() && text.contains(&declared))
+        };
+        let mut found = Vec::new();
+        for (text, path) in sources.iter().filter(|(_, path)| !is_test(path)) {
+            let code = text.split("mod tests {").next().unwrap_or_default();
+            let names = |b: &&Backend| code.contains(&format!("Backend::{b:?}"));
+            found.extend(ALL.iter().filter(names).map(|b| format!("{b:?} in {}", path.display())));
         }
         assert!(found.is_empty(), "{found:#?}");
     }
