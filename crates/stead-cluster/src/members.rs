@@ -100,9 +100,17 @@ async fn rest(watch: &Watch<'_>) -> Result<EngineState, ClusterError> {
 }
 
 /// Waits until a member is online and all services of its node run.
-async fn online(watch: &Watch<'_>) -> Result<NodeStatus, ClusterError> {
+///
+/// # Errors
+/// They do not.
+pub(crate) async fn well(watch: &Watch<'_>) -> Result<NodeStatus, ClusterError> {
     let well = |s: &NodeStatus| health::engine(s).is_some_and(is_online) && health::is_running(s);
     watch.until("its engine to be online", well).await
+}
+
+/// Waits until a member is online. Others can join through it then, whatever else still starts on its node.
+async fn online(watch: &Watch<'_>) -> Result<NodeStatus, ClusterError> {
+    watch.until("its engine to be online", |s| health::engine(s).is_some_and(is_online)).await
 }
 
 /// Waits until a node that should be a member without joining is online.
@@ -113,7 +121,7 @@ pub(crate) async fn await_member(watch: &Watch<'_>) -> Result<NodeStatus, Setbac
     if rest(watch).await? == EngineState::Waiting {
         return Err(Setback::Moved(format!("{} is no member any more", watch.machine.name)));
     }
-    Ok(online(watch).await?)
+    Ok(well(watch).await?)
 }
 
 /// Waits until a node that initialises the cluster is its first member, and online.

@@ -16,6 +16,7 @@ use crate::{
     prepare::Prepared,
     wait::Watch,
 };
+use futures_util::future::join_all;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -186,6 +187,11 @@ impl Site {
         for node in nodes {
             agents.push((&self.desired(node)?.machine, self.agent(node).await?));
         }
+        let quiet = Events::none();
+        let watches: Vec<Watch<'_>> =
+            agents.iter().map(|(machine, agent)| Watch::new(machine, agent, &quiet)).collect();
+        let all = join_all(watches.iter().map(members::well)).await;
+        ClusterError::all(all.into_iter().filter_map(Result::err).collect())?;
         let peers: Vec<Peer<'_>> = agents.iter().map(|(machine, agent)| Peer { machine, agent }).collect();
         members::steady(&peers).await
     }

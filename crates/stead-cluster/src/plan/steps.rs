@@ -124,7 +124,7 @@ pub enum Action {
         /// Which.
         node: NodeName,
     },
-    /// Waits until all members say at the same time that they are online.
+    /// Waits until all services of all members run, and all members say at the same time that they are online.
     AwaitSteady {
         /// All of them.
         nodes: Vec<NodeName>,
