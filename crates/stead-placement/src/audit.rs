@@ -3,18 +3,18 @@
 //! Owns the list of violations and the proofs that need no search. Does not search for repairs.
 
 use crate::{
-    mend::is_misplaced,
     plan::{Refusal, Verdict, Violation},
     policy::GroupMode,
     problem::{self, Problem, UNCOUNTED},
-    settings::Wishes,
+    repair::is_misplaced,
+    settings::InstanceSettings,
     state::State,
     why,
 };
 
 /// A violation, by number of instance, member, resource or group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Amiss {
+pub enum Breach {
     /// An instance on a member it must leave.
     Misplaced(u32),
     /// A member that has promised too much of a resource.
@@ -24,23 +24,24 @@ pub enum Amiss {
 }
 
 /// All violations of a placement, in order.
-pub fn amiss(state: &State<'_>) -> Vec<Amiss> {
+pub fn breaches(state: &State<'_>) -> Vec<Breach> {
     let p = state.p;
     let misplaced =
-        (0..p.instances.len()).filter(|i| is_misplaced(state, *i)).map(|i| Amiss::Misplaced(i as u32));
+        (0..p.instances.len()).filter(|i| is_misplaced(state, *i)).map(|i| Breach::Misplaced(i as u32));
     let width = p.width();
     let overloads = (0..state.used.len())
         .filter(|at| state.used[*at] > p.usable[*at])
-        .map(|at| Amiss::Overload((at / width) as u32, (at % width) as u32));
+        .map(|at| Breach::Overload((at / width) as u32, (at % width) as u32));
     let groups = (0..p.groups.len())
         .filter(|g| {
-            p.groups[*g].strength == crate::policy::GroupStrength::Strict && state.pairs_amiss(*g as u32) > 0
+            p.groups[*g].strength == crate::policy::GroupStrength::Strict
+                && state.violating_pairs(*g as u32) > 0
         })
-        .map(|g| Amiss::Group(g as u32));
+        .map(|g| Breach::Group(g as u32));
     misplaced.chain(overloads).chain(groups).collect()
 }
 
-impl Amiss {
+impl Breach {
     /// Amount of the violation, for comparing placements.
     pub fn amount(self, state: &State<'_>) -> u64 {
         match self {
@@ -49,7 +50,7 @@ impl Amiss {
                 let at = m as usize * state.p.width() + r as usize;
                 state.used[at].saturating_sub(state.p.usable[at])
             }
-            Self::Group(g) => state.pairs_amiss(g),
+            Self::Group(g) => state.violating_pairs(g),
         }
     }
 
@@ -63,7 +64,12 @@ impl Amiss {
                 Violation::Misplaced {
                     instance: workload.id.clone(),
                     member: member.name.clone(),
-                    why: problem::hindrances(p.policy, member, workload, &Wishes::of(workload).roles),
+                    why: problem::hindrances(
+                        p.policy,
+                        member,
+                        workload,
+                        &InstanceSettings::of(workload).roles,
+                    ),
                 }
             }
             Self::Overload(m, r) => {
@@ -77,7 +83,11 @@ impl Amiss {
             }
             Self::Group(g) => {
                 let group = &p.groups[g as usize];
-                Violation::Group { group: group.id.clone(), mode: group.mode, pairs: state.pairs_amiss(g) }
+                Violation::Group {
+                    group: group.id.clone(),
+                    mode: group.mode,
+                    pairs: state.violating_pairs(g),
+                }
             }
         }
     }

@@ -5,8 +5,8 @@
 //! falls in lexicographic order.
 
 use crate::{
+    exchange::{Fit, ItemTable, Leaving},
     item::{Item, Items, Parts},
-    pile::{Fit, Light, Pile},
     state::{State, key},
 };
 use std::{cmp::Ordering, collections::BTreeSet};
@@ -35,7 +35,7 @@ struct Candidate {
 }
 
 /// The items that may leave a member, and the search for partners that fit.
-type Sought<'a> = (&'a Light<'a>, &'a mut Fit);
+type Sought<'a> = (&'a Leaving<'a>, &'a mut Fit);
 
 /// Balancing over all rounds of a plan. Members for which no step was found are not tried again until they change.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub struct Balance {
     /// When everything was last tried for a member without success.
     tried: Vec<u64>,
     /// The cached items of each member, and when they were collected.
-    piles: Vec<(u64, Pile)>,
+    tables: Vec<(u64, ItemTable)>,
 }
 
 impl Balance {
@@ -66,7 +66,7 @@ impl Balance {
             now: 1,
             changed: vec![1; state.p.members.len()],
             tried: vec![0; state.p.members.len()],
-            piles: state.p.members.iter().map(|_| (0, Pile::default())).collect(),
+            tables: state.p.members.iter().map(|_| (0, ItemTable::default())).collect(),
         }
     }
 
@@ -74,7 +74,7 @@ impl Balance {
     pub fn resume(&mut self, state: &State<'_>) {
         self.items = Items::new(state);
         self.touch_since(state, 0);
-        self.piles.iter_mut().for_each(|(looked_up, _)| *looked_up = 0);
+        self.tables.iter_mut().for_each(|(looked_up, _)| *looked_up = 0);
     }
 
     /// Records that an instance was moved.
@@ -128,11 +128,11 @@ impl Balance {
             state.by_over[d].iter().map(|(_, b)| *b).filter(|b| *b != m).take(MOVES.max(EXCHANGES)).collect();
         self.look_up(state, m);
         coldest.iter().take(EXCHANGES).for_each(|to| self.look_up(state, *to));
-        let light = Light::new(state, m, self.pile(m), WINDOW, self.enough(state, m));
+        let leaving = Leaving::new(state, m, self.table(m), WINDOW, self.enough(state, m));
         let mut fit = Fit::default();
         let mut moved: Option<Candidate> = None;
         for to in coldest.iter().take(MOVES) {
-            self.moves(state, *to, (&light, &mut fit), &mut moved);
+            self.moves(state, *to, (&leaving, &mut fit), &mut moved);
         }
         let excess = state.over[m as usize] - self.goal;
         // One move that gains half of the excess is better than two that gain all of it.
@@ -141,7 +141,7 @@ impl Balance {
         }
         let mut exchanged: Option<Candidate> = None;
         for to in coldest.iter().take(EXCHANGES) {
-            self.exchanges(state, m, *to, (&light, &mut fit), &mut exchanged);
+            self.exchanges(state, m, *to, (&leaving, &mut fit), &mut exchanged);
         }
         match (moved, exchanged) {
             (Some(a), Some(b)) => {
@@ -170,20 +170,20 @@ impl Balance {
             .collect();
         fresh.iter().for_each(|to| self.look_up(state, *to));
         // Usually the cache holds all of them.
-        let more = (self.pile(m).len() == CROWD).then(|| Pile::new(state, &self.items, m, usize::MAX));
+        let more = (self.table(m).len() == CROWD).then(|| ItemTable::new(state, &self.items, m, usize::MAX));
         let enough = self.enough(state, m);
-        let light = Light::new(state, m, more.as_ref().unwrap_or(self.pile(m)), usize::MAX, enough);
+        let leaving = Leaving::new(state, m, more.as_ref().unwrap_or(self.table(m)), usize::MAX, enough);
         let mut fit = Fit::default();
         let mut found = None;
         // An arriving item only adds load, so fuller members cannot be targets.
         for to in fresh.iter().take_while(|to| state.over[**to as usize] <= enough) {
-            self.moves(state, *to, (&light, &mut fit), &mut found);
+            self.moves(state, *to, (&leaving, &mut fit), &mut found);
             if found.is_some() {
                 return found;
             }
         }
         for to in fresh {
-            self.exchanges(state, m, to, (&light, &mut fit), &mut found);
+            self.exchanges(state, m, to, (&leaving, &mut fit), &mut found);
             if found.is_some() {
                 return found;
             }
@@ -193,20 +193,20 @@ impl Balance {
 
     /// Refreshes the cached items of a member.
     fn look_up(&mut self, state: &State<'_>, m: u32) {
-        let (looked_up, pile) = &mut self.piles[m as usize];
+        let (looked_up, table) = &mut self.tables[m as usize];
         if *looked_up < self.changed[m as usize] {
-            *pile = Pile::new(state, &self.items, m, CROWD);
+            *table = ItemTable::new(state, &self.items, m, CROWD);
             *looked_up = self.now;
         }
     }
 
-    fn pile(&self, m: u32) -> &Pile {
-        &self.piles[m as usize].1
+    fn table(&self, m: u32) -> &ItemTable {
+        &self.tables[m as usize].1
     }
 
     /// Searches moves to `to`.
-    fn moves(&self, state: &State<'_>, to: u32, (light, fit): Sought<'_>, best: &mut Option<Candidate>) {
-        fit.singles(state, light, to, |item, over| {
+    fn moves(&self, state: &State<'_>, to: u32, (leaving, fit): Sought<'_>, best: &mut Option<Candidate>) {
+        fit.singles(state, leaving, to, |item, over| {
             let found = Candidate { item, to, other: None, over, cost: self.items.cost(state.p, item) };
             if self.is_better(&found, best)
                 && self.items.can_go(state, item, to)
@@ -224,11 +224,11 @@ impl Balance {
         state: &State<'_>,
         m: u32,
         to: u32,
-        (light, fit): Sought<'_>,
+        (leaving, fit): Sought<'_>,
         best: &mut Option<Candidate>,
     ) {
         let p = state.p;
-        fit.pairs(state, light, to, self.pile(to), |item, other, over| {
+        fit.pairs(state, leaving, to, self.table(to), |item, other, over| {
             if !self.items.may_go(state, item, to) {
                 return false;
             }

@@ -3,7 +3,7 @@
 //! Owns this search. Does not own the fast heuristics that run first.
 
 use crate::{
-    audit::{Amiss, amiss},
+    audit::{Breach, breaches},
     state::{State, Step},
 };
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -20,9 +20,9 @@ pub struct Exact {
     /// The shortest sequence of moves to the best placement.
     pub path: Vec<Step>,
     /// The violations of that placement.
-    pub left: Vec<Amiss>,
+    pub left: Vec<Breach>,
     /// The violations at the beginning that at least one reachable placement repairs.
-    pub mendable: HashSet<Amiss>,
+    pub repairable: HashSet<Breach>,
 }
 
 /// Visits every placement that can be reached from this one; returns none if there may be too many. The limit does not
@@ -39,22 +39,22 @@ pub fn search(state: &mut State<'_>) -> Option<Exact> {
     if most > PLACEMENTS || movable.len() > INSTANCES || p.members.len() > MEMBERS {
         return None;
     }
-    let begin = amiss(state);
-    let before: HashMap<Amiss, u64> = begin.iter().map(|v| (*v, v.amount(state))).collect();
+    let begin = breaches(state);
+    let before: HashMap<Breach, u64> = begin.iter().map(|v| (*v, v.amount(state))).collect();
     let code = |state: &State<'_>| {
         movable.iter().enumerate().map(|(n, i)| u64::from(state.at[*i as usize]) << (4 * n)).sum::<u64>()
     };
     let origin = code(state);
     let mut came: HashMap<u64, Option<(u64, Step)>> = HashMap::from([(origin, None)]);
     let mut queue = VecDeque::from([origin]);
-    let mut mendable = HashSet::new();
+    let mut repairable = HashSet::new();
     let mut best = (weight(state, &begin), origin, begin.clone());
     while let Some(now) = queue.pop_front() {
         arrange(state, &movable, now);
-        let left = amiss(state);
-        mendable.extend(begin.iter().filter(|v| !left.contains(v)).cloned());
+        let left = breaches(state);
+        repairable.extend(begin.iter().filter(|v| !left.contains(v)).cloned());
         // The first one found needs the fewest moves. It must not have new or larger violations.
-        let no_worse = |v: &Amiss| before.get(v).is_some_and(|amount| v.amount(state) <= *amount);
+        let no_worse = |v: &Breach| before.get(v).is_some_and(|amount| v.amount(state) <= *amount);
         if left.iter().all(no_worse) && weight(state, &left) < best.0 {
             best = (weight(state, &left), now, left);
         }
@@ -78,12 +78,12 @@ pub fn search(state: &mut State<'_>) -> Option<Exact> {
         at = *before;
     }
     path.reverse();
-    Some(Exact { path, left: best.2, mendable })
+    Some(Exact { path, left: best.2, repairable })
 }
 
 /// Severity of violations: first their number, then their total amount.
-fn weight(state: &State<'_>, amiss: &[Amiss]) -> (usize, u64) {
-    (amiss.len(), amiss.iter().map(|a| a.amount(state)).sum())
+fn weight(state: &State<'_>, breaches: &[Breach]) -> (usize, u64) {
+    (breaches.len(), breaches.iter().map(|a| a.amount(state)).sum())
 }
 
 /// Sets the placement that a number encodes.

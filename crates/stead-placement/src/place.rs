@@ -8,7 +8,7 @@ use crate::{
     plan::{Finding, Hindrance, Verdict},
     policy::{GroupMode, GroupStrength, Policy},
     problem::{self, Bits, Problem, Resource, UNCOUNTED},
-    settings::{GroupId, Wishes},
+    settings::{GroupId, InstanceSettings},
     snapshot::{Amounts, InstanceId, MemberName, Snapshot, SnapshotError, Workload},
     state::State,
     why,
@@ -99,7 +99,7 @@ struct Mates {
 struct Batch<'p> {
     p: &'p Problem<'p>,
     new: Vec<&'p Workload>,
-    wishes: Vec<Wishes>,
+    settings_of: Vec<InstanceSettings>,
     lots: Vec<Lot>,
     used: Vec<u64>,
     groups: Vec<Mates>,
@@ -111,17 +111,24 @@ impl<'p> Batch<'p> {
         let p = state.p;
         let mut new: Vec<&Workload> = batch.iter().collect();
         new.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-        let wishes: Vec<Wishes> = new.iter().map(|w| Wishes::of(w)).collect();
+        let settings_of: Vec<InstanceSettings> = new.iter().map(|w| InstanceSettings::of(w)).collect();
         let mut findings = Vec::new();
-        for (w, wish) in new.iter().zip(&wishes) {
-            findings.extend(wish.bad.iter().map(|(key, value)| Finding::BadSetting {
+        for (w, own) in new.iter().zip(&settings_of) {
+            findings.extend(own.bad.iter().map(|(key, value)| Finding::BadSetting {
                 instance: w.id.clone(),
                 key: (*key).to_owned(),
                 value: value.clone(),
             }));
         }
-        let mut batch =
-            Self { p, new, wishes, lots: Vec::new(), used: state.used.clone(), groups: Vec::new(), findings };
+        let mut batch = Self {
+            p,
+            new,
+            settings_of,
+            lots: Vec::new(),
+            used: state.used.clone(),
+            groups: Vec::new(),
+            findings,
+        };
         let group_of = batch.gather_groups();
         batch.gather_lots(&group_of);
         batch
@@ -131,10 +138,10 @@ impl<'p> Batch<'p> {
     fn gather_groups(&mut self) -> Vec<Option<usize>> {
         let mut number: HashMap<&GroupId, usize> = HashMap::new();
         let group_of: Vec<Option<usize>> = self
-            .wishes
+            .settings_of
             .iter()
-            .map(|wish| {
-                wish.group.as_ref().map(|id| {
+            .map(|own| {
+                own.group.as_ref().map(|id| {
                     let next = number.len();
                     *number.entry(id).or_insert(next)
                 })
@@ -142,19 +149,19 @@ impl<'p> Batch<'p> {
             .collect();
         let mut said: Vec<(Option<GroupMode>, Option<GroupStrength>)> = vec![(None, None); number.len()];
         let mut on: Vec<BTreeMap<usize, u64>> = vec![BTreeMap::new(); number.len()];
-        let mut note = |g: usize, wish: &Wishes| {
-            said[g].0 = [said[g].0, wish.mode].into_iter().flatten().min();
-            said[g].1 = [said[g].1, wish.strength].into_iter().flatten().min();
+        let mut note = |g: usize, own: &InstanceSettings| {
+            said[g].0 = [said[g].0, own.mode].into_iter().flatten().min();
+            said[g].1 = [said[g].1, own.strength].into_iter().flatten().min();
         };
-        for (wish, g) in self.wishes.iter().zip(&group_of) {
+        for (own, g) in self.settings_of.iter().zip(&group_of) {
             if let Some(g) = g {
-                note(*g, wish);
+                note(*g, own);
             }
         }
         for group in &self.p.groups {
             let Some(g) = number.get(&group.id) else { continue };
             for i in &group.instances {
-                note(*g, &Wishes::of(&self.p.instances[*i as usize].workload));
+                note(*g, &InstanceSettings::of(&self.p.instances[*i as usize].workload));
                 *on[*g].entry(self.p.start[*i as usize] as usize).or_default() += 1;
             }
         }
@@ -174,7 +181,7 @@ impl<'p> Batch<'p> {
     fn gather_lots(&mut self, group_of: &[Option<usize>]) {
         let p = self.p;
         let (classes, class) =
-            problem::classes(p.policy, &p.members, self.new.iter().copied().zip(self.wishes.iter()));
+            problem::classes(p.policy, &p.members, self.new.iter().copied().zip(self.settings_of.iter()));
         let mut whole: HashMap<usize, usize> = HashMap::new();
         for (n, w) in self.new.iter().enumerate() {
             let asked = p.policy.asked(w, Amounts::default());
@@ -290,9 +297,9 @@ impl<'p> Batch<'p> {
         let members = self.p.members.len();
         // Each lot alone on the cluster as it is.
         let alone: Vec<bool> = self.lots.iter().map(|lot| (0..members).any(|m| self.takes(lot, m))).collect();
-        let hopeful: Vec<usize> = (0..self.lots.len()).filter(|n| alone[*n]).collect();
+        let placeable: Vec<usize> = (0..self.lots.len()).filter(|n| alone[*n]).collect();
         let mut at: Vec<Option<usize>> = vec![None; self.lots.len()];
-        for n in &hopeful {
+        for n in &placeable {
             let lot = &self.lots[*n];
             let best = (0..members).filter(|m| self.takes(lot, *m)).min_by_key(|m| self.score(lot, *m));
             if let Some(m) = best {
@@ -301,12 +308,12 @@ impl<'p> Batch<'p> {
             }
         }
         let mut verdict = Verdict::AtOdds;
-        if hopeful.iter().any(|n| at[*n].is_none()) {
+        if placeable.iter().any(|n| at[*n].is_none()) {
             let greedy = at.clone();
             self.take_back(&at);
             at.fill(None);
-            let mut choices = if hopeful.len() <= LOTS { CHOICES } else { 0 };
-            if choices == 0 || !self.all(&hopeful, &mut at, &mut choices) {
+            let mut choices = if placeable.len() <= LOTS { CHOICES } else { 0 };
+            if choices == 0 || !self.all(&placeable, &mut at, &mut choices) {
                 if choices == 0 {
                     verdict = Verdict::NotFound;
                 }
@@ -318,7 +325,7 @@ impl<'p> Batch<'p> {
                 }
             }
         }
-        self.tell(&at, &alone, verdict)
+        self.result(&at, &alone, verdict)
     }
 
     fn take_back(&mut self, at: &[Option<usize>]) {
@@ -352,7 +359,7 @@ impl<'p> Batch<'p> {
         false
     }
 
-    fn tell(mut self, at: &[Option<usize>], alone: &[bool], together: Verdict) -> Placement {
+    fn result(mut self, at: &[Option<usize>], alone: &[bool], together: Verdict) -> Placement {
         let (mut placed, mut refused) = (Vec::new(), Vec::new());
         // Explain lots that cannot be placed even alone without counting the batch.
         let with_batch = self.used.clone();
@@ -400,7 +407,7 @@ impl<'p> Batch<'p> {
     /// Why no member can accept a lot when the amounts `used` are promised.
     fn why(&self, lot: &Lot, used: &[u64], alone: bool) -> String {
         let p = self.p;
-        let (w, roles) = (self.new[lot.of[0]], &self.wishes[lot.of[0]].roles);
+        let (w, roles) = (self.new[lot.of[0]], &self.settings_of[lot.of[0]].roles);
         let mut reasons: BTreeMap<Hindrance, Vec<&str>> = BTreeMap::new();
         let mut open = Vec::new();
         for (m, member) in p.members.iter().enumerate() {

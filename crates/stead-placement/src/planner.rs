@@ -4,15 +4,14 @@
 //! phases.
 
 use crate::{
-    audit::{Amiss, amiss},
+    audit::{Breach, breaches},
     balance::Balance,
     exact::{self, Exact},
     levels::{Levels, utilisation_ppm},
-    mend,
     plan::{GroupReport, Imbalance, Move, Plan, Reason, Refusal, Report, Verdict},
     policy::Policy,
     problem::{Problem, UNCOUNTED},
-    schedule,
+    repair, schedule,
     snapshot::{Snapshot, SnapshotError},
     state::{State, Step},
 };
@@ -42,7 +41,7 @@ struct Planner<'p> {
     p: &'p Problem<'p>,
     levels: &'p Levels,
     /// The violations at the beginning.
-    begin: Vec<Amiss>,
+    begin: Vec<Breach>,
     /// Result of the exhaustive search from the beginning.
     exact: Option<Exact>,
 }
@@ -51,7 +50,7 @@ impl<'p> Planner<'p> {
     fn run(mut self) -> Plan {
         let p = self.p;
         let state = State::new(p, self.levels, &p.start);
-        self.begin = amiss(&state);
+        self.begin = breaches(&state);
         let mut at = p.start.clone();
         let mut balance = Balance::new(&state);
         let mut journal: Vec<Step> = Vec::new();
@@ -83,7 +82,7 @@ impl<'p> Planner<'p> {
     fn begun_anew(&self, at: &[u32]) -> Vec<Step> {
         let p = self.p.begun_at(at);
         let mut state = State::new(&p, self.levels, at);
-        let begin = amiss(&state);
+        let begin = breaches(&state);
         let mut balance = Balance::new(&state);
         Planner { p: &p, levels: self.levels, begin, exact: None }.round(&mut state, &mut balance, false);
         state.journal
@@ -91,14 +90,14 @@ impl<'p> Planner<'p> {
 
     fn round(&mut self, state: &mut State<'p>, balance: &mut Balance, first: bool) {
         let begin = state.at.clone();
-        if !amiss(state).is_empty() {
-            mend::mend(state);
-            let left = amiss(state);
+        if !breaches(state).is_empty() {
+            repair::repair(state);
+            let left = breaches(state);
             // A later round would not find more.
             if first && !left.is_empty() {
                 let mut small = State::new(self.p, self.levels, &begin);
                 if let Some(exact) = exact::search(&mut small) {
-                    let amount = |state: &State<'_>, left: &[Amiss]| -> (usize, u64) {
+                    let amount = |state: &State<'_>, left: &[Breach]| -> (usize, u64) {
                         (left.len(), left.iter().map(|a| a.amount(state)).sum())
                     };
                     exact.path.iter().for_each(|(i, _, to)| small.go(*i, *to));
@@ -109,7 +108,7 @@ impl<'p> Planner<'p> {
                 }
             }
         }
-        mend::prefer(state);
+        repair::prefer(state);
         balance.resume(state);
         balance.run(state);
         balance.prune(state);
@@ -139,12 +138,12 @@ impl<'p> Planner<'p> {
     /// middle of a plan, but not at its end.
     fn is_no_worse(&self, state: &State<'_>) -> bool {
         let begin = State::new(self.p, self.levels, &self.p.start);
-        amiss(state).into_iter().all(|a| self.begin.contains(&a) && a.amount(state) <= a.amount(&begin))
+        breaches(state).into_iter().all(|a| self.begin.contains(&a) && a.amount(state) <= a.amount(&begin))
     }
 
     fn goodness(&self, state: &State<'_>, gauge: &Gauge) -> (usize, u64, u64, u64) {
-        let left = amiss(state);
-        let pairs = (0..self.p.groups.len() as u32).map(|g| state.pairs_amiss(g)).sum();
+        let left = breaches(state);
+        let pairs = (0..self.p.groups.len() as u32).map(|g| state.violating_pairs(g)).sum();
         (left.len(), left.iter().map(|a| a.amount(state)).sum(), pairs, gauge.imbalance_ppm())
     }
 
@@ -153,7 +152,7 @@ impl<'p> Planner<'p> {
         let mut state = State::new(p, self.levels, &p.start);
         let violations = self.begin.iter().map(|a| a.violation(&state)).collect();
         let pairs = |state: &State<'_>| -> Vec<u64> {
-            (0..p.groups.len() as u32).map(|g| state.pairs_amiss(g)).collect()
+            (0..p.groups.len() as u32).map(|g| state.violating_pairs(g)).collect()
         };
         let pairs_before = pairs(&state);
         let mut gauge = Gauge::new(&state);
@@ -181,7 +180,7 @@ impl<'p> Planner<'p> {
                 after,
             });
         }
-        let refusals = amiss(&state).into_iter().map(|a| self.refusal(&state, a, steps.len())).collect();
+        let refusals = breaches(&state).into_iter().map(|a| self.refusal(&state, a, steps.len())).collect();
         let groups = pairs_before
             .into_iter()
             .zip(pairs(&state))
@@ -209,12 +208,12 @@ impl<'p> Planner<'p> {
         }
     }
 
-    fn refusal(&self, state: &State<'_>, amiss: Amiss, moves: usize) -> Refusal {
-        let proof = self.exact.as_ref().map(|exact| match exact.mendable.contains(&amiss) {
+    fn refusal(&self, state: &State<'_>, breach: Breach, moves: usize) -> Refusal {
+        let proof = self.exact.as_ref().map(|exact| match exact.repairable.contains(&breach) {
             true => Verdict::AtOdds,
             false => Verdict::Impossible,
         });
-        let mut refusal = amiss.refusal(state, proof);
+        let mut refusal = breach.refusal(state, proof);
         if refusal.verdict != Verdict::Impossible && self.p.policy.max_moves.is_some_and(|most| moves >= most)
         {
             refusal.verdict = Verdict::NotFound;
@@ -228,7 +227,7 @@ impl<'p> Planner<'p> {
         let p = self.p;
         let demand = p.demand_of(i as usize);
         let mut reasons = Vec::new();
-        if mend::is_misplaced(state, i as usize) {
+        if repair::is_misplaced(state, i as usize) {
             reasons.push(Reason::Misplaced);
         }
         for (r, d) in demand.iter().enumerate() {

@@ -6,7 +6,7 @@
 use crate::{
     plan::{Finding, Fixed, Hindrance},
     policy::{Downtime, GroupMode, GroupStrength, Policy},
-    settings::{self, GroupId, Wishes},
+    settings::{self, GroupId, InstanceSettings},
     snapshot::{
         Instance, InstanceKind, Member, MemberState, Migration, PoolName, Schedulable, Snapshot, Workload,
     },
@@ -130,7 +130,7 @@ impl Group {
         self.strength == GroupStrength::Strict && self.mode == GroupMode::Compact
     }
     /// Number of pairs of its instances that violate its mode, given the number of instances on each member.
-    pub fn pairs_amiss(&self, counts: impl Iterator<Item = u64>) -> u64 {
+    pub fn violating_pairs(&self, counts: impl Iterator<Item = u64>) -> u64 {
         let pairs = |n: u64| n * n.saturating_sub(1) / 2;
         let together: u64 = counts.map(pairs).sum();
         match self.mode {
@@ -199,9 +199,10 @@ impl<'a> Problem<'a> {
                 Resource::Disk(pool) => i.workload.disk_mib.get(pool).copied().unwrap_or(0),
             }));
         }
-        let wishes: Vec<Wishes> = instances.iter().map(|i| Wishes::of(&i.workload)).collect();
+        let settings_of: Vec<InstanceSettings> =
+            instances.iter().map(|i| InstanceSettings::of(&i.workload)).collect();
         let (classes, class) =
-            classes(policy, &members, instances.iter().map(|i| &i.workload).zip(wishes.iter()));
+            classes(policy, &members, instances.iter().map(|i| &i.workload).zip(settings_of.iter()));
         let receives: Vec<bool> = members.iter().map(|m| receives(policy, m)).collect();
 
         let mut problem = Self {
@@ -222,18 +223,18 @@ impl<'a> Problem<'a> {
             classes,
             start,
         };
-        for (i, wish) in wishes.iter().enumerate() {
+        for (i, own) in settings_of.iter().enumerate() {
             let must_leave = problem.must_leave_now(i);
-            let fixed = problem.why_fixed(i, wish, must_leave);
+            let fixed = problem.why_fixed(i, own, must_leave);
             problem.must_leave.push(must_leave);
             problem.fixed.push(fixed);
-            problem.findings.extend(wish.bad.iter().map(|(key, value)| Finding::BadSetting {
+            problem.findings.extend(own.bad.iter().map(|(key, value)| Finding::BadSetting {
                 instance: problem.instances[i].workload.id.clone(),
                 key: (*key).to_owned(),
                 value: value.clone(),
             }));
         }
-        problem.gather_groups(&wishes);
+        problem.gather_groups(&settings_of);
         problem
     }
 
@@ -244,7 +245,8 @@ impl<'a> Problem<'a> {
         for i in (0..at.len()).filter(|i| at[*i] != self.start[*i]) {
             let must_leave = there.must_leave_now(i);
             there.must_leave[i] = must_leave;
-            there.fixed[i] = there.why_fixed(i, &Wishes::of(&self.instances[i].workload), must_leave);
+            there.fixed[i] =
+                there.why_fixed(i, &InstanceSettings::of(&self.instances[i].workload), must_leave);
         }
         there
     }
@@ -288,12 +290,12 @@ impl<'a> Problem<'a> {
                 && !self.classes[self.class[i] as usize].stay.has(m))
     }
 
-    fn why_fixed(&self, i: usize, wish: &Wishes, must_leave: bool) -> Option<Fixed> {
+    fn why_fixed(&self, i: usize, own: &InstanceSettings, must_leave: bool) -> Option<Fixed> {
         let (instance, m) = (self.instances[i], self.start[i] as usize);
         let member = self.members[m];
         let drained = self.policy.drain.contains(&member.name);
         let enter = &self.classes[self.class[i] as usize].enter;
-        match (instance.pinned, wish.pinned, instance.migration) {
+        match (instance.pinned, own.pinned, instance.migration) {
             (true, _, _) => return Some(Fixed::Pinned),
             (_, true, _) => return Some(Fixed::PinnedBySetting),
             (_, _, Migration::Never) => return Some(Fixed::CannotMigrate),
@@ -319,18 +321,18 @@ impl<'a> Problem<'a> {
         (elsewhere == 0).then_some(Fixed::NowhereElse)
     }
 
-    fn gather_groups(&mut self, wishes: &[Wishes]) {
+    fn gather_groups(&mut self, settings_of: &[InstanceSettings]) {
         let mut groups: BTreeMap<&GroupId, Vec<u32>> = BTreeMap::new();
-        for (i, wish) in wishes.iter().enumerate() {
-            if let Some(group) = &wish.group {
+        for (i, own) in settings_of.iter().enumerate() {
+            if let Some(group) = &own.group {
                 groups.entry(group).or_default().push(i as u32);
             }
         }
         for (id, instances) in groups {
             let number = self.groups.len() as u32;
             instances.iter().for_each(|i| self.group[*i as usize] = Some(number));
-            let mode = agreed(wishes, &instances, |w| w.mode);
-            let strength = agreed(wishes, &instances, |w| w.strength);
+            let mode = agreed(settings_of, &instances, |w| w.mode);
+            let strength = agreed(settings_of, &instances, |w| w.strength);
             for (key, said) in [
                 (settings::GROUP_MODE, mode.map(|(_, a, b)| (a, b))),
                 (settings::GROUP_STRENGTH, strength.map(|(_, a, b)| (a, b))),
@@ -357,11 +359,11 @@ impl<'a> Problem<'a> {
 /// The least value set by a group's instances (spread before compact, strict before preferred), an instance that sets it
 /// and one that sets another value (the same instance twice if they agree). None if no instance sets a value.
 fn agreed<T: Ord + Copy>(
-    wishes: &[Wishes],
+    settings_of: &[InstanceSettings],
     instances: &[u32],
-    of: impl Fn(&Wishes) -> Option<T>,
+    of: impl Fn(&InstanceSettings) -> Option<T>,
 ) -> Option<(T, u32, u32)> {
-    let said = || instances.iter().filter_map(|i| of(&wishes[*i as usize]).map(|v| (v, *i)));
+    let said = || instances.iter().filter_map(|i| of(&settings_of[*i as usize]).map(|v| (v, *i)));
     let (least, one) = said().min()?;
     let other = said().find(|(v, _)| *v != least).map_or(one, |(_, i)| i);
     Some((least, one, other))
@@ -474,16 +476,16 @@ type ClassKey<'a> =
 pub fn classes<'a>(
     policy: &Policy,
     members: &[&Member],
-    workloads: impl Iterator<Item = (&'a Workload, &'a Wishes)>,
+    workloads: impl Iterator<Item = (&'a Workload, &'a InstanceSettings)>,
 ) -> (Vec<Class>, Vec<u32>) {
     let mut known: HashMap<ClassKey<'_>, u32> = HashMap::new();
     let (mut classes, mut of) = (Vec::new(), Vec::new());
-    for (w, wish) in workloads {
+    for (w, own) in workloads {
         let key: ClassKey<'_> = (
             w.kind,
             &w.architecture,
             w.cluster_group.as_deref(),
-            &wish.roles,
+            &own.roles,
             w.disk_mib.keys().collect(),
             &w.networks,
         );
@@ -492,7 +494,7 @@ pub fn classes<'a>(
         if number == next {
             let (mut enter, mut stay) = (Bits::none(members.len()), Bits::none(members.len()));
             for (n, m) in members.iter().enumerate() {
-                if hindrances(policy, m, w, &wish.roles).is_empty() {
+                if hindrances(policy, m, w, &own.roles).is_empty() {
                     stay.insert(n);
                     if closed(m, w).is_none() {
                         enter.insert(n);

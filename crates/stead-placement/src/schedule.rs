@@ -4,7 +4,7 @@
 //! was found in another way.
 
 use crate::{
-    mend::is_misplaced,
+    repair::is_misplaced,
     state::{State, Step},
 };
 use std::collections::BinaryHeap;

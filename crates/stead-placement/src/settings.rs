@@ -44,7 +44,7 @@ impl fmt::Display for GroupId {
 
 /// The parsed settings of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Wishes {
+pub struct InstanceSettings {
     /// Its group.
     pub group: Option<GroupId>,
     /// Mode of the group, if this instance sets it.
@@ -59,48 +59,48 @@ pub struct Wishes {
     pub bad: Vec<(&'static str, String)>,
 }
 
-impl Wishes {
+impl InstanceSettings {
     /// Parses a workload's settings. An invalid value is recorded and not an error, because engines accept any value of
     /// `user.*` keys.
     pub fn of(workload: &Workload) -> Self {
-        let mut wishes = Self::default();
+        let mut parsed = Self::default();
         if workload.settings.is_empty() {
-            return wishes;
+            return parsed;
         }
         let get = |key| workload.settings.get(key).map(String::as_str).filter(|v| !v.is_empty());
-        let mut bad = |key, value: &str| wishes.bad.push((key, value.chars().take(80).collect()));
+        let mut bad = |key, value: &str| parsed.bad.push((key, value.chars().take(80).collect()));
         match get(GROUP) {
             Some(name) if name.len() > MAX_GROUP_BYTES => bad(GROUP, name),
             Some(name) => {
-                wishes.group = Some(GroupId { project: workload.id.project.clone(), name: name.to_owned() });
+                parsed.group = Some(GroupId { project: workload.id.project.clone(), name: name.to_owned() });
             }
             None => {}
         }
         match get(GROUP_MODE) {
-            Some("spread") => wishes.mode = Some(GroupMode::Spread),
-            Some("compact") => wishes.mode = Some(GroupMode::Compact),
+            Some("spread") => parsed.mode = Some(GroupMode::Spread),
+            Some("compact") => parsed.mode = Some(GroupMode::Compact),
             Some(other) => bad(GROUP_MODE, other),
             None => {}
         }
         match get(GROUP_STRENGTH) {
-            Some("strict") => wishes.strength = Some(GroupStrength::Strict),
-            Some("preferred") => wishes.strength = Some(GroupStrength::Preferred),
+            Some("strict") => parsed.strength = Some(GroupStrength::Strict),
+            Some("preferred") => parsed.strength = Some(GroupStrength::Preferred),
             Some(other) => bad(GROUP_STRENGTH, other),
             None => {}
         }
         match get(PIN) {
-            Some("true" | "1" | "yes" | "on") => wishes.pinned = true,
+            Some("true" | "1" | "yes" | "on") => parsed.pinned = true,
             Some("false" | "0" | "no" | "off") | None => {}
             Some(other) => {
                 // The value was set for a reason: not moving the instance does no harm.
-                wishes.pinned = true;
+                parsed.pinned = true;
                 bad(PIN, other);
             }
         }
         if let Some(roles) = get(ROLES) {
-            wishes.roles =
+            parsed.roles =
                 roles.split(',').map(str::trim).filter(|r| !r.is_empty()).map(str::to_owned).collect();
         }
-        wishes
+        parsed
     }
 }

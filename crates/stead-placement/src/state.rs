@@ -149,8 +149,8 @@ impl<'p> State<'p> {
     }
 
     /// Number of pairs of a group that violate its mode.
-    pub fn pairs_amiss(&self, g: u32) -> u64 {
-        self.p.groups[g as usize].pairs_amiss(self.mates[g as usize].iter().map(|(_, n)| u64::from(*n)))
+    pub fn violating_pairs(&self, g: u32) -> u64 {
+        self.p.groups[g as usize].violating_pairs(self.mates[g as usize].iter().map(|(_, n)| u64::from(*n)))
     }
 
     /// An instance's group.

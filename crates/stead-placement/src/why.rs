@@ -5,7 +5,7 @@
 use crate::{
     plan::Hindrance,
     problem::{self, Problem, UNCOUNTED},
-    settings::Wishes,
+    settings::InstanceSettings,
     state::State,
 };
 use std::collections::BTreeMap;
@@ -104,7 +104,7 @@ pub fn nowhere(p: &Problem<'_>, i: usize) -> String {
 /// The members that may not accept an instance, by reason, as text.
 fn elsewhere(p: &Problem<'_>, i: usize) -> String {
     let workload = &p.instances[i].workload;
-    let roles = Wishes::of(workload).roles;
+    let roles = InstanceSettings::of(workload).roles;
     let mut reasons: BTreeMap<Hindrance, Vec<&str>> = BTreeMap::new();
     for (m, member) in p.members.iter().enumerate() {
         if m != p.start[i] as usize {

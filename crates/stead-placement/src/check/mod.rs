@@ -462,9 +462,9 @@ impl<'a> World<'a> {
         if report.violations != begin {
             wrong(format!("the violations at the beginning are {begin:?}, not {:?}", report.violations));
         }
-        let told: Vec<&Violation> = report.refusals.iter().map(|r| &r.violation).collect();
-        if !told.iter().copied().eq(&end) {
-            wrong(format!("the violations at the end are {end:?}, not {told:?}"));
+        let reported: Vec<&Violation> = report.refusals.iter().map(|r| &r.violation).collect();
+        if !reported.iter().copied().eq(&end) {
+            wrong(format!("the violations at the end are {end:?}, not {reported:?}"));
         }
         for v in &end {
             if !begin.iter().any(|b| no_worse(b, v)) {
@@ -496,11 +496,11 @@ impl<'a> World<'a> {
             ));
         }
         let total = |pairs: &BTreeMap<GroupId, u64>| pairs.values().sum::<u64>();
-        let mended = end.len() < begin.len() || end != begin;
-        if !mended && total(&pairs_end) > total(pairs_begin) {
+        let repaired = end.len() < begin.len() || end != begin;
+        if !repaired && total(&pairs_end) > total(pairs_begin) {
             wrong("groups are worse than before, and no violation was repaired".to_owned());
         }
-        if !mended && total(&pairs_end) == total(pairs_begin) && end_ppm > begin_ppm {
+        if !repaired && total(&pairs_end) == total(pairs_begin) && end_ppm > begin_ppm {
             wrong("members are less even than before, and no violation was repaired".to_owned());
         }
     }

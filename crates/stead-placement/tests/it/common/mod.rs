@@ -382,10 +382,10 @@ impl<'a> Oracle<'a> {
         sum
     }
 
-    fn pairs_amiss(&self, at: &[usize], g: usize) -> u64 {
+    fn violating_pairs(&self, at: &[usize], g: usize) -> u64 {
         let (_, mode, _, of) = &self.groups[g];
-        let amiss = |a: usize, b: usize| (at[a] == at[b]) == (*mode == GroupMode::Spread);
-        of.iter().map(|a| of.iter().filter(|b| *b > a && amiss(*a, **b)).count() as u64).sum()
+        let violates = |a: usize, b: usize| (at[a] == at[b]) == (*mode == GroupMode::Spread);
+        of.iter().map(|a| of.iter().filter(|b| *b > a && violates(*a, **b)).count() as u64).sum()
     }
 
     /// The violations of a placement, with their amounts.
@@ -406,7 +406,7 @@ impl<'a> Oracle<'a> {
             }
         }
         for (g, (name, _, strength, _)) in self.groups.iter().enumerate() {
-            let pairs = self.pairs_amiss(at, g);
+            let pairs = self.violating_pairs(at, g);
             if *strength == GroupStrength::Strict && pairs > 0 {
                 all.insert(Wrong::Group(name.clone()), pairs);
             }

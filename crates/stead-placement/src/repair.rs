@@ -17,7 +17,7 @@ const WIDTH: usize = 8;
 const PASSES: usize = 4;
 
 /// Repairs all violations it can.
-pub fn mend(state: &mut State<'_>) {
+pub fn repair(state: &mut State<'_>) {
     for _ in 0..PASSES {
         let before = state.journal.len();
         strict_groups(state);
@@ -189,10 +189,10 @@ fn make_room(state: &mut State<'_>, items: &Items, item: Item, to: u32, depth: u
 fn overloads(state: &mut State<'_>) {
     let p = state.p;
     for m in 0..p.members.len() as u32 {
-        let mut hopeless = vec![false; p.width()];
+        let mut stuck = vec![false; p.width()];
         let mut leaving: (Option<usize>, Vec<Item>) = (None, Vec::new());
         let mut items = Items::new(state);
-        while let Some(r) = overloaded(state, m).into_iter().find(|r| !hopeless[*r]) {
+        while let Some(r) = overloaded(state, m).into_iter().find(|r| !stuck[*r]) {
             let wanted = |o: &Item| items.demand(p, *o)[r];
             if leaving.0 != Some(r) {
                 let mut all = items.on(state, m, usize::MAX);
@@ -217,7 +217,7 @@ fn overloads(state: &mut State<'_>) {
             // Next, move others out of the way. As a last resort, split a compact group.
             let moved = order.into_iter().any(|n| settle(state, &items, leaving.1[n], Some(m), DEPTH))
                 || torn(state, &items, m, r);
-            hopeless[r] = !moved;
+            stuck[r] = !moved;
             if moved {
                 items = Items::new(state);
                 leaving.0 = None;
@@ -249,7 +249,7 @@ fn overloaded(state: &State<'_>, m: u32) -> Vec<usize> {
 fn strict_groups(state: &mut State<'_>) {
     for g in 0..state.p.groups.len() as u32 {
         let group = &state.p.groups[g as usize];
-        if group.strength != GroupStrength::Strict || state.pairs_amiss(g) == 0 {
+        if group.strength != GroupStrength::Strict || state.violating_pairs(g) == 0 {
             continue;
         }
         match group.mode {
@@ -324,7 +324,7 @@ pub fn prefer(state: &mut State<'_>) {
         let before = state.journal.len();
         for g in 0..p.groups.len() as u32 {
             let group = &p.groups[g as usize];
-            if group.strength != GroupStrength::Preferred || state.pairs_amiss(g) == 0 {
+            if group.strength != GroupStrength::Preferred || state.violating_pairs(g) == 0 {
                 continue;
             }
             if group.mode == GroupMode::Compact && gather_for_less(state, g) {
@@ -359,5 +359,5 @@ fn gather_for_less(state: &mut State<'_>, g: u32) -> bool {
 
 /// Violating pairs of all groups.
 fn all_pairs(state: &State<'_>) -> u64 {
-    (0..state.p.groups.len() as u32).map(|g| state.pairs_amiss(g)).sum()
+    (0..state.p.groups.len() as u32).map(|g| state.violating_pairs(g)).sum()
 }

@@ -64,7 +64,7 @@ impl Slopes {
 
 /// Items of one member.
 #[derive(Debug, Default)]
-pub struct Pile {
+pub struct ItemTable {
     items: Vec<Item>,
     /// Demand of each item; `chunks` entries per item.
     demand: Vec<Lanes>,
@@ -76,7 +76,7 @@ pub struct Pile {
     sorted: Vec<(f64, u32)>,
 }
 
-impl Pile {
+impl ItemTable {
     /// Collects the movable items of a member, at most `limit`, in descending order of number.
     pub fn new(state: &State<'_>, items: &Items, m: u32, limit: usize) -> Self {
         let found = items.on(state, m, limit);
@@ -85,7 +85,7 @@ impl Pile {
         for item in &found {
             lanes(items.demand(state.p, *item).iter().map(|d| *d as f64), 0.0, &mut demand);
         }
-        let mut pile = Self {
+        let mut table = Self {
             items: Vec::new(),
             demand,
             chunks,
@@ -95,21 +95,21 @@ impl Pile {
         };
         for c in 0..chunks {
             let ends = |start: f64, which: fn(f64, f64) -> f64| -> Lanes {
-                let column = pile.demand.iter().skip(c).step_by(chunks);
+                let column = table.demand.iter().skip(c).step_by(chunks);
                 column.fold([start; LANES], |ends, d| std::array::from_fn(|r| which(ends[r], d[r])))
             };
             let (least, most) = (ends(f64::INFINITY, f64::min), ends(f64::NEG_INFINITY, f64::max));
-            pile.least.push(least);
-            pile.most.push(most);
+            table.least.push(least);
+            table.most.push(most);
             for r in 0..LANES {
-                let begin = pile.sorted.len();
-                let column = pile.demand.iter().skip(c).step_by(chunks).zip(0..);
-                pile.sorted.extend(column.map(|(d, n)| (d[r], n)));
-                pile.sorted[begin..].sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+                let begin = table.sorted.len();
+                let column = table.demand.iter().skip(c).step_by(chunks).zip(0..);
+                table.sorted.extend(column.map(|(d, n)| (d[r], n)));
+                table.sorted[begin..].sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
             }
         }
-        pile.items = found;
-        pile
+        table.items = found;
+        table
     }
 
     /// Its items with their demands.
@@ -137,7 +137,7 @@ impl Pile {
 
 /// Items whose departure brings a member's overhang down to `enough`.
 #[derive(Debug)]
-pub struct Light<'a> {
+pub struct Leaving<'a> {
     /// Each item with the member's overhang without it, and its demand.
     items: Vec<(Item, f64, &'a [Lanes])>,
     /// The smallest demand of any of them, by resource.
@@ -147,14 +147,14 @@ pub struct Light<'a> {
     enough: f64,
 }
 
-impl<'a> Light<'a> {
+impl<'a> Leaving<'a> {
     /// Selects among the first `limit` items of a member.
-    pub fn new(state: &State<'_>, m: u32, pile: &'a Pile, limit: usize, enough: f64) -> Self {
+    pub fn new(state: &State<'_>, m: u32, table: &'a ItemTable, limit: usize, enough: f64) -> Self {
         let mut here = Slopes::default();
         here.set(state, m);
-        let mut least = vec![[f64::INFINITY; LANES]; pile.chunks];
+        let mut least = vec![[f64::INFINITY; LANES]; table.chunks];
         let mut items = Vec::new();
-        for (item, out) in pile.items().take(limit) {
+        for (item, out) in table.items().take(limit) {
             let left = here.over_with(-1.0, out);
             if left <= enough {
                 for (least, out) in least.iter_mut().zip(out) {
@@ -183,17 +183,17 @@ impl Fit {
     pub fn singles(
         &mut self,
         state: &State<'_>,
-        light: &Light<'_>,
+        leaving: &Leaving<'_>,
         to: u32,
         mut found: impl FnMut(Item, f64),
     ) {
         self.there.set(state, to);
-        if self.there.over_with(1.0, &light.least) > light.enough {
+        if self.there.over_with(1.0, &leaving.least) > leaving.enough {
             return;
         }
-        for (item, left, out) in &light.items {
+        for (item, left, out) in &leaving.items {
             let over = left.max(self.there.over_with(1.0, out));
-            if over <= light.enough {
+            if over <= leaving.enough {
                 found(*item, over);
             }
         }
@@ -204,12 +204,12 @@ impl Fit {
     pub fn pairs(
         &mut self,
         state: &State<'_>,
-        light: &Light<'_>,
+        leaving: &Leaving<'_>,
         to: u32,
-        theirs: &Pile,
+        theirs: &ItemTable,
         mut found: impl FnMut(Item, Item, f64) -> bool,
     ) {
-        let (here, enough) = (&light.here, light.enough);
+        let (here, enough) = (&leaving.here, leaving.enough);
         self.there.set(state, to);
         self.least.clear();
         self.most.clear();
@@ -233,7 +233,7 @@ impl Fit {
         }
         let narrow = narrow.1;
         let margin = (self.least[narrow / LANES][narrow % LANES], self.most[narrow / LANES][narrow % LANES]);
-        for (item, _, out) in &light.items {
+        for (item, _, out) in &leaving.items {
             if self.outside(out, &theirs.most, &theirs.least) {
                 continue;
             }
