@@ -3,19 +3,6 @@
 use serde::Serialize;
 use stead_model::agent::{EngineState, NodePhase, NodeStatus, ServiceState, ServiceStatus};
 
-/// A service without a readiness check counts as up once it has lived this long: what ends at once was never up.
-const SETTLED_MS: u64 = 250;
-
-/// Whether no service of the node has only just been started.
-pub(crate) fn settled(s: &NodeStatus) -> bool {
-    let last = |event: String| s.timeline.iter().rev().find(|t| t.event == event).map_or(0, |t| t.at_ms);
-    s.services.iter().filter(|x| x.state == ServiceState::Ready).all(|x| {
-        let started = last(format!("service {} started", x.name));
-        // One with a check has passed it.
-        started < last(format!("service {} ready", x.name)) || started + SETTLED_MS <= s.uptime_ms
-    })
-}
-
 /// The agent's word for a value, such as `online`.
 pub(crate) fn word<T: Serialize>(value: &T) -> String {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
@@ -28,7 +15,7 @@ pub(crate) fn is_running(s: &NodeStatus) -> bool {
 
 /// Whether all services run, none of them only just started.
 pub(crate) fn runs(s: &NodeStatus) -> bool {
-    is_running(s) && settled(s)
+    is_running(s) && s.settled()
 }
 
 /// How far its engine is.
@@ -88,13 +75,15 @@ mod tests {
     use super::*;
     use stead_model::{
         EngineKind,
-        agent::{EngineState, EngineStatus, NodePhase, ServiceStatus, TimelineEvent},
+        agent::{EngineState, EngineStatus, NodePhase, ServiceStatus},
     };
 
     fn status() -> NodeStatus {
         let service = |name: &str, state, last_exit: Option<&str>| ServiceStatus {
             name: name.into(),
             state,
+            since_ms: 900,
+            checked: false,
             pid: None,
             restarts: 0,
             last_exit: last_exit.map(str::to_owned),
@@ -137,28 +126,6 @@ mod tests {
         s.services.retain(|x| x.name == "ntp");
         s.engine = None;
         assert_eq!(outlook(&s), Outlook::Waits(String::new()));
-    }
-
-    #[test]
-    fn services_that_were_only_just_started_are_not_yet_up() {
-        let mut s = status();
-        let event = |at_ms, event: &str| TimelineEvent { at_ms, event: event.into() };
-        s.services.retain(|x| x.name == "ntp");
-        s.timeline = vec![event(900, "service ntp started"), event(950, "service web started")];
-        assert!(settled(&s));
-        s.timeline.push(event(1200, "service ntp started"));
-        assert!(!settled(&s));
-        s.uptime_ms = 1449;
-        assert!(!settled(&s));
-        s.uptime_ms = 1450;
-        assert!(settled(&s));
-        // One that has shown that it works need not wait.
-        s.uptime_ms = 1240;
-        s.timeline.push(event(1230, "service ntp ready"));
-        assert!(settled(&s));
-        // The timeline has a bound; what is not in it any more was long ago.
-        s.timeline.clear();
-        assert!(settled(&s));
     }
 
     #[test]

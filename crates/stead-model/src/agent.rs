@@ -63,7 +63,7 @@ pub struct NodeStatus {
     pub boot_id: String,
     /// Milliseconds since the node's init began.
     pub uptime_ms: u64,
-    /// What happened when, in order.
+    /// What happened when, in order; the newest 500 events.
     pub timeline: Vec<TimelineEvent>,
     /// Every service.
     pub services: Vec<ServiceStatus>,
@@ -87,13 +87,58 @@ pub struct NodeStatus {
     pub version: String,
 }
 
-/// One event of the boot.
+/// A service without a readiness check counts as up once it has lived this long: what ends at once was never up.
+const SETTLED_MS: u64 = 250;
+
+impl NodeStatus {
+    /// Whether every service that is ready has shown it: by passing its readiness check, or by living for a while.
+    pub fn settled(&self) -> bool {
+        let ready = |s: &&ServiceStatus| s.state == ServiceState::Ready;
+        self.services.iter().filter(ready).all(|s| s.checked || s.since_ms + SETTLED_MS <= self.uptime_ms)
+    }
+}
+
+/// One event of a node's life.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineEvent {
     /// Milliseconds since the node's init began.
     pub at_ms: u64,
-    /// What, e.g. `root mounted`, `service incusd ready`.
+    /// What kind of event; programs read this, never the text.
+    pub kind: EventKind,
+    /// The event for a person, e.g. `root mounted`, `service incusd ready`.
     pub event: String,
+}
+
+/// What kind of event an entry of the timeline is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A stage of the boot is done.
+    Boot,
+    /// Interfaces are configured, or a lease was obtained.
+    Network,
+    /// A disk rule has its outcome.
+    Disk,
+    /// The agent listens, or there is none.
+    Agent,
+    /// An onboot command succeeded.
+    OnbootDone,
+    /// A service was started, for the first time or again.
+    ServiceStarted,
+    /// A service passed its readiness check.
+    ServiceReady,
+    /// A service ended without being asked to, or could not be started.
+    ServiceEnded,
+    /// A service was stopped because the node stops.
+    ServiceStopped,
+    /// Every service is ready for the first time.
+    Running,
+    /// The engine's bootstrap or membership went a step further.
+    Engine,
+    /// The boot cannot be completed.
+    Rescue,
+    /// The node stops: somebody asked for it, or its services have stopped.
+    Stop,
 }
 
 /// State of a service.
@@ -123,6 +168,12 @@ pub struct ServiceStatus {
     pub name: String,
     /// Its state.
     pub state: ServiceState,
+    /// When it came into this state, or was last started in it: milliseconds since the node's init began, as
+    /// [`NodeStatus::uptime_ms`].
+    pub since_ms: u64,
+    /// Whether this run has passed a readiness check. A service without one is [`ServiceState::Ready`] as soon as it
+    /// is started, which proves nothing.
+    pub checked: bool,
     /// Process id in the node, when it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -308,4 +359,72 @@ pub struct ExecExit {
     /// Why it could not be run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(service: ServiceStatus, uptime_ms: u64) -> NodeStatus {
+        NodeStatus {
+            name: "node1".parse().unwrap(),
+            cluster: "demo".into(),
+            phase: NodePhase::Running,
+            boot_id: "b".into(),
+            uptime_ms,
+            timeline: vec![],
+            services: vec![service],
+            disks: vec![],
+            warnings: vec![],
+            rescue: None,
+            engine: None,
+            addresses: vec![],
+            kernel: String::new(),
+            agent_rss_bytes: 0,
+            version: String::new(),
+        }
+    }
+
+    fn ready(since_ms: u64) -> ServiceStatus {
+        ServiceStatus {
+            name: "ntp".into(),
+            state: ServiceState::Ready,
+            since_ms,
+            checked: false,
+            pid: None,
+            restarts: 0,
+            last_exit: None,
+        }
+    }
+
+    #[test]
+    fn a_service_that_was_only_just_started_is_not_yet_up() {
+        assert!(!status(ready(1200), 1240).settled());
+        assert!(!status(ready(1200), 1449).settled());
+        assert!(status(ready(1200), 1450).settled());
+        let checked = ServiceStatus { checked: true, ..ready(1200) };
+        assert!(status(checked, 1200).settled(), "it has passed its readiness check");
+        let waiting = ServiceStatus { state: ServiceState::Waiting, ..ready(1200) };
+        assert!(status(waiting, 1240).settled(), "the phase tells of those that are not ready");
+    }
+
+    #[test]
+    fn a_service_that_ends_again_and_again_is_never_up() {
+        // More starts than the timeline has room for.
+        for run in 0..1000 {
+            let service = ServiceStatus { restarts: run, ..ready(u64::from(run) * 300) };
+            for age in [0, 100, 199] {
+                assert!(!status(service.clone(), service.since_ms + age).settled(), "run {run}");
+            }
+        }
+    }
+
+    #[test]
+    fn kinds_of_events_have_words() {
+        let event =
+            TimelineEvent { at_ms: 7, kind: EventKind::ServiceStarted, event: "service a started".into() };
+        let json = serde_json::to_string(&event).unwrap();
+        assert_eq!(json, r#"{"at_ms":7,"kind":"service-started","event":"service a started"}"#);
+        assert_eq!(serde_json::from_str::<TimelineEvent>(&json).unwrap(), event);
+    }
 }

@@ -2,16 +2,19 @@
 
 use crate::{reaper::Reaper, services::log::Log};
 use std::{
+    collections::VecDeque,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use stead_model::agent::{DiskStatus, NodePhase, NodeStatus, ServiceStatus, TimelineEvent};
+use stead_model::agent::{DiskStatus, EventKind, NodePhase, NodeStatus, ServiceStatus, TimelineEvent};
 use stead_model::node::NodeSpec;
 use tokio::sync::watch;
 
-/// Events kept in the timeline; a service that restarts for ever must not fill memory.
+/// Events kept in the timeline, the newest: a service that restarts for ever must not fill memory.
 const MAX_TIMELINE: usize = 500;
+/// Warnings kept, the oldest: what went wrong first usually explains the rest.
+const MAX_WARNINGS: usize = 500;
 
 /// What is to become of the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,12 +44,21 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     phase: NodePhase,
-    timeline: Vec<TimelineEvent>,
+    timeline: VecDeque<TimelineEvent>,
     services: Vec<ServiceStatus>,
     disks: Vec<DiskStatus>,
     warnings: Vec<String>,
     rescue: Option<String>,
     has_run: bool,
+}
+
+impl State {
+    fn remember(&mut self, event: TimelineEvent) {
+        while self.timeline.len() >= MAX_TIMELINE {
+            self.timeline.pop_front();
+        }
+        self.timeline.push_back(event);
+    }
 }
 
 impl Handle {
@@ -63,7 +75,7 @@ impl Handle {
             stop: watch::Sender::new(None),
             state: Mutex::new(State {
                 phase: NodePhase::Booting,
-                timeline: Vec::new(),
+                timeline: VecDeque::new(),
                 services: Vec::new(),
                 disks: Vec::new(),
                 warnings: Vec::new(),
@@ -96,35 +108,32 @@ impl Handle {
     pub fn first_running(&self) -> bool {
         !std::mem::replace(&mut self.state().has_run, true)
     }
+    /// Time since the node's init began, in milliseconds.
+    pub fn uptime_ms(&self) -> u64 {
+        self.0.started.elapsed().as_millis() as u64
+    }
     /// Notes an event in the timeline, on the console, and in `node.log`.
-    pub fn note(&self, event: impl Into<String>) {
-        self.note_at(self.0.started.elapsed(), event);
+    pub fn note(&self, kind: EventKind, event: impl Into<String>) {
+        let event = TimelineEvent { at_ms: self.uptime_ms(), kind, event: event.into() };
+        say(format_args!("[{:>6} ms] {}", event.at_ms, event.event));
+        self.0.log.line(event.event.as_bytes());
+        self.state().remember(event);
     }
     /// Takes over an event of an earlier stage, which was on the console already.
     pub fn note_before(&self, event: TimelineEvent) {
         self.0.log.line(format!("[{} ms] {}", event.at_ms, event.event).as_bytes());
-        self.state().timeline.push(event);
+        self.state().remember(event);
     }
     /// Takes over a warning of an earlier stage, which was on the console already.
     pub fn warn_before(&self, warning: String) {
         self.0.log.line(format!("warning: {warning}").as_bytes());
         self.state().warnings.push(warning);
     }
-    /// Notes an event at a time since init began.
-    pub fn note_at(&self, at: Duration, event: impl Into<String>) {
-        let event = event.into();
-        say(format_args!("[{:>6} ms] {event}", at.as_millis()));
-        self.0.log.line(event.as_bytes());
-        let mut state = self.state();
-        if state.timeline.len() < MAX_TIMELINE {
-            state.timeline.push(TimelineEvent { at_ms: at.as_millis() as u64, event });
-        }
-    }
     /// Notes something that the operator should know.
     pub fn warn(&self, warning: impl Into<String>) {
         let warning = warning.into();
         let mut state = self.state();
-        if state.warnings.contains(&warning) || state.warnings.len() >= MAX_TIMELINE {
+        if state.warnings.contains(&warning) || state.warnings.len() >= MAX_WARNINGS {
             return;
         }
         say(format_args!("warning: {warning}"));
@@ -143,7 +152,7 @@ impl Handle {
     /// The boot could not be completed.
     pub fn enter_rescue(&self, why: impl Into<String>) {
         let why = why.into();
-        self.note(format!("rescue: {why}"));
+        self.note(EventKind::Rescue, format!("rescue: {why}"));
         let mut state = self.state();
         state.phase = NodePhase::Rescue;
         state.rescue.get_or_insert(why);
@@ -184,8 +193,8 @@ impl Handle {
             cluster: self.0.spec.cluster.to_string(),
             phase: state.phase,
             boot_id: self.0.boot_id.clone(),
-            uptime_ms: self.0.started.elapsed().as_millis() as u64,
-            timeline: state.timeline.clone(),
+            uptime_ms: self.uptime_ms(),
+            timeline: state.timeline.iter().cloned().collect(),
             services: state.services.clone(),
             disks: state.disks.clone(),
             warnings: state.warnings.clone(),
@@ -209,4 +218,28 @@ pub fn say(line: std::fmt::Arguments<'_>) {
 fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     Some(statm.split_whitespace().nth(1)?.parse::<u64>().ok()? * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_timeline_keeps_the_newest_events() {
+        let spec = serde_json::from_str(r#"{"schema":1,"cluster":"c","name":"n1"}"#).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let reaper = Reaper::start(false).unwrap();
+        let handle = Handle::new(spec, Instant::now(), "b".into(), dir.path().to_owned(), reaper);
+        let event = |kind, text: String| TimelineEvent { at_ms: 0, kind, event: text };
+        handle.note_before(event(EventKind::Boot, "init began".into()));
+        for n in 0..MAX_TIMELINE + 2 {
+            handle.note_before(event(EventKind::ServiceStarted, format!("start {n}")));
+        }
+        handle.note(EventKind::ServiceStarted, format!("start {}", MAX_TIMELINE + 2));
+        let timeline = handle.status().timeline;
+        assert_eq!(timeline.len(), MAX_TIMELINE);
+        assert_eq!(timeline[0].event, "start 3");
+        assert_eq!(timeline[MAX_TIMELINE - 1].event, format!("start {}", MAX_TIMELINE + 2));
+        assert!(timeline.iter().all(|e| e.kind == EventKind::ServiceStarted));
+    }
 }

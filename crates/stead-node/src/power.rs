@@ -16,6 +16,7 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
+use stead_model::agent::EventKind;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Services get this long when a signal or the power button asks. Shorter than the time after which supervisors kill
@@ -82,7 +83,7 @@ pub fn watch_buttons(handle: &Handle) {
             while let Ok(mut guard) = device.readable().await {
                 match guard.try_io(|d| d.get_ref().read(&mut event)) {
                     Ok(Ok(EVENT_BYTES)) if is_power_button(&event) => {
-                        handle.note("power button");
+                        handle.note(EventKind::Stop, "power button");
                         return handle.request_stop(Stop::Shutdown(DEADLINE));
                     }
                     Ok(Ok(EVENT_BYTES)) | Err(_) => {}

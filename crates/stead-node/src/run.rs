@@ -26,7 +26,7 @@ use std::{
 };
 use stead_model::{
     EngineKind, NodeSpec,
-    agent::{DiskOutcome, DiskStatus, NodePhase},
+    agent::{DiskOutcome, DiskStatus, EventKind, NodePhase},
     node::{DATA_LABEL, SYSTEM_SPEC_PATH},
     recipe::{Filesystem, SystemSpec},
 };
@@ -190,7 +190,7 @@ async fn set_up_network(spec: &NodeSpec, handle: &Handle) -> Vec<dhcp::FirstLeas
     for why in netlink.set_up(&spec.network).await {
         handle.warn(format!("network: {why}"));
     }
-    handle.note("network up");
+    handle.note(EventKind::Network, "network up");
     let wanted = spec.network.interfaces.iter().filter(|i| i.dhcp);
     wanted
         .map(|i| dhcp::keep(i.name.clone(), spec.network.clone(), netlink.clone(), handle.clone()))
@@ -241,14 +241,14 @@ fn serve_agent(
 ) -> oneshot::Receiver<()> {
     let (tell, listening) = oneshot::channel();
     let Some(agent) = spec.agent.clone() else {
-        handle.note("no agent: the spec has no certificates");
+        handle.note(EventKind::Agent, "no agent: the spec has no certificates");
         return listening;
     };
     let handle = handle.clone();
     tokio::spawn(async move {
         let served = async {
             let listener = api::bind(agent.listen).await?;
-            handle.note("agent listening");
+            handle.note(EventKind::Agent, "agent listening");
             let _ = tell.send(());
             api::serve_on(listener, &agent, handle.clone(), manager).await
         };
@@ -323,12 +323,12 @@ async fn end(handle: &Handle, stop: Stop, supervisor: Option<Supervisor>, mode: 
         Stop::Shutdown(d) => ("shutting down", d),
         Stop::Reboot(d) => ("rebooting", d),
     };
-    handle.note(word);
+    handle.note(EventKind::Stop, word);
     if let Some(mut supervisor) = supervisor {
         let deadline = deadline.saturating_sub(LAST_STEPS).max(deadline / 2);
         supervisor.stop(Instant::now() + deadline).await;
     }
-    handle.note("services stopped");
+    handle.note(EventKind::Stop, "services stopped");
     power::leave(stop, mode).await;
     say(format_args!("the node has stopped"));
 }

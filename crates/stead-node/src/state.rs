@@ -13,7 +13,10 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     time::{Duration, Instant},
 };
-use stead_model::{agent::TimelineEvent, node::NodeSpec};
+use stead_model::{
+    agent::{EventKind, TimelineEvent},
+    node::NodeSpec,
+};
 
 /// The state of a boot between its stages.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -71,11 +74,11 @@ impl BootState {
         Instant::now().checked_sub(self.elapsed()).unwrap_or_else(Instant::now)
     }
 
-    /// Notes an event.
+    /// Notes a stage of the boot.
     pub fn note(&mut self, event: &str) {
         let at_ms = self.elapsed().as_millis() as u64;
         say(format_args!("[{at_ms:>6} ms] {event}"));
-        self.timeline.push(TimelineEvent { at_ms, event: event.to_owned() });
+        self.timeline.push(TimelineEvent { at_ms, kind: EventKind::Boot, event: event.to_owned() });
     }
 
     /// Notes something the operator should know.

@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 use stead_model::{
-    agent::{DiskOutcome, DiskStatus},
+    agent::{DiskOutcome, DiskStatus, EventKind},
     node::DATA_LABEL,
     recipe::{DiskMatch, DiskRule, Filesystem},
 };
@@ -378,7 +378,7 @@ pub async fn set_up(rules: &[DiskRule], handle: &Handle, in_namespace: bool) -> 
                 DiskStatus { name: rule.name.clone(), device, outcome, detail }
             }
         };
-        handle.note(format!("disk {} {}", rule.name, word(status.outcome)));
+        handle.note(EventKind::Disk, format!("disk {} {}", rule.name, word(status.outcome)));
         handle.add_disk(status.clone());
         outcomes.push(status);
     }

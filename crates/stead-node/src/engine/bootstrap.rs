@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 use stead_incus::{Client, Error, JoinToken, requests, requests::cluster::Join, types::Server};
-use stead_model::{agent::EngineState, node::EngineRole};
+use stead_model::{
+    agent::{EngineState, EventKind},
+    node::EngineRole,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 /// A half-formed engine that has not come to anything by then is put away; the next time it gets twice as long. Under
@@ -40,7 +43,7 @@ impl Manager {
         let journal = |source| EngineError::Journal { directory: self.directory.clone(), source };
         self.journal.note_first_start().map_err(journal)?;
         if self.journal.read() == Phase::Starting && self.directory.join("database").exists() {
-            self.handle.note("engine: its first start was cut short: it begins anew");
+            self.handle.note(EventKind::Engine, "engine: its first start was cut short: it begins anew");
             reset::discard(&self.directory)?;
         }
         Ok(())
@@ -55,7 +58,7 @@ impl Manager {
                 Err(e) => {
                     let why = chain(&e);
                     if self.status().detail.as_deref() != Some(&why) {
-                        self.handle.note(format!("engine: {why}"));
+                        self.handle.note(EventKind::Engine, format!("engine: {why}"));
                     }
                     self.set(EngineState::Failed, Some(why));
                 }
@@ -73,7 +76,8 @@ impl Manager {
                 what = daemon::comes_to_nothing(&self.directory, *patience) => what,
             };
             *patience *= 2;
-            self.handle.note(format!("engine: it was interrupted and {what}: starting over"));
+            self.handle
+                .note(EventKind::Engine, format!("engine: it was interrupted and {what}: starting over"));
             self.put_away().await?;
         }
         let server = self.await_api(client, Duration::MAX).await?;
@@ -87,7 +91,7 @@ impl Manager {
         match (self.spec.role, self.journal.read()) {
             (_, Phase::Joining) => {
                 // Its database may hold any part of what a join leaves there; a fresh one is a second's work.
-                self.handle.note("engine: a join was interrupted: starting over");
+                self.handle.note(EventKind::Engine, "engine: a join was interrupted: starting over");
                 self.put_away().await?;
                 self.await_api(client, Duration::MAX).await?;
                 self.await_token()
@@ -147,7 +151,7 @@ impl Manager {
             .map_err(step("look at the engine"))?;
         let steps = plan::init(&wanted, self.node.as_str(), &observed)?;
         self.write_journal(Phase::Initialising)?;
-        self.handle.note("engine: initialising");
+        self.handle.note(EventKind::Engine, "engine: initialising");
         for s in &steps {
             let done = self.beside_linking(device.as_deref(), act::apply(client, s)).await;
             if let Err(e) = done {
@@ -191,7 +195,7 @@ impl Manager {
         };
         let before = self.journal.read();
         self.write_journal(Phase::Joining)?;
-        self.handle.note("engine: joining");
+        self.handle.note(EventKind::Engine, "engine: joining");
         let joined = tokio::select! {
             joined = self.beside_linking(device.as_deref(), client.join_cluster(&join)) => {
                 joined.map_err(|e| (left_by(&e), engine("join")(e)))

@@ -137,7 +137,12 @@ mod tests {
         if !program.exists() {
             fs::copy("/bin/sleep", &program).unwrap();
         }
-        Command::new(program).arg("60").env("INCUS_DIR", directory).spawn().unwrap()
+        let child = Command::new(program).arg("60").env("INCUS_DIR", directory).spawn().unwrap();
+        // It runs before the kernel has put its environment together.
+        while fs::read(format!("/proc/{}/environ", child.id())).is_ok_and(|e| e.is_empty()) {
+            std::thread::yield_now();
+        }
+        child
     }
     fn end(mut child: Child) {
         child.kill().unwrap();

@@ -33,7 +33,7 @@ use std::{
 use stead_incus::{Client, Dialect, Endpoint, Error, requests, types::Member, types::Server};
 use stead_model::{
     EngineKind, NodeName,
-    agent::{EngineState, EngineStatus, InstanceStatus, Token},
+    agent::{EngineState, EngineStatus, EventKind, InstanceStatus, Token},
     node::EngineSpec,
 };
 use tokio::{
@@ -303,7 +303,7 @@ impl Manager {
             let joined = self.join_with(client, &server, &token.token).await;
             if let Err(e) = joined {
                 self.set(EngineState::Waiting, Some(format!("last join failed: {}", chain(&e))));
-                self.handle.note(format!("engine: join failed: {}", chain(&e)));
+                self.handle.note(EventKind::Engine, format!("engine: join failed: {}", chain(&e)));
                 return Err(e);
             }
         }
@@ -397,14 +397,14 @@ impl Manager {
     fn joined(&self) -> Result<(), EngineError> {
         if self.journal.read() != Phase::Member {
             self.write_journal(Phase::Member)?;
-            self.handle.note("engine: a member and online");
+            self.handle.note(EventKind::Engine, "engine: a member and online");
         }
         Ok(())
     }
 
     fn was_removed(&self) -> Result<(), EngineError> {
         if self.journal.read() != Phase::Removed {
-            self.handle.note("engine: no longer a member of its cluster");
+            self.handle.note(EventKind::Engine, "engine: no longer a member of its cluster");
             self.write_journal(Phase::Removed)?;
         }
         self.set(EngineState::Waiting, Some("was removed from its cluster; waits for a join token".into()));

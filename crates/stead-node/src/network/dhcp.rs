@@ -14,7 +14,10 @@ use std::{
     path::Path,
     time::Duration,
 };
-use stead_model::node::{NetworkSpec, Route};
+use stead_model::{
+    agent::EventKind,
+    node::{NetworkSpec, Route},
+};
 use tokio::{net::UdpSocket, sync::oneshot, time::Instant};
 use wire::{Kind, Message};
 
@@ -131,7 +134,7 @@ impl Client {
         first: &mut Option<oneshot::Sender<()>>,
     ) {
         let mut lease = self.ask().await;
-        handle.note(format!("lease {} on {}", lease.address, self.interface));
+        handle.note(EventKind::Network, format!("lease {} on {}", lease.address, self.interface));
         loop {
             for why in self.set(&lease, spec, netlink).await {
                 handle.warn(format!("DHCP on {}: {why}", self.interface));

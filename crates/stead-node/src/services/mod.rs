@@ -35,7 +35,7 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_model::{
-    agent::{NodePhase, ServiceState, ServiceStatus},
+    agent::{EventKind, NodePhase, ServiceState, ServiceStatus},
     recipe::{Onboot, Restart, Service},
 };
 use tokio::{io::AsyncReadExt, sync::watch};
@@ -189,7 +189,7 @@ pub async fn run_onboot(steps: &[Onboot], handle: &Handle, tree: &Tree) {
             Err(e) => Err(format!("cannot start: {e}")),
         };
         match outcome {
-            Ok(()) => handle.note(format!("onboot {} done", step.name)),
+            Ok(()) => handle.note(EventKind::OnbootDone, format!("onboot {} done", step.name)),
             Err(why) => handle.warn(format!("onboot {} failed: {why}", step.name)),
         }
     }
@@ -261,6 +261,8 @@ impl Supervisor {
                 status: ServiceStatus {
                     name: service.name.clone(),
                     state: ServiceState::Waiting,
+                    since_ms: handle.uptime_ms(),
+                    checked: false,
                     pid: None,
                     restarts: 0,
                     last_exit: None,
@@ -307,7 +309,7 @@ impl Shared {
             phase_of(states.values().copied())
         };
         if phase == NodePhase::Running && self.handle.first_running() {
-            self.handle.note("running");
+            self.handle.note(EventKind::Running, "running");
         }
         self.handle.set_phase(phase);
     }
@@ -364,7 +366,7 @@ impl Task {
             self.status.last_exit = Some(why.clone());
             if !restarts(self.service.restart, exit) {
                 let well = exit.is_some_and(Exit::success);
-                self.shared.handle.note(format!("service {} ended: {why}", self.service.name));
+                self.note(EventKind::ServiceEnded, &format!("ended: {why}"));
                 self.tell(if well { ServiceState::Done } else { ServiceState::Failed }, None);
                 if well {
                     self.progress.send_modify(|p| p.ready = true);
@@ -376,7 +378,7 @@ impl Task {
             pause = Some(wait);
             let again = wait.as_millis();
             self.log.line(format!("stead-node: {why}; starting again in {again} ms").as_bytes());
-            self.shared.handle.note(format!("service {} ended: {why}", self.service.name));
+            self.note(EventKind::ServiceEnded, &format!("ended: {why}"));
             self.tell(ServiceState::Backoff, None);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -431,9 +433,7 @@ impl Task {
             }
         };
         let pid = Some(running.pid.as_raw_nonzero().get().unsigned_abs());
-        if self.status.restarts == 0 {
-            self.shared.handle.note(format!("service {} started", self.service.name));
-        }
+        self.note(EventKind::ServiceStarted, "started");
         self.tell(ServiceState::Starting, pid);
         if let Some(readiness) = &self.service.ready {
             tokio::select! {
@@ -443,8 +443,9 @@ impl Task {
                 () = ready::wait(readiness, self.shared.handle.reaper()) => {}
             }
         }
-        if self.status.restarts == 0 && self.service.ready.is_some() {
-            self.shared.handle.note(format!("service {} ready", self.service.name));
+        if self.service.ready.is_some() {
+            self.status.checked = true;
+            self.note(EventKind::ServiceReady, "ready");
         }
         self.tell(ServiceState::Ready, pid);
         self.progress.send_modify(|p| p.ready = true);
@@ -491,7 +492,7 @@ impl Task {
                 group.kill();
             }
             self.status.last_exit = exit.map(|e| e.to_string());
-            self.shared.handle.note(format!("service {} stopped", self.service.name));
+            self.note(EventKind::ServiceStopped, "stopped");
         }
         if !matches!(self.status.state, ServiceState::Done | ServiceState::Failed) {
             self.tell(ServiceState::Stopped, None);
@@ -508,8 +509,16 @@ impl Task {
         }
     }
 
+    fn note(&self, kind: EventKind, what: &str) {
+        self.shared.handle.note(kind, format!("service {} {what}", self.service.name));
+    }
+
+    /// Every call is a change of state; that is why it sets `since_ms`.
     fn tell(&mut self, state: ServiceState, pid: Option<u32>) {
+        // A readiness check holds for one run.
+        self.status.checked &= state == ServiceState::Ready;
         self.status.state = state;
+        self.status.since_ms = self.shared.handle.uptime_ms();
         self.status.pid = pid;
         self.shared.tell(&self.status);
     }

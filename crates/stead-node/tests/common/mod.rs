@@ -1,6 +1,8 @@
 //! Starts `stead-node` as PID 1 of namespaces, as the machine supervisor does, on roots made here.
 #![allow(dead_code)] // each test program uses a part
 
+pub mod agent;
+
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     collections::BTreeMap,

@@ -24,7 +24,7 @@ use stead_agent::{
 };
 use stead_model::{
     ClusterName, NodeName, NodeSpec,
-    agent::{NodePhase, ServiceState, ServiceStatus, StopRequest},
+    agent::{EventKind, NodePhase, ServiceState, ServiceStatus, StopRequest},
     node::AgentSpec,
 };
 use tokio::net::TcpListener;
@@ -97,11 +97,13 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 #[tokio::test]
 async fn status_tells_the_node_and_keeps_its_connection() {
     let node = node().await;
-    node.handle.note("root mounted");
+    node.handle.note(EventKind::Boot, "root mounted");
     node.handle.set_phase(NodePhase::Running);
     node.handle.set_service(ServiceStatus {
         name: "ntp".into(),
         state: ServiceState::Ready,
+        since_ms: 3,
+        checked: true,
         pid: Some(7),
         restarts: 0,
         last_exit: None,
@@ -111,8 +113,10 @@ async fn status_tells_the_node_and_keeps_its_connection() {
         (status.name.as_str(), status.cluster.as_str(), status.phase),
         ("n1", "demo", NodePhase::Running)
     );
-    assert_eq!(status.timeline[0].event, "root mounted");
-    assert_eq!(status.services[0].name, "ntp");
+    let first = &status.timeline[0];
+    assert_eq!((first.kind, first.event.as_str()), (EventKind::Boot, "root mounted"));
+    let service = &status.services[0];
+    assert_eq!((service.name.as_str(), service.since_ms, service.checked), ("ntp", 3, true));
     assert!(status.engine.is_none() && status.agent_rss_bytes > 0);
     assert!(status.addresses.iter().all(|a| a != "127.0.0.1" && !a.starts_with("fe80")));
 
