@@ -50,8 +50,8 @@ test-placement: ## placement's properties and its scriptlet in an interpreter (m
 faults: build ## the tests that inject faults into real engines, with many more of them (root; takes minutes)
 	@$(CARGO) build --locked -p stead-node --examples
 	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead-node --test engine -- --show-output
-	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead --test kill -- --show-output
-	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead --test fleet -- --show-output
+	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead --test it kill:: -- --show-output
+	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead --test it fleet:: -- --show-output
 
 bench: deps build ## the table of docs/bench.md, and target/bench.json (root); ONLY=name for one row
 	@$(CARGO) xtask bench $(if $(ONLY),--only $(ONLY))
