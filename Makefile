@@ -14,6 +14,9 @@ STEAD := build/stead
 # For tools/build.sh: --tests in CI.
 BUILD_FLAGS ?=
 
+# Built by `make build BUILD_FLAGS=--tests`, with everything it shares with the tests.
+XTASK := $(or $(CARGO_TARGET_DIR),target)/$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')/release/xtask
+
 .PHONY: help deps deps-dry build images demo demo-down test test-fast test-placement faults bench fuzz lint man completions clean
 
 help: ## this list
@@ -44,17 +47,16 @@ test-fast: ## unit tests and golden files: no root, no engines
 	@$(CARGO) test --locked --workspace --lib --bins
 	@$(CARGO) test --locked -p stead-model -p xtask
 
-test-placement: ## placement's properties and its scriptlet in an interpreter (minutes to build)
-	@$(CARGO) test --locked -p stead-placement --features starlark
+test-placement: ## the placement scriptlet in an interpreter of its language (two minutes to build)
+	@$(CARGO) test --locked --manifest-path scriptlet/Cargo.toml
 
+faults: BUILD_FLAGS := --tests
 faults: build ## the tests that inject faults into real engines, with many more of them (root; takes minutes)
-	@$(CARGO) build --locked -p stead-node --examples
-	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead-node --test engine -- --show-output
-	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead --test it kill:: -- --show-output
-	@STEAD_TEST_FAULTS=1 $(CARGO) test --locked -p stead --test it fleet:: -- --show-output
+	@STEAD_TEST_FAULTS=1 $(XTASK) test --profile release --out build/faults stead-node::it::engine:: stead::it::kill:: stead::it::fleet::
 
-bench: deps build ## the table of docs/bench.md, and target/bench.json (root); ONLY=name for one row
-	@$(CARGO) xtask bench $(if $(ONLY),--only $(ONLY))
+bench: BUILD_FLAGS := --tests
+bench: $(if $(filter ci placement,$(ONLY)),,deps) build ## the table of docs/bench.md, and target/bench.json (root); ONLY=name for one row
+	@$(XTASK) bench $(if $(ONLY),--only $(ONLY))
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (30) seconds, on nightly
 	@tools/fuzz.sh $(FUZZ_SECONDS)

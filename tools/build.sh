@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Builds both binaries and puts them next to each other in build/: stead looks for stead-node beside itself.
-# --tests: builds the tests, and takes the stead that they use. What nobody times need not be optimised, and a second build
-# of everything would be a fifth of CI's time.
+# Builds both binaries, from one profile, and puts them next to each other in build/: stead looks for stead-node beside
+# itself. --tests: resolves features as the tests do, so that these binaries and the tests share every compiled crate.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,24 +8,16 @@ command -v cargo >/dev/null || {
   echo "build: cargo is not on the PATH; install Rust with rustup first" >&2
   exit 1
 }
+what=(-p stead -p stead-node)
+# Examples are built with the features of tests' dependencies; without them a build of the tests compiles all once more.
+[ "${1-}" = --tests ] && what=(--workspace --bins --examples)
+echo "build: cargo build --release ${what[*]}"
+cargo build --locked --release "${what[@]}"
+
 triple=$(rustc -vV | sed -n 's/^host: //p')
-target=${CARGO_TARGET_DIR:-target}/$triple
-
-if [ "${1-}" = --tests ]; then
-  echo "build: cargo test --workspace --no-run"
-  cargo test --locked --workspace --no-run
-  profile=debug
-else
-  echo "build: cargo build --release -p stead"
-  cargo build --locked --release -p stead
-  profile=release
-fi
-echo "build: cargo build --profile node -p stead-node"
-cargo build --locked --profile node -p stead-node
-
 mkdir -p build
-for binary in "$target/$profile/stead" "$target/node/stead-node"; do
-  name=${binary##*/}
+for name in stead stead-node; do
+  binary=${CARGO_TARGET_DIR:-target}/$triple/release/$name
   # A running binary cannot be written to, but its name can be given to another file.
   if ! cmp -s "$binary" "build/$name"; then
     cp "$binary" "build/.$name.new"

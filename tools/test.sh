@@ -1,44 +1,83 @@
 #!/usr/bin/env bash
-# All that CI runs, in order; the first step that fails ends it. Logs are kept in build/test/. The last line is
-# "N passed, N failed, N skipped" over everything (in the file $STEAD_SUMMARY instead, when that is set).
+# All that CI runs. Steps that use different things run side by side: images are mostly dpkg on one processor, so the
+# checks and the tests are compiled meanwhile. Logs, junit.xml and the steps' durations are kept in build/test/. The last
+# line is "N passed, N failed, N skipped" over everything (in the file $STEAD_SUMMARY instead, when that is set).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
 # Where `make images` puts them; tests of machines and clusters run on these.
 export STEAD_TEST_STORE=${STEAD_TEST_STORE:-/var/lib/stead/images}
+# One profile for everything: what is tested is what ships, and each crate is compiled once.
+readonly profile=release
+export PROFILE=$profile
+
+# Other people's crates that an earlier run on this machine compiled are used again, from a place that outlives the clone:
+# one folder for one lock file, one set of flags and one compiler. Ours are always compiled. Only in CI: a developer's
+# target/ is their own.
+if [ -n "${CI-}" ] && [ -z "${CARGO_TARGET_DIR-}" ]; then
+  cache=${XDG_CACHE_HOME:-$HOME/.cache}/stead-ci
+  key=$({ cat Cargo.lock scriptlet/Cargo.lock Cargo.toml .cargo/config.toml; rustc -vV; } | sha256sum | cut -c 1-16)
+  export CARGO_TARGET_DIR=$cache/$key
+  mkdir -p "$CARGO_TARGET_DIR"
+  find "$cache" -mindepth 1 -maxdepth 1 ! -name "$key" -exec rm -rf {} +
+  find "$CARGO_TARGET_DIR" -depth -mindepth 1 \( -name 'stead*' -o -name 'libstead*' -o -name 'xtask*' -o -name 'it-*' \) -exec rm -rf {} +
+fi
+
+# Whether an earlier run has left compiled crates and images: the goals differ (`make bench ONLY=ci`).
+state=cold
+[ -n "$(find "${CARGO_TARGET_DIR:-target}" -name 'libtokio-*.rlib' -print -quit 2>/dev/null)" ] && [ -e "$STEAD_TEST_STORE/images/base" ] && state=warm
 
 readonly logs=build/test
 rm -rf "$logs"
 mkdir -p "$logs"
-passed=0 failed=0 skipped=0 notes=()
+began=$SECONDS
 
-step() { # NAME SECONDS COMMAND…
-  local name=$1 limit=$2 began=$SECONDS status
+step() { # NAME SECONDS COMMAND…: runs it, with its output in NAME.log; its exit code is the command's
+  local name=$1 limit=$2 started=$SECONDS status
   shift 2
   printf '\n==> %s\n' "$name"
-  timeout --kill-after=30 "$limit" "$@" </dev/null 2>&1 | tee "$logs/$name.log"
-  status=${PIPESTATUS[0]}
-  count "$name" "$status"
-  printf -- '--- %s: %d s\n' "$name" $((SECONDS - began))
-  [ "$status" = 0 ] || finish
+  timeout --kill-after=30 "$limit" "$@" </dev/null >"$logs/$name.log" 2>&1
+  status=$?
+  # In one piece: another step may be writing at the same time.
+  printf '%s\n--- %s: %d s\n' "$(cat "$logs/$name.log")" "$name" $((SECONDS - started))
+  printf '%s %d %d\n' "$name" $((SECONDS - started)) "$status" >>"$logs/steps"
+  [ "$status" = 0 ] && return
+  # The tests that failed are counted each by the runner.
+  [ -s "$logs/$name.counts" ] || printf 'FAIL %s: %s\n' "$name" "$([ "$status" = 124 ] && echo "took too long" || echo "exit $status")" >>"$logs/notes"
+  return "$status"
 }
 
-count() { # NAME STATUS: adds what the step's log says; a step that fails without a failed test counts as one
-  local tally counted
-  mapfile -t tally < <(awk -f tools/tally.awk "$logs/$1.log")
-  read -r -a counted <<<"${tally[0]}"
-  if [ "$2" != 0 ] && [ "${counted[1]}" = 0 ]; then
-    counted[1]=1
-    tally+=("FAIL $1: $([ "$2" = 124 ] && echo "took too long" || echo "exit $2")")
-  fi
-  passed=$((passed + counted[0])) failed=$((failed + counted[1])) skipped=$((skipped + counted[2]))
-  notes+=("${tally[@]:1}")
+# The runner's own output is for following: it is not kept back until it ends.
+tests() { # NAME SECONDS ARGUMENTS…
+  local name=$1 limit=$2 started=$SECONDS status
+  shift 2
+  printf '\n==> %s\n' "$name"
+  timeout --kill-after=30 "$limit" "$xtask" test --profile "$profile" --out "$logs" "$@" </dev/null 2>&1 | tee "$logs/$name.log"
+  status=${PIPESTATUS[0]}
+  printf -- '--- %s: %d s\n' "$name" $((SECONDS - started))
+  printf '%s %d %d\n' "$name" $((SECONDS - started)) "$status" >>"$logs/steps"
+  [ "$status" = 0 ] || [ -s "$logs/counts" ] || echo "FAIL $name: exit $status" >>"$logs/notes"
+  return "$status"
 }
 
 finish() {
-  printf '\n'
-  [ ${#notes[@]} = 0 ] || printf '%s\n' "${notes[@]}"
+  local passed=0 failed=0 skipped=0 file
+  printf '\n%-12s %8s\n' step seconds
+  while read -r name seconds _; do
+    printf '%-12s %8d\n' "$name" "$seconds"
+  done <"$logs/steps"
+  printf '%-12s %8d\n' "all, $state" $((SECONDS - began))
+  echo "all-$state $((SECONDS - began)) 0" >>"$logs/steps"
+  for file in "$logs/counts" "$logs/notes"; do
+    [ -e "$file" ] || continue
+    [ "$file" = "$logs/counts" ] && read -r passed failed skipped <"$file"
+    grep -E '^(FAIL|SKIP) ' "$file"
+  done
+  failed=$((failed + $(grep -c '^FAIL ' "$logs/notes" 2>/dev/null)))
+  # Examples in documentation, which cargo alone runs.
+  passed=$((passed + $(awk '/^test result: ok/ { n += $4 } END { print n + 0 }' "$logs/compile.log" 2>/dev/null || echo 0)))
   local summary="$passed passed, $failed failed, $skipped skipped"
+  printf '\n'
   if [ -n "${STEAD_SUMMARY-}" ]; then
     printf '%s\n' "$summary" >"$STEAD_SUMMARY"
   else
@@ -51,31 +90,32 @@ finish() {
 leftovers() { # compares with what was there before: a running cluster of the user's is none of our business
   local new
   new=$(comm -13 "$logs/before" <(tools/leftovers.sh --list | sort))
-  if [ -z "$new" ]; then
-    echo "PASS tests leave nothing behind"
-  else
-    printf '%s\n' "$new"
-    echo "FAIL tests leave nothing behind: $(wc -l <<<"$new") things, listed above"
-    return 1
-  fi
+  [ -z "$new" ] && return
+  printf 'tests left behind:\n%s\n' "$new"
+  return 1
 }
 
-step deps 600 tools/deps.sh
+# Without `make build` before them: it would wait for the compiler's lock.
+images() { make --old-file=build images IMAGES="base incus-node lxd-node debian-12 incus7-node"; }
+compile() {
+  tools/lint.sh &&
+    cargo test --locked --workspace --no-run --profile "$profile" &&
+    cargo test --locked --workspace --no-run --profile "$profile" --manifest-path scriptlet/Cargo.toml &&
+    cargo test --locked --workspace --doc --profile "$profile"
+}
+export -f leftovers images compile
+export logs profile
+
+step deps 600 tools/deps.sh || finish
 tools/leftovers.sh --list | sort >"$logs/before"
-step lint 1200 tools/lint.sh
 export BUILD_FLAGS=--tests
-step build 2400 make build
-step images 900 make images
-# Incus 7 comes from sid, which may not install today: what is tested on it then says that it is skipped.
-step incus7 300 bash -c 'build/stead image build images/incus7-node.yaml || true'
-# --show-output: a test that cannot run says so on its output, which is otherwise kept from view when it passes.
-step tests 3600 cargo test --locked --workspace --no-fail-fast -- --show-output
-# The scriptlet in a real interpreter of its language, which is no part of the workspace's tests for the time it takes to build.
-step placement 900 make test-placement
-if [ -x tools/e2e.sh ]; then
-  step e2e 1200 tools/e2e.sh
-fi
-export -f leftovers
-export logs
+step build 2400 make build || finish
+readonly xtask=${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/release/xtask
+step images 1500 bash -c images &
+images=$!
+step compile 2400 bash -c compile
+compiled=$?
+wait "$images" && [ "$compiled" = 0 ] || finish
+tests tests 3600 --manifest-path Cargo.toml --manifest-path scriptlet/Cargo.toml
 step leftovers 60 bash -c leftovers
 finish

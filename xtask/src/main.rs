@@ -2,6 +2,7 @@
 
 mod bench;
 mod placement;
+mod test;
 
 use clap::Parser;
 use std::{path::PathBuf, process::ExitCode};
@@ -11,7 +12,9 @@ use std::{path::PathBuf, process::ExitCode};
 enum Task {
     /// Measure, print a table, write target/bench.json.
     Bench(bench::Options),
-    /// Measure the planner in this process, print JSON; the benchmark `placement` calls it in release.
+    /// Build and run the tests: each in a process of its own, the longest first.
+    Test(test::Options),
+    /// Measure the planner in this process, print JSON; the benchmark `placement` calls it.
     Placement {
         /// Folder of recorded snapshots.
         #[arg(long, default_value = "bench/snapshots")]
@@ -25,6 +28,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Bench(options) => bench::run(&options),
+        Task::Test(options) => test::run(&options),
         Task::Placement { recorded, runs } => placement::run(&recorded, runs).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {

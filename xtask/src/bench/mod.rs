@@ -82,6 +82,7 @@ const BENCHMARKS: &[Benchmark] = &[
         what: "a plan for 1000 members and 20000 instances; other rules",
         run: rows::placement::run,
     },
+    Benchmark { name: "ci", what: "the last `make test`, by step", run: rows::ci::run },
     Benchmark { name: "fifty", what: "50 base namespace nodes, up and down", run: rows::fifty::run },
 ];
 
@@ -102,9 +103,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     ensure!(options.runs > 0, "--runs must be at least 1");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
     let stead = std::path::absolute(&options.stead)?;
-    // The planner is measured in this program, built in release.
+    // The planner is measured in this program, and what CI took is read.
     ensure!(
-        stead.exists() || chosen.iter().all(|b| b.name == "placement"),
+        stead.exists() || chosen.iter().all(|b| ["placement", "ci"].contains(&b.name)),
         "{} is not there; `make build` makes it",
         stead.display()
     );

@@ -24,8 +24,9 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
 #[test]
 fn every_dependency_has_its_reason() {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut manifests =
-        vec![top.join("Cargo.toml"), top.join("xtask/Cargo.toml"), top.join("fuzz/Cargo.toml")];
+    let mut manifests: Vec<_> = ["Cargo.toml", "xtask/Cargo.toml", "fuzz/Cargo.toml", "scriptlet/Cargo.toml"]
+        .map(|m| top.join(m))
+        .to_vec();
     for entry in fs::read_dir(top.join("crates")).expect("crates/") {
         manifests.push(entry.expect("an entry").path().join("Cargo.toml"));
     }

@@ -1,17 +1,15 @@
 //! Machines and networks on this host's kernel, with the real tools. Needs root.
 //!
 //! This program is its own `stead`: started with `machine run FILE` or `network run FILE` it is the supervisor under
-//! test.
+//! test, so it has a `main` of its own, which otherwise does as cargo's harness.
 
 mod machine;
 mod network;
 mod vm;
 mod world;
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    process::ExitCode,
-};
+use libtest_mimic::{Arguments, Trial};
+use std::process::ExitCode;
 
 /// A test's outcome when it does not fail.
 pub enum Outcome {
@@ -30,28 +28,21 @@ fn main() -> ExitCode {
         ["network", "run", file] => return supervise(stead_machine::network::run(read(file))),
         _ => {}
     }
-    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let tests: Vec<Test> = network::TESTS.iter().chain(machine::TESTS).chain(vm::TESTS).copied().collect();
-    let mut failed = 0;
-    for (name, test) in tests {
-        if !filters.is_empty() && !filters.iter().any(|f| name.contains(f.as_str())) {
-            continue;
-        }
-        if !rustix::process::geteuid().is_root() {
-            println!("SKIP {name}: needs root");
-            continue;
-        }
-        let begun = std::time::Instant::now();
-        match catch_unwind(AssertUnwindSafe(test)) {
-            Ok(Outcome::Passed) => println!("test {name} ... ok ({:.2} s)", begun.elapsed().as_secs_f64()),
-            Ok(Outcome::Skipped(why)) => println!("SKIP {name}: {why}"),
-            Err(_) => {
-                failed += 1;
-                println!("test {name} ... FAILED");
-            }
-        }
+    let mut arguments = Arguments::from_args();
+    // One after the other unless asked otherwise, as their needs are the host's.
+    arguments.test_threads.get_or_insert(1);
+    let tests = network::TESTS.iter().chain(machine::TESTS).chain(vm::TESTS);
+    let trials = tests.map(|(name, test)| Trial::test(*name, || Ok(run(name, *test)))).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Runs a test; a panic is its failure.
+fn run(name: &str, test: fn() -> Outcome) {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIP {name}: needs root");
+    } else if let Outcome::Skipped(why) = test() {
+        println!("SKIP {name}: {why}");
     }
-    ExitCode::from(u8::from(failed > 0))
 }
 
 fn read<T: serde::de::DeserializeOwned>(file: &str) -> T {

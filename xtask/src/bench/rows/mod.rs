@@ -1,6 +1,7 @@
 //! What is measured, one benchmark a file.
 
 pub mod agent;
+pub mod ci;
 pub mod cold_build;
 pub mod cpio;
 pub mod fifty;

@@ -5,7 +5,7 @@ use crate::{
     bench::{Bench, measure::median, measure::output, row::Row},
     placement::Measured,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::process::Command;
 
 /// A plan is asked for by somebody who waits.
@@ -14,10 +14,11 @@ const SECONDS_GOAL: f64 = 1.0;
 const IMBALANCE_GOAL: f64 = 1.02;
 
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
-    // In release, as it is shipped; one thread, as the planner has no more.
+    ensure!(!cfg!(debug_assertions), "the planner is measured in release; `make bench` runs this so");
+    // A process of its own; one thread, as the planner has no more.
     let said = output(
-        Command::new("cargo")
-            .args(["run", "--quiet", "--release", "--package", "xtask", "--", "placement", "--runs"])
+        Command::new(std::env::current_exe()?)
+            .args(["placement", "--runs"])
             .arg(bench.runs.to_string())
             .current_dir(&bench.root),
     )?;

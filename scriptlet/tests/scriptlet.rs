@@ -1,7 +1,7 @@
 //! The scriptlet, run in a Starlark interpreter with the functions that a server offers, compared with the results of
 //! `place`. Other tests run it on real servers.
 
-#[path = "it/common/mod.rs"]
+#[path = "../../crates/stead-placement/tests/it/common/mod.rs"]
 mod common;
 
 use common::{policy, snapshot, workloads};

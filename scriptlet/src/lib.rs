@@ -1,0 +1,1 @@
+//! Nothing: `tests/scriptlet.rs` is all of this package.

@@ -1,0 +1,147 @@
+//! Which test binaries there are, and which tests are in them: asked of cargo and of the binaries.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+/// A built test binary.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Binary {
+    /// The crate.
+    pub package: String,
+    /// Its folder: tests are run there, as by cargo.
+    pub folder: PathBuf,
+    /// Folder of its workspace.
+    pub workspace: PathBuf,
+    /// The file to run.
+    pub file: PathBuf,
+    /// Of an integration test its name, `it` where a crate has one.
+    pub integration: Option<String>,
+}
+
+/// One test of a binary.
+#[derive(Debug, Clone)]
+pub struct Test {
+    /// Where it is.
+    pub binary: Arc<Binary>,
+    /// Its name there.
+    pub name: String,
+}
+
+impl Test {
+    /// `crate::name` of a unit test, `crate::it::name` of an integration test.
+    pub fn full_name(&self) -> String {
+        let Binary { package, integration, .. } = &*self.binary;
+        match integration.as_deref() {
+            None => format!("{package}::{}", self.name),
+            Some("it") => format!("{package}::it::{}", self.name),
+            Some(other) => format!("{package}::it::{other}::{}", self.name),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+    profile: Option<Profile>,
+}
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+/// Builds the tests of a workspace and lists them.
+///
+/// # Errors
+/// They cannot be built, or a binary does not list its tests.
+pub fn build(manifest: &Path, profile: &str) -> Result<Vec<Test>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["test", "--locked", "--workspace", "--no-run", "--profile", profile, "--quiet"])
+        .args(["--message-format", "json-render-diagnostics", "--manifest-path"])
+        .arg(manifest)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "the tests of {} cannot be built", manifest.display());
+    let mut tests = Vec::new();
+    let workspace = manifest.canonicalize()?.parent().context("a manifest at the top")?.to_owned();
+    for binary in read(&String::from_utf8(output.stdout)?, &workspace)? {
+        tests.extend(list(Arc::new(binary))?);
+    }
+    Ok(tests)
+}
+
+/// The test binaries in cargo's messages.
+fn read(messages: &str, workspace: &Path) -> Result<Vec<Binary>> {
+    let mut binaries = Vec::new();
+    for line in messages.lines() {
+        let message: Message = serde_json::from_str(line).with_context(|| format!("cargo said {line}"))?;
+        let (Some(file), Some(manifest), Some(target), Some(Profile { test: true })) =
+            (message.executable, message.manifest_path, message.target, message.profile)
+        else {
+            continue;
+        };
+        if message.reason != "compiler-artifact" {
+            continue;
+        }
+        let folder = manifest.parent().context("a manifest without a folder")?.to_owned();
+        let package = folder.file_name().context("a manifest at the top")?.to_string_lossy().into_owned();
+        let integration = (target.kind == ["test"]).then_some(target.name);
+        binaries.push(Binary { package, folder, workspace: workspace.to_owned(), file, integration });
+    }
+    Ok(binaries)
+}
+
+fn list(binary: Arc<Binary>) -> Result<Vec<Test>> {
+    let output = Command::new(&binary.file)
+        .args(["--list", "--format", "terse"])
+        .current_dir(&binary.folder)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {}", binary.file.display()))?;
+    ensure!(output.status.success(), "{} does not list its tests", binary.file.display());
+    let mut tests = Vec::new();
+    for line in String::from_utf8(output.stdout)?.lines() {
+        let Some(name) = line.strip_suffix(": test") else {
+            bail!("{} lists {line:?}, which is no test", binary.file.display());
+        };
+        tests.push(Test { binary: binary.clone(), name: name.to_owned() });
+    }
+    Ok(tests)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_binaries_are_found_in_messages() {
+        let messages = r#"{"reason":"compiler-artifact","manifest_path":"/w/crates/a/Cargo.toml","target":{"name":"a","kind":["lib"]},"profile":{"test":false},"executable":null}
+{"reason":"compiler-artifact","manifest_path":"/w/crates/a/Cargo.toml","target":{"name":"a","kind":["bin"]},"profile":{"test":false},"executable":"/t/a"}
+{"reason":"compiler-artifact","manifest_path":"/w/crates/a/Cargo.toml","target":{"name":"a","kind":["lib"]},"profile":{"test":true},"executable":"/t/a-1"}
+{"reason":"compiler-artifact","manifest_path":"/w/crates/a/Cargo.toml","target":{"name":"it","kind":["test"]},"profile":{"test":true},"executable":"/t/it-2"}
+{"reason":"build-finished","success":true}"#;
+        let found = read(messages, Path::new("/w")).unwrap();
+        let [unit, it] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((unit.file.to_str(), &unit.integration), (Some("/t/a-1"), &None));
+        assert_eq!((it.package.as_str(), it.folder.to_str()), ("a", Some("/w/crates/a")));
+        let of = |binary| Test { binary: Arc::new(binary), name: "m::t".into() }.full_name();
+        let names: Vec<String> = found.into_iter().map(of).collect();
+        assert_eq!(names, ["a::m::t", "a::it::m::t"]);
+        assert!(read("not json", Path::new("/w")).is_err());
+    }
+}
