@@ -8,7 +8,7 @@ mod network;
 mod vm;
 mod world;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::ExitCode;
 
 /// A test's outcome when it does not fail.
@@ -32,17 +32,18 @@ fn main() -> ExitCode {
     // One after the other unless asked otherwise, as their needs are the host's.
     arguments.test_threads.get_or_insert(1);
     let tests = network::TESTS.iter().chain(machine::TESTS).chain(vm::TESTS);
-    let trials = tests.map(|(name, test)| Trial::test(*name, || Ok(run(name, *test)))).collect();
+    let trials = tests.map(|(name, test)| Trial::test(*name, || run(name, *test))).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// Runs a test; a panic is its failure.
-fn run(name: &str, test: fn() -> Outcome) {
+fn run(name: &str, test: fn() -> Outcome) -> Result<(), Failed> {
     if !rustix::process::geteuid().is_root() {
         println!("SKIP {name}: needs root");
     } else if let Outcome::Skipped(why) = test() {
         println!("SKIP {name}: {why}");
     }
+    Ok(())
 }
 
 fn read<T: serde::de::DeserializeOwned>(file: &str) -> T {
