@@ -17,7 +17,7 @@ BUILD_FLAGS ?=
 # Built by `make build BUILD_FLAGS=--tests`, with everything it shares with the tests.
 XTASK := $(or $(CARGO_TARGET_DIR),target)/$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')/release/xtask
 
-.PHONY: help deps deps-dry build images demo demo-down test test-fast test-placement faults bench fuzz lint man completions clean
+.PHONY: help deps deps-dry build images demo demo-down test test-fast test-placement faults bench fuzz lint deny man completions clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ fuzz: ## each fuzz target for FUZZ_SECONDS (30) seconds, on nightly
 
 lint: ## cargo fmt --check, clippy without warnings, bash -n
 	@tools/lint.sh
+
+deny: ## licences, sources and banned crates, by cargo-deny
+	@tools/deny.sh
 
 man: build ## man pages, into build/man
 	@$(STEAD) man build/man && echo "man: build/man"

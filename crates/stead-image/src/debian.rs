@@ -57,6 +57,10 @@ pub fn archive(debian: &Debian) -> Result<Option<String>> {
     }
 }
 
+/// Debian's own, and its security updates.
+const ARCHIVE: &str = "http://deb.debian.org/debian";
+const SECURITY_ARCHIVE: &str = "http://deb.debian.org/debian-security";
+
 fn invocation(debian: &Debian, variant: &str, packages: &[String], tmp: &Path) -> Result<Invocation> {
     let mut args: Vec<String> = vec![
         "--mode=root".into(),
@@ -92,8 +96,34 @@ pub fn bootstrap(debian: &Debian, tmp: &Path) -> Result<Invocation> {
         debian.suite.clone().into(),
         "-".into(),
     ]);
-    run.args.extend(archive(debian)?.map(Into::into));
+    run.args.extend(sources(debian)?.into_iter().map(Into::into));
     Ok(run)
+}
+
+/// Where packages come from, as mmdebstrap takes it: nothing for Debian's own archive, an address, or a line of
+/// sources.list for each suite when a package is asked for from another one (`incus-base/trixie-backports`).
+fn sources(debian: &Debian) -> Result<Vec<String>> {
+    let archive = archive(debian)?;
+    let others: BTreeSet<&str> = debian
+        .packages
+        .iter()
+        .filter_map(|p| Some(p.split_once('/')?.1))
+        .filter(|suite| *suite != debian.suite)
+        .collect();
+    if others.is_empty() {
+        return Ok(archive.into_iter().collect());
+    }
+    let components =
+        if debian.components.is_empty() { "main".to_owned() } else { debian.components.join(" ") };
+    let from = archive.as_deref().unwrap_or(ARCHIVE);
+    let mut lines = vec![format!("deb {from} {} {components}", debian.suite)];
+    if debian.mirror.is_none() {
+        // As mmdebstrap does by itself when it is told of no source.
+        lines.push(format!("deb {from} {}-updates {components}", debian.suite));
+        lines.push(format!("deb {SECURITY_ARCHIVE} {}-security {components}", debian.suite));
+    }
+    lines.extend(others.iter().map(|suite| format!("deb {from} {suite} {components}")));
+    Ok(lines)
 }
 
 /// mmdebstrap preparing nothing but apt's view of the archive in `dir`, to take single packages from.
@@ -342,6 +372,28 @@ pub fn explain(error: ImageError, debian: &Debian) -> ImageError {
 mod tests {
     use super::*;
     use stead_model::Failure;
+
+    #[test]
+    fn a_package_of_another_suite_brings_its_source() {
+        let mut d = debian();
+        assert_eq!(sources(&d).unwrap(), Vec::<String>::new());
+        d.packages.extend(["incus-base/trixie-backports".into(), "kmod/trixie".into()]);
+        assert_eq!(
+            sources(&d).unwrap(),
+            [
+                "deb http://deb.debian.org/debian trixie main",
+                "deb http://deb.debian.org/debian trixie-updates main",
+                "deb http://deb.debian.org/debian-security trixie-security main",
+                "deb http://deb.debian.org/debian trixie-backports main",
+            ]
+        );
+        d.mirror = Some("http://m/debian".into());
+        d.components = vec!["main".into(), "contrib".into()];
+        assert_eq!(
+            sources(&d).unwrap(),
+            ["deb http://m/debian trixie main contrib", "deb http://m/debian trixie-backports main contrib"]
+        );
+    }
 
     fn debian() -> Debian {
         Debian {

@@ -66,6 +66,12 @@ pub fn tree(kind: Kind) -> Result<PathBuf, String> {
         return Ok(tree);
     }
     fs::create_dir_all(&roots).map_err(|e| e.to_string())?;
+    // Tests run beside each other: one makes the tree, the others wait for it.
+    let lock = fs::File::create(roots.join(format!("{}.lock", kind.name()))).map_err(|e| e.to_string())?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).map_err(|e| e.to_string())?;
+    if tree.is_dir() {
+        return Ok(tree);
+    }
     let part = roots.join(format!("{}.{}", kind.name(), std::process::id()));
     let made = Command::new("mmdebstrap")
         .args(["--quiet", "--variant=apt", &format!("--include={}", kind.packages()), kind.suite()])
@@ -76,10 +82,7 @@ pub fn tree(kind: Kind) -> Result<PathBuf, String> {
         Ok(s) => return Err(format!("mmdebstrap of {} ended with {s}", kind.suite())),
         Err(e) => return Err(format!("no mmdebstrap: {e}")),
     }
-    // Another test may have been faster.
-    if fs::rename(&part, &tree).is_err() {
-        let _ = fs::remove_dir_all(&part);
-    }
+    fs::rename(&part, &tree).map_err(|e| e.to_string())?;
     Ok(tree)
 }
 

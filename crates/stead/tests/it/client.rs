@@ -88,7 +88,7 @@ fn the_client_on_incus_6() {
     whole("the_client_on_incus_6", "incus-node", Dialect::Incus, 96, true);
 }
 
-/// Incus 7 is in Debian's unstable only, so `make images` leaves its image out.
+/// `make test` builds its image; `make images` leaves it out.
 #[test]
 fn the_client_on_incus_7() {
     // LXC 7 starts nothing under cgroup version 1: "unsupported cgroup layout".

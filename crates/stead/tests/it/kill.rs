@@ -12,9 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Moments at which a command on a `base` cluster is killed.
-const BASE_KILLS: u32 = 100;
-
 fn rounds(w: &World, cluster: &str, file: &str, kills: u32, well: impl Fn(&World)) {
     let mut random = Random::new();
     let began = Instant::now();
@@ -139,7 +136,7 @@ fn what_a_killed_command_was_starting_dies_with_it() {
 fn base_cluster_survives_kills() {
     let Some(w) = World::new("base_cluster_survives_kills", &["base"]) else { return };
     let file = w.file("t-kill", "name: t-kill\nimage: base\nnodes: 2\nmachine: {backend: namespace}\n");
-    rounds(&w, "t-kill", &file, BASE_KILLS, |w| both(w, "t-kill", "/phase", "running"));
+    rounds(&w, "t-kill", &file, often(30, 100), |w| both(w, "t-kill", "/phase", "running"));
 }
 
 #[test]
