@@ -66,7 +66,8 @@ fn usual(tier: Tier) -> Rule {
 const TABLE: &[(&str, Tier, Option<&str>)] = &[
     ("stead::it::cli::", Tier::Files, None),
     ("stead::it::base_cluster::", Tier::Host, None),
-    ("stead::it::kill::a_real", Tier::Engine, None),
+    ("stead::it::kill::incus_cluster", Tier::Engine, None),
+    ("stead::it::kill::a_removal", Tier::Engine, None),
     ("stead::it::kill::", Tier::Host, None),
     ("stead::it::qemu::", Tier::Emulated, None),
     ("stead::it::one::disks_of_every_kind", Tier::Emulated, Some("one")),
@@ -78,6 +79,7 @@ const TABLE: &[(&str, Tier, Option<&str>)] = &[
     ("stead-node::it::", Tier::Host, None),
     ("stead-machine::it::vm::", Tier::Emulated, None),
     ("stead-machine::it::", Tier::Host, None),
+    ("stead-os::it::", Tier::Host, None),
     ("stead-one::it::disks::", Tier::Host, None),
     ("stead-image::it::debian::", Tier::Host, None),
 ];
