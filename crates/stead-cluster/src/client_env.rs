@@ -42,15 +42,12 @@ pub async fn engine_client(host: &Host, cluster: &ClusterName) -> Result<Client,
 async fn connect(host: &Host, cluster: &ClusterName) -> Result<Connection, ClusterError> {
     let layout = host.layout(cluster);
     let record = Record::require(&layout)?;
-    let (variable, dialect) = match record.engine {
-        EngineKind::None => {
-            return Err(ClusterError::Refused(format!(
-                "cluster {cluster} has no engine, so there is nothing for a client to connect to"
-            )));
-        }
-        EngineKind::Incus => ("INCUS_CONF", Dialect::Incus),
-        EngineKind::Lxd => ("LXD_CONF", Dialect::Lxd),
+    let (Some(facts), Some(dialect)) = (record.engine.facts(), Dialect::of(record.engine)) else {
+        return Err(ClusterError::Refused(format!(
+            "cluster {cluster} has no engine, so there is nothing for a client"
+        )));
     };
+    let variable = facts.client_variable;
     let engine_error = |action: &'static str| {
         let cluster = cluster.clone();
         move |e: stead_incus::Error| ClusterError::Engine { action, cluster, source: Box::new(e) }
@@ -60,7 +57,7 @@ async fn connect(host: &Host, cluster: &ClusterName) -> Result<Connection, Clust
         .as_ref()
         .and_then(stead_machine::network::observe)
         .and_then(|s| s.listening.first().copied())
-        .ok_or_else(|| ClusterError::NotUp(format!("cluster {cluster} is not up")))?;
+        .ok_or_else(|| ClusterError::Refused(format!("cluster {cluster} is not up: run `stead up` first")))?;
     let operator = identities::operator(&layout)?;
     // The engine's API of the first node is what is published: see `desired`.
     let node = record
@@ -76,7 +73,7 @@ async fn connect(host: &Host, cluster: &ClusterName) -> Result<Connection, Clust
     };
     let status = agent.engine().await.map_err(ask("ask for the engine's certificate"))?;
     let certificate = status.certificate.ok_or_else(|| {
-        ClusterError::NotUp(
+        ClusterError::Refused(
             format!("the engine on {node} does not answer yet ({:?})", status.state).to_lowercase(),
         )
     })?;

@@ -26,11 +26,6 @@ use stead_model::{
     recipe::SystemSpec,
 };
 
-/// Bridge in a node that runs an engine: instances are put on it beside the node itself.
-pub const NODE_BRIDGE: &str = "br0";
-/// Time for a clean stop: instances get 30 s by the engines' defaults.
-const STOP_TIMEOUT_S: u32 = 60;
-
 /// What should be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
@@ -145,7 +140,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, ClusterError> {
                 })
                 .collect(),
             netns: format!("stead-{}", spec.name),
-            stop_timeout_s: STOP_TIMEOUT_S,
+            stop_timeout_s: engine.stop_seconds(),
             dir,
         };
         let Some(identity) = inputs.identities.get(&node.name) else {
@@ -172,6 +167,7 @@ fn first_address(node: &ResolvedNode) -> IpAddr {
 
 fn node_spec(inputs: &Inputs<'_>, node: &ResolvedNode, engine: EngineKind, identity: &Identity) -> NodeSpec {
     let spec = &inputs.record.spec;
+    let facts = engine.facts();
     let mut interfaces = Vec::new();
     let mut nameservers = Vec::new();
     for (i, nic) in node.nics.iter().enumerate() {
@@ -198,10 +194,11 @@ fn node_spec(inputs: &Inputs<'_>, node: &ResolvedNode, engine: EngineKind, ident
             accept_ra: false,
             routes: Vec::new(),
         };
-        if i == 0 && !engine.is_none() {
+        let bridge = facts.and_then(|f| f.bridge).filter(|_| i == 0);
+        if let Some(bridge) = bridge {
             interfaces.push(physical);
             interfaces.push(Interface {
-                name: NODE_BRIDGE.to_owned(),
+                name: bridge.to_owned(),
                 mac: None,
                 bridge_ports: Some(vec![nic.name.clone()]),
                 mtu: Some(nic.mtu),
@@ -236,11 +233,11 @@ fn node_spec(inputs: &Inputs<'_>, node: &ResolvedNode, engine: EngineKind, ident
             Some(serial) if node.persistent_root => RootUpper::Disk(serial),
             _ => RootUpper::Tmpfs,
         },
-        engine: (!engine.is_none()).then(|| EngineSpec {
-            kind: engine,
+        engine: facts.map(|facts| EngineSpec {
+            kind: facts.kind,
             role: EngineRole::Join,
             address: SocketAddr::new(first_address(node), ENGINE_PORT),
-            bridge: NODE_BRIDGE.to_owned(),
+            bridge: facts.bridge.unwrap_or_default().to_owned(),
             storage_disk: disk_of(DiskRole::Storage),
             preseed: spec.preseed(),
         }),

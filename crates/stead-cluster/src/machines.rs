@@ -16,7 +16,7 @@ use stead_machine::{MachineSpec, supervise};
 use stead_model::{NodeName, NodeSpec, agent::StopRequest};
 
 /// Time a node has to stop its services.
-const STOP_SECONDS: u32 = 60;
+const STOP_SECONDS: u32 = stead_model::engine::LONGEST_STOP_SECONDS;
 /// Time a machine has to stop, with all that is in it.
 const STOP_PATIENCE: Duration = Duration::from_secs(STOP_SECONDS as u64 + 5);
 

@@ -1,4 +1,7 @@
-//! Where Incus 6 and LXD 5.0 differ.
+//! Where the API of Incus 6 and that of LXD 5.0 differ. What is known of the engines beside their API is in
+//! [`EngineFacts`].
+
+use stead_model::{EngineFacts, EngineKind};
 
 /// One of the two engines. They share nearly all of the API; this type holds the differences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -10,18 +13,19 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// Directory of the engine's state.
-    pub fn directory(self) -> &'static str {
-        match self {
-            Self::Incus => "/var/lib/incus",
-            Self::Lxd => "/var/lib/lxd",
+    /// How an engine of this kind is spoken to; `None` for one with another API, or no engine.
+    pub fn of(kind: EngineKind) -> Option<Self> {
+        match kind {
+            EngineKind::None => None,
+            EngineKind::Incus => Some(Self::Incus),
+            EngineKind::Lxd => Some(Self::Lxd),
         }
     }
-    /// Paths where the engine's unix socket may be, most likely first. The LXD snap keeps it in the snap's directory.
-    pub fn sockets(self) -> &'static [&'static str] {
+    /// The row of the engine that speaks it: where it keeps its state, its sockets.
+    pub fn facts(self) -> &'static EngineFacts {
         match self {
-            Self::Incus => &["/var/lib/incus/unix.socket", "/run/incus/unix.socket"],
-            Self::Lxd => &["/var/snap/lxd/common/lxd/unix.socket", "/var/lib/lxd/unix.socket"],
+            Self::Incus => &EngineFacts::INCUS,
+            Self::Lxd => &EngineFacts::LXD,
         }
     }
     /// Value of `protocol` in a request to fetch an image from a server of this kind.
@@ -88,9 +92,23 @@ pub(crate) enum Header {
 
 impl std::fmt::Display for Dialect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Incus => "Incus",
-            Self::Lxd => "LXD",
-        })
+        f.pad(self.facts().title)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dialect_and_its_row_name_each_other() {
+        for facts in EngineFacts::all() {
+            if let Some(dialect) = Dialect::of(facts.kind) {
+                assert_eq!(dialect.facts(), facts);
+            }
+        }
+        for dialect in [Dialect::Incus, Dialect::Lxd] {
+            assert_eq!(Dialect::of(dialect.facts().kind), Some(dialect));
+        }
     }
 }

@@ -14,11 +14,6 @@ use std::{
 /// The initrd's list: paths of module files, one a line, each after those it depends on.
 pub const ORDER: &str = "/modules.order.stead";
 
-/// Asked of `modprobe` once the root is there, so that engines need not wait for them one by one. A kernel that has
-/// them built in, or an image without, is no worse off.
-pub const FOR_ENGINES: [&str; 8] =
-    ["bridge", "veth", "tun", "nf_tables", "nft_chain_nat", "vhost_net", "vhost_vsock", "loop"];
-
 /// A module's file, by path; opened once it is to outlive the initrd.
 #[derive(Debug, Clone)]
 pub struct Module {

@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 use stead_model::{
-    EngineKind, NodeSpec,
+    EngineFacts, NodeSpec,
     agent::{DiskOutcome, DiskStatus, EventKind, NodePhase},
     node::{DATA_LABEL, SYSTEM_SPEC_PATH},
     recipe::{Filesystem, SystemSpec},
@@ -115,10 +115,11 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
             handle.warn(why);
         }
     }
-    let kind = spec.engine.as_ref().map_or(EngineKind::None, |e| e.kind);
+    let facts = spec.engine.as_ref().and_then(|e| e.kind.facts());
     let in_rescue = in_rescue || failed.is_some();
-    let manager = spec.engine.clone().filter(|e| !in_rescue && !e.kind.is_none()).map(|e| {
-        let socket = Path::new(engine_folder(e.kind)).join("unix.socket");
+    let engine = spec.engine.clone().filter(|_| !in_rescue).zip(facts);
+    let manager = engine.map(|(e, facts)| {
+        let socket = PathBuf::from(facts.node_socket());
         engine::Manager::new(e, spec.name.clone(), handle.clone(), socket)
     });
     let listening = serve_agent(&spec, handle, manager.clone());
@@ -129,11 +130,13 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
     if !(system.disks.is_empty() && system.onboot.is_empty() && system.services.is_empty()) {
         let _ = later.await;
     }
-    if !in_namespace && !kind.is_none() {
-        load_modules(handle);
+    if let Some(facts) = facts.filter(|_| !in_namespace) {
+        load_modules(facts, handle);
     }
     let outcomes = disks::set_up(&system.disks, handle, in_namespace).await;
-    keep_engine_off_overlay(state, kind, handle);
+    if let Some(facts) = facts {
+        keep_engine_off_overlay(state, facts, handle);
+    }
     warn_of_lost_state(state, &outcomes, handle);
     if !leases.is_empty() {
         wait_for_leases(leases, handle).await;
@@ -259,17 +262,10 @@ fn serve_agent(
     listening
 }
 
-/// Where an engine keeps its state and its socket.
-fn engine_folder(kind: EngineKind) -> &'static str {
-    match kind {
-        EngineKind::Lxd => "/var/lib/lxd",
-        EngineKind::Incus | EngineKind::None => "/var/lib/incus",
-    }
-}
-
-fn load_modules(handle: &Handle) {
+/// Those the engine will want, by the image's own `modprobe`.
+fn load_modules(facts: &EngineFacts, handle: &Handle) {
     let mut argv = vec!["modprobe".to_owned(), "-a".to_owned(), "-q".to_owned()];
-    argv.extend(modules::FOR_ENGINES.iter().map(|m| (*m).to_owned()));
+    argv.extend(facts.kernel_modules.iter().map(|m| (*m).to_owned()));
     // Modules that are missing are no error: they may be built in.
     if let Ok(running) = handle.reaper().spawn(&mut services::base_command(&argv, &Default::default())) {
         tokio::spawn(running.exit);
@@ -278,11 +274,8 @@ fn load_modules(handle: &Handle) {
 
 /// Engines cannot keep instances on overlayfs. Without a disk mounted there, their directory goes to the data disk
 /// under the root, else to memory.
-fn keep_engine_off_overlay(state: &BootState, kind: EngineKind, handle: &Handle) {
-    if kind.is_none() {
-        return;
-    }
-    let folder = Path::new(engine_folder(kind));
+fn keep_engine_off_overlay(state: &BootState, facts: &EngineFacts, handle: &Handle) {
+    let folder = Path::new(facts.directory);
     let mounts = mounts::current();
     if mounts::holding(&mounts, folder)
         .is_some_and(|m| m.filesystem != "overlay" && m.target != Path::new("/"))

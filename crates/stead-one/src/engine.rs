@@ -62,7 +62,7 @@ impl Driver {
             Self::Lxd => [Dialect::Lxd, Dialect::Incus],
             Self::Incus => [Dialect::Incus, Dialect::Lxd],
         };
-        dialects.into_iter().flat_map(Dialect::sockets).copied()
+        dialects.into_iter().flat_map(|d| d.facts().sockets).copied()
     }
 }
 
@@ -149,7 +149,7 @@ impl Engine {
         let directory = match socket.parent() {
             // Incus puts a second socket there.
             Some(parent) if !parent.starts_with("/run") => parent.to_owned(),
-            _ => PathBuf::from(client.dialect().directory()),
+            _ => PathBuf::from(client.dialect().facts().directory),
         };
         Ok(Self {
             member: (clustered == Some(true)).then(|| text("/environment/server_name").to_owned()),

@@ -10,11 +10,9 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use stead_model::EngineFacts;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Environment variable and default of where each engine keeps its state, by the name of its executable.
-const ENGINES: [(&str, &str, &str); 2] =
-    [("incusd", "INCUS_DIR", "/var/lib/incus"), ("lxd", "LXD_DIR", "/var/lib/lxd")];
 /// A killed process is gone within milliseconds; one that hangs in the kernel (on a dead disk) may take for ever.
 const DEATH: Duration = Duration::from_secs(10);
 /// So many starts without an answer, each ended by the daemon itself, and it will not come to anything.
@@ -32,7 +30,12 @@ pub fn executable(pid: i32) -> Option<String> {
 
 /// Whether an executable of this name is an engine's.
 pub fn is_engine(name: &str) -> bool {
-    ENGINES.iter().any(|(n, ..)| *n == name)
+    facts(name).is_some()
+}
+
+/// The engine whose daemon has this name.
+fn facts(daemon: &str) -> Option<&'static EngineFacts> {
+    EngineFacts::all().find(|f| f.daemon == daemon)
 }
 
 /// The processes of the engine whose state is in `directory`, wherever that is in their view of the files.
@@ -52,13 +55,13 @@ pub fn running(directory: &Path) -> BTreeSet<i32> {
 /// Where an engine's process keeps its state, as seen from here.
 fn state_directory(pid: i32) -> Option<PathBuf> {
     let name = executable(pid)?;
-    let (_, variable, default) = ENGINES.iter().find(|(n, ..)| *n == name)?;
+    let facts = facts(&name)?;
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let said = environment
         .split(|b| *b == 0)
-        .find_map(|v| v.strip_prefix(variable.as_bytes())?.strip_prefix(b"="))
+        .find_map(|v| v.strip_prefix(facts.directory_variable.as_bytes())?.strip_prefix(b"="))
         .filter(|v| !v.is_empty());
-    let path = said.map_or(Path::new(default), |v| Path::new(OsStr::from_bytes(v)));
+    let path = said.map_or(Path::new(facts.directory), |v| Path::new(OsStr::from_bytes(v)));
     Some(Path::new(&format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?))
 }
 

@@ -32,7 +32,7 @@ use std::{
 };
 use stead_incus::{Client, Dialect, Endpoint, Error, requests, types::Member, types::Server};
 use stead_model::{
-    EngineKind, NodeName,
+    NodeName,
     agent::{EngineState, EngineStatus, EventKind, InstanceStatus, Token},
     node::EngineSpec,
 };
@@ -202,13 +202,8 @@ impl Manager {
         dev: PathBuf,
         sys: PathBuf,
     ) -> Arc<Self> {
-        let dialect = match spec.kind {
-            EngineKind::Incus => Some(Dialect::Incus),
-            EngineKind::Lxd => Some(Dialect::Lxd),
-            EngineKind::None => None,
-        };
         // A unix socket needs no certificate, so nothing can be wrong with it.
-        let client = dialect.and_then(|d| Client::new(d, Endpoint::Unix(socket.clone())).ok());
+        let client = Dialect::of(spec.kind).and_then(|d| Client::new(d, Endpoint::Unix(socket.clone())).ok());
         let directory = socket.parent().unwrap_or(Path::new("/")).to_owned();
         let manager = Self {
             state: Mutex::new(EngineStatus {

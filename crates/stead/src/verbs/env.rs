@@ -25,9 +25,9 @@ impl Run for Env {
         let host = &app.host;
         if self.unset {
             let record = Record::require(&host.layout(&self.cluster))?;
-            let variable =
-                if record.engine == stead_model::EngineKind::Lxd { "LXD_CONF" } else { "INCUS_CONF" };
-            app.output.print(format!("unset {variable}\n"))?;
+            if let Some(facts) = record.engine.facts() {
+                app.output.print(format!("unset {}\n", facts.client_variable))?;
+            }
             return Ok(Exit::SUCCESS);
         }
         let env = app.wait(async { Ok(client_env::client_env(host, &self.cluster).await?) })?;

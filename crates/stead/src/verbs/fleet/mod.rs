@@ -19,12 +19,8 @@ use std::path::PathBuf;
 use stead_cluster::client_env;
 use stead_fleet::remote::Remotes;
 use stead_incus::{Client, Endpoint};
-use stead_model::{ClusterName, RemoteName};
+use stead_model::{ClusterName, EngineFacts, RemoteName};
 use stead_placement::Policy;
-
-/// Sockets of this host's engines: Debian's Incus, and LXD from Debian and as a snap.
-const SOCKETS: [&str; 3] =
-    ["/var/lib/incus/unix.socket", "/var/lib/lxd/unix.socket", "/var/snap/lxd/common/lxd/unix.socket"];
 
 /// Balance any Incus or LXD cluster, made by Stead or not: plan moves, carry them out, place new instances.
 #[derive(Debug, Args)]
@@ -89,12 +85,16 @@ impl Target {
                 }
                 path
             }
-            None => SOCKETS.iter().map(PathBuf::from).find(|p| p.exists()).ok_or_else(|| {
-                Error::bad_input_hint(
-                    "no engine runs on this host",
-                    "name a cluster with --remote or --cluster, or a socket with --socket",
-                )
-            })?,
+            None => EngineFacts::all()
+                .flat_map(|f| f.sockets)
+                .map(PathBuf::from)
+                .find(|p| p.exists())
+                .ok_or_else(|| {
+                    Error::bad_input_hint(
+                        "no engine runs on this host",
+                        "name a cluster with --remote or --cluster, or a socket with --socket",
+                    )
+                })?,
         };
         Ok(Client::discover(Endpoint::Unix(socket)).await?)
     }

@@ -32,6 +32,6 @@ pub fn client(w: &World, cluster: &str) -> Client {
 pub fn unix_client(w: &World, cluster: &str, node: &str, dialect: Dialect) -> Client {
     let file = w.state.join("clusters").join(cluster).join("nodes").join(node).join("state.json");
     let state: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
-    let socket = format!("/proc/{}/root{}/unix.socket", state["machine_pid"], dialect.directory());
+    let socket = format!("/proc/{}/root{}", state["machine_pid"], dialect.facts().node_socket());
     Client::new(dialect, Endpoint::Unix(socket.into())).unwrap()
 }
