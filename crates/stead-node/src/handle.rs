@@ -1,6 +1,6 @@
 //! What the parts of a running node share: its state as the agent tells it, and the wish to stop.
 
-use crate::{reaper::Reaper, services::log::Log};
+use crate::{log::Log, reaper::Reaper};
 use std::{
     collections::VecDeque,
     path::PathBuf,

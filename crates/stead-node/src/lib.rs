@@ -8,9 +8,13 @@
 pub mod api;
 pub mod boot;
 pub mod cgroups;
+pub mod command;
 pub mod disks;
 pub mod engine;
 pub mod handle;
+#[cfg(test)]
+mod layers;
+pub mod log;
 pub mod modules;
 pub mod mounts;
 pub mod network;

@@ -9,10 +9,10 @@ use std::{
 };
 use stead_model::NodeSpec;
 use stead_node::{
-    boot::{Mode, first},
+    boot::first,
     handle::say,
     run,
-    state::BootState,
+    state::{BootState, Mode},
 };
 
 const USAGE: &str = "usage: stead-node check FILE | namespace FILE | run | --version

@@ -1,8 +1,14 @@
-//! Mounted filesystems: reading the kernel's table, and unmounting at the end.
+//! Mounted filesystems: reading the kernel's table, and mounting.
 //!
 //! Owns the syntax of `/proc/self/mounts`. Does not decide what is mounted at boot: that is [`crate::boot`].
 
-use std::path::{Path, PathBuf};
+use rustix::mount::{MountFlags, mount};
+use serde::{Deserialize, Serialize};
+use std::{
+    ffi::CString,
+    io,
+    path::{Path, PathBuf},
+};
 
 /// One line of `/proc/self/mounts`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +70,43 @@ pub fn current() -> Vec<Mounted> {
 /// The filesystem that `path` would be on: the last mounted of the longest target that is a prefix of it.
 pub fn holding<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mounted> {
     mounts.iter().filter(|m| path.starts_with(&m.target)).max_by_key(|m| m.target.components().count())
+}
+
+/// A mount flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Flag {
+    /// Read-only.
+    Ro,
+    /// Set-user-id bits mean nothing.
+    Nosuid,
+    /// Devices mean nothing.
+    Nodev,
+    /// Nothing can be executed.
+    Noexec,
+}
+
+/// Mounts a filesystem.
+///
+/// # Errors
+/// As mount(2).
+pub fn mount_filesystem(
+    source: &str,
+    target: &Path,
+    filesystem: &str,
+    flags: &[Flag],
+    data: &str,
+) -> io::Result<()> {
+    let flags = flags.iter().fold(MountFlags::empty(), |all, flag| {
+        all | match flag {
+            Flag::Ro => MountFlags::RDONLY,
+            Flag::Nosuid => MountFlags::NOSUID,
+            Flag::Nodev => MountFlags::NODEV,
+            Flag::Noexec => MountFlags::NOEXEC,
+        }
+    });
+    let data = CString::new(data)?;
+    Ok(mount(source, target, filesystem, flags, data.as_c_str())?)
 }
 
 #[cfg(test)]

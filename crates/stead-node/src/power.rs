@@ -1,9 +1,9 @@
 //! The end: signals and the power button that ask for it, and the last steps that bring it about.
 
 use crate::{
-    boot::Mode,
     handle::{Handle, Stop, say},
     mounts,
+    state::Mode,
 };
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount_remount, unmount},

@@ -2,18 +2,18 @@
 
 use crate::{
     api,
-    boot::{Mode, Upper, apply::mount_filesystem},
     cgroups::Tree,
+    command::base_command,
     disks, engine,
     handle::{Handle, Stop, say},
     modules::{self, Module},
-    mounts,
+    mounts::{self, mount_filesystem},
     network::{apply::Netlink, dhcp, files},
     power,
     reaper::Reaper,
     rescue,
     services::{self, Supervisor},
-    state::BootState,
+    state::{BootState, Mode, Upper},
     sysctl,
 };
 use rustix::mount::mount_bind;
@@ -267,7 +267,7 @@ fn load_modules(facts: &EngineFacts, handle: &Handle) {
     let mut argv = vec!["modprobe".to_owned(), "-a".to_owned(), "-q".to_owned()];
     argv.extend(facts.kernel_modules.iter().map(|m| (*m).to_owned()));
     // Modules that are missing are no error: they may be built in.
-    if let Ok(running) = handle.reaper().spawn(&mut services::base_command(&argv, &Default::default())) {
+    if let Ok(running) = handle.reaper().spawn(&mut base_command(&argv, &Default::default())) {
         tokio::spawn(running.exit);
     }
 }

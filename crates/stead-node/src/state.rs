@@ -2,7 +2,6 @@
 //! can read, removed once read.
 
 use crate::{
-    boot::{Mode, STATE_PATH, Upper},
     handle::say,
     modules::{self, Module},
 };
@@ -11,12 +10,36 @@ use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 use stead_model::{
     agent::{EventKind, TimelineEvent},
     node::NodeSpec,
 };
+
+/// What the first stage hands to the second in a namespace; holds the agent's key, so 0600 and removed once read.
+pub const STATE_PATH: &str = "/run/stead/boot.json";
+
+/// What a machine is, as far as booting it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Has its own kernel: VM or metal.
+    Vm,
+    /// Shares its host's.
+    Namespace,
+}
+
+/// Where the root's changes go, with the device found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Upper {
+    /// Memory, at most so many bytes (half of memory when absent).
+    Tmpfs(Option<u64>),
+    /// The data disk on this device.
+    Disk(PathBuf),
+}
 
 /// The state of a boot between its stages.
 #[derive(Debug, Clone, Serialize, Deserialize)]

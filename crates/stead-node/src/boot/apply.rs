@@ -1,17 +1,16 @@
 //! Does the steps of a boot plan, one after the other; makes no choice.
 
-use super::{BootPlan, Device, Flag, Step};
-use crate::{disks, modules};
+use super::{BootPlan, Device, Step};
+use crate::{disks, modules, mounts::mount_filesystem};
 use rustix::{
     fs::{CWD, FileType, Mode, makedev, mknodat},
     mount::{
-        MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
-        mount_change, mount_move, mount_remount, unmount,
+        MountFlags, MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_change,
+        mount_move, mount_remount, unmount,
     },
     process::{chdir, chroot, pivot_root},
 };
 use std::{
-    ffi::CString,
     fs, io,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::Path,
@@ -96,29 +95,6 @@ fn describe(step: &Step) -> String {
         Step::PivotRoot { root } => format!("pivot the root to {}", root.display()),
         Step::MoveRoot { root } => format!("move the root to {}", root.display()),
     }
-}
-
-/// Mounts a filesystem.
-///
-/// # Errors
-/// As mount(2).
-pub fn mount_filesystem(
-    source: &str,
-    target: &Path,
-    filesystem: &str,
-    flags: &[Flag],
-    data: &str,
-) -> io::Result<()> {
-    let flags = flags.iter().fold(MountFlags::empty(), |all, flag| {
-        all | match flag {
-            Flag::Ro => MountFlags::RDONLY,
-            Flag::Nosuid => MountFlags::NOSUID,
-            Flag::Nodev => MountFlags::NODEV,
-            Flag::Noexec => MountFlags::NOEXEC,
-        }
-    });
-    let data = CString::new(data)?;
-    Ok(mount(source, target, filesystem, flags, data.as_c_str())?)
 }
 
 fn make_node(folder: &Path, device: &Device) -> io::Result<()> {

@@ -1,13 +1,13 @@
 //! The first stage: observes what the machine is made of, makes its root, and goes over into it.
 
-use super::{BootPlan, Device, Facts, Mode, SELF_PATH, Upper, apply::apply, apply::mount_filesystem, plan};
+use super::{BootPlan, Device, Facts, SELF_PATH, apply::apply, plan};
 use crate::{
     cgroups::Layout,
     disks,
     handle::say,
     modules::{self, Module},
-    mounts,
-    state::BootState,
+    mounts::{self, mount_filesystem},
+    state::{BootState, Mode, Upper},
 };
 use rustix::fs::{FileType, major, minor, stat};
 use std::{

@@ -7,7 +7,11 @@
 pub mod apply;
 pub mod first;
 
-use crate::cgroups::Layout;
+use crate::{
+    cgroups::Layout,
+    mounts::Flag,
+    state::{Mode, Upper},
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -16,21 +20,9 @@ use std::{
 
 /// Where `stead-node` lies in the root of a namespace, and is started again as PID 1.
 pub const SELF_PATH: &str = "/run/stead/stead-node";
-/// What the first stage hands to the second in a namespace; holds the agent's key, so 0600 and removed once read.
-pub const STATE_PATH: &str = "/run/stead/boot.json";
 
 /// Most layers in one root: overlayfs takes 500 lower layers.
 pub const MAX_LAYERS: usize = 500;
-
-/// What a machine is, as far as booting it goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Has its own kernel: VM or metal.
-    Vm,
-    /// Shares its host's.
-    Namespace,
-}
 
 /// A device node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,16 +37,6 @@ pub struct Device {
     pub minor: u32,
     /// Mode bits.
     pub mode: u32,
-}
-
-/// Where the root's changes go, with the device found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Upper {
-    /// Memory, at most so many bytes (half of memory when absent).
-    Tmpfs(Option<u64>),
-    /// The data disk on this device.
-    Disk(PathBuf),
 }
 
 /// Everything the plan depends on.
@@ -77,20 +59,6 @@ pub struct Facts {
     pub devices: Vec<Device>,
     /// The console to bind, when it is a terminal with a path.
     pub console: Option<PathBuf>,
-}
-
-/// A mount flag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Flag {
-    /// Read-only.
-    Ro,
-    /// Set-user-id bits mean nothing.
-    Nosuid,
-    /// Devices mean nothing.
-    Nodev,
-    /// Nothing can be executed.
-    Noexec,
 }
 
 /// One step.

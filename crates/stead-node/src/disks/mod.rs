@@ -6,8 +6,9 @@
 pub mod probe;
 
 use crate::{
-    boot::apply::mount_filesystem,
+    command::{TOOL_PATH, read_some},
     handle::Handle,
+    mounts::mount_filesystem,
     reaper::{Exit, Reaper},
 };
 use probe::{Content, MARK_BYTES, name};
@@ -198,9 +199,6 @@ fn size_of(device: &Path) -> Result<u64, DiskError> {
     let read = |source| DiskError::Read { device: device.to_owned(), source };
     File::open(device).map_err(read)?.seek(SeekFrom::End(0)).map_err(read)
 }
-
-/// PATH of tools, in any Debian-like root.
-pub const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 fn tool(program: &str, arguments: &[String]) -> Command {
     let found = TOOL_PATH.split(':').map(|d| Path::new(d).join(program)).find(|p| p.exists());
@@ -467,7 +465,7 @@ async fn format(device: &Path, rule: &DiskRule, reaper: &Reaper) -> Result<(), D
     let (program, arguments) = format_command(rule.filesystem, &rule.label, device, size_of(device)?);
     let failed = |why: String| DiskError::Format { device: device.to_owned(), program, why };
     let mut running = reaper.spawn(&mut tool(program, &arguments)).map_err(|e| failed(e.to_string()))?;
-    let said = running.child.stderr.take().map(crate::services::read_some);
+    let said = running.child.stderr.take().map(read_some);
     let exit = match tokio::time::timeout(FORMAT_TIMEOUT, &mut running.exit).await {
         Ok(exit) => exit.unwrap_or(Exit::Signal(9)),
         Err(_) => {

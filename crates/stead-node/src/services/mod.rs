@@ -12,25 +12,22 @@
 //! One task per service. A service starts as soon as everything it comes after has once been ready, and is stopped
 //! once everything that comes after it has stopped. No end of a service is the node's end.
 
-pub mod log;
 pub mod ready;
 
 use crate::{
     cgroups::{Group, Tree},
-    disks::TOOL_PATH,
+    command::{KILL_GRACE, base_command, wait_bounded},
     handle::Handle,
+    log::Log,
     reaper::{Exit, Running},
 };
-use log::Log;
-use rustix::process::{
-    Pid, Resource, Rlimit, Signal, getrlimit, kill_process, kill_process_group, setrlimit, setsid,
-};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit, setsid};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs::File,
     io::{self, Write},
-    os::{fd::OwnedFd, unix::process::CommandExt},
-    process::{Command, Stdio},
+    os::unix::process::CommandExt,
+    process::Command,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -38,7 +35,7 @@ use stead_model::{
     agent::{EventKind, NodePhase, ServiceState, ServiceStatus},
     recipe::{Onboot, Restart, Service},
 };
-use tokio::{io::AsyncReadExt, sync::watch};
+use tokio::sync::watch;
 
 /// First pause before a service is started again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -50,8 +47,6 @@ const GOOD_RUN: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT_S: u32 = 20;
 /// Seconds an onboot command may take when it does not say.
 const ONBOOT_TIMEOUT_S: u32 = 60;
-/// How long a killed process may take to be gone; one in uninterruptible sleep is not waited for.
-const KILL_GRACE: Duration = Duration::from_secs(2);
 
 /// The next pause after one of `last`.
 pub fn next_pause(last: Option<Duration>, ran: Duration) -> Duration {
@@ -88,22 +83,6 @@ pub fn restarts(policy: Restart, exit: Option<Exit>) -> bool {
     }
 }
 
-/// A command with the environment every process of the node gets.
-pub(crate) fn base_command(argv: &[String], environment: &BTreeMap<String, String>) -> Command {
-    let (program, arguments) = argv.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .envs([("PATH", TOOL_PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")])
-        .envs(environment)
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    command
-}
-
 /// Has the process begin in its own session, in the cgroups whose `cgroup.procs` are given, with this many files.
 fn isolate(command: &mut Command, mut entrances: Vec<File>, nofile: Option<u64>) {
     // SAFETY: between fork and exec only write(2), getrlimit(2), setrlimit(2) and setsid(2) are called, on descriptors opened
@@ -128,34 +107,6 @@ fn isolate(command: &mut Command, mut entrances: Vec<File>, nofile: Option<u64>)
             Ok(())
         });
     }
-}
-
-/// Waits for a process, and kills its session's group when it takes too long (`None` then).
-pub(crate) async fn wait_bounded(mut running: Running, timeout: Duration) -> Option<Exit> {
-    match tokio::time::timeout(timeout, &mut running.exit).await {
-        Ok(exit) => exit.ok(),
-        Err(_) => {
-            let _ = kill_process_group(running.pid, Signal::KILL);
-            let _ = kill_process(running.pid, Signal::KILL);
-            let _ = tokio::time::timeout(KILL_GRACE, &mut running.exit).await;
-            None
-        }
-    }
-}
-
-/// The end of what a tool says, at most 64 KiB.
-pub(crate) async fn read_some(pipe: impl Into<OwnedFd>) -> String {
-    let mut said = Vec::new();
-    if let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe.into()) {
-        let mut buffer = [0u8; 4096];
-        while let Ok(n @ 1..) = pipe.read(&mut buffer).await {
-            said.extend_from_slice(&buffer[..n]);
-            if said.len() > log::MAX_LINE_BYTES {
-                break;
-            }
-        }
-    }
-    String::from_utf8_lossy(&said).into_owned()
 }
 
 /// A command whose output goes to a log.

@@ -1,8 +1,8 @@
 //! When a service counts as ready.
 
 use crate::{
+    command::{base_command, wait_bounded},
     reaper::Reaper,
-    services::{base_command, wait_bounded},
 };
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
