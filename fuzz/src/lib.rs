@@ -181,7 +181,7 @@ pub fn agent_requests(data: &[u8]) {
         }
         Route::JoinToken => read::<agent::JoinTokenRequest>(body),
         Route::Join => read::<agent::JoinRequest>(body),
-        Route::TrustToken => read::<agent::TrustTokenRequest>(body),
+        Route::Access => read::<agent::AccessRequest>(body),
         Route::RemoveMember => read::<agent::RemoveMemberRequest>(body),
         Route::RestoreMember => read::<agent::RestoreMemberRequest>(body),
         Route::Reboot | Route::Shutdown => read::<agent::StopRequest>(body),

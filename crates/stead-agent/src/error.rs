@@ -54,6 +54,20 @@ pub enum ClientError {
         /// What it says, with a hint maybe.
         body: ErrorBody,
     },
+    /// The node's agent speaks another version of the protocol.
+    #[error(
+        "cannot {operation} on {node}: its agent speaks protocol {theirs} and this stead protocol {ours}"
+    )]
+    Version {
+        /// What was asked.
+        operation: &'static str,
+        /// The node.
+        node: NodeName,
+        /// The agent's.
+        theirs: u32,
+        /// Ours: [`stead_model::agent::PROTOCOL`].
+        ours: u32,
+    },
     /// The answer makes no sense.
     #[error("cannot {operation} on {node}: the answer is not the agent's")]
     Protocol {
@@ -83,6 +97,10 @@ impl ClientError {
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
+    /// Whether the node's agent speaks another version of the protocol: trying again does not help.
+    pub fn is_version(&self) -> bool {
+        matches!(self, Self::Version { .. })
+    }
 }
 
 /// The node refuses what does not exist or makes no sense with 400 and 404, as any web server does.
@@ -96,6 +114,13 @@ impl Failure for ClientError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Status { body, .. } => body.hint.clone(),
+            Self::Version { theirs, ours, .. } if theirs < ours => Some(
+                "rebuild the node's image with this stead (`stead image build`), then restart the node with `stead up`"
+                    .into(),
+            ),
+            Self::Version { .. } => {
+                Some("use the stead that built the node's image, or a newer one".into())
+            }
             _ => None,
         }
     }

@@ -11,7 +11,7 @@ use std::{
 use stead_agent::{Client, Identity};
 use stead_machine::{MachinePhase, MachineSpec, MachineState, backend, network::HostNetworkSpec, supervise};
 use stead_model::{
-    NodeName, NodeSpec,
+    Failure, NodeName, NodeSpec,
     agent::{EngineState, NodePhase, NodeStatus},
     node::AGENT_PORT,
 };
@@ -56,6 +56,9 @@ pub struct ObservedNode {
     pub spec: Option<NodeSpec>,
     /// What its agent reports, when it answers.
     pub status: Option<NodeStatus>,
+    /// Why its agent cannot be understood: it speaks another version of the protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_version: Option<String>,
 }
 
 /// Clients of the agents of the nodes that run; their connections are kept.
@@ -82,6 +85,7 @@ pub async fn observe(
             machine: files::read_json(&dir.join("machine.json")).unwrap_or_default(),
             spec: files::read_json(&layout.node_spec_dir(&name).join("node.json")).unwrap_or_default(),
             status: None,
+            other_version: None,
         };
         nodes.insert(name, node);
     }
@@ -89,8 +93,13 @@ pub async fn observe(
         nodes.iter().filter_map(|(name, node)| Some((name.clone(), node.agent(operator?, name)?))).collect();
     let looks = agents.values().map(|agent| tokio::time::timeout(LOOK_TIMEOUT, agent.status()));
     for (name, look) in agents.keys().zip(join_all(looks).await) {
-        if let (Ok(Ok(status)), Some(node)) = (look, nodes.get_mut(name)) {
-            node.status = Some(status);
+        let Some(node) = nodes.get_mut(name) else { continue };
+        match look {
+            Ok(Ok(status)) => node.status = Some(status),
+            Ok(Err(e)) if e.is_version() => {
+                node.other_version = Some(format!("{e}: {}", e.hint().unwrap_or_default()));
+            }
+            _ => {}
         }
     }
     let observed = Observed { network, network_runs, nodes, ..Observed::default() };
@@ -151,7 +160,11 @@ async fn settle_engines(
         let start_patience = machine.map_or(Duration::ZERO, |m| backend::patience(m).agent);
         let (began, mut reported) = (Instant::now(), false);
         loop {
-            let engine = agent.engine().await.ok();
+            let engine = match agent.engine().await {
+                // It will not speak another one later.
+                Err(e) if e.is_version() => return None,
+                engine => engine.ok(),
+            };
             let patience = match engine.as_ref().map(|e| e.state) {
                 Some(EngineState::Waiting) => Duration::ZERO,
                 Some(EngineState::Online | EngineState::Evacuated) => online_patience,

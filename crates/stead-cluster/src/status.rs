@@ -81,6 +81,7 @@ pub async fn status(host: &Host, cluster: &ClusterName) -> Result<ClusterStatus,
             None => "unknown".to_owned(),
         };
         let fixed = resolved.nics.iter().flat_map(|n| n.addresses.iter().map(|a| a.addr().to_string()));
+        warnings.extend(seen.and_then(|o| o.other_version.clone()));
         if let Some(s) = &agent {
             warnings.extend(s.rescue.iter().map(|r| format!("{}: rescue: {r}", resolved.name)));
             if s.phase == NodePhase::Degraded {

@@ -35,7 +35,8 @@ impl<'a> Watch<'a> {
     /// Polls its agent until it is `well`; `what` names that.
     ///
     /// # Errors
-    /// [`ClusterError::Node`]: its machine ended, it is in rescue, a service failed for good, or it takes too long.
+    /// [`ClusterError::Node`]: its machine ended, it is in rescue, a service failed for good, or it takes too long;
+    /// [`ClusterError::Agent`]: its agent speaks another version of the protocol.
     pub(crate) async fn until(
         &self,
         what: &str,
@@ -63,6 +64,10 @@ impl<'a> Watch<'a> {
                         Outlook::Waits(why) => last = Some(why),
                     }
                     POLL
+                }
+                Err(e) if e.is_version() => {
+                    let node = self.machine.name.clone();
+                    return Err(ClusterError::Agent { action: "read status", node, source: Box::new(e) });
                 }
                 Err(e) => {
                     if agent_seen {

@@ -1,4 +1,5 @@
-//! Messages of the agent API: HTTPS (HTTP/1.1) with mutual TLS on [`crate::node::AGENT_PORT`], JSON bodies.
+//! Messages of the agent API: HTTPS (HTTP/1.1) with mutual TLS on [`crate::node::AGENT_PORT`], JSON bodies. Requests and
+//! answers carry [`PROTOCOL`] in the header [`PROTOCOL_HEADER`].
 //!
 //! | method and path | request | answer |
 //! |---|---|---|
@@ -10,7 +11,7 @@
 //! | `GET /v1/engine` | | [`EngineStatus`], asked of the engine now and not as last seen |
 //! | `POST /v1/engine/join-token` | [`JoinTokenRequest`] | [`Token`] |
 //! | `POST /v1/engine/join` | [`JoinRequest`] | [`EngineStatus`] once joined |
-//! | `POST /v1/engine/trust-token` | [`TrustTokenRequest`] | [`Token`] |
+//! | `POST /v1/engine/access` | [`AccessRequest`] | [`Access`]: what the engine's stock client needs |
 //! | `POST /v1/engine/remove` | [`RemoveMemberRequest`] | 204: evacuated (unless forced) and removed |
 //! | `POST /v1/engine/restore` | [`RestoreMemberRequest`] | 204: no longer evacuated; one that is not there is fine |
 //! | `GET /v1/engine/instances` | | `[`[`InstanceStatus`]`]` of the whole cluster |
@@ -18,16 +19,27 @@
 //!
 //! Errors are any 4xx/5xx with an [`ErrorBody`].
 
-use crate::{cluster::EngineKind, names::NodeName};
+use crate::{
+    cluster::EngineKind,
+    names::{ClusterName, NodeName},
+};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+/// Version of this protocol. It grows with every change that the other side would misread; what each number changed is
+/// listed in `docs/agent-api.md`.
+pub const PROTOCOL: u32 = 2;
+/// Header of requests and answers that carries the sender's [`PROTOCOL`].
+pub const PROTOCOL_HEADER: &str = "stead-agent-protocol";
+/// The protocol of agents that do not name theirs.
+pub const FIRST_PROTOCOL: u32 = 1;
 
 /// Body of every answer that is an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// What failed, a lowercase fragment with its causes.
     pub error: String,
-    /// The mend, when there is one.
+    /// How to fix it, when that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
@@ -270,11 +282,71 @@ pub struct JoinTokenRequest {
     pub member: NodeName,
 }
 
-/// Asks a member for a one-time token with which a client certificate may be added.
+/// Asks for all that the engine's stock client needs, and has the engine trust the client's certificate. The client's key
+/// stays where it is: beside the files of the answer the client keeps its own certificate as [`CLIENT_CERTIFICATE`] and its
+/// key as [`CLIENT_KEY`], and files of the answer may refer to these.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TrustTokenRequest {
+#[serde(deny_unknown_fields)]
+pub struct AccessRequest {
+    /// What the client calls the cluster.
+    pub cluster: ClusterName,
+    /// Where the client reaches the engine's API.
+    pub address: SocketAddr,
+    /// The client's directory for all of this, absolute.
+    pub directory: PathBuf,
     /// Name of the client in the engine's trust store.
     pub client: String,
+    /// The client's certificate, PEM.
+    pub certificate_pem: String,
+}
+
+/// Name of the file with the client's own certificate, beside those of an [`Access`].
+pub const CLIENT_CERTIFICATE: &str = "client.crt";
+/// Name of the file with the client's own key.
+pub const CLIENT_KEY: &str = "client.key";
+
+/// What the engine's stock client needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// Environment variables of the client.
+    pub environment: BTreeMap<String, String>,
+    /// Files in the client's directory.
+    pub files: Vec<AccessFile>,
+}
+
+/// One file of an [`Access`]. Its content may be a secret: `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessFile {
+    /// Path below the client's directory.
+    pub name: String,
+    /// Mode bits; nobody but the owner gets any.
+    pub mode: u32,
+    /// Content.
+    #[serde(with = "bytes_as_base64")]
+    pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for AccessFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AccessFile")
+            .field("name", &self.name)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes in JSON.
+mod bytes_as_base64 {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map_err(D::Error::custom)
+    }
 }
 
 /// A one-time token. A secret: never logged.
@@ -417,6 +489,15 @@ mod tests {
                 assert!(!status(service.clone(), service.since_ms + age).settled(), "run {run}");
             }
         }
+    }
+
+    #[test]
+    fn files_of_a_client_travel_whole_and_are_not_shown() {
+        let file = AccessFile { name: "a/key".into(), mode: 0o600, bytes: vec![0, 159, b's', b'3'] };
+        let json = serde_json::to_string(&file).unwrap();
+        assert_eq!(serde_json::from_str::<AccessFile>(&json).unwrap(), file);
+        assert_eq!(format!("{file:?}"), r#"AccessFile { name: "a/key", mode: 384, .. }"#);
+        assert!(serde_json::from_str::<AccessFile>(r#"{"name":"a","mode":384,"bytes":"%"}"#).is_err());
     }
 
     #[test]

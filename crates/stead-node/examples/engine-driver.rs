@@ -1,13 +1,18 @@
 //! Runs the engine manager beside an engine and obeys lines on stdin, each answered by a line of JSON on stdout.
 //!
-//! `engine-driver NODE SOCKET ENGINE-SPEC-JSON`; lines are `status`, `join-token MEMBER`, `join TOKEN`,
-//! `trust-token CLIENT`, `remove MEMBER`, `remove-force MEMBER`, `instances`. For the tests on real engines, and for
+//! `engine-driver NODE ENGINE-SPEC-JSON`; lines are `status`, `join-token MEMBER`, `join TOKEN`,
+//! `access ACCESS-REQUEST-JSON`, `remove MEMBER`, `remove-force MEMBER`, `instances`. For the tests on real engines, and for
 //! looking at an engine by hand without the rest of a node.
 
 use serde_json::{Value, json};
-use stead_model::{NodeName, NodeSpec, agent::Token, node::EngineSpec};
+use std::sync::Arc;
+use stead_model::{
+    NodeName, NodeSpec,
+    agent::{JoinRequest, JoinTokenRequest, RemoveMemberRequest, Token},
+    node::EngineSpec,
+};
 use stead_node::{
-    engine::{EngineError, Manager},
+    engine::{self, Engine},
     handle::Handle,
     reaper::Reaper,
 };
@@ -18,9 +23,8 @@ type Failure = Box<dyn std::error::Error>;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
-    let (Some(node), Some(socket), Some(spec)) = (arguments.next(), arguments.next(), arguments.next())
-    else {
-        return Err("usage: engine-driver NODE SOCKET ENGINE-SPEC-JSON".into());
+    let (Some(node), Some(spec)) = (arguments.next(), arguments.next()) else {
+        return Err("usage: engine-driver NODE ENGINE-SPEC-JSON".into());
     };
     let node = NodeName::new(node)?;
     let node_spec: NodeSpec =
@@ -33,8 +37,9 @@ async fn main() -> Result<(), Failure> {
         Reaper::start(false)?,
     );
     let spec: EngineSpec = serde_json::from_str(&spec)?;
-    let manager = Manager::new(spec, node, handle, socket.into());
-    let running = tokio::spawn(std::sync::Arc::clone(&manager).run());
+    let engine = engine::of(spec, &node, &handle).ok_or("the spec names no engine")?;
+    Arc::clone(&engine).prepare().await;
+    let running = tokio::spawn(Arc::clone(&engine).settle());
     let (sender, mut lines) = mpsc::unbounded_channel();
     std::thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
@@ -44,7 +49,7 @@ async fn main() -> Result<(), Failure> {
         }
     });
     while let Some(line) = lines.recv().await {
-        let answer = match obey(&manager, &line).await {
+        let answer = match obey(&*engine, &line).await {
             Ok(value) => json!({ "ok": value }),
             Err(e) => json!({ "error": told(&*e) }),
         };
@@ -54,19 +59,22 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-async fn obey(manager: &Manager, line: &str) -> Result<Value, Failure> {
+async fn obey(engine: &dyn Engine, line: &str) -> Result<Value, Failure> {
     let (verb, argument) = line.split_once(' ').unwrap_or((line, ""));
-    let name = || NodeName::new(argument);
-    let token = |t: Result<Token, EngineError>| t.map(|t| Value::from(t.token));
+    let member = || NodeName::new(argument);
+    let remove = |force| Ok::<_, Failure>(RemoveMemberRequest { member: member()?, force });
     Ok(match verb {
-        "status" => serde_json::to_value(manager.status())?,
-        "join-token" => token(manager.join_token(&name()?).await)?,
-        "join" => serde_json::to_value(manager.join(&Token { token: argument.to_owned() }).await?)?,
-        "trust-token" => token(manager.trust_token(argument).await)?,
-        "remove" => manager.remove_member(&name()?, false).await.map(|()| Value::Null)?,
-        "remove-force" => manager.remove_member(&name()?, true).await.map(|()| Value::Null)?,
-        "instances" => serde_json::to_value(manager.instances().await?)?,
-        other => return Err(format!("{other:?} is no verb").into()),
+        "status" => serde_json::to_value(engine.status())?,
+        "join-token" => engine.join_token(&JoinTokenRequest { member: member()? }).await?.token.into(),
+        "join" => {
+            let token = Token { token: argument.to_owned() };
+            serde_json::to_value(engine.join(&JoinRequest { token }).await?)?
+        }
+        "access" => serde_json::to_value(engine.access(&serde_json::from_str(argument)?).await?)?,
+        "remove" => engine.remove(&remove(false)?).await.map(|()| Value::Null)?,
+        "remove-force" => engine.remove(&remove(true)?).await.map(|()| Value::Null)?,
+        "instances" => serde_json::to_value(engine.workloads().await?)?,
+        other => return Err(format!("unknown verb {other:?}").into()),
     })
 }
 

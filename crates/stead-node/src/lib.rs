@@ -6,6 +6,7 @@
 //! still answers. Nothing here ends PID 1 but [`power`].
 
 pub mod api;
+pub mod blocking;
 pub mod boot;
 pub mod cgroups;
 pub mod command;

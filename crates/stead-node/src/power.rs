@@ -1,6 +1,7 @@
 //! The end: signals and the power button that ask for it, and the last steps that bring it about.
 
 use crate::{
+    blocking::blocking,
     handle::{Handle, Stop, say},
     mounts,
     state::Mode,
@@ -98,8 +99,12 @@ pub fn watch_buttons(handle: &Handle) {
 /// namespace it ends init by HUP (boot again) or INT (power off), which the machine's supervisor reads.
 pub async fn leave(stop: Stop, mode: Mode) {
     end_stragglers().await;
-    rustix::fs::sync();
-    unmount_all(mode);
+    // A slow disk takes its time for this, and the agent still answers.
+    blocking(move || {
+        rustix::fs::sync();
+        unmount_all(mode);
+    })
+    .await;
     let command = match stop {
         Stop::Shutdown(_) => RebootCommand::PowerOff,
         Stop::Reboot(_) => RebootCommand::Restart,

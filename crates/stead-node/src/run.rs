@@ -2,9 +2,11 @@
 
 use crate::{
     api,
+    blocking::blocking,
     cgroups::Tree,
     command::base_command,
-    disks, engine,
+    disks,
+    engine::{self, Engine},
     handle::{Handle, Stop, say},
     modules::{self, Module},
     mounts::{self, mount_filesystem},
@@ -20,6 +22,7 @@ use rustix::mount::mount_bind;
 use std::{
     fs, io,
     os::unix::fs::DirBuilderExt,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -47,25 +50,30 @@ const LAST_STEPS: Duration = Duration::from_secs(2);
 /// No runtime or no reaper: nothing can be done without.
 pub fn node(state: BootState) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async move {
-        let reaper = Reaper::start(rustix::process::getpid() == rustix::process::Pid::INIT)?;
-        let mode = state.mode;
-        let handle = new_handle(&state, reaper)?;
-        power::listen(&handle, mode);
-        let booted = tokio::select! {
-            booted = boot(&state, &handle) => booted,
-            // A stop that comes first leaves off where the boot is; no service has been started yet.
-            _ = handle.stop_requested() => Booted::default(),
-        };
-        let why = state.rescue.clone().or(booted.failed);
-        if let Some(why) = why {
-            handle.enter_rescue(why.clone());
-            tokio::spawn(rescue::keep_telling(handle.clone(), why));
-        }
-        let stop = handle.stop_requested().await;
-        end(&handle, stop, booted.supervisor, mode).await;
-        Ok(())
-    })
+    let done = catch_unwind(AssertUnwindSafe(|| runtime.block_on(live(state))));
+    // Not dropped: that would wait for threads of its pool, which may hang on a dead disk, and a panic must come to rescue.
+    runtime.shutdown_background();
+    done.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+async fn live(state: BootState) -> io::Result<()> {
+    let reaper = Reaper::start(rustix::process::getpid() == rustix::process::Pid::INIT)?;
+    let mode = state.mode;
+    let handle = new_handle(&state, reaper)?;
+    power::listen(&handle, mode);
+    let booted = tokio::select! {
+        booted = boot(&state, &handle) => booted,
+        // A stop that comes first leaves off where the boot is; no service has been started yet.
+        _ = handle.stop_requested() => Booted::default(),
+    };
+    let why = state.rescue.clone().or(booted.failed);
+    if let Some(why) = why {
+        handle.enter_rescue(why.clone());
+        tokio::spawn(rescue::keep_telling(handle.clone(), why));
+    }
+    let stop = handle.stop_requested().await;
+    end(&handle, stop, booted.supervisor, mode).await;
+    Ok(())
 }
 
 fn new_handle(state: &BootState, reaper: Reaper) -> io::Result<Handle> {
@@ -107,7 +115,7 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
     let mut later = LaterModules(state.later.clone());
     if wants_lease {
         // Asking for one takes packet sockets.
-        later.load(handle);
+        later.load(handle).await;
     }
     let leases = set_up_network(&spec, handle).await;
     for (key, value) in &system.sysctl {
@@ -117,12 +125,8 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
     }
     let facts = spec.engine.as_ref().and_then(|e| e.kind.facts());
     let in_rescue = in_rescue || failed.is_some();
-    let engine = spec.engine.clone().filter(|_| !in_rescue).zip(facts);
-    let manager = engine.map(|(e, facts)| {
-        let socket = PathBuf::from(facts.node_socket());
-        engine::Manager::new(e, spec.name.clone(), handle.clone(), socket)
-    });
-    let listening = serve_agent(&spec, handle, manager.clone());
+    let engine = spec.engine.clone().filter(|_| !in_rescue).and_then(|e| engine::of(e, &spec.name, handle));
+    let listening = serve_agent(&spec, handle, engine.clone());
     let later = tokio::spawn(later.load_after(listening, handle.clone(), state.mode));
     if in_rescue {
         return Booted { supervisor: None, failed };
@@ -133,9 +137,12 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
     if let Some(facts) = facts.filter(|_| !in_namespace) {
         load_modules(facts, handle);
     }
+    if let Some(engine) = &engine {
+        Arc::clone(engine).prepare().await;
+    }
     let outcomes = disks::set_up(&system.disks, handle, in_namespace).await;
     if let Some(facts) = facts {
-        keep_engine_off_overlay(state, facts, handle);
+        keep_engine_off_overlay(state, facts, handle).await;
     }
     warn_of_lost_state(state, &outcomes, handle);
     if !leases.is_empty() {
@@ -144,8 +151,8 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
     handle.set_phase(NodePhase::Starting);
     services::run_onboot(&system.onboot, handle, &tree).await;
     let supervisor = Supervisor::start(system.services, handle, &tree);
-    if let Some(manager) = manager {
-        tokio::spawn(manager.run());
+    if let Some(engine) = engine {
+        tokio::spawn(engine.settle());
     }
     Booted { supervisor: Some(supervisor), failed: None }
 }
@@ -215,20 +222,20 @@ async fn wait_for_leases(leases: Vec<dhcp::FirstLease>, handle: &Handle) {
 struct LaterModules(Vec<Module>);
 
 impl LaterModules {
-    fn load(&mut self, handle: &Handle) {
-        modules::load(&std::mem::take(&mut self.0)).into_iter().for_each(|error| handle.warn(error));
+    async fn load(&mut self, handle: &Handle) {
+        let modules = std::mem::take(&mut self.0);
+        blocking(move || modules::load(&modules)).await.into_iter().for_each(|error| handle.warn(error));
     }
 
     /// On a thread of its own that gives way to others, when the agent listens or never will.
     async fn load_after(self, listening: oneshot::Receiver<()>, handle: Handle, mode: Mode) {
         let _ = listening.await;
-        let (done, loaded) = oneshot::channel();
-        std::thread::spawn(move || {
+        let loaded = blocking(move || {
             // Of this thread only: to Linux, a thread is a process here.
             let _ = rustix::process::setpriority_process(None, YIELDING);
-            let _ = done.send(modules::load(&self.0));
+            modules::load(&self.0)
         });
-        loaded.await.unwrap_or_default().into_iter().for_each(|error| handle.warn(error));
+        loaded.await.into_iter().for_each(|error| handle.warn(error));
         if mode == Mode::Vm {
             // Their driver is among the modules.
             power::watch_buttons(&handle);
@@ -237,11 +244,7 @@ impl LaterModules {
 }
 
 /// Returns what tells that the agent listens; it ends without a word when there is none.
-fn serve_agent(
-    spec: &NodeSpec,
-    handle: &Handle,
-    manager: Option<Arc<engine::Manager>>,
-) -> oneshot::Receiver<()> {
+fn serve_agent(spec: &NodeSpec, handle: &Handle, engine: Option<Arc<dyn Engine>>) -> oneshot::Receiver<()> {
     let (tell, listening) = oneshot::channel();
     let Some(agent) = spec.agent.clone() else {
         handle.note(EventKind::Agent, "no agent: the spec has no certificates");
@@ -253,7 +256,7 @@ fn serve_agent(
             let listener = api::bind(agent.listen).await?;
             handle.note(EventKind::Agent, "agent listening");
             let _ = tell.send(());
-            api::serve_on(listener, &agent, handle.clone(), manager).await
+            api::serve_on(listener, &agent, handle.clone(), engine).await
         };
         if let Err(e) = served.await {
             handle.warn(format!("agent: {}", crate::chain(&e)));
@@ -274,20 +277,25 @@ fn load_modules(facts: &EngineFacts, handle: &Handle) {
 
 /// Engines cannot keep instances on overlayfs. Without a disk mounted there, their directory goes to the data disk
 /// under the root, else to memory.
-fn keep_engine_off_overlay(state: &BootState, facts: &EngineFacts, handle: &Handle) {
-    let folder = Path::new(facts.directory);
+async fn keep_engine_off_overlay(state: &BootState, facts: &'static EngineFacts, handle: &Handle) {
+    let upper = state.upper.clone();
+    let mounted = blocking(move || mount_engine_folder(Path::new(facts.directory), upper.as_ref()));
+    if let Err(e) = mounted.await {
+        handle.warn(format!("{}: no filesystem for the engine: {e}", facts.directory));
+    }
+}
+
+fn mount_engine_folder(folder: &Path, upper: Option<&Upper>) -> io::Result<()> {
     let mounts = mounts::current();
     if mounts::holding(&mounts, folder)
         .is_some_and(|m| m.filesystem != "overlay" && m.target != Path::new("/"))
     {
-        return;
+        return Ok(());
     }
-    let done = fs::create_dir_all(folder).and_then(|()| match &state.upper {
+    fs::create_dir_all(folder)?;
+    match upper {
         Some(Upper::Disk(device)) => bind_from_data_disk(device, folder),
         _ => mount_filesystem("engine", folder, "tmpfs", &[], "mode=0711"),
-    });
-    if let Err(e) = done {
-        handle.warn(format!("{}: no filesystem for the engine: {e}", folder.display()));
     }
 }
 

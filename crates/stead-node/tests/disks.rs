@@ -1,15 +1,21 @@
 //! Disks of a node: formatted only when blank, kept over reboots, left alone when they carry anything else.
 
 mod common;
-use common::{Disk, Layers, Node, command, run, skip};
+use common::{Disk, Layers, Node, agent::Trust, command, run, skip};
 use rustix::process::Signal;
 use std::{
     fs,
     io::{Seek, SeekFrom, Write},
     path::Path,
 };
+use stead_model::agent::{DiskOutcome, NodePhase};
 
 const MKFS: &str = "mkfs.ext4";
+/// Number of mount(2), as in /proc/PID/syscall.
+#[cfg(target_arch = "x86_64")]
+const MOUNT_CALL: u32 = 165;
+#[cfg(not(target_arch = "x86_64"))]
+const MOUNT_CALL: u32 = 40;
 
 fn rule(name: &str, label: &str) -> String {
     format!(
@@ -195,4 +201,100 @@ fn a_root_whose_disk_is_foreign_ends_in_rescue() {
     );
     node.shut_down();
     assert_eq!(digest(&disk.file), before);
+}
+
+/// A filesystem in a file, with a disk's file on it. While it is frozen (fsfreeze(8)) whoever writes to the disk waits.
+struct Host {
+    dir: tempfile::TempDir,
+    /// Of the disk, once it is attached.
+    device: Option<String>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("stead-node-host-").tempdir().unwrap();
+        let host = Self { dir, device: None };
+        fs::File::create(host.path("outer")).unwrap().set_len(128 << 20).unwrap();
+        run(MKFS, &["-q", &host.path("outer")]);
+        for folder in ["on", "in"] {
+            fs::create_dir(host.path(folder)).unwrap();
+        }
+        run("mount", &["-o", "loop", &host.path("outer"), &host.path("on")]);
+        host
+    }
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+    /// A disk whose last user was killed: its filesystem has a journal to replay.
+    fn attach_disk_of_a_killed_node(&mut self, label: &str) {
+        let (disk, inside) = (self.path("on/disk"), self.path("in"));
+        fs::File::create(&disk).unwrap().set_len(64 << 20).unwrap();
+        run(MKFS, &["-q", "-L", label, &disk]);
+        run("mount", &["-o", "loop", &disk, &inside]);
+        fs::create_dir(self.path("in/sub")).unwrap();
+        fs::write(self.path("in/sub/kept"), "kept").unwrap();
+        run("sync", &["-f", &inside]);
+        // As it is while it is mounted.
+        fs::copy(&disk, self.path("copy")).unwrap();
+        run("umount", &[&inside]);
+        fs::copy(self.path("copy"), &disk).unwrap();
+        run("sync", &["-f", &self.path("on")]);
+        self.device = Some(run("losetup", &["--find", "--show", &disk]).trim().to_owned());
+    }
+    fn freeze(&self) {
+        run("fsfreeze", &["--freeze", &self.path("on")]);
+    }
+    fn thaw(&self) {
+        run("fsfreeze", &["--unfreeze", &self.path("on")]);
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Each of these is refused when there is nothing to undo.
+        let _ = command("fsfreeze", &["--unfreeze", &self.path("on")]).output();
+        for inner in ["in", "on"] {
+            if let Some(device) = self.device.as_ref().filter(|_| inner == "on") {
+                let _ = command("losetup", &["--detach", device]).output();
+            }
+            let _ = command("umount", &[&self.path(inner)]).output();
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_agent_answers_while_a_mount_replays_a_journal() {
+    if skip("the_agent_answers_while_a_mount_replays_a_journal", &[MKFS, "losetup", "fsfreeze"]) {
+        return;
+    }
+    let layers = Layers::new();
+    let mut host = Host::new();
+    host.attach_disk_of_a_killed_node("mine");
+    let disk = host.device.clone().unwrap();
+    let trust = Trust::new();
+    let spec = format!(r#"{},"system":{{"disks":[{}]}}"#, trust.spec(), rule("data", "mine"));
+    host.freeze();
+    // Declared after the host: gone before it, so that a failure here leaves no mount behind.
+    let mut node = Node::boot_with_devices(&layers, &spec, &[("data", Path::new(&disk))]);
+    node.wait_for("agent listening");
+    let agent = trust.client(&mut node);
+    // The mount is under way when one of init's threads waits for the disk, uninterruptibly, in the mount's system call.
+    let init = node.init().as_raw_nonzero();
+    node.wait_until("a thread that mounts", || {
+        let tasks = fs::read_dir(format!("/proc/{init}/task")).unwrap().flatten();
+        tasks.into_iter().any(|t| {
+            let syscall = fs::read_to_string(t.path().join("syscall")).unwrap_or_default();
+            syscall.split(' ').next().is_some_and(|n| n.parse() == Ok(MOUNT_CALL))
+        })
+    });
+    for _ in 0..20 {
+        let status = agent.status().await.unwrap();
+        assert_eq!((status.phase, status.disks.len()), (NodePhase::Booting, 0), "{status:?}");
+    }
+    host.thaw();
+    node.wait_for("] running");
+    let status = agent.status().await.unwrap();
+    assert_eq!(status.disks[0].outcome, DiskOutcome::Found, "{status:?}");
+    assert_eq!(node.read("/srv/data/kept"), "kept");
+    node.shut_down();
 }

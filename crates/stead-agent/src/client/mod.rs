@@ -34,8 +34,8 @@ use std::{
 use stead_model::{
     NodeName,
     agent::{
-        EngineStatus, ExecRequest, InstanceStatus, JoinRequest, JoinTokenRequest, NodeStatus,
-        RemoveMemberRequest, RestoreMemberRequest, StopRequest, Token, TrustTokenRequest,
+        Access, AccessRequest, EngineStatus, ExecRequest, InstanceStatus, JoinRequest, JoinTokenRequest,
+        NodeStatus, RemoveMemberRequest, RestoreMemberRequest, StopRequest, Token,
     },
 };
 use tokio::{
@@ -342,12 +342,12 @@ impl Client {
     pub async fn join(&self, request: &JoinRequest) -> Result<EngineStatus, ClientError> {
         self.post("join the engine's cluster", "/v1/engine/join", request, self.timeouts.engine).await
     }
-    /// A one-time token with which a client certificate may be added.
+    /// What the engine's stock client needs; the engine trusts the client's certificate from then on.
     ///
     /// # Errors
     /// As [`Self::join_token`].
-    pub async fn trust_token(&self, request: &TrustTokenRequest) -> Result<Token, ClientError> {
-        self.post("make a trust token", "/v1/engine/trust-token", request, self.timeouts.engine).await
+    pub async fn access(&self, request: &AccessRequest) -> Result<Access, ClientError> {
+        self.post("get access to the engine", "/v1/engine/access", request, self.timeouts.engine).await
     }
     /// Removes another member from the engine's cluster.
     ///

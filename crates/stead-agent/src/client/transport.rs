@@ -14,7 +14,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{error::Error as StdError, io, sync::PoisonError, time::Duration};
-use stead_model::agent::ErrorBody;
+use stead_model::agent::{ErrorBody, FIRST_PROTOCOL, PROTOCOL, PROTOCOL_HEADER};
 use tokio::{net::TcpStream, time::timeout};
 
 /// Longest JSON answer read. The status of a node with 500 timeline events is some 50 KiB; the instance list of a large
@@ -186,12 +186,18 @@ impl Client {
         self.check(operation, answer).await
     }
 
-    /// An answer that is an error becomes one.
+    /// An answer of another version, or one that is an error, becomes one.
     pub(super) async fn check(
         &self,
         operation: &'static str,
         answer: Response<Incoming>,
     ) -> Result<Response<Incoming>, ClientError> {
+        // Before anything else: the body of another version may be anything.
+        let theirs = protocol_of(answer.headers());
+        if theirs != PROTOCOL {
+            let node = self.node().clone();
+            return Err(ClientError::Version { operation, node, theirs, ours: PROTOCOL });
+        }
         let code = answer.status();
         if code.is_success() || code == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);
@@ -219,6 +225,7 @@ impl Client {
         body: Body,
     ) -> Result<Request<Body>, ClientError> {
         head.header(header::HOST, self.inner.node.as_str())
+            .header(PROTOCOL_HEADER, PROTOCOL)
             .body(body)
             .map_err(|error| self.protocol(operation, error))
     }
@@ -274,6 +281,12 @@ impl Client {
             _ => self.unreachable(operation, io::Error::new(io::ErrorKind::ConnectionReset, error)),
         }
     }
+}
+
+/// The protocol that whoever sent these headers speaks.
+fn protocol_of(headers: &http::HeaderMap) -> u32 {
+    let said = headers.get(PROTOCOL_HEADER).and_then(|v| v.to_str().ok());
+    said.and_then(|v| v.parse().ok()).unwrap_or(FIRST_PROTOCOL)
 }
 
 fn prepare(tcp: &TcpStream, closing: Closing) -> io::Result<()> {

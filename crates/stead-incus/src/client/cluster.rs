@@ -4,6 +4,7 @@ use super::{Client, OPERATION_TIMEOUT, TRANSFER_TIMEOUT, shape};
 use crate::{
     Error, Request, Tagged,
     requests::{self, cluster::Join, cluster::MemberAction},
+    tls,
     token::{JoinToken, TrustToken},
     types::{Certificate, Cluster, ClusterGroup, Member, MemberState, OperationStatus},
 };
@@ -81,6 +82,15 @@ impl Client {
         self.send(&requests::certificates::add_own(self.dialect(), name, token)).await?;
         // An untrusted client gets a shorter answer, which may be cached.
         self.forget_server_info().await;
+        Ok(())
+    }
+    /// Has the server trust a client's certificate (DER) under `name`, unless it does already.
+    pub async fn trust_certificate(&self, name: &str, der: &[u8]) -> Result<(), Error> {
+        let fingerprint = tls::fingerprint(der);
+        if self.certificates().await?.iter().any(|c| c.fingerprint == fingerprint) {
+            return Ok(());
+        }
+        self.send(&requests::certificates::add(name, der)).await?;
         Ok(())
     }
     /// Trusted certificates.

@@ -19,6 +19,12 @@ pub fn add_own(dialect: Dialect, name: &str, token: &str) -> Request {
     body.insert(dialect.trust_token_field().into(), token.into());
     Request::post("/1.0/certificates", &Value::Object(body))
 }
+/// Has the server trust a client's certificate (DER) under `name`. For whoever is trusted already, as on the unix socket.
+pub fn add(name: &str, der: &[u8]) -> Request {
+    use base64::Engine as _;
+    let certificate = base64::engine::general_purpose::STANDARD.encode(der);
+    Request::post("/1.0/certificates", &json!({ "name": name, "type": "client", "certificate": certificate }))
+}
 /// Removes a certificate from the trusted ones.
 pub fn delete(fingerprint: &str) -> Request {
     Request::delete(format!("/1.0/certificates/{}", encode(fingerprint)))
@@ -34,6 +40,10 @@ mod tests {
         assert_eq!(
             shown(&trust_token("me")),
             r#"POST /1.0/certificates {"name":"me","type":"client","token":true}"#
+        );
+        assert_eq!(
+            shown(&add("me", b"der")),
+            r#"POST /1.0/certificates {"name":"me","type":"client","certificate":"ZGVy"}"#
         );
         assert_eq!(
             shown(&add_own(Dialect::Incus, "me", "T")),

@@ -7,7 +7,7 @@ use super::{
     route::{Route, RouteError, route},
 };
 use crate::{
-    engine::{EngineError, Manager},
+    engine::{Engine, EngineError},
     handle::{Handle, Stop},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -15,8 +15,8 @@ use hyper::{Request, Response, StatusCode, body::Body as _, body::Incoming, head
 use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 use stead_model::agent::{
-    JoinRequest, JoinTokenRequest, NodeStatus, RemoveMemberRequest, RestoreMemberRequest, StopRequest,
-    TrustTokenRequest,
+    AccessRequest, JoinRequest, JoinTokenRequest, NodeStatus, PROTOCOL, PROTOCOL_HEADER, RemoveMemberRequest,
+    RestoreMemberRequest, StopRequest,
 };
 use tokio::{sync::Semaphore, time::timeout};
 
@@ -36,14 +36,14 @@ const NODE_LOG: &str = "node";
 /// What the handlers share.
 pub struct Api {
     handle: Handle,
-    engine: Option<Arc<Manager>>,
+    engine: Option<Arc<dyn Engine>>,
     addresses: Addresses,
     execs: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
 }
 
 impl Api {
-    pub fn new(handle: Handle, engine: Option<Arc<Manager>>) -> Self {
+    pub fn new(handle: Handle, engine: Option<Arc<dyn Engine>>) -> Self {
         Self {
             handle,
             engine,
@@ -57,6 +57,7 @@ impl Api {
     pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let target = request.uri().path_and_query().map_or("/", |t| t.as_str());
         let answer = match route(request.method().as_str(), target) {
+            _ if let Some(refusal) = other_protocol(&request) => Err(refusal),
             Ok(route) => self.fulfil(route, request).await,
             Err(error) => {
                 let mut refusal = match &error {
@@ -72,7 +73,9 @@ impl Api {
                 Err(refusal)
             }
         };
-        answer.unwrap_or_else(Refusal::into_response)
+        let mut response = answer.unwrap_or_else(Refusal::into_response);
+        response.headers_mut().insert(PROTOCOL_HEADER, header::HeaderValue::from(PROTOCOL));
+        response
     }
 
     async fn fulfil(&self, route: Route, request: Request<Incoming>) -> Answer {
@@ -86,33 +89,33 @@ impl Api {
             Route::JoinToken => {
                 let message: JoinTokenRequest = json(request).await?;
                 let engine = self.engine()?;
-                answer::json(&whole(async move { engine.join_token(&message.member).await }).await?)
+                answer::json(&whole(async move { engine.join_token(&message).await }).await?)
             }
             Route::Join => {
                 let message: JoinRequest = json(request).await?;
                 let engine = self.engine()?;
-                answer::json(&whole(async move { engine.join(&message.token).await }).await?)
+                answer::json(&whole(async move { engine.join(&message).await }).await?)
             }
-            Route::TrustToken => {
-                let message: TrustTokenRequest = json(request).await?;
+            Route::Access => {
+                let message: AccessRequest = json(request).await?;
                 let engine = self.engine()?;
-                answer::json(&whole(async move { engine.trust_token(&message.client).await }).await?)
+                answer::json(&whole(async move { engine.access(&message).await }).await?)
             }
             Route::RemoveMember => {
                 let message: RemoveMemberRequest = json(request).await?;
                 let engine = self.engine()?;
-                whole(async move { engine.remove_member(&message.member, message.force).await }).await?;
+                whole(async move { engine.remove(&message).await }).await?;
                 Ok(answer::empty(StatusCode::NO_CONTENT))
             }
             Route::RestoreMember => {
                 let message: RestoreMemberRequest = json(request).await?;
                 let engine = self.engine()?;
-                whole(async move { engine.restore_member(&message.member).await }).await?;
+                whole(async move { engine.restore(&message).await }).await?;
                 Ok(answer::empty(StatusCode::NO_CONTENT))
             }
             Route::Instances => {
                 let engine = self.engine()?;
-                answer::json(&engine.instances().await.map_err(refused_by_engine)?)
+                answer::json(&engine.workloads().await.map_err(refused_by_engine)?)
             }
             Route::Reboot => self.stop(json(request).await?, Stop::Reboot),
             Route::Shutdown => self.stop(json(request).await?, Stop::Shutdown),
@@ -129,7 +132,7 @@ impl Api {
         status
     }
 
-    fn engine(&self) -> Result<Arc<Manager>, Refusal> {
+    fn engine(&self) -> Result<Arc<dyn Engine>, Refusal> {
         self.engine.clone().ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "this node has no engine"))
     }
 
@@ -197,6 +200,16 @@ impl Api {
         headers.insert(header::UPGRADE, header::HeaderValue::from_static("stead-exec"));
         Ok(response)
     }
+}
+
+/// The refusal of a request whose sender speaks another protocol. One without the header was made by hand.
+fn other_protocol(request: &Request<Incoming>) -> Option<Refusal> {
+    let theirs = request.headers().get(PROTOCOL_HEADER)?.to_str().unwrap_or("?");
+    if theirs.parse() == Ok(PROTOCOL) {
+        return None;
+    }
+    let why = format!("this agent speaks protocol {PROTOCOL}, the request protocol {theirs}");
+    Some(Refusal::new(StatusCode::BAD_REQUEST, why).hint("use the stead that built this node's image"))
 }
 
 /// Reads a JSON request, bounded in size and time.

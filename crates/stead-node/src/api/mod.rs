@@ -1,7 +1,7 @@
 //! The agent API's server side (see `stead_model::agent` for the routes).
 //!
 //! Owns the listener, its limits, and the way from a request to an answer. Does not own the node's state (the
-//! [`Handle`] does), the engine (the [`Manager`] does), nor children (the reaper does). One thread serves all; what
+//! [`Handle`] does), the engine (an [`Engine`] does), nor children (the reaper does). One thread serves all; what
 //! blocks (disks) goes to threads: logs through the runtime's pool, file transfers through a few of their own.
 
 mod addresses;
@@ -18,7 +18,7 @@ mod tests;
 pub use files::unpack;
 pub use route::{Route, RouteError, route};
 
-use crate::{engine::Manager, handle::Handle};
+use crate::{engine::Engine, handle::Handle};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
@@ -65,7 +65,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// The certificates are unusable, or the port is taken.
-pub async fn serve(spec: AgentSpec, handle: Handle, engine: Option<Arc<Manager>>) -> io::Result<()> {
+pub async fn serve(spec: AgentSpec, handle: Handle, engine: Option<Arc<dyn Engine>>) -> io::Result<()> {
     let listener = bind(spec.listen).await?;
     serve_on(listener, &spec, handle, engine).await
 }
@@ -101,7 +101,7 @@ pub async fn serve_on(
     listener: TcpListener,
     spec: &AgentSpec,
     handle: Handle,
-    engine: Option<Arc<Manager>>,
+    engine: Option<Arc<dyn Engine>>,
 ) -> io::Result<()> {
     let config = tls::server_config(&Identity::from(spec)).map_err(io::Error::other)?;
     let acceptor = TlsAcceptor::from(config);

@@ -37,8 +37,8 @@ pub enum Route {
     JoinToken,
     /// `POST /v1/engine/join`
     Join,
-    /// `POST /v1/engine/trust-token`
-    TrustToken,
+    /// `POST /v1/engine/access`
+    Access,
     /// `POST /v1/engine/remove`
     RemoveMember,
     /// `POST /v1/engine/restore`
@@ -85,7 +85,7 @@ pub fn route(method: &str, path_and_query: &str) -> Result<Route, RouteError> {
         "/v1/exec"
         | "/v1/engine/join-token"
         | "/v1/engine/join"
-        | "/v1/engine/trust-token"
+        | "/v1/engine/access"
         | "/v1/engine/remove"
         | "/v1/engine/restore"
         | "/v1/reboot"
@@ -130,7 +130,7 @@ pub fn route(method: &str, path_and_query: &str) -> Result<Route, RouteError> {
                 "/v1/exec" => Route::Exec,
                 "/v1/engine/join-token" => Route::JoinToken,
                 "/v1/engine/join" => Route::Join,
-                "/v1/engine/trust-token" => Route::TrustToken,
+                "/v1/engine/access" => Route::Access,
                 "/v1/engine/remove" => Route::RemoveMember,
                 "/v1/engine/restore" => Route::RestoreMember,
                 "/v1/reboot" => Route::Reboot,
@@ -186,7 +186,7 @@ mod tests {
             ("GET", "/v1/engine", Route::Engine),
             ("POST", "/v1/engine/join-token", Route::JoinToken),
             ("POST", "/v1/engine/join", Route::Join),
-            ("POST", "/v1/engine/trust-token", Route::TrustToken),
+            ("POST", "/v1/engine/access", Route::Access),
             ("POST", "/v1/engine/remove", Route::RemoveMember),
             ("POST", "/v1/engine/restore", Route::RestoreMember),
             ("GET", "/v1/engine/instances", Route::Instances),

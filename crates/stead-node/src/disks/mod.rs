@@ -6,6 +6,7 @@
 pub mod probe;
 
 use crate::{
+    blocking::blocking,
     command::{TOOL_PATH, read_some},
     handle::Handle,
     mounts::mount_filesystem,
@@ -355,7 +356,8 @@ pub async fn set_up(rules: &[DiskRule], handle: &Handle, in_namespace: bool) -> 
     let mut outcomes = Vec::new();
     let mut used = BTreeSet::new();
     for rule in rules {
-        let status = match find(rule, &used, in_namespace) {
+        let (wanted, taken) = (rule.clone(), used.clone());
+        let status = match blocking(move || find(&wanted, &taken, in_namespace)).await {
             None => DiskStatus {
                 name: rule.name.clone(),
                 device: None,
@@ -428,18 +430,39 @@ async fn set_up_one(
     device: &Path,
     reaper: &Reaper,
 ) -> Result<(DiskOutcome, String), DiskError> {
-    let mut content = look(device)?;
-    let outcome = match decide(&content, rule.filesystem, &rule.label) {
-        Decision::Refuse => return Err(occupied(device, &content, rule.filesystem, &rule.label)),
-        Decision::Use => DiskOutcome::Found,
-        Decision::Format => {
-            begin_format(device, &content, &rule.label)?;
-            format(device, rule, reaper).await?;
-            set_mark(device, None)?;
-            content = look(device)?;
-            DiskOutcome::Formatted
+    let owned = || (rule.clone(), device.to_owned());
+    let (of, path) = owned();
+    let (found, blank) = blocking(move || begin(&of, &path)).await?;
+    let (outcome, content) = match blank {
+        None => (DiskOutcome::Found, Some(found)),
+        Some(size) => {
+            format(device, size, rule, reaper).await?;
+            let path = device.to_owned();
+            blocking(move || set_mark(&path, None)).await?;
+            (DiskOutcome::Formatted, None)
         }
     };
+    let (of, path) = owned();
+    Ok((outcome, blocking(move || mount_rule(&of, &path, content)).await?))
+}
+
+/// Looks at a device and decides; begins the format of a blank one, whose size it returns then. Blocks.
+fn begin(rule: &DiskRule, device: &Path) -> Result<(Content, Option<u64>), DiskError> {
+    let content = look(device)?;
+    match decide(&content, rule.filesystem, &rule.label) {
+        Decision::Refuse => Err(occupied(device, &content, rule.filesystem, &rule.label)),
+        Decision::Use => Ok((content, None)),
+        Decision::Format => {
+            begin_format(device, &content, &rule.label)?;
+            Ok((content, Some(size_of(device)?)))
+        }
+    }
+}
+
+/// Mounts the filesystem and its binds, as far as the rule wants that; details for a person. `content`: what is on the
+/// device, when somebody has looked since it was formatted. Blocks, long when the kernel replays a journal.
+fn mount_rule(rule: &DiskRule, device: &Path, content: Option<Content>) -> Result<String, DiskError> {
+    let content = content.map_or_else(|| look(device), Ok)?;
     let mut detail = content.to_string();
     if let Some(mount) = &rule.mount {
         let target = Path::new(mount);
@@ -458,11 +481,11 @@ async fn set_up_one(
         }
         detail = format!("{detail} on {mount}");
     }
-    Ok((outcome, detail))
+    Ok(detail)
 }
 
-async fn format(device: &Path, rule: &DiskRule, reaper: &Reaper) -> Result<(), DiskError> {
-    let (program, arguments) = format_command(rule.filesystem, &rule.label, device, size_of(device)?);
+async fn format(device: &Path, size: u64, rule: &DiskRule, reaper: &Reaper) -> Result<(), DiskError> {
+    let (program, arguments) = format_command(rule.filesystem, &rule.label, device, size);
     let failed = |why: String| DiskError::Format { device: device.to_owned(), program, why };
     let mut running = reaper.spawn(&mut tool(program, &arguments)).map_err(|e| failed(e.to_string()))?;
     let said = running.child.stderr.take().map(read_some);

@@ -187,6 +187,12 @@ impl Node {
         Self::boot_raw(&paths, &format!(r#"{{"schema":1,"cluster":"c","name":"n1"{spec}}}"#), &[], None)
     }
 
+    /// With devices attached by somebody else.
+    pub fn boot_with_devices(layers: &Layers, spec: &str, devices: &[(&str, &Path)]) -> Self {
+        let spec = format!(r#"{{"schema":1,"cluster":"c","name":"n1",{spec}}}"#);
+        Self::boot_devices(&layers.paths(), &spec, devices, None)
+    }
+
     /// The same in a network namespace that is there already.
     pub fn boot_in(layers: &Layers, spec: &str, disks: &[(&str, &Disk)], netns: Option<&str>) -> Self {
         let spec = format!(
@@ -198,11 +204,16 @@ impl Node {
 
     /// With any text as spec and any layers.
     pub fn boot_raw(layers: &[PathBuf], spec: &str, disks: &[(&str, &Disk)], netns: Option<&str>) -> Self {
+        let devices: Vec<(&str, &Path)> = disks.iter().map(|(s, d)| (*s, d.device.as_path())).collect();
+        Self::boot_devices(layers, spec, &devices, netns)
+    }
+
+    fn boot_devices(layers: &[PathBuf], spec: &str, devices: &[(&str, &Path)], netns: Option<&str>) -> Self {
         let dir = tempfile::Builder::new().prefix("stead-node-machine-").tempdir().unwrap();
         let spec_dir = dir.path().join("spec");
         fs::create_dir(&spec_dir).unwrap();
         fs::write(spec_dir.join("node.json"), spec).unwrap();
-        let disks: BTreeMap<&str, &Path> = disks.iter().map(|(s, d)| (*s, d.device.as_path())).collect();
+        let disks: BTreeMap<&str, &Path> = devices.iter().copied().collect();
         let boot = serde_json::json!({"layers": layers, "spec_dir": spec_dir, "disks": disks, "root_limit": "64MiB"});
         let file = dir.path().join("boot.json");
         fs::write(&file, boot.to_string()).unwrap();

@@ -293,7 +293,6 @@ impl Node {
                 "--wd=/",
             ])
             .args(["/run/engine-driver", &self.name()])
-            .arg(format!("/var/lib/{}/unix.socket", self.kind.name()))
             .arg(spec.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -31,7 +31,9 @@ impl Run for Env {
             return Ok(Exit::SUCCESS);
         }
         let env = app.wait(async { Ok(client_env::client_env(host, &self.cluster).await?) })?;
-        app.output.print(format!("export {}={}\n", env.variable, quoted(&env.dir.to_string_lossy())))?;
+        for (variable, value) in &env.environment {
+            app.output.print(format!("export {variable}={}\n", quoted(value)))?;
+        }
         Ok(Exit::SUCCESS)
     }
 }

@@ -24,18 +24,23 @@ async fn connect(node: &Node) -> TlsStream<TcpStream> {
     connector.connect(tls::server_name(&name("n1")).unwrap(), tcp).await.unwrap()
 }
 
-/// Status and body of the answer to raw bytes.
-async fn raw(node: &Node, request: &[u8]) -> (u16, String) {
+/// The answer to raw bytes.
+pub async fn whole(node: &Node, request: &[u8]) -> String {
     let mut stream = connect(node).await;
     let _ = stream.write_all(request).await;
     let mut answer = Vec::new();
     let _ = timeout(Duration::from_secs(60), stream.read_to_end(&mut answer)).await.expect("an answer");
-    let answer = String::from_utf8(answer).unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+/// Status and body of the answer to raw bytes.
+async fn raw(node: &Node, request: &[u8]) -> (u16, String) {
+    let answer = whole(node, request).await;
     let status = answer.split(' ').nth(1).map_or(0, |s| s.parse().unwrap());
     (status, answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned())
 }
 
-fn head(line: &str, more: &str) -> Vec<u8> {
+pub fn head(line: &str, more: &str) -> Vec<u8> {
     format!("{line} HTTP/1.1\r\nhost: n1\r\nconnection: close\r\n{more}\r\n").into_bytes()
 }
 

@@ -4,6 +4,7 @@ mod exec;
 mod files;
 mod http;
 mod logs;
+mod protocol;
 mod trust;
 
 use super::serve_on;

@@ -1,6 +1,6 @@
 //! What a member does to the cluster on behalf of others: makes way for one that joins again, removes one.
 
-use super::{EngineError, chain, engine};
+use super::{IncusError, chain, engine};
 use std::time::Duration;
 use stead_incus::{Client, Error, requests, requests::cluster::MemberAction, tls, types::Member};
 use tokio::time::{Instant, sleep};
@@ -15,15 +15,15 @@ const PENDING: u8 = 1;
 ///
 /// # Errors
 /// There is such a member, and it is well or not empty.
-pub async fn make_way(client: &Client, name: &str) -> Result<(), EngineError> {
+pub async fn make_way(client: &Client, name: &str) -> Result<(), IncusError> {
     unpend(client, name).await?;
     let found = members(client).await?;
     let Some(member) = found.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
     if let Some(sign) = sign_of_life(client, &member).await? {
-        return Err(EngineError::AlreadyMember { member: name.to_owned(), sign });
+        return Err(IncusError::AlreadyMember { member: name.to_owned(), sign });
     }
     if let Some(holds) = holds(client, name).await? {
-        return Err(EngineError::StaleMember { member: name.to_owned(), holds });
+        return Err(IncusError::StaleMember { member: name.to_owned(), holds });
     }
     remove_now(client, name, true).await
 }
@@ -32,7 +32,7 @@ pub async fn make_way(client: &Client, name: &str) -> Result<(), EngineError> {
 ///
 /// # Errors
 /// The engine's.
-pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), EngineError> {
+pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), IncusError> {
     unpend(client, name).await?;
     let found = members(client).await?;
     let Some(member) = found.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
@@ -46,7 +46,7 @@ pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), Engi
 ///
 /// # Errors
 /// The engine's.
-pub async fn restore(client: &Client, name: &str) -> Result<(), EngineError> {
+pub async fn restore(client: &Client, name: &str) -> Result<(), IncusError> {
     let found = members(client).await?;
     let evacuated = found.iter().any(|m| m.server_name == name && m.status == "Evacuated");
     if evacuated {
@@ -55,7 +55,7 @@ pub async fn restore(client: &Client, name: &str) -> Result<(), EngineError> {
     Ok(())
 }
 
-async fn remove_now(client: &Client, name: &str, force: bool) -> Result<(), EngineError> {
+async fn remove_now(client: &Client, name: &str, force: bool) -> Result<(), IncusError> {
     match client.remove_member(name, force).await {
         Err(e) if !e.is_not_found() => Err(engine("remove the member")(e)),
         _ => Ok(()),
@@ -64,7 +64,7 @@ async fn remove_now(client: &Client, name: &str, force: bool) -> Result<(), Engi
 
 /// Turns a pending member into an ordinary one, which can be removed, and removes it. The API neither shows pending
 /// members nor removes them, and refuses their names and addresses to others.
-async fn unpend(client: &Client, name: &str) -> Result<(), EngineError> {
+async fn unpend(client: &Client, name: &str) -> Result<(), IncusError> {
     let failed = || engine("look for a half-joined member");
     let question = requests::server::sql(
         "global",
@@ -99,7 +99,7 @@ async fn unlocked<T, A: Future<Output = Result<T, Error>>>(ask: impl Fn() -> A) 
     }
 }
 
-async fn members(client: &Client) -> Result<Vec<Member>, EngineError> {
+async fn members(client: &Client) -> Result<Vec<Member>, IncusError> {
     unlocked(|| client.members()).await.map_err(engine("list members"))
 }
 
@@ -113,7 +113,7 @@ fn quoted(text: &str) -> String {
 ///
 /// # Errors
 /// This member does not answer.
-async fn sign_of_life(client: &Client, member: &Member) -> Result<Option<String>, EngineError> {
+async fn sign_of_life(client: &Client, member: &Member) -> Result<Option<String>, IncusError> {
     let address = member.url.trim_start_matches("https://");
     let server = unlocked(|| client.server()).await.map_err(engine("look at this member"))?.value;
     let begun = Instant::now();
@@ -134,7 +134,7 @@ async fn sign_of_life(client: &Client, member: &Member) -> Result<Option<String>
 }
 
 /// What is on the member, if anything.
-async fn holds(client: &Client, name: &str) -> Result<Option<String>, EngineError> {
+async fn holds(client: &Client, name: &str) -> Result<Option<String>, IncusError> {
     let instances = client.instances().await.map_err(engine("list instances"))?;
     Ok(instances.into_iter().find(|i| i.location == name).map(|i| format!("instance {}", i.name)))
 }

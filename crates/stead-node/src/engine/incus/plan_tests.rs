@@ -1,5 +1,5 @@
 use super::*;
-use crate::engine::preseed;
+use crate::engine::incus::preseed;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use stead_model::{

@@ -2,7 +2,7 @@
 //! cut short before.
 
 use super::{
-    EAGER_POLL, EngineError, Manager, ONLINE_PATIENCE, WATCH_TIMEOUT, act, chain, daemon, engine, is_online,
+    EAGER_POLL, Incus, IncusError, ONLINE_PATIENCE, WATCH_TIMEOUT, act, chain, daemon, engine, is_online,
     journal::Phase,
     plan,
     preseed::{self, Preseed},
@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-use stead_incus::{Client, Error, JoinToken, requests, requests::cluster::Join, types::Server};
+use stead_incus::{Error, JoinToken, requests, requests::cluster::Join, types::Server};
 use stead_model::{
     agent::{EngineState, EventKind},
     node::EngineRole,
@@ -25,22 +25,22 @@ const HALF_FORMED_PATIENCE: Duration = Duration::from_secs(45);
 /// Pause after a failure, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 
-impl Manager {
-    fn attached_device(&self) -> Result<Option<PathBuf>, EngineError> {
+impl Incus {
+    fn attached_device(&self) -> Result<Option<PathBuf>, IncusError> {
         match (&self.spec.storage_disk, self.device()) {
-            (Some(serial), None) => Err(EngineError::NoDisk(serial.clone())),
+            (Some(serial), None) => Err(IncusError::NoDisk(serial.clone())),
             (_, device) => Ok(device),
         }
     }
-    fn wanted(&self, device: Option<&Path>) -> Result<Preseed, EngineError> {
+    fn wanted(&self, device: Option<&Path>) -> Result<Preseed, IncusError> {
         let source = device.map(|d| d.to_string_lossy().into_owned());
         Ok(preseed::wanted(&self.spec, source.as_deref())?)
     }
 
     /// Notes a first start that is yet to come; what one that was cut short left is taken away, since the daemon may wait
-    /// for ever on what it had half made. To be called while it does not run.
-    pub(super) fn begin_anew_if_cut_short(&self) -> Result<(), EngineError> {
-        let journal = |source| EngineError::Journal { directory: self.directory.clone(), source };
+    /// for ever on what it had half made. To be called while it does not run. Blocks.
+    pub(super) fn begin_anew_if_cut_short(&self) -> Result<(), IncusError> {
+        let journal = |source| IncusError::Journal { directory: self.directory.clone(), source };
         self.journal.note_first_start().map_err(journal)?;
         if self.journal.read() == Phase::Starting && self.directory.join("database").exists() {
             self.handle.note(EventKind::Engine, "engine: its first start was cut short: it begins anew");
@@ -50,14 +50,14 @@ impl Manager {
     }
 
     /// Until the engine is settled: a member, or waiting for a token.
-    pub(super) async fn bootstrap(&self, client: &Client) {
+    pub(super) async fn bootstrap(&self) {
         let (mut pause, mut patience) = (RETRY.0, HALF_FORMED_PATIENCE);
         loop {
-            match self.settle(client, &mut patience).await {
+            match self.settle(&mut patience).await {
                 Ok(()) => return,
                 Err(e) => {
                     let why = chain(&e);
-                    if self.status().detail.as_deref() != Some(&why) {
+                    if self.last_seen().detail.as_deref() != Some(&why) {
                         self.handle.note(EventKind::Engine, format!("engine: {why}"));
                     }
                     self.set(EngineState::Failed, Some(why));
@@ -68,11 +68,11 @@ impl Manager {
         }
     }
 
-    async fn settle(&self, client: &Client, patience: &mut Duration) -> Result<(), EngineError> {
+    async fn settle(&self, patience: &mut Duration) -> Result<(), IncusError> {
         let _forming = self.forming.lock().await;
         while self.is_unfinished() {
             let what = tokio::select! {
-                () = self.await_formed(client) => break,
+                () = self.await_formed() => break,
                 what = daemon::comes_to_nothing(&self.directory, *patience) => what,
             };
             *patience *= 2;
@@ -80,33 +80,33 @@ impl Manager {
                 .note(EventKind::Engine, format!("engine: it was interrupted and {what}: starting over"));
             self.put_away().await?;
         }
-        let server = self.await_api(client, Duration::MAX).await?;
+        let server = self.await_api(Duration::MAX).await?;
         if server.environment.server_clustered {
             // Whether it is online is for the watch to tell, once it has been.
             if self.is_unfinished() {
-                self.await_online(client, ONLINE_PATIENCE).await?;
+                self.await_online(ONLINE_PATIENCE).await?;
             }
-            return self.joined();
+            return self.joined().await;
         }
         match (self.spec.role, self.journal.read()) {
             (_, Phase::Joining) => {
                 // Its database may hold any part of what a join leaves there; a fresh one is a second's work.
                 self.handle.note(EventKind::Engine, "engine: a join was interrupted: starting over");
                 self.put_away().await?;
-                self.await_api(client, Duration::MAX).await?;
-                self.await_token()
+                self.await_api(Duration::MAX).await?;
+                self.await_token().await
             }
-            (_, Phase::Member | Phase::Removed) => self.was_removed(),
-            (EngineRole::Init, _) => self.initialise(client, &server).await,
-            _ => self.await_token(),
+            (_, Phase::Member | Phase::Removed) => self.was_removed().await,
+            (EngineRole::Init, _) => self.initialise(&server).await,
+            _ => self.await_token().await,
         }
     }
 
-    fn await_token(&self) -> Result<(), EngineError> {
+    async fn await_token(&self) -> Result<(), IncusError> {
         if self.journal.read() == Phase::Removed {
-            return self.was_removed();
+            return self.was_removed().await;
         }
-        self.write_journal(Phase::Fresh)?;
+        self.write_journal(Phase::Fresh).await?;
         self.set(EngineState::Waiting, Some("waits for a join token".into()));
         Ok(())
     }
@@ -117,24 +117,24 @@ impl Manager {
     }
 
     /// An untouched engine again; the supervisor starts it.
-    async fn put_away(&self) -> Result<(), EngineError> {
+    async fn put_away(&self) -> Result<(), IncusError> {
         // A first node that joins was removed before, and must not begin a cluster of its own now.
         let then = match (self.spec.role, self.journal.read()) {
             (EngineRole::Init, Phase::Joining) => Phase::Removed,
             _ => Phase::Starting,
         };
         reset::reset(&self.socket, &self.directory).await?;
-        self.write_journal(then)
+        self.write_journal(then).await
     }
 
     /// An interrupted forming has come to a good end either way: not clustered, or a member and online.
-    async fn await_formed(&self, client: &Client) {
+    async fn await_formed(&self) {
         loop {
-            if let Ok(server) = self.ask_server(client).await {
+            if let Ok(server) = self.ask_server().await {
                 if !server.environment.server_clustered {
                     return;
                 }
-                if self.own_member(client).await.is_ok_and(|m| is_online(&m)) {
+                if self.own_member().await.is_ok_and(|m| is_online(&m)) {
                     return;
                 }
             }
@@ -142,44 +142,39 @@ impl Manager {
         }
     }
 
-    async fn initialise(&self, client: &Client, server: &Server) -> Result<(), EngineError> {
+    async fn initialise(&self, server: &Server) -> Result<(), IncusError> {
         self.set(EngineState::Forming, None);
         let device = self.attached_device()?;
         let wanted = self.wanted(device.as_deref())?;
-        let observed = act::observe(client, server, device.as_deref(), &self.directory)
+        let observed = act::observe(&self.client, server, device.as_deref(), &self.directory)
             .await
             .map_err(step("look at the engine"))?;
         let steps = plan::init(&wanted, self.node.as_str(), &observed)?;
-        self.write_journal(Phase::Initialising)?;
+        self.write_journal(Phase::Initialising).await?;
         self.handle.note(EventKind::Engine, "engine: initialising");
         for s in &steps {
-            let done = self.beside_linking(device.as_deref(), act::apply(client, s)).await;
+            let done = self.beside_linking(device.as_deref(), act::apply(&self.client, s)).await;
             if let Err(e) = done {
                 let broken = matches!(s, plan::Step::Bootstrap { .. });
                 if broken {
                     self.put_away().await?;
                 }
-                return Err(EngineError::Step { action: action_of(s), source: e });
+                return Err(IncusError::Step { action: action_of(s), source: e });
             }
         }
-        self.await_online(client, ONLINE_PATIENCE).await?;
-        self.joined()
+        self.await_online(ONLINE_PATIENCE).await?;
+        self.joined().await
     }
 
-    pub(super) async fn join_with(
-        &self,
-        client: &Client,
-        server: &Server,
-        text: &str,
-    ) -> Result<(), EngineError> {
+    pub(super) async fn join_with(&self, server: &Server, text: &str) -> Result<(), IncusError> {
         let token = JoinToken::decode(text)?;
         if token.server_name != self.node.as_str() {
-            return Err(EngineError::OtherName { wanted: token.server_name, node: self.node.to_string() });
+            return Err(IncusError::OtherName { wanted: token.server_name, node: self.node.to_string() });
         }
         self.set(EngineState::Forming, None);
         let device = self.attached_device()?;
         let wanted = self.wanted(device.as_deref())?;
-        let (_, certificate) = tokio::try_join!(self.clear_way(client, server), async {
+        let (_, certificate) = tokio::try_join!(self.clear_way(server), async {
             act::cluster_certificate(&token).await.map_err(step("find the cluster to join"))
         })?;
         let (cluster_address, cluster_certificate) = certificate;
@@ -194,21 +189,21 @@ impl Manager {
             member_config: &wanted.member_config(),
         };
         let before = self.journal.read();
-        self.write_journal(Phase::Joining)?;
+        self.write_journal(Phase::Joining).await?;
         self.handle.note(EventKind::Engine, "engine: joining");
         let joined = tokio::select! {
-            joined = self.beside_linking(device.as_deref(), client.join_cluster(&join)) => {
+            joined = self.beside_linking(device.as_deref(), self.client.join_cluster(&join)) => {
                 joined.map_err(|e| (left_by(&e), engine("join")(e)))
             }
             what = daemon::interrupted_for_good(&self.directory, HALF_FORMED_PATIENCE) => {
-                Err((Left::HalfFormed, EngineError::Interrupted { action: "join", what }))
+                Err((Left::HalfFormed, IncusError::Interrupted { action: "join", what }))
             }
         };
         if let Err((left, e)) = joined {
-            let a_member = left == Left::Unknown && self.is_member_after_all(client).await;
+            let a_member = left == Left::Unknown && self.is_member_after_all().await;
             match left {
                 _ if a_member => {}
-                Left::Untouched => self.write_journal(before)?,
+                Left::Untouched => self.write_journal(before).await?,
                 Left::Unknown | Left::HalfFormed => self.put_away().await?,
             }
             if !a_member {
@@ -220,7 +215,7 @@ impl Manager {
             k != "cluster.https_address" && !(k == "core.https_address" && v == server_address)
         });
         if !own.is_empty() {
-            client
+            self.client
                 .run(&requests::server::patch_config(&own), WATCH_TIMEOUT)
                 .await
                 .map_err(engine("change the member's own settings"))?;
@@ -229,23 +224,23 @@ impl Manager {
     }
 
     /// Whether an engine whose join had no answer comes up as a member and online.
-    async fn is_member_after_all(&self, client: &Client) -> bool {
+    async fn is_member_after_all(&self) -> bool {
         tokio::select! {
-            () = self.await_formed(client) => {
-                self.ask_server(client).await.is_ok_and(|s| s.environment.server_clustered)
+            () = self.await_formed() => {
+                self.ask_server().await.is_ok_and(|s| s.environment.server_clustered)
             }
             _ = daemon::comes_to_nothing(&self.directory, HALF_FORMED_PATIENCE) => false,
         }
     }
 
     /// Nothing that was left by an earlier try stands in the way of a join.
-    async fn clear_way(&self, client: &Client, server: &Server) -> Result<(), EngineError> {
+    async fn clear_way(&self, server: &Server) -> Result<(), IncusError> {
         let device = self.device();
-        let observed = act::observe(client, server, device.as_deref(), &self.directory)
+        let observed = act::observe(&self.client, server, device.as_deref(), &self.directory)
             .await
             .map_err(step("look at the engine"))?;
         for s in plan::before_join(&observed)? {
-            act::apply(client, &s).await.map_err(step(action_of(&s)))?;
+            act::apply(&self.client, &s).await.map_err(step(action_of(&s)))?;
         }
         Ok(())
     }
@@ -262,16 +257,16 @@ impl Manager {
     }
 
     /// The API answers; the server as it is.
-    pub(super) async fn await_api(&self, client: &Client, patience: Duration) -> Result<Server, EngineError> {
+    pub(super) async fn await_api(&self, patience: Duration) -> Result<Server, IncusError> {
         let begun = Instant::now();
         loop {
-            match self.ask_server(client).await {
+            match self.ask_server().await {
                 Ok(server) => {
                     self.learn(&server);
                     return Ok(server);
                 }
                 Err(e) if begun.elapsed() > patience => {
-                    return Err(EngineError::Engine { action: "wait for the engine's API", source: e });
+                    return Err(IncusError::Engine { action: "wait for the engine's API", source: e });
                 }
                 Err(Error::Timeout { .. }) if self.journal.read() == Phase::Member => {
                     self.set(EngineState::Offline, Some("the engine does not answer: no quorum?".into()));
@@ -282,15 +277,15 @@ impl Manager {
         }
     }
 
-    pub(super) async fn await_online(&self, client: &Client, patience: Duration) -> Result<(), EngineError> {
+    pub(super) async fn await_online(&self, patience: Duration) -> Result<(), IncusError> {
         let wait = async {
-            while !self.own_member(client).await.is_ok_and(|m| is_online(&m)) {
+            while !self.own_member().await.is_ok_and(|m| is_online(&m)) {
                 sleep(EAGER_POLL).await;
             }
         };
         timeout(patience, wait)
             .await
-            .map_err(|_| EngineError::Patience { what: "coming online in the cluster", after: patience })
+            .map_err(|_| IncusError::Patience { what: "coming online in the cluster", after: patience })
     }
 }
 

@@ -5,6 +5,7 @@
 //! may go. Files anywhere in its storage pools are taken as a sign to the contrary: then nothing is touched.
 
 use super::{daemon, disk};
+use crate::blocking::blocking;
 use rustix::{
     mount::{UnmountFlags, unmount},
     process::Signal,
@@ -51,8 +52,24 @@ pub enum ResetError {
 /// # Errors
 /// [`ResetError`]; nothing is changed by [`ResetError::InUse`] and [`ResetError::NotEngine`].
 pub async fn reset(socket: &Path, directory: &Path) -> Result<(), ResetError> {
+    let (socket, owned) = (socket.to_owned(), directory.to_owned());
+    let (stopped, discarded) = blocking(move || stop_and_discard(&socket, &owned)).await?;
+    daemon::signal(&stopped, Signal::KILL);
+    daemon::await_death(&stopped).await.map_err(ResetError::Alive)?;
+    discarded?;
     let pools = directory.join("storage-pools");
-    for pool in entries(&pools) {
+    blocking(move || {
+        entries(&pools).iter().try_for_each(|pool| remove_pool(pool).map_err(failed("remove", pool)))
+    })
+    .await
+}
+
+/// The processes that were stopped and now must end, and whether the database could be discarded. Blocks.
+fn stop_and_discard(
+    socket: &Path,
+    directory: &Path,
+) -> Result<(BTreeSet<i32>, Result<(), ResetError>), ResetError> {
+    for pool in entries(&directory.join("storage-pools")) {
         if !disk::only_directories(&pool).unwrap_or(false) {
             return Err(ResetError::InUse(pool));
         }
@@ -70,13 +87,7 @@ pub async fn reset(socket: &Path, directory: &Path) -> Result<(), ResetError> {
             break discarded;
         }
     };
-    daemon::signal(&stopped, Signal::KILL);
-    daemon::await_death(&stopped).await.map_err(ResetError::Alive)?;
-    discarded?;
-    for pool in entries(&pools) {
-        remove_pool(&pool).map_err(failed("remove", &pool))?;
-    }
-    Ok(())
+    Ok((stopped, discarded))
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ResetError + use<> {

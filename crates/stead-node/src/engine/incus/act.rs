@@ -5,11 +5,17 @@ use super::{
     plan::{Observed, Step},
     reset,
 };
+use crate::blocking::blocking;
 use futures_util::{StreamExt as _, future, stream::FuturesUnordered};
 use std::{
     io::ErrorKind,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 use stead_incus::{
@@ -17,7 +23,7 @@ use stead_incus::{
     client::OPERATION_TIMEOUT,
     requests::{networks, profiles, projects, server, storage},
     tls,
-    types::{Server, StoragePool},
+    types::Server,
 };
 
 /// A member of the token that is up answers a handshake in milliseconds.
@@ -100,12 +106,42 @@ pub async fn observe(
             profiles.extend(found.into_iter().map(|p| (project.name.clone(), p)));
         }
     }
+    let (device, owned) = (device.map(Path::to_owned), directory.to_owned());
+    let names = pools.iter().map(|p| p.name.clone()).collect();
+    let Storage { disk, disk_unused, leftovers } =
+        blocking(move || look_at_storage(device, &owned, names)).await?;
+    Ok(Observed {
+        clustered: false,
+        config: server.config.clone(),
+        pools,
+        networks,
+        projects: all_projects,
+        profiles,
+        disk,
+        disk_unused,
+        leftovers,
+        pools_directory: directory.join("storage-pools"),
+    })
+}
+
+/// What is on the storage disk and in the engine's directory.
+struct Storage {
+    disk: Option<Disk>,
+    disk_unused: bool,
+    leftovers: Vec<(PathBuf, bool)>,
+}
+
+/// Reads the disk, and mounts its pool when that tells whether anybody has used it: blocks.
+fn look_at_storage(
+    device: Option<PathBuf>,
+    directory: &Path,
+    pools: Vec<String>,
+) -> Result<Storage, ActError> {
     let leftovers = leftovers(directory, &pools);
     let mut disk_unused = false;
     let disk = match device {
         None => None,
         Some(device) => {
-            let device = device.to_owned();
             let failed = |action| {
                 let device = device.clone();
                 move |source| ActError::Disk { action, device, source }
@@ -122,26 +158,15 @@ pub async fn observe(
             Some(Disk { device, content })
         }
     };
-    Ok(Observed {
-        clustered: false,
-        config: server.config.clone(),
-        pools,
-        networks,
-        projects: all_projects,
-        profiles,
-        disk,
-        disk_unused,
-        leftovers,
-        pools_directory: directory.join("storage-pools"),
-    })
+    Ok(Storage { disk, disk_unused, leftovers })
 }
 
 /// Directories under `storage-pools` that are none of the engine's pools, and whether they hold files (or cannot be
 /// looked into).
-fn leftovers(directory: &Path, pools: &[StoragePool]) -> Vec<(PathBuf, bool)> {
+fn leftovers(directory: &Path, pools: &[String]) -> Vec<(PathBuf, bool)> {
     reset::entries(&directory.join("storage-pools"))
         .into_iter()
-        .filter(|path| !pools.iter().any(|p| path.ends_with(&p.name)))
+        .filter(|path| !pools.iter().any(|p| path.ends_with(p)))
         .map(|path| {
             let holds_files = !disk::only_directories(&path).unwrap_or(false);
             (path, holds_files)
@@ -188,12 +213,15 @@ pub fn request(step: &Step) -> Option<Request> {
 /// The engine's or the disk's.
 pub async fn apply(client: &Client, step: &Step) -> Result<(), ActError> {
     if let Step::RemoveLeftover { path } = step {
-        return reset::remove_pool(path).map_err(|source| ActError::Leftover { path: path.clone(), source });
+        let owned = path.clone();
+        let removed = blocking(move || reset::remove_pool(&owned)).await;
+        return removed.map_err(|source| ActError::Leftover { path: path.clone(), source });
     }
     if let Step::WipeDisk { device } = step {
         let begun = tokio::time::Instant::now();
         loop {
-            match disk::wipe(device) {
+            let owned = device.clone();
+            match blocking(move || disk::wipe(&owned)).await {
                 Err(e) if e.kind() == ErrorKind::ResourceBusy && begun.elapsed() < UNMOUNT => {
                     tokio::time::sleep(LINK_POLL * 10).await;
                 }
@@ -216,12 +244,28 @@ pub async fn apply(client: &Client, step: &Step) -> Result<(), ActError> {
 /// Makes the by-uuid link of the storage disk as soon as there is a filesystem on it. Never ends without one; run it
 /// beside what makes the pool.
 pub async fn link_when_formatted(device: &Path, dev: &Path) -> std::convert::Infallible {
-    loop {
-        if let Some(uuid) = disk::btrfs_uuid(device) {
-            // A wiped pool's filesystem is made anew with another UUID: keep looking.
-            let _ = disk::link_by_uuid(&uuid, device, dev);
+    let unwanted = Arc::new(AtomicBool::new(false));
+    let _when_dropped = Flag(Arc::clone(&unwanted));
+    let (device, dev) = (device.to_owned(), dev.to_owned());
+    blocking(move || {
+        while !unwanted.load(Ordering::Relaxed) {
+            if let Some(uuid) = disk::btrfs_uuid(&device) {
+                // A wiped pool's filesystem is made anew with another UUID: keep looking.
+                let _ = disk::link_by_uuid(&uuid, &device, &dev);
+            }
+            thread::sleep(LINK_POLL);
         }
-        tokio::time::sleep(LINK_POLL).await;
+    })
+    .await;
+    future::pending().await
+}
+
+/// Raised when it is dropped.
+struct Flag(Arc<AtomicBool>);
+
+impl Drop for Flag {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

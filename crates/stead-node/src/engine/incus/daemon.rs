@@ -1,6 +1,7 @@
 //! The engine's daemon as a process: which one it is, whether it runs, whether it dies at every start. A daemon that is
 //! starting listens to nobody yet, so it is found by what it is and where it keeps its state.
 
+use crate::blocking::blocking;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     collections::BTreeSet,
@@ -96,10 +97,15 @@ pub async fn await_death(pids: &BTreeSet<i32>) -> Result<(), i32> {
 /// Ends when the daemon has died so many times since this was begun. Whether it answers in between is not looked at:
 /// whoever waits for that ends this with it.
 async fn died(directory: &Path, times: usize) {
-    let (mut last, mut deaths) = (running(directory), 0);
+    // Looking through all processes takes long on a host with many, and locks that others hold.
+    let look = || {
+        let directory = directory.to_owned();
+        blocking(move || running(&directory))
+    };
+    let (mut last, mut deaths) = (look().await, 0);
     while deaths < times {
         sleep(LOOK).await;
-        let now = running(directory);
+        let now = look().await;
         // Helpers come and go beside their daemon; it has died when nothing of it is left.
         if !last.is_empty() && now.is_disjoint(&last) {
             deaths += 1;
