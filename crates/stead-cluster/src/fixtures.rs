@@ -127,6 +127,7 @@ pub(crate) fn as_applied(desired: &Desired, engine: EngineState, members: &[&str
                     machine: Some(d.machine.clone()),
                     spec: Some(d.spec.clone()),
                     status: Some(status(&d.machine.name, Some((engine, None)))),
+                    other_version: None,
                 };
                 (d.machine.name.clone(), node)
             })

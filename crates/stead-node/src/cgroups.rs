@@ -3,13 +3,13 @@
 //! Owns names and files below `/sys/fs/cgroup`. What is mounted there at boot is planned by [`crate::boot`] from the
 //! [`Layout`] read here.
 
-use crate::mounts::Mounted;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
+use stead_os::mountinfo::Mount;
 
 /// Where cgroups are mounted in every node.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -40,11 +40,11 @@ impl Layout {
     }
 
     /// From the host's mounts. A v1 hierarchy counts once however often it is mounted.
-    pub fn from_mounts(mounts: &[Mounted]) -> Self {
+    pub fn from_mounts(mounts: &[Mount]) -> Self {
         let mut layout = Self { v1: Vec::new(), v2: mounts.iter().any(|m| m.filesystem == "cgroup2") };
         for mount in mounts.iter().filter(|m| m.filesystem == "cgroup") {
             let mut group: Vec<String> = mount
-                .options
+                .super_options
                 .iter()
                 .filter(|o| o.starts_with("name=") || CONTROLLERS.contains(&o.as_str()))
                 .cloned()
@@ -108,19 +108,19 @@ impl Tree {
     ///
     /// # Errors
     /// The first thing that could not be done, with the tree as far as it goes.
-    pub fn prepare(mounts: &[Mounted]) -> (Self, Vec<CgroupError>) {
+    pub fn prepare(mounts: &[Mount]) -> (Self, Vec<CgroupError>) {
         let mut errors = Vec::new();
         let mut roots = Vec::new();
-        let below = |m: &&Mounted| m.target.starts_with(ROOT);
+        let below = |m: &&Mount| m.at.starts_with(ROOT);
         for mount in mounts.iter().filter(below).filter(|m| m.filesystem == "cgroup2") {
-            if let Err(e) = delegate(&mount.target) {
+            if let Err(e) = delegate(&mount.at) {
                 errors.push(e);
             }
-            roots.push(mount.target.clone());
+            roots.push(mount.at.clone());
         }
         for mount in mounts.iter().filter(below).filter(|m| m.filesystem == "cgroup") {
-            if !mount.options.iter().any(|o| WITHOUT_SERVICES.contains(&o.as_str())) {
-                roots.push(mount.target.clone());
+            if !mount.super_options.iter().any(|o| WITHOUT_SERVICES.contains(&o.as_str())) {
+                roots.push(mount.at.clone());
             }
         }
         (Self { roots }, errors)
@@ -249,30 +249,40 @@ fn collect(folder: &Path, pids: &mut Vec<Pid>, depth: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mounts::parse;
+
+    fn mount(at: &str, filesystem: &str, options: &str) -> Mount {
+        Mount {
+            at: at.into(),
+            filesystem: filesystem.into(),
+            super_options: options.split(',').map(str::to_owned).collect(),
+            ..Mount::default()
+        }
+    }
 
     #[test]
     fn reads_hybrid_and_unified_hosts() {
-        let hybrid = Layout::from_mounts(&parse(
-            "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu,cpuacct 0 0\n\
-             cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\ncgroup /other cgroup rw,memory 0 0\n\
-             cgroup /sys/fs/cgroup/systemd cgroup rw,xattr,name=systemd 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n",
-        ));
+        let hybrid = Layout::from_mounts(&[
+            mount("/sys/fs/cgroup", "tmpfs", "rw"),
+            mount("/sys/fs/cgroup/cpu", "cgroup", "rw,cpu,cpuacct"),
+            mount("/sys/fs/cgroup/memory", "cgroup", "rw,memory"),
+            mount("/other", "cgroup", "rw,memory"),
+            mount("/sys/fs/cgroup/systemd", "cgroup", "rw,xattr,name=systemd"),
+            mount("/sys/fs/cgroup/unified", "cgroup2", "rw"),
+        ]);
         assert_eq!(
             hybrid.v1.iter().map(|g| Layout::folder(g)).collect::<Vec<_>>(),
             ["cpu,cpuacct", "memory", "systemd"]
         );
         assert_eq!(hybrid.unified_folder(), Some("unified"));
-        let unified = Layout::from_mounts(&parse(
-            "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate,memory_recursiveprot 0 0\n",
-        ));
+        let unified =
+            Layout::from_mounts(&[mount("/sys/fs/cgroup", "cgroup2", "rw,nsdelegate,memory_recursiveprot")]);
         assert_eq!(unified, Layout::unified());
         assert_eq!(unified.unified_folder(), Some(""));
     }
 
     #[test]
     fn a_host_without_the_systemd_hierarchy_gets_one() {
-        let layout = Layout::from_mounts(&parse("cgroup /c/memory cgroup rw,memory 0 0\n"));
+        let layout = Layout::from_mounts(&[mount("/c/memory", "cgroup", "rw,memory")]);
         assert_eq!(layout.v1, [vec!["memory".to_owned()], vec!["name=systemd".to_owned()]]);
         assert_eq!(layout.unified_folder(), None);
     }

@@ -27,14 +27,4 @@ pub mod services;
 pub mod state;
 pub mod sysctl;
 
-/// An error with all its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(c) = cause {
-        text.push_str(": ");
-        text.push_str(&c.to_string());
-        cause = c.source();
-    }
-    text
-}
+use stead_os::chain;

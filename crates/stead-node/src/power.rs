@@ -154,8 +154,8 @@ fn unmount_all(mode: Mode) {
         return;
     }
     for mount in mounts::current().iter().rev() {
-        if ["ext4", "xfs", "btrfs"].contains(&mount.filesystem.as_str()) && mount.target != Path::new("/") {
-            let _ = unmount(&mount.target, UnmountFlags::empty());
+        if ["ext4", "xfs", "btrfs"].contains(&mount.filesystem.as_str()) && mount.at != Path::new("/") {
+            let _ = unmount(&mount.at, UnmountFlags::empty());
         }
     }
     let _ = mount_remount("/", MountFlags::RDONLY, c"");

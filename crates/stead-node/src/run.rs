@@ -33,6 +33,7 @@ use stead_model::{
     node::{DATA_LABEL, SYSTEM_SPEC_PATH},
     recipe::{Filesystem, SystemSpec},
 };
+use stead_os::mountinfo;
 use tokio::sync::oneshot;
 
 /// Where logs are.
@@ -287,8 +288,8 @@ async fn keep_engine_off_overlay(state: &BootState, facts: &'static EngineFacts,
 
 fn mount_engine_folder(folder: &Path, upper: Option<&Upper>) -> io::Result<()> {
     let mounts = mounts::current();
-    if mounts::holding(&mounts, folder)
-        .is_some_and(|m| m.filesystem != "overlay" && m.target != Path::new("/"))
+    if mountinfo::holding(&mounts, folder)
+        .is_some_and(|m| m.filesystem != "overlay" && m.at != Path::new("/"))
     {
         return Ok(());
     }

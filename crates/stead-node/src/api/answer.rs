@@ -70,14 +70,3 @@ fn with_body(status: StatusCode, content_type: &'static str, body: Body) -> Resp
 fn whole(bytes: Vec<u8>) -> Body {
     Full::from(bytes).map_err(|never| match never {}).boxed_unsync()
 }
-
-/// An error with its causes, as one fragment.
-pub fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
-}

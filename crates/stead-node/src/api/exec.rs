@@ -92,11 +92,7 @@ where
         Ok(Ok(Some(Frame::Request(request)))) => request,
         Ok(Ok(Some(_))) => return refuse(writer, "the first frame is not a request").await,
         Ok(Err(e)) if e.kind() == io::ErrorKind::InvalidData => {
-            return refuse(
-                writer,
-                &format!("the first frame is not a request: {}", super::answer::causes(&e)),
-            )
-            .await;
+            return refuse(writer, &format!("the first frame is not a request: {}", crate::chain(&e))).await;
         }
         _ => return false,
     };

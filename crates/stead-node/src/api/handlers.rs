@@ -246,7 +246,7 @@ async fn whole<T: Send + 'static>(
 }
 
 fn refused_by_engine(error: EngineError) -> Refusal {
-    Refusal::new(StatusCode::BAD_GATEWAY, answer::causes(&error))
+    Refusal::new(StatusCode::BAD_GATEWAY, crate::chain(&error))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

@@ -133,14 +133,13 @@ impl Cgroups {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("stead-node-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let roots = stead_node::mounts::parse(&mounts).into_iter().filter(|m| {
+        let roots = stead_node::mounts::current().into_iter().filter(|m| {
             m.filesystem.starts_with("cgroup")
-                && !m.options.iter().any(|o| o == "cpuset")
-                && m.target.starts_with("/sys/fs/cgroup")
+                && !m.super_options.iter().any(|o| o == "cpuset")
+                && m.at.starts_with("/sys/fs/cgroup")
         });
         let folders: Vec<PathBuf> =
-            roots.map(|m| m.target.join(&name)).filter(|f| fs::create_dir(f).is_ok()).collect();
+            roots.map(|m| m.at.join(&name)).filter(|f| fs::create_dir(f).is_ok()).collect();
         Self(folders)
     }
 }

@@ -101,7 +101,7 @@ pub async fn put(path: String, mut body: Incoming, transfers: &Arc<Semaphore>) -
             unpack::UnpackError::Read(_) | unpack::UnpackError::Refused { .. } => StatusCode::BAD_REQUEST,
             unpack::UnpackError::Write { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        return Err(Refusal::new(status, answer::causes(&error)));
+        return Err(Refusal::new(status, crate::chain(&error)));
     }
     Ok(answer::empty(StatusCode::NO_CONTENT))
 }
