@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn says_which_line_is_wrong() {
+    fn names_the_bad_line() {
         let line = |text: &str| match parse(text.as_bytes()) {
             Err(MetricsError::Line { line, why }) => (line, why),
             other => panic!("{other:?}"),

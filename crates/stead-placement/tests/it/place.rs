@@ -99,14 +99,14 @@ proptest! {
         let everything: Vec<usize> = (old..all.instances.len()).collect();
         let placeable: Vec<usize> =
             everything.iter().copied().filter(|i| any_way(&oracle, old, &lot(*i))).collect();
-        let told: BTreeSet<usize> = made
+        let reported: BTreeSet<usize> = made
             .refused
             .iter()
             .filter(|r| r.verdict == Verdict::Impossible)
             .map(|r| number(r.instance.clone()))
             .collect();
         let impossible: BTreeSet<usize> = everything.iter().copied().filter(|i| !placeable.contains(i)).collect();
-        prop_assert_eq!(told, impossible, "{:#?}", made);
+        prop_assert_eq!(reported, impossible, "{:#?}", made);
         // The rest is placed if it can be placed together; otherwise the verdict says that it cannot.
         let together = any_way(&oracle, old, &placeable);
         let left: Vec<_> = made.refused.iter().filter(|r| r.verdict != Verdict::Impossible).collect();

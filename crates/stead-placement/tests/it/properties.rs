@@ -111,8 +111,8 @@ proptest! {
         let oracle = Oracle::new(&s, &p);
         let reachable = oracle.reachable();
         let begin = oracle.wrong(oracle.start());
-        let told: BTreeSet<Wrong> = made.report.violations.iter().map(Wrong::of).collect();
-        prop_assert_eq!(begin.keys().cloned().collect::<BTreeSet<_>>(), told);
+        let reported: BTreeSet<Wrong> = made.report.violations.iter().map(Wrong::of).collect();
+        prop_assert_eq!(begin.keys().cloned().collect::<BTreeSet<_>>(), reported);
         let no_worse = |(w, amount): (&Wrong, &u64)| begin.get(w).is_some_and(|before| amount <= before);
         let fewest = reachable.values().filter(|w| w.iter().all(no_worse)).map(|w| w.len()).min().unwrap();
         prop_assert_eq!(made.report.refusals.len(), fewest, "{:#?}", made);
@@ -141,7 +141,7 @@ proptest! {
 /// Small clusters check that the proofs without a search are right; this test checks that they are found in a cluster too
 /// large for an exhaustive search.
 #[test]
-fn large_clusters_tell_what_is_impossible() {
+fn large_clusters_report_what_is_impossible() {
     let mut s = Snapshot {
         members: (0..40).map(|n| crate::common::member(n, 16, 16)).collect(),
         instances: (0..60).map(|n| crate::common::instance(n, n % 20, 2, 1)).collect(),
@@ -151,8 +151,8 @@ fn large_clusters_tell_what_is_impossible() {
     let p =
         Policy { drain: [s.members[0].name.clone(), s.members[1].name.clone()].into(), ..Policy::default() };
     let made = planned(&s, &p);
-    let told: Vec<String> = made.report.refusals.iter().map(ToString::to_string).collect();
-    insta::assert_snapshot!(told.join("\n"), @r"
+    let reported: Vec<String> = made.report.refusals.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(reported.join("\n"), @r"
     i0 should not be on n0, which is being drained: impossible: no member has 17 MiB of memory free: the most is 16 MiB, on n10, even if everything movable were moved away; n1: is being drained
     i1 should not be on n1, which is being drained: impossible: it is tied to its member
     n0 has promised 17 MiB of memory but has only 16 MiB: impossible: i0 cannot be moved away: no member has 17 MiB of memory free: the most is 16 MiB, on n10, even if everything movable were moved away; n1: is being drained

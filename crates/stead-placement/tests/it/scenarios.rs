@@ -94,7 +94,7 @@ fn an_exchange_goes_by_a_third_member() {
 }
 
 #[test]
-fn a_member_is_emptied_as_far_as_there_is_room() {
+fn a_member_is_drained_as_far_as_there_is_room() {
     let mut s = cluster(&[16, 16, 8], &[(0, 12), (0, 2), (1, 6), (2, 2)]);
     s.instances[1].pinned = true;
     let p = Policy { drain: [s.members[0].name.clone()].into(), ..Policy::default() };
