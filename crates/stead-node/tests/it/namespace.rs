@@ -1,7 +1,6 @@
 //! A node in namespaces: root, services, their end, and rescue.
 
-mod common;
-use common::{Layers, Node, skip};
+use crate::common::{Layers, Node, skip};
 use rustix::process::Signal;
 use std::{
     fs,
@@ -264,7 +263,7 @@ fn a_broken_system_spec_of_the_image_ends_in_rescue() {
 
 #[test]
 fn only_init_can_be_a_node() {
-    let output = common::command(env!("CARGO_BIN_EXE_stead-node"), &["run"]).output().unwrap();
+    let output = crate::common::command(env!("CARGO_BIN_EXE_stead-node"), &["run"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("node.json");
@@ -272,9 +271,10 @@ fn only_init_can_be_a_node() {
         [(r#"{"schema":1,"cluster":"c","name":"n1"}"#, 0), (r#"{"schema":2,"cluster":"c","name":"n1"}"#, 2)]
     {
         fs::write(&file, text).unwrap();
-        let output = common::command(env!("CARGO_BIN_EXE_stead-node"), &["check", file.to_str().unwrap()])
-            .output()
-            .unwrap();
+        let output =
+            crate::common::command(env!("CARGO_BIN_EXE_stead-node"), &["check", file.to_str().unwrap()])
+                .output()
+                .unwrap();
         assert_eq!(output.status.code(), Some(code), "{output:?}");
     }
 }

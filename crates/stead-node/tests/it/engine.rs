@@ -1,12 +1,10 @@
 //! Bootstrap on real engines in bare namespaces. Needs root and mmdebstrap.
 
-mod support;
-
+use crate::support::{Kind, Lan, tree};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use stead_agent::pki::{ClusterCa, OffsetDateTime};
 use stead_model::agent::Access;
-use support::{Kind, Lan, tree};
 
 /// Longer than an engine that was cut short is given to come to something (45 s).
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -29,7 +27,7 @@ fn online(names: &[&str]) -> Vec<(String, String)> {
 }
 
 /// The engine trusts a client that asks for access, once, and its environment and files are those of the stock client.
-fn trusts_a_client(node: &mut support::Node, variable: &str) {
+fn trusts_a_client(node: &mut crate::support::Node, variable: &str) {
     let now = OffsetDateTime::now_utc();
     let ca = ClusterCa::create(&"demo".parse().unwrap(), now).unwrap();
     let certificate = ca.issue_client("me", now).unwrap().certificate_pem;
@@ -153,7 +151,7 @@ fn a_disk_with_data_is_left_alone() {
     assert!(made.success());
     let before = std::fs::read(&disk.device).unwrap();
     let mut node = lan.node_with_disk(Kind::Incus, 1, &disk);
-    let detail = support::eventually("the failure", PATIENCE, || {
+    let detail = crate::support::eventually("the failure", PATIENCE, || {
         let status = node.tell("status").unwrap();
         (status["state"] == "failed").then(|| status["detail"].to_string())
     });
@@ -214,7 +212,7 @@ fn a_joiner_dies_at_any_moment() {
             }
         }
         let begun = Instant::now();
-        let state = support::eventually("either end", PATIENCE, || {
+        let state = crate::support::eventually("either end", PATIENCE, || {
             let state = joiner.state();
             (state == "online" || state == "waiting").then_some(state)
         });

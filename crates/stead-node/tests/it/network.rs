@@ -1,7 +1,6 @@
 //! A node's network in a namespace with real links: names, bridge, addresses, routes, and a lease from dnsmasq.
 
-mod common;
-use common::{Layers, Node, command, run, skip};
+use crate::common::{Layers, Node, command, run, skip};
 use std::{
     fs,
     process::Child,

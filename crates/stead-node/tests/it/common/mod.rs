@@ -1,5 +1,4 @@
 //! Starts `stead-node` as PID 1 of namespaces, as the machine supervisor does, on roots made here.
-#![allow(dead_code)] // each test program uses a part
 
 pub mod agent;
 

@@ -4,8 +4,7 @@
 //! in `STEAD_TEST_IMAGE` (`incus-node` when absent). The store's kernel, initrd and layers are used, with the
 //! `stead-node` under test as `/init`.
 
-mod common;
-use common::{command, find};
+use crate::common::{command, find};
 use std::{
     env, fs,
     path::{Path, PathBuf},

@@ -1,7 +1,6 @@
 //! Disks of a node: formatted only when blank, kept over reboots, left alone when they carry anything else.
 
-mod common;
-use common::{Disk, Layers, Node, agent::Trust, command, run, skip};
+use crate::common::{Disk, Layers, Node, agent::Trust, command, run, skip};
 use rustix::process::Signal;
 use std::{
     fs,

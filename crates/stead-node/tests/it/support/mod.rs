@@ -268,7 +268,7 @@ impl Node {
         let built = exe.parent().and_then(Path::parent).unwrap().join("examples/engine-driver");
         let copy = self.root().join("run/engine-driver");
         if !copy.exists() {
-            // `cargo test -p stead-node` builds it; with `--test engine` alone add `--examples`.
+            // `cargo test -p stead-node` builds it; with `--test it` alone add `--examples`.
             fs::copy(&built, &copy).unwrap_or_else(|e| panic!("{}: {e}: add --examples", built.display()));
         }
         let mut spec = serde_json::json!({

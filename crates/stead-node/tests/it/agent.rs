@@ -1,7 +1,6 @@
 //! What a node's agent says of it, asked of a real node in namespaces.
 
-mod common;
-use common::{Layers, Node, PATIENCE, agent::Trust, skip};
+use crate::common::{Layers, Node, PATIENCE, agent::Trust, skip};
 use std::time::{Duration, Instant};
 use stead_model::agent::{EventKind, NodePhase, NodeStatus, ServiceState};
 
