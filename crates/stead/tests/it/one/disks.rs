@@ -234,7 +234,7 @@ fn ceph(host: &Host<'_>) {
     free(host);
     host.ok(&["mv", "/usr/bin/rbd-nbd", "/usr/bin/rbd-nbd.away"]);
     let refused = host.call("deploy", &deploy, Some(&document("", "one")));
-    assert!(refused.code == 1 && refused.stderr.contains("cannot run rbd-nbd"), "{}", refused.stderr);
+    assert!(refused.code == 1 && refused.stderr.contains("rbd-nbd is not installed"), "{}", refused.stderr);
     assert!(!refused.stderr.contains("cannot undo"), "{}", refused.stderr);
     free(host);
     host.ok(&["mv", "/usr/bin/rbd-nbd.away", "/usr/bin/rbd-nbd"]);
