@@ -2,3 +2,4 @@
 
 mod dependencies;
 mod fuzz_seeds;
+mod seams;

@@ -109,10 +109,7 @@ pub fn choose(host: &HostFacts) -> Choice {
 pub(crate) mod tests {
     use super::*;
     use crate::host::{CgroupFacts, Device, NAMESPACES};
-    use std::{
-        fs,
-        path::{Path, PathBuf},
-    };
+    use std::path::PathBuf;
     use stead_model::Bytes;
 
     /// A host on which all is well.
@@ -179,41 +176,6 @@ pub(crate) mod tests {
             }
             assert_eq!(patience(&machine(*backend, Some(Accelerator::Tcg))), EMULATED);
         }
-    }
-
-    /// What makes a backend one folder and one row: no other source names one.
-    #[test]
-    fn nothing_else_matches_on_a_backend() {
-        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let here = crates.join("stead-machine/src/backend");
-        let mut folders: Vec<PathBuf> = fs::read_dir(crates)
-            .unwrap()
-            .map(|e| e.unwrap().path().join("src"))
-            .filter(|p| p.is_dir())
-            .collect();
-        assert!(folders.len() > 5, "{folders:?}");
-        let mut sources = Vec::new();
-        while let Some(folder) = folders.pop() {
-            for path in fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).filter(|p| *p != here) {
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|e| e == "rs") {
-                    sources.push((fs::read_to_string(&path).unwrap(), path));
-                }
-            }
-        }
-        // Tests may name one: they are at the end of a file, or modules of their own.
-        let is_test = |path: &Path| {
-            let declared = format!("#[cfg(test)]\nmod {};", path.file_stem().unwrap().to_string_lossy());
-            sources.iter().any(|(text, parent)| parent.parent() == path.parent() && text.contains(&declared))
-        };
-        let mut found = Vec::new();
-        for (text, path) in sources.iter().filter(|(_, path)| !is_test(path)) {
-            let code = text.split("mod tests {").next().unwrap_or_default();
-            let names = |b: &&Backend| code.contains(&format!("Backend::{b:?}"));
-            found.extend(ALL.iter().filter(names).map(|b| format!("{b:?} in {}", path.display())));
-        }
-        assert!(found.is_empty(), "{found:#?}");
     }
 
     #[test]
