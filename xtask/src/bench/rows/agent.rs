@@ -7,7 +7,7 @@ use std::fs;
 /// It is in every node's memory.
 const MEMORY_GOAL_MIB: f64 = 10.0;
 /// It is in every initrd.
-const SIZE_GOAL_MIB: f64 = 10.0;
+const SIZE_GOAL_MIB: f64 = 8.0;
 const MIB: f64 = 1048576.0;
 
 const CLUSTER: &str = "image: incus-node\nnodes: 1\nmachine: { backend: namespace }\nengine: incus\n";

@@ -46,11 +46,11 @@ pub fn lifecycle(host: &Host<'_>) {
     );
     let again = host.call("deploy", &deploy, Some(&other));
     assert_eq!(again.code, 1, "{}", again.stderr);
-    assert!(again.stderr.contains("ERROR: deploy: instance one-7 runs already"), "{}", again.stderr);
+    assert!(again.stderr.contains("ERROR: deploy: instance one-7 is running already"), "{}", again.stderr);
     assert!(
-        again
-            .stderr
-            .contains("ERROR MESSAGE --8<------\ninstance one-7 runs already\nERROR MESSAGE ------>8--")
+        again.stderr.contains(
+            "ERROR MESSAGE --8<------\ninstance one-7 is running already\nERROR MESSAGE ------>8--"
+        )
     );
     assert_eq!(host.status("one-7"), "RUNNING");
 

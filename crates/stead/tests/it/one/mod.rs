@@ -248,7 +248,11 @@ fn instances_of_others_are_imported_and_never_deleted() {
         // Nor is one deleted that has a VM's exact name but no document of it.
         host.ok(&["incus", "init", "--empty", "one-50"]);
         let answer = host.call("deploy", &["/x", "host", "50", "host"], Some(&vm(50, "", "", "")));
-        assert!(answer.code == 1 && answer.stderr.contains("not made by OpenNebula"), "{}", answer.stderr);
+        assert!(
+            answer.code == 1 && answer.stderr.contains("that OpenNebula did not make"),
+            "{}",
+            answer.stderr
+        );
         host.done("cancel", &["one-50", "host", "50", "host"], None);
         assert_eq!(host.status("one-50"), "STOPPED");
         host.ok(&["incus", "delete", "one-50", "one-9-copy"]);
