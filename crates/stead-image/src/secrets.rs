@@ -30,7 +30,8 @@ pub struct Identity {
     pub renewal: Renewal,
 }
 
-/// What Debian's packages make at installation. Each row was seen in a package's postinst.
+/// What Debian's packages make at installation. Those with a renewal were built, and made anew by it in a chroot; the
+/// others are known from their packages and were not built.
 pub const IDENTITIES: &[Identity] = &[
     Identity {
         name: "ssh-host-keys",
