@@ -28,7 +28,7 @@ use stead_incus::{
 pub const PROJECT: &str = "default";
 /// As long as OpenNebula's own driver waited for an instance to shut down.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(120);
-/// An engine that puts an instance away after a start that failed has done so within this.
+/// An engine that is busy with an instance after a stop, or a start that failed, is done within this.
 const BUSY_PATIENCE: Duration = Duration::from_secs(30);
 /// How often is looked whether it has.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -293,7 +293,21 @@ impl Engine {
     /// # Errors
     /// A request's.
     pub async fn patch(&self, name: &InstanceName, config: &Config) -> Result<(), EngineError> {
-        Ok(self.client.patch_instance(PROJECT, name.as_str(), config, &Devices::new()).await?)
+        Ok(when_free(async || self.patch_once(name, config).await).await?)
+    }
+    async fn patch_once(&self, name: &InstanceName, config: &Config) -> Result<(), Error> {
+        self.client.patch_instance(PROJECT, name.as_str(), config, &Devices::new()).await
+    }
+    /// Hides it from monitoring, unless the engine is busy with it: a stop that is under way has hidden it already.
+    ///
+    /// # Errors
+    /// A request's.
+    pub async fn hide_at_once(&self, name: &InstanceName) -> Result<(), EngineError> {
+        let hidden = Config::from([(STATUS_KEY.to_owned(), Shown::Busy.value().to_owned())]);
+        match self.patch_once(name, &hidden).await {
+            Err(e) if e.is_busy() => Ok(()),
+            other => Ok(other?),
+        }
     }
     /// Changes settings and devices together; somebody else's change in between is kept.
     ///
@@ -306,11 +320,14 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let mut tries = 0;
         loop {
-            let Tagged { value, etag } = self.client.instance(PROJECT, name.as_str()).await?;
-            let mut put = value.writable();
-            change(&mut put.config, &mut put.devices);
+            let changed = when_free(async || {
+                let Tagged { value, etag } = self.client.instance(PROJECT, name.as_str()).await?;
+                let mut put = value.writable();
+                change(&mut put.config, &mut put.devices);
+                self.client.update_instance(PROJECT, name.as_str(), &put, etag).await
+            });
             tries += 1;
-            match self.client.update_instance(PROJECT, name.as_str(), &put, etag).await {
+            match changed.await {
                 Err(Error::Changed { .. }) if tries < CHANGE_TRIES => {}
                 other => return Ok(other?),
             }
@@ -324,16 +341,9 @@ impl Engine {
         if root_pool(instance).is_some_and(|pool| crate::disks::is_mounted(&self.rootfs(pool, name))) {
             return Err(EngineError::StillMounted(name.clone()));
         }
-        let deadline = Instant::now() + BUSY_PATIENCE;
-        loop {
-            match self.client.delete_instance(PROJECT, name.as_str()).await {
-                // What a start that failed left running has no operation to wait for.
-                Err(e) if e.is_busy() && Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-                Err(e) if !e.is_not_found() => return Err(e.into()),
-                _ => return Ok(()),
-            }
+        match when_free(async || self.client.delete_instance(PROJECT, name.as_str()).await).await {
+            Err(e) if !e.is_not_found() => Err(e.into()),
+            _ => Ok(()),
         }
     }
     /// The errors in the log of an instance that did not start; as many as fit in a log line or two.
@@ -343,6 +353,18 @@ impl Engine {
         let text = String::from_utf8_lossy(&log).into_owned();
         let errors = text.lines().filter(|l| l.contains(" ERROR ")).map(str::to_owned);
         errors.take(MAX_LOG_ERRORS).collect()
+    }
+}
+
+/// Repeats a request while the engine is busy with the instance: for a moment after it has reported a stop as done, and while
+/// it puts away a start that failed. Neither has an operation to wait for.
+async fn when_free<T>(request: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match request().await {
+            Err(e) if e.is_busy() && Instant::now() < deadline => tokio::time::sleep(GLANCE).await,
+            other => return other,
+        }
     }
 }
 
@@ -383,6 +405,22 @@ pub fn remotes(script: &Path) -> Option<(PathBuf, Driver)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_request_is_repeated_while_the_engine_is_busy_and_for_nothing_else() {
+        let refused =
+            |message: &str| Error::Api { request: "PATCH".into(), code: 500, message: message.into() };
+        let answers = std::cell::RefCell::new(vec![
+            Err(refused("no such profile")),
+            Ok(7),
+            Err(refused("Instance is busy running a \"stop\" operation")),
+            Err(refused("Instance is busy running a \"stop\" operation")),
+        ]);
+        let request = async || answers.borrow_mut().pop().unwrap();
+        assert_eq!(when_free(request).await.unwrap(), 7);
+        assert!(when_free(request).await.unwrap_err().to_string().ends_with("no such profile"));
+        assert!(answers.borrow().is_empty());
+    }
 
     #[test]
     fn a_scripts_path_tells_its_driver() {

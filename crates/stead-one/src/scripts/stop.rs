@@ -73,8 +73,12 @@ impl Job<'_, '_> {
         if instance.status == "Stopped" {
             return Ok(());
         }
-        // Hidden while it stops: monitoring must not take it for crashed.
-        self.engine.show(&self.name, Shown::Busy).await?;
+        // Hidden while it stops: monitoring must not take it for crashed. A kill waits for nothing, least of all for a stop
+        // that hangs.
+        match force {
+            true => self.engine.hide_at_once(&self.name).await?,
+            false => self.engine.show(&self.name, Shown::Busy).await?,
+        }
         let action = if force { StateAction::Kill } else { StateAction::Stop };
         let stopped = self.engine.set_state(&self.name, action).await;
         if stopped.is_err() {

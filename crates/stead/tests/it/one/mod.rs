@@ -272,7 +272,7 @@ fn instances_of_others_are_imported_and_never_deleted() {
         assert!(check.contains("oneadmin ALL=(root) NOPASSWD: /usr/local/bin/stead one run *"), "{check}");
         host.ok(&[&one[..], &["uninstall"], &remotes].concat());
         let twice = host.ok(&[&one[..], &["uninstall"], &remotes].concat());
-        assert_eq!(twice, "nothing of it is installed\n");
+        assert_eq!(twice, "nothing of the driver is installed\n");
         assert_eq!(host.ok(&["find", "/var/tmp/one", "-mindepth", "1"]), "/var/tmp/one/VERSION\n");
     });
 }
