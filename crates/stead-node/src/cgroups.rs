@@ -9,7 +9,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
 };
-use stead_os::mountinfo::Mount;
+use stead_os::{cgroup::V1_CONTROLLERS, mountinfo::Mount};
 
 /// Where cgroups are mounted in every node.
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -46,7 +46,7 @@ impl Layout {
             let mut group: Vec<String> = mount
                 .super_options
                 .iter()
-                .filter(|o| o.starts_with("name=") || CONTROLLERS.contains(&o.as_str()))
+                .filter(|o| o.starts_with("name=") || V1_CONTROLLERS.contains(&o.as_str()))
                 .cloned()
                 .collect();
             group.sort();
@@ -73,24 +73,6 @@ impl Layout {
 
 /// The named hierarchy in which systemd (and liblxc for it) keep processes.
 const SYSTEMD: &str = "name=systemd";
-
-/// Version 1 controllers; other words among the mount options are no controllers.
-const CONTROLLERS: [&str; 14] = [
-    "cpu",
-    "cpuacct",
-    "cpuset",
-    "memory",
-    "devices",
-    "freezer",
-    "blkio",
-    "pids",
-    "net_cls",
-    "net_prio",
-    "perf_event",
-    "hugetlb",
-    "rdma",
-    "misc",
-];
 
 /// Controllers services are not put into: an unset cpuset refuses processes, and the other two want set-up.
 const WITHOUT_SERVICES: [&str; 2] = ["cpuset", "net_prio"];

@@ -14,7 +14,7 @@ use std::{
 
 /// Controllers of version 1. Other words among a hierarchy's mount options are options. The set is closed: the kernel
 /// takes new controllers into version 2 only.
-const V1_CONTROLLERS: [&str; 14] = [
+pub const V1_CONTROLLERS: [&str; 14] = [
     "cpu",
     "cpuacct",
     "cpuset",
