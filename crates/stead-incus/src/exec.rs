@@ -168,10 +168,10 @@ fn broke(request: &Arc<str>) -> impl FnOnce(tungstenite::Error) -> Error + '_ {
 }
 
 impl ExecInput {
-    /// Writes to standard input.
+    /// Writes to standard input. What a command no longer reads, because it has ended, is dropped.
     ///
     /// # Errors
-    /// [`Error::WebSocket`]: the command has ended, or the connection broke.
+    /// [`Error::WebSocket`]: the connection broke.
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), Error> {
         self.sink.lock().await.send(Message::Binary(bytes)).await.map_err(broke(&self.request))
     }

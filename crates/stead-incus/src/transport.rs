@@ -17,14 +17,16 @@ use hyper_util::rt::TokioIo;
 use std::{
     fmt, io,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{self, Poll},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpStream, UnixStream},
     time::Instant,
 };
@@ -51,11 +53,86 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 const MAX_REFUSAL_BYTES: u64 = 64 << 10;
 
 /// A websocket over either transport.
-pub(crate) type WebSocket = WebSocketStream<Box<dyn Stream>>;
+pub(crate) type WebSocket = WebSocketStream<ReadsOn<Box<dyn Stream>>>;
 
 /// The byte stream under a connection.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + fmt::Debug + Send + Unpin> Stream for S {}
+
+/// The byte stream under a websocket: what is written to a peer that has hung up is dropped, and what the peer had sent
+/// before can still be read, up to the end. The websocket answers pings while it reads; an engine that pings, sends
+/// the last output and closes would otherwise cost that output, because the answer to the ping can no longer be sent.
+#[derive(Debug)]
+pub(crate) struct ReadsOn<S> {
+    inner: S,
+    /// A unix socket: after a reset everything that the peer had sent was still read, so a reset is an end. Over TCP it
+    /// is not: a reset discards what has arrived.
+    local: bool,
+    hung_up: bool,
+}
+
+impl<S> ReadsOn<S> {
+    fn new(inner: S, local: bool) -> Self {
+        Self { inner, local, hung_up: false }
+    }
+
+    /// The result of writing: a hang-up becomes `instead`.
+    fn dropped<T>(&mut self, result: Poll<io::Result<T>>, instead: T) -> Poll<io::Result<T>> {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+        match result {
+            Poll::Ready(Err(e)) if matches!(e.kind(), BrokenPipe | ConnectionReset | NotConnected) => {
+                self.hung_up = true;
+                Poll::Ready(Ok(instead))
+            }
+            other => other,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for ReadsOn<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.inner).poll_read(cx, buffer) {
+            Poll::Ready(Err(e)) if self.local && e.kind() == io::ErrorKind::ConnectionReset => {
+                Poll::Ready(Ok(()))
+            }
+            other => other,
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadsOn<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.hung_up {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.dropped(written, bytes.len())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        if self.hung_up {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.dropped(flushed, ())
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+        if self.hung_up {
+            return Poll::Ready(Ok(()));
+        }
+        let shut = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.dropped(shut, ())
+    }
+}
 
 /// Body of an outgoing request.
 type OutBody = BoxBody<Bytes, io::Error>;
@@ -236,6 +313,7 @@ impl Transport {
             let config = WebSocketConfig::default()
                 .max_message_size(Some(MAX_MESSAGE_BYTES))
                 .max_frame_size(Some(MAX_MESSAGE_BYTES));
+            let stream = ReadsOn::new(stream, matches!(self.endpoint, Endpoint::Unix(_)));
             match tokio_tungstenite::client_async_with_config(http, stream, Some(config)).await {
                 Ok((socket, _)) => Ok(Ok(socket)),
                 Err(tungstenite::Error::Http(response)) => {
@@ -445,22 +523,18 @@ async fn open_file(
 }
 
 /// Makes a stream `Sync`, as hyper's boxed body requires. The lock is never contended: the stream is polled by `&mut`.
-struct SyncStream<S>(Mutex<std::pin::Pin<Box<S>>>);
+struct SyncStream<S>(Mutex<Pin<Box<S>>>);
 
 impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
     type Item = S::Item;
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<S::Item>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Option<S::Item>> {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut().poll_next(context)
     }
 }
 
 async fn multipart(parts: &[Part]) -> Result<OutBody, Error> {
-    let mut pieces: Vec<
-        std::pin::Pin<Box<dyn futures_util::Stream<Item = io::Result<Bytes>> + Send + Sync>>,
-    > = Vec::new();
+    let mut pieces: Vec<Pin<Box<dyn futures_util::Stream<Item = io::Result<Bytes>> + Send + Sync>>> =
+        Vec::new();
     let text = |s: String| stream::iter([Ok(Bytes::from(s))]);
     for part in parts {
         pieces.push(Box::pin(text(part_head(part))));
@@ -487,9 +561,48 @@ fn part_head(part: &Part) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::SinkExt;
 
     async fn bytes_of(body: OutBody) -> Vec<u8> {
         body.collect().await.unwrap().to_bytes().to_vec()
+    }
+
+    /// Both ways in which an engine can be gone when its ping is answered: it has closed the connection before the
+    /// answer (the write fails), or with the answer unread (the next read is a reset).
+    #[tokio::test]
+    async fn output_after_a_ping_survives_a_hang_up() {
+        use tokio_tungstenite::tungstenite::{Message, protocol::Role};
+        for reads_the_answer in [false, true] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let ours: Box<dyn Stream> = Box::new(ours);
+            let mut client = WebSocket::from_raw_socket(ReadsOn::new(ours, true), Role::Client, None).await;
+            let mut server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
+            let ping = || Message::Ping(Bytes::from_static(b"still there?"));
+            server.send(ping()).await.unwrap();
+            server.send(Message::Binary(Bytes::from_static(b"first"))).await.unwrap();
+            if reads_the_answer {
+                assert_eq!(client.next().await.unwrap().unwrap(), ping());
+                assert_eq!(client.next().await.unwrap().unwrap(), Message::Binary("first".into()));
+            }
+            server.send(ping()).await.unwrap();
+            server.send(Message::Binary(Bytes::from_static(b"last"))).await.unwrap();
+            drop(server);
+            let mut output = Vec::new();
+            while let Some(message) = client.next().await {
+                match message {
+                    Ok(Message::Binary(bytes)) => output.extend_from_slice(&bytes),
+                    Ok(Message::Ping(_)) => {}
+                    Err(tungstenite::Error::Protocol(
+                        tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+                    )) => break,
+                    other => panic!("{other:?}"),
+                }
+            }
+            let expected: &[u8] = if reads_the_answer { b"last" } else { b"firstlast" };
+            assert_eq!(output, expected);
+            // What is written from now on is dropped.
+            client.send(Message::Binary(Bytes::from_static(b"input"))).await.ok();
+        }
     }
 
     #[tokio::test]
