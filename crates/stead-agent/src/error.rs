@@ -1,4 +1,4 @@
-//! Why a request failed, for whoever asked.
+//! Errors of requests, as the caller sees them.
 
 use crate::tls::TlsError;
 use std::{error::Error as StdError, io, net::SocketAddr};
@@ -7,7 +7,7 @@ use stead_model::{Failure, FailureKind, NodeName, agent::ErrorBody};
 /// A request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The identity, or the node's name, cannot be used.
+    /// The identity or the node's name cannot be used.
     #[error("cannot make a client for {node}")]
     Identity {
         /// The node.
@@ -16,7 +16,7 @@ pub enum ClientError {
         #[source]
         source: TlsError,
     },
-    /// No connection (refused, no route), it was lost, or there was no answer in time.
+    /// The connection failed (refused, no route) or was lost, or no answer came in time.
     #[error("cannot {operation} on {node}: it does not answer at {address}")]
     Unreachable {
         /// What was asked.
@@ -30,7 +30,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// One side does not trust the other's certificate.
-    #[error("cannot {operation} on {node}: no trust between us and {address}")]
+    #[error("cannot {operation} on {node}: TLS with {address} failed")]
     Tls {
         /// What was asked.
         operation: &'static str,
@@ -42,7 +42,7 @@ pub enum ClientError {
         #[source]
         source: Box<rustls::Error>,
     },
-    /// The node answered that it cannot or will not.
+    /// The node answered with an error.
     #[error("cannot {operation} on {node}: {}", body.error)]
     Status {
         /// What was asked.
@@ -51,7 +51,7 @@ pub enum ClientError {
         node: NodeName,
         /// HTTP status.
         code: u16,
-        /// What it says, with a hint maybe.
+        /// The node's message, perhaps with a hint.
         body: ErrorBody,
     },
     /// The node's agent speaks another version of the protocol.
@@ -63,13 +63,13 @@ pub enum ClientError {
         operation: &'static str,
         /// The node.
         node: NodeName,
-        /// The agent's.
+        /// The agent's version.
         theirs: u32,
-        /// Ours: [`stead_model::agent::PROTOCOL`].
+        /// This program's version: [`stead_model::agent::PROTOCOL`].
         ours: u32,
     },
-    /// The answer makes no sense.
-    #[error("cannot {operation} on {node}: the answer is not the agent's")]
+    /// The request cannot be written, or the answer does not follow the protocol.
+    #[error("cannot {operation} on {node}: the exchange does not follow the agent's protocol")]
     Protocol {
         /// What was asked.
         operation: &'static str,
@@ -80,7 +80,7 @@ pub enum ClientError {
         source: Box<dyn StdError + Send + Sync>,
     },
     /// The caller's own reader or writer failed.
-    #[error("cannot {operation} on {node}: this side failed")]
+    #[error("cannot {operation} on {node}: local input or output failed")]
     Local {
         /// What was asked.
         operation: &'static str,
@@ -93,7 +93,7 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether trying again may help: nobody (yet) answers there.
+    /// Whether trying again may help: nothing answers at the address yet.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
@@ -103,7 +103,7 @@ impl ClientError {
     }
 }
 
-/// The node refuses what does not exist or makes no sense with 400 and 404, as any web server does.
+/// The node answers 400 to a malformed request and 404 to one for something that does not exist: both are bad input.
 impl Failure for ClientError {
     fn failure_kind(&self) -> FailureKind {
         match self {
@@ -126,7 +126,7 @@ impl Failure for ClientError {
     }
 }
 
-/// The first error of type `T` in a chain, looking also into what an [`io::Error`] wraps (its `source` skips that).
+/// The first error of type `T` in a chain, including the error that an [`io::Error`] wraps, which its `source` skips.
 pub(crate) fn find<'a, T: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -1,4 +1,4 @@
-//! A running command, as the client sees it; and frames over any byte stream, which the node uses too.
+//! A running command as the client sees it, and frames over any byte stream, for the client and the node.
 
 use crate::frame::{self, Frame, FrameError};
 use bytes::{Bytes, BytesMut};
@@ -10,32 +10,32 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 
 type Stream = TokioIo<Upgraded>;
 
-/// What a command says.
+/// Output or end of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// On its standard output (with a terminal: everything).
+    /// Data from its standard output; with a terminal, all output.
     Stdout(Bytes),
-    /// On its standard error.
+    /// Data from its standard error.
     Stderr(Bytes),
-    /// It ended, and all its output has been told. Nothing follows.
+    /// It ended, after all its output. No event follows.
     Exit(ExecExit),
 }
 
-/// A command running on a node. Dropping both halves has the node kill the command's process group.
+/// A command running on a node. When both halves are dropped, the node kills the command's process group.
 #[derive(Debug)]
 pub struct ExecSession {
     input: ExecInput,
     output: ExecOutput,
 }
 
-/// The half that speaks to the command. Its methods are not cancel-safe: a frame sent in part breaks the session.
+/// The half that sends to the command. Its methods are not cancel-safe: a frame sent in part breaks the session.
 #[derive(Debug)]
 pub struct ExecInput {
     stream: WriteHalf<Stream>,
     buffer: BytesMut,
 }
 
-/// The half that hears the command.
+/// The half that receives from the command.
 #[derive(Debug)]
 pub struct ExecOutput {
     stream: ReadHalf<Stream>,
@@ -51,15 +51,15 @@ impl ExecSession {
             output: ExecOutput { stream: read, buffer: BytesMut::new(), ended: false },
         }
     }
-    /// Two halves, for two tasks: a command that is not heard stops reading too.
+    /// Splits into two halves for two tasks. A command whose output is not read stops reading its input.
     pub fn split(self) -> (ExecInput, ExecOutput) {
         (self.input, self.output)
     }
-    /// The half that speaks to the command.
+    /// The half that sends to the command.
     pub fn input(&mut self) -> &mut ExecInput {
         &mut self.input
     }
-    /// The half that hears the command.
+    /// The half that receives from the command.
     pub fn output(&mut self) -> &mut ExecOutput {
         &mut self.output
     }
@@ -69,7 +69,7 @@ impl ExecInput {
     pub(crate) async fn send(&mut self, frame: &Frame) -> io::Result<()> {
         write_frame(&mut self.stream, &mut self.buffer, frame).await
     }
-    /// Gives the command standard input. Waits while it does not read.
+    /// Sends data to the command's standard input. Waits while the command does not read.
     ///
     /// # Errors
     /// The connection is gone; [`ExecOutput::next`] may still say why.
@@ -83,14 +83,14 @@ impl ExecInput {
     pub async fn close_stdin(&mut self) -> io::Result<()> {
         self.send(&Frame::StdinClosed).await
     }
-    /// The terminal has another size.
+    /// Changes the size of the terminal.
     ///
     /// # Errors
     /// The connection is gone.
     pub async fn resize(&mut self, size: Size) -> io::Result<()> {
         self.send(&Frame::Resize(size)).await
     }
-    /// Signals the command's process group (with a terminal: the foreground one). It comes after all stdin sent
+    /// Signals the command's process group; with a terminal, the foreground one. The signal follows all input sent
     /// before.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl ExecInput {
 }
 
 impl ExecOutput {
-    /// What the command says next; `None` after [`Event::Exit`]. Cancel-safe.
+    /// The next event; `None` after [`Event::Exit`]. Cancel-safe.
     ///
     /// # Errors
     /// The connection broke before the command ended, or the node does not speak the protocol.
@@ -116,18 +116,22 @@ impl ExecOutput {
                 self.ended = true;
                 Ok(Some(Event::Exit(exit)))
             }
-            Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "frame of a kind only clients send")),
-            None => {
-                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the node closed before the command's end"))
-            }
+            Some(_) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the node sent a frame that only clients may send",
+            )),
+            None => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the node closed the connection before the command ended",
+            )),
         }
     }
 }
 
-/// Reads one frame; `None` at a clean end between frames. Cancel-safe: what was read stays in `buffer`.
+/// Reads one frame; `None` when the stream ends between frames. Cancel-safe: data already read stays in `buffer`.
 ///
 /// # Errors
-/// Reading fails, ends inside a frame, or brings no frame.
+/// Reading fails, the stream ends inside a frame, or its bytes are not a frame.
 pub async fn read_frame<R: AsyncRead + Unpin>(
     reader: &mut R,
     buffer: &mut BytesMut,
@@ -143,10 +147,10 @@ pub async fn read_frame<R: AsyncRead + Unpin>(
     }
 }
 
-/// A TLS record holds 16 KiB at most, so that reading more at once gains nothing.
+/// A TLS record holds 16 KiB at most, so reading more at once gains nothing.
 const READ_AHEAD: usize = 16 * 1024;
 
-/// Writes one frame (data longer than a frame as several) and flushes. `scratch` is reused between calls.
+/// Writes one frame, or several when the data is longer than a frame, and flushes. `scratch` is reused between calls.
 ///
 /// # Errors
 /// Writing fails, or a message is longer than a frame.

@@ -1,13 +1,14 @@
 //! The frames of `exec` (see [`ExecRequest`]): a pure codec, incremental and bounded.
 //!
-//! One byte kind, four bytes big-endian length, payload. Does not own who may send which kind: both ends check that.
+//! A frame is one byte for its kind, four bytes for its length (big-endian), and the payload. Which side may send which
+//! kind is checked by both ends, not here.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use stead_model::agent::{ExecExit, ExecRequest, Size};
 
-/// Longest payload. Bounds what a peer can make us hold; larger data goes as several frames.
+/// Longest payload, in bytes. Bounds the memory that a peer can make us use; larger data is sent as several frames.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
-/// Kind and length.
+/// Bytes before the payload: one for the kind, four for the length.
 pub const HEADER: usize = 5;
 
 /// One frame.
@@ -23,7 +24,7 @@ pub enum Frame {
     Stderr(Bytes),
     /// Standard input ends (client).
     StdinClosed,
-    /// The terminal has another size (client).
+    /// New size of the terminal (client).
     Resize(Size),
     /// Send a signal (client).
     Signal(u8),
@@ -34,16 +35,16 @@ pub enum Frame {
 /// A frame was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The length in the header is above [`MAX_PAYLOAD`], or a message would be that long.
+    /// The length in the header, or of a message to be sent, is above [`MAX_PAYLOAD`].
     #[error("exec frame of {length} bytes is longer than {MAX_PAYLOAD}")]
     TooLong {
-        /// Length announced.
+        /// Length in bytes.
         length: usize,
     },
     /// No such kind.
     #[error("exec frame of unknown kind {0}")]
     Kind(u8),
-    /// The payload is not what the kind says.
+    /// The payload does not fit the kind.
     #[error("exec frame {what} is malformed")]
     Payload {
         /// Name of the kind.
@@ -69,10 +70,10 @@ impl Frame {
     }
 }
 
-/// Takes one frame off the front of `buffer`; `None` (and nothing taken) while it is not all there.
+/// Takes one frame off the front of `buffer`; `None`, with the buffer unchanged, while the frame is incomplete.
 ///
 /// # Errors
-/// The peer does not speak the protocol; the stream is of no use any more.
+/// The peer does not follow the protocol; the stream cannot be used any more.
 pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
     let Some((header, _)) = buffer.split_first_chunk::<HEADER>() else { return Ok(None) };
     let [kind, length @ ..] = *header;
@@ -106,7 +107,7 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
     Ok(Some(frame))
 }
 
-/// Appends a frame to `out`; data longer than [`MAX_PAYLOAD`] as several frames.
+/// Appends a frame to `out`; data longer than [`MAX_PAYLOAD`] becomes several frames.
 ///
 /// # Errors
 /// [`FrameError::TooLong`] for a message (request, exit) that does not fit.
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn long_data_goes_as_several_frames_and_long_messages_are_refused() {
+    fn long_data_is_split_into_frames_and_long_messages_are_refused() {
         let data = Bytes::from(vec![7; MAX_PAYLOAD * 2 + 1]);
         let mut wire = BytesMut::new();
         encode(&Frame::Stdin(data.clone()), &mut wire).unwrap();

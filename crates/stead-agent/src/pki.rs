@@ -1,6 +1,6 @@
-//! The per-cluster certificate authority: ECDSA P-256, made at `up`, kept by the operator, never on a node.
+//! The per-cluster certificate authority: ECDSA P-256, created by `up`, kept on the host and never on a node.
 //!
-//! Does not own files: PEM in and out, the clock as an argument.
+//! Does not own files or the clock: PEM comes in and goes out as text, the time is an argument.
 
 use crate::tls::Identity;
 use rcgen::{
@@ -15,11 +15,11 @@ use time::Duration;
 
 pub use time::OffsetDateTime;
 
-/// The CA outlives any cluster made for work; a new cluster gets a new one.
+/// Longer than any cluster is expected to live; each new cluster gets a new CA.
 pub const CA_VALIDITY: Duration = Duration::days(3650);
-/// `up` issues a leaf anew once [`renewal_due`].
+/// `up` renews a leaf certificate once [`renewal_due`] says so.
 pub const LEAF_VALIDITY: Duration = Duration::days(730);
-/// Certificates begin this long before they are made: a node's clock may be behind.
+/// Certificates are valid from this long before they are issued: a node's clock may be slow.
 pub const CLOCK_SKEW: Duration = Duration::hours(24);
 
 /// A certificate or key could not be made or read.
@@ -28,7 +28,7 @@ pub enum PkiError {
     /// A key could not be made.
     #[error("cannot make a key for {subject}")]
     Generate {
-        /// Whose.
+        /// Name of its owner.
         subject: String,
         /// Why.
         #[source]
@@ -37,7 +37,7 @@ pub enum PkiError {
     /// A certificate could not be signed.
     #[error("cannot sign the certificate of {subject}")]
     Sign {
-        /// Whose.
+        /// Name of its owner.
         subject: String,
         /// Why.
         #[source]
@@ -71,7 +71,7 @@ impl std::fmt::Debug for ClusterCa {
 }
 
 impl ClusterCa {
-    /// Makes a new one.
+    /// Creates a new CA.
     ///
     /// # Errors
     /// The random source failed.
@@ -90,7 +90,7 @@ impl ClusterCa {
         })
     }
 
-    /// Takes up one made before.
+    /// Loads an existing CA.
     ///
     /// # Errors
     /// [`PkiError::Read`], [`PkiError::Mismatch`].
@@ -137,7 +137,7 @@ impl ClusterCa {
         self.issue(&qualified, names, ExtendedKeyUsagePurpose::ServerAuth, now)
     }
 
-    /// A client's identity; `name` is for people only.
+    /// A client's identity; `name` only informs people.
     ///
     /// # Errors
     /// The random source failed.
@@ -170,7 +170,7 @@ impl ClusterCa {
     }
 }
 
-/// Whether a certificate should be issued anew: half of its time is over (or it has not begun, or cannot be read).
+/// Whether a certificate should be renewed: half of its validity is over, or it is not valid yet, or it cannot be read.
 pub fn renewal_due(certificate_pem: &str, now: OffsetDateTime) -> bool {
     let Ok(der) = CertificateDer::from_pem_slice(certificate_pem.as_bytes()) else { return true };
     let Ok((_, certificate)) = x509_parser::parse_x509_certificate(&der) else { return true };

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-/// Encodes one value: everything but unreserved characters and `/` (legal in a query, and most values are paths).
+/// Encodes one value. Unreserved characters and `/` stay (`/` is legal in a query, and most values are paths).
 pub fn encode(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     for byte in value.bytes() {
@@ -18,7 +18,7 @@ pub fn encode(value: &str) -> String {
     out
 }
 
-/// Decodes one value; `None` when an escape is broken or the bytes are not UTF-8. `+` stays `+`.
+/// Decodes one value; `None` when an escape is malformed or the result is not UTF-8. `+` stays `+`.
 pub fn decode(value: &str) -> Option<String> {
     let digit = |b: u8| char::from(b).to_digit(16);
     let mut out = Vec::with_capacity(value.len());

@@ -1,7 +1,7 @@
-//! TLS of the agent API: mutual, pinned to one cluster's CA, TLS 1.3 only.
+//! TLS of the agent API: TLS 1.3 only, with certificates of the cluster's CA on both sides.
 //!
-//! Both ends are ours, so nothing older is spoken. Sessions are not resumed: each connection proves itself anew, and
-//! an expired certificate is refused from its next connection on.
+//! Both ends are Stead's, so older versions are not needed. Sessions are not resumed, so an expired certificate is
+//! refused at its next connection.
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
@@ -14,7 +14,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject
 use std::{net::SocketAddr, sync::Arc};
 use stead_model::{NodeName, node::AgentSpec};
 
-/// Who we are, and whom we believe: certificates and key as PEM.
+/// Our certificate and key, and the CA that we trust, as PEM.
 #[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
@@ -33,7 +33,7 @@ impl std::fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// For a node's spec.
+    /// The form that a node spec contains.
     pub fn into_agent_spec(self, listen: SocketAddr) -> AgentSpec {
         let Self { ca_pem, certificate_pem, key_pem } = self;
         AgentSpec { listen, ca_pem, certificate_pem, key_pem }
@@ -53,8 +53,8 @@ impl From<&AgentSpec> for Identity {
 /// An identity cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A PEM does not hold what it should.
-    #[error("{what} is not PEM")]
+    /// A text is not PEM, or is PEM of something else.
+    #[error("{what} is not valid PEM")]
     Pem {
         /// `the CA certificate`, `the certificate`, `the key`.
         what: &'static str,
@@ -62,17 +62,17 @@ pub enum TlsError {
         #[source]
         source: rustls_pki_types::pem::Error,
     },
-    /// The CA certificate cannot anchor trust.
+    /// The CA certificate cannot be a root of trust.
     #[error("the CA certificate is unusable")]
     Ca(#[source] rustls::Error),
-    /// The verifier of the other side cannot be built.
-    #[error("the CA certificate cannot verify anybody")]
+    /// The verifier of client certificates cannot be built.
+    #[error("the CA certificate cannot be used to verify clients")]
     Verifier(#[source] rustls::server::VerifierBuilderError),
     /// Certificate and key are unusable or do not belong together.
     #[error("certificate and key are unusable")]
     Certificate(#[source] rustls::Error),
     /// The node's name cannot be in a certificate.
-    #[error("{0:?} is no name for a server")]
+    #[error("{0:?} is not a valid server name")]
     Name(String),
 }
 
@@ -98,7 +98,7 @@ fn parse(identity: &Identity) -> Result<Parsed, TlsError> {
     Ok(Parsed { roots: Arc::new(roots), chain, key })
 }
 
-/// For the node: a client must present a certificate signed by the CA, in its time, with the client key usage.
+/// For the node: a client must present a certificate signed by the CA, valid now, with the client key usage.
 ///
 /// # Errors
 /// The identity is unusable.
@@ -117,7 +117,7 @@ pub fn server_config(identity: &Identity) -> Result<Arc<ServerConfig>, TlsError>
     Ok(Arc::new(config))
 }
 
-/// For the client: believes only servers signed by the CA that carry the server key usage and the name asked for.
+/// For the client: trusts only certificates signed by the CA, with the server key usage and the name asked for.
 ///
 /// # Errors
 /// The identity is unusable.
@@ -138,7 +138,7 @@ pub fn client_config(identity: &Identity) -> Result<Arc<ClientConfig>, TlsError>
 /// The name a node's certificate must carry.
 ///
 /// # Errors
-/// [`TlsError::Name`]; a [`NodeName`] is a DNS label, so that it does not happen.
+/// [`TlsError::Name`], which cannot happen: a [`NodeName`] is a DNS label.
 pub fn server_name(node: &NodeName) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(node.as_str().to_owned()).map_err(|_| TlsError::Name(node.to_string()))
 }

@@ -1,7 +1,7 @@
 //! Cgroups of version 1, version 2 and both at once: which hierarchies are mounted, and how a process enters a group
-//! before it becomes a program.
+//! before it executes its program.
 //!
-//! Makes no groups and sets no limits: names and limits are their owners'.
+//! Creates no groups and sets no limits: the callers choose names and limits.
 
 use crate::{PathContext, PathError, mountinfo::Mount};
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,8 +12,8 @@ use std::{
     process::Command,
 };
 
-/// Controllers of version 1. Other words among a hierarchy's mount options are options. The set is closed: the kernel
-/// takes new controllers into version 2 only.
+/// Controllers of version 1. Any other word among a hierarchy's mount options is an option. The set is closed: the
+/// kernel adds new controllers to version 2 only.
 pub const V1_CONTROLLERS: [&str; 14] = [
     "cpu",
     "cpuacct",
@@ -31,7 +31,7 @@ pub const V1_CONTROLLERS: [&str; 14] = [
     "misc",
 ];
 
-/// How deep groups below a group are looked for: containers nest groups as they like.
+/// How deep a subtree of groups is searched: containers may nest groups without limit.
 const MAX_DEPTH: usize = 64;
 
 /// A mounted hierarchy.
@@ -48,7 +48,7 @@ pub struct Hierarchy {
 /// Version of a hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Version {
-    /// One of version 1 with its controllers in the order of the mount's options, or its name as `name=systemd`.
+    /// A version 1 hierarchy: its controllers in the order of the mount's options, or its name, as `name=systemd`.
     V1(Vec<String>),
     /// The unified hierarchy.
     V2,
@@ -61,8 +61,8 @@ impl Hierarchy {
     }
 }
 
-/// The hierarchies among mounts, each once. Of several mounts of one hierarchy the first writable one is taken, or the
-/// first if none is.
+/// The hierarchies among mounts, each once. Of several mounts of one hierarchy the first writable one counts, or the
+/// first if none is writable.
 pub fn hierarchies(mounts: &[Mount]) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for mount in mounts {
@@ -87,7 +87,7 @@ pub fn hierarchies(mounts: &[Mount]) -> Vec<Hierarchy> {
     found
 }
 
-/// Groups that a process is about to enter, one in each hierarchy, opened beforehand.
+/// Groups that a process will enter, one in each hierarchy, already open.
 ///
 /// The process writes `0` (itself) to each `cgroup.procs` after fork and before exec, so the program and everything it
 /// starts is in the groups from its first instruction.
@@ -100,7 +100,7 @@ impl Entrance {
     /// Opens the groups at these paths.
     ///
     /// # Errors
-    /// A group is gone, or may not be entered.
+    /// A group does not exist, or must not be entered.
     pub fn open(groups: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self, PathError> {
         let open = |group: &Path| {
             let procs = group.join("cgroup.procs");
@@ -110,8 +110,8 @@ impl Entrance {
         Ok(Self { groups })
     }
 
-    /// Moves the calling process into the groups. Makes nothing but system calls on descriptors that are open, so it may
-    /// be called between fork and exec.
+    /// Moves the calling process into the groups. Makes only system calls on open descriptors, so it may be called
+    /// between fork and exec.
     ///
     /// # Errors
     /// The kernel refuses, e.g. because a version 2 group above has processes of its own.
@@ -122,7 +122,7 @@ impl Entrance {
         Ok(())
     }
 
-    /// Has the child of `command` enter the groups before it becomes the program. When it cannot, `spawn` fails.
+    /// Makes the child of `command` enter the groups before it executes the program. If it cannot, `spawn` fails.
     pub fn before_exec(self, command: &mut Command) {
         let act = move || Ok(self.enter()?);
         // SAFETY: between fork and exec only async-signal-safe things may happen. `enter` makes write(2) calls on
@@ -134,13 +134,13 @@ impl Entrance {
     }
 }
 
-/// Processes in a group, without those of groups below it; none when there is no such group.
+/// Processes in a group, without those of the groups below it; empty when the group does not exist.
 pub fn processes(group: &Path) -> Vec<Pid> {
     let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     text.lines().filter_map(|l| Pid::from_raw(l.trim().parse().ok()?)).collect()
 }
 
-/// A group and those below it, parents before children; none when there is no such group.
+/// A group and those below it, parents before children; empty when the group does not exist.
 pub fn subtree(top: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     let mut next = vec![(top.to_owned(), 0)];
@@ -160,15 +160,15 @@ pub fn processes_below(top: &Path) -> Vec<Pid> {
     subtree(top).iter().flat_map(|group| processes(group)).collect()
 }
 
-/// Sends a signal to every process in a group and in those below it. A process that forks meanwhile may get away:
-/// whoever must have all of them asks again until there are none.
+/// Sends a signal to every process in a group and in those below it. A process that forks meanwhile may escape: a
+/// caller that must reach all repeats this until no process is left.
 pub fn signal_below(top: &Path, signal: Signal) {
-    // Atomic where the kernel has it (version 2 from 5.14).
+    // Atomic, where the kernel has it (version 2, from Linux 5.14).
     if signal == Signal::KILL && fs::write(top.join("cgroup.kill"), "1").is_ok() {
         return;
     }
     for pid in processes_below(top) {
-        // One that has ended is no error.
+        // It may have ended meanwhile.
         let _ = kill_process(pid, signal);
     }
 }

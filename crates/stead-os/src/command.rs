@@ -1,7 +1,7 @@
-//! Programs that do what system calls alone cannot: run with an argument vector, a fixed environment and no standard
-//! input; bounded in time and output; what they said is in the error.
+//! Runs programs with an argument vector, a fixed environment and no standard input, bounded in time and output. Errors
+//! carry the program's last output.
 //!
-//! No shell is ever between: nothing is quoted, so nothing is quoted wrongly.
+//! No shell is involved: nothing is quoted, so nothing is quoted wrongly.
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -21,20 +21,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where programs are looked for, with those for root: a caller's own PATH often lacks them.
+/// Where programs are searched. Includes the directories for root, which a caller's own `PATH` often lacks.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// A program that says nothing about its time has this much: more than any of those that only change metadata needs.
+/// Time limit of a program that sets none: more than any program needs that only changes metadata.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
-/// A program that says nothing about its output may print this much.
+/// Limit on standard output for a program that sets none.
 const DEFAULT_OUTPUT_BYTES: usize = 4 << 20;
-/// As much of the end of its standard error is kept.
+/// How much of the end of standard error is kept.
 const STDERR_BYTES: usize = 64 << 10;
-/// As many of its last lines are shown in an error.
+/// How many of the last lines an error shows.
 const SHOWN_LINES: usize = 12;
-/// As many characters of them.
+/// How many characters of those lines an error shows.
 const SHOWN_CHARS: usize = 1000;
-/// A killed program is gone within this, unless it hangs in the kernel.
+/// How long a killed program is waited for: it ends within this time unless it hangs in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A program could not be run, or failed.
@@ -48,7 +48,7 @@ pub enum CommandError {
         /// The Debian package that has it.
         package: Option<&'static str>,
     },
-    /// It is there and does not start, or cannot be watched.
+    /// It is installed but cannot be started or watched.
     #[error("cannot {operation} {program}")]
     Io {
         /// `start`, `read the output of`.
@@ -66,20 +66,20 @@ pub enum CommandError {
         command: String,
         /// Exit code or signal.
         status: String,
-        /// The end of what it said.
+        /// The end of its output.
         said: String,
     },
-    /// It did not end in time and was killed.
+    /// It did not end within its time and was killed.
     #[error("{command} did not end within {} s and was killed{}", after.as_secs_f32(), after_colon(said))]
     TimedOut {
         /// Its name and arguments.
         command: String,
         /// The time it had.
         after: Duration,
-        /// The end of what it said.
+        /// The end of its output.
         said: String,
     },
-    /// It printed more than it may and was killed.
+    /// It printed more than its limit and was killed.
     #[error("{command} printed more than {limit_bytes} bytes and was killed")]
     TooMuch {
         /// Its name and arguments.
@@ -93,7 +93,7 @@ fn after_colon(said: &str) -> String {
     if said.is_empty() { String::new() } else { format!(": {said}") }
 }
 
-/// A program's invocation, as a value: plans and tests compare it, [`Program::run`] carries it out.
+/// A program's invocation as a value: plans and tests compare it, [`Program::run`] runs it.
 ///
 /// ```
 /// let ext4 = stead_os::Program::new("mkfs.ext4").package("e2fsprogs").args(["-q", "/dev/vdb"]);
@@ -112,10 +112,10 @@ pub struct Program {
     output_bytes: usize,
 }
 
-/// What a program that did not fail printed.
+/// Output of a program that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// Its exit code: 0 or one that was accepted.
+    /// Its exit code: 0 or an accepted one.
     pub code: i32,
     /// All of its standard output.
     pub stdout: Vec<u8>,
@@ -131,7 +131,7 @@ impl Output {
 }
 
 impl Program {
-    /// The program of this name in [`PATH`], or at this path if it has a slash.
+    /// The program of this name in [`PATH`], or at this path if the name contains a slash.
     pub fn new(name: impl Into<OsString>) -> Self {
         Self {
             name: name.into(),
@@ -145,7 +145,7 @@ impl Program {
             output_bytes: DEFAULT_OUTPUT_BYTES,
         }
     }
-    /// The Debian package that has it, for the error when it is missing.
+    /// Sets the Debian package that contains it, for the error when it is missing.
     #[must_use]
     pub fn package(mut self, package: &'static str) -> Self {
         self.package = Some(package);
@@ -163,13 +163,13 @@ impl Program {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
     }
-    /// Adds a variable to the environment, which else is `PATH` and `LC_ALL=C`.
+    /// Adds a variable to the environment, which otherwise is `PATH` and `LC_ALL=C`.
     #[must_use]
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((key.into(), value.into()));
         self
     }
-    /// Keeps the caller's environment (proxies, directories for temporary files) under `PATH` and `LC_ALL=C`.
+    /// Keeps the caller's environment (proxies, directories for temporary files); `PATH` and `LC_ALL=C` override it.
     #[must_use]
     pub fn inherit_env(mut self) -> Self {
         self.inherit = true;
@@ -181,19 +181,19 @@ impl Program {
         self.directory = Some(directory.into());
         self
     }
-    /// Takes this exit code as no failure, beside 0.
+    /// Accepts this exit code as success, beside 0.
     #[must_use]
     pub fn accept(mut self, code: i32) -> Self {
         self.accepted.push(code);
         self
     }
-    /// Kills it after this time. Without, it has 300 s.
+    /// Kills it after this time. The default is 300 s.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
-    /// Kills it when it prints more than this on standard output. Without, it may print 4 MiB.
+    /// Kills it when it prints more than this on standard output. The default is 4 MiB.
     #[must_use]
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.output_bytes = bytes;
@@ -213,7 +213,7 @@ impl Program {
         self.argv().join(" ")
     }
 
-    /// As a [`Command`] with its environment and without standard input, for whoever starts and waits by themselves.
+    /// As a [`Command`] with its environment and without standard input, for callers that start it and wait for it.
     ///
     /// # Errors
     /// [`CommandError::Missing`].
@@ -230,21 +230,22 @@ impl Program {
         Ok(command)
     }
 
-    /// Runs it to its end. What it leaves running in the background is left alone, and its output is not waited for.
+    /// Runs it and waits for its end. Processes that it leaves in the background keep running, and their output is not
+    /// waited for.
     ///
     /// # Errors
-    /// [`CommandError`]: any exit code but 0 and the accepted ones is a failure.
+    /// [`CommandError`]: every exit code except 0 and the accepted ones is a failure.
     pub fn run(&self) -> Result<Output, CommandError> {
         self.run_with(|_| {})
     }
 
-    /// As [`Program::run`], with a last change to the command, e.g. what the child does before it becomes the program.
+    /// As [`Program::run`], with a last change to the command, e.g. a hook that runs in the child before exec.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Program::run`].
     pub fn run_with(&self, change: impl FnOnce(&mut Command)) -> Result<Output, CommandError> {
         let mut command = self.command()?;
-        // A group of its own, so that what it has started ends with it when it is killed.
+        // Its own process group, so that its children are killed with it.
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         change(&mut command);
         let mut child = command.spawn().map_err(|e| self.io("start", e))?;
@@ -278,7 +279,7 @@ impl Program {
         }
     }
 
-    /// The error of an invocation that somebody else has run: how it ended and what it said.
+    /// The error of an invocation that the caller ran: how it ended and what it printed.
     pub fn failed(&self, status: impl fmt::Display, stderr: &[u8], stdout: &[u8]) -> CommandError {
         CommandError::Failed { command: self.line(), status: status.to_string(), said: said(stderr, stdout) }
     }
@@ -292,7 +293,7 @@ impl Program {
     }
 }
 
-/// The program of this name in [`PATH`], or at this path if it has a slash; `None` when there is none.
+/// The program of this name in [`PATH`], or at this path if the name contains a slash; `None` when there is none.
 pub fn find(name: impl AsRef<OsStr>) -> Option<PathBuf> {
     let name = name.as_ref();
     let executable =
@@ -303,7 +304,7 @@ pub fn find(name: impl AsRef<OsStr>) -> Option<PathBuf> {
     PATH.split(':').map(|dir| Path::new(dir).join(name)).find(|path| executable(path))
 }
 
-/// The last lines of what a program said: on standard error, or else on standard output.
+/// The last lines that a program printed: on standard error or, if that is empty, on standard output.
 pub fn said(stderr: &[u8], stdout: &[u8]) -> String {
     let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
     let text = Some(text(stderr)).filter(|t| !t.is_empty()).unwrap_or_else(|| text(stdout));
@@ -313,7 +314,7 @@ pub fn said(stderr: &[u8], stdout: &[u8]) -> String {
     last.chars().skip(skipped).collect()
 }
 
-/// Ends a program and what it has started.
+/// Kills a program and its process group.
 fn kill(child: &mut Child) {
     let pid = Pid::from_child(child);
     let _ = kill_process_group(pid, Signal::KILL);
@@ -323,7 +324,7 @@ fn kill(child: &mut Child) {
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         while matches!(poll(&mut fds, Some(&until(deadline))), Err(Errno::INTR)) {}
     }
-    // One that hangs in the kernel stays a zombie of this process.
+    // A program that hangs in the kernel stays a zombie of this process.
     let _ = child.try_wait();
 }
 
@@ -356,7 +357,7 @@ impl Watch {
         Ok(Self { pidfd, stdout: Vec::new(), stderr: Vec::new(), limit_bytes })
     }
 
-    /// Reads until the program has ended. One thread does it all: callers may be in namespaces that take no more.
+    /// Reads until the program has ended, without another thread: the caller may be in a namespace that allows none.
     fn until(&mut self, child: &Child, deadline: Instant) -> io::Result<End> {
         let [mut stdout, mut stderr] = pipes(child);
         loop {
@@ -366,11 +367,11 @@ impl Watch {
                 match poll(&mut fds, Some(&until(deadline))) {
                     Err(Errno::INTR) => continue,
                     Err(e) => return Err(e.into()),
-                    // Seen before the pipes are read: what it printed up to its end is in them.
+                    // Noted before the pipes are read: they then hold everything printed up to the end.
                     Ok(ready) => (!fds[0].revents().is_empty(), ready == 0),
                 }
             };
-            // One byte more than allowed tells that there is more.
+            // One byte above the limit shows that there is more.
             read_available(&mut stdout, &mut self.stdout, self.limit_bytes.saturating_add(1))?;
             if self.stdout.len() > self.limit_bytes {
                 return Ok(End::TooMuch);
@@ -393,10 +394,10 @@ fn pipes(child: &Child) -> [Option<BorrowedFd<'_>>; 2] {
     [child.stdout.as_ref().map(AsFd::as_fd), child.stderr.as_ref().map(AsFd::as_fd)]
 }
 
-/// Reads what is there, as far as `most` bytes in all, but no more than a pipe holds: a program that prints without end
-/// must not keep its watcher here. At the end of the pipe it is taken off.
+/// Reads what the pipe holds, up to `most` bytes in `into`, but no more than a pipe's capacity at once: a program that
+/// prints without end must not keep its watcher here. At its end the pipe becomes `None`.
 fn read_available(pipe: &mut Option<BorrowedFd<'_>>, into: &mut Vec<u8>, most: usize) -> io::Result<()> {
-    /// What Linux lets an ordinary pipe hold at most.
+    /// The largest capacity that Linux gives an ordinary pipe.
     const PIPE_BYTES: usize = 1 << 20;
     let mut buffer = [0; 16 << 10];
     let mut round = 0;
@@ -443,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_tell_what_was_run_how_it_ended_and_its_last_words() {
+    fn failures_show_the_command_its_end_and_its_last_output() {
         let error = sh("echo out; echo one >&2; echo two >&2; exit 3").run().unwrap_err().to_string();
         assert_eq!(
             error,
@@ -480,13 +481,13 @@ mod tests {
         assert_eq!(sh("printf 12345").output_limit(5).run().unwrap().stdout, b"12345");
         let error = sh("yes").output_limit(5).run().unwrap_err();
         assert!(matches!(error, CommandError::TooMuch { limit_bytes: 5, .. }), "{error:?}");
-        // Without a bound on a round of reading this would never end.
+        // Without a bound on each read this would never end.
         let error = sh("yes >&2").timeout(Duration::from_millis(50)).run().unwrap_err();
         assert!(matches!(&error, CommandError::TimedOut { said, .. } if said.ends_with("y\ny")), "{error:?}");
     }
 
     #[test]
-    fn a_late_program_goes_with_its_children() {
+    fn a_late_program_is_killed_with_its_children() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pid");
         let script = format!("sleep 1000 & echo $! >{}; echo waiting >&2; wait", file.display());
@@ -503,8 +504,8 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_in_the_background_is_not_waited_for() {
-        // It holds the pipes open.
+    fn a_background_process_is_not_waited_for() {
+        // The background process holds the pipes open.
         let out = sh("sleep 1000 & echo $!").run().unwrap();
         let pid: i32 = out.text().trim().parse().unwrap();
         rustix::process::kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();

@@ -20,18 +20,18 @@ pub struct PathError {
 }
 
 impl PathError {
-    /// For `map_err`: gives an I/O error its operation and path.
+    /// For `map_err`: adds operation and path to an I/O error.
     pub fn new<E: Into<io::Error>>(operation: &'static str, path: &Path) -> impl FnOnce(E) -> Self + Copy {
         move |source| Self { operation, path: path.to_owned(), source: source.into() }
     }
 
-    /// What kind of I/O error it is.
+    /// The kind of the I/O error.
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
 }
 
-/// Gives the error of a result its operation and path.
+/// Adds operation and path to the error of a result.
 pub trait PathContext<T> {
     /// Turns the error into a [`PathError`].
     ///
@@ -46,7 +46,7 @@ impl<T, E: Into<io::Error>> PathContext<T> for Result<T, E> {
     }
 }
 
-/// Shows an error and its causes as `error: cause: cause`. A cause whose text has been shown already is left out.
+/// Shows an error and its causes as `error: cause: cause`. A cause whose text is already shown is left out.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain<'e>(pub &'e (dyn Error + 'static));
 
@@ -62,7 +62,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut next = error.source();
     while let Some(cause) = next {
         let part = cause.to_string();
-        // An error that passes its cause through, or quotes it, has said it.
+        // Some errors pass their cause through or quote it.
         if !text.contains(&part) {
             text.push_str(": ");
             text.push_str(&part);

@@ -1,8 +1,8 @@
-//! What Stead asks of Linux in more than one place, each written once.
+//! Operations on Linux that more than one crate of Stead needs.
 //!
-//! Owns mechanism only: how a mount table is read, how a loop device is attached, how a process enters a cgroup, how a
-//! program is run, how QEMU is spoken to, and how an error names its file and its causes. Decides nothing, keeps no
-//! state, and depends on no other crate of Stead.
+//! Owns mechanism only: reading the mount table, attaching loop devices, entering cgroups, running programs, speaking
+//! QMP, and errors that show their file and causes. Makes no decisions, keeps no state, and depends on no other crate
+//! of Stead.
 
 pub mod cgroup;
 pub mod command;

@@ -1,6 +1,6 @@
-//! The mount table, as `/proc/<pid>/mountinfo` shows it (proc_pid_mountinfo(5)).
+//! The mount table in `/proc/<pid>/mountinfo` (proc_pid_mountinfo(5)).
 //!
-//! Owns the syntax. Mounts nothing and unmounts nothing.
+//! Owns the syntax. Neither mounts nor unmounts.
 
 use crate::{PathContext, PathError};
 use std::{
@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The table of the calling thread: threads may have mount namespaces of their own.
+/// The table of the calling thread: a thread may have its own mount namespace.
 const TABLE: &str = "/proc/thread-self/mountinfo";
 
 /// One mount.
@@ -18,35 +18,35 @@ const TABLE: &str = "/proc/thread-self/mountinfo";
 pub struct Mount {
     /// Its number, unique while it is mounted.
     pub id: u32,
-    /// The number of the mount it is on.
+    /// The number of its parent mount.
     pub parent: u32,
     /// The filesystem's device, as `major:minor`.
     pub device: String,
-    /// The directory of the filesystem that is mounted; `/` for all of it.
+    /// The mounted directory of the filesystem; `/` for all of it.
     pub root: PathBuf,
-    /// Where it is mounted, below the reader's root.
+    /// Its mount point, below the reader's root.
     pub at: PathBuf,
     /// Options of this mount, e.g. `ro` and `nodev`.
     pub options: Vec<String>,
-    /// How events spread, e.g. `shared:7`; empty for a private mount.
+    /// Propagation, e.g. `shared:7`; empty for a private mount.
     pub propagation: Vec<String>,
     /// Type of the filesystem.
     pub filesystem: String,
-    /// What is mounted: a device node or any other word. The kernel does not check it.
+    /// Source of the mount: a device node or any other word, which the kernel does not check.
     pub source: PathBuf,
     /// The filesystem's own options, e.g. the controllers of a cgroup hierarchy.
     pub super_options: Vec<String>,
 }
 
 impl Mount {
-    /// Whether nothing can be written through this mount: the mount or its filesystem is read-only.
+    /// Whether the mount or its filesystem is read-only.
     pub fn is_read_only(&self) -> bool {
         let ro = |options: &[String]| options.iter().any(|o| o == "ro");
         ro(&self.options) || ro(&self.super_options)
     }
 }
 
-/// The calling thread's mounts, in the order they were made.
+/// The calling thread's mounts, oldest first.
 ///
 /// # Errors
 /// The table cannot be read, e.g. because `/proc` is not mounted.
@@ -54,13 +54,12 @@ pub fn read() -> Result<Vec<Mount>, PathError> {
     Ok(parse(&fs::read(TABLE).at("read", TABLE)?))
 }
 
-/// The mount that `path` is on: of the longest mount points above it the one mounted last. Links in `path` are not
-/// followed.
+/// The mount that `path` is on: the latest mount on the longest mount point above it. Links in `path` are not followed.
 pub fn holding<'m>(mounts: &'m [Mount], path: &Path) -> Option<&'m Mount> {
     mounts.iter().filter(|m| path.starts_with(&m.at)).max_by_key(|m| m.at.components().count())
 }
 
-/// Reads the table's format; a line without that format is left out.
+/// Parses the table; a malformed line is skipped.
 pub fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|b| *b == b'\n').filter_map(parse_line).collect()
 }
@@ -97,7 +96,7 @@ fn text(field: &[u8]) -> String {
     String::from_utf8_lossy(&unescape(field)).into_owned()
 }
 
-/// A comma within an option is escaped, so the list is cut first.
+/// A comma within an option is escaped, so the list is split before the escapes are undone.
 fn words(field: &[u8]) -> Vec<String> {
     field.split(|b| *b == b',').filter(|w| !w.is_empty()).map(text).collect()
 }

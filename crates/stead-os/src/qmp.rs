@@ -1,10 +1,10 @@
 //! A client of QEMU's machine protocol (QMP), which qemu-storage-daemon speaks too.
 //!
-//! One line of JSON each way over a Unix socket: a greeting, `qmp_capabilities`, then commands, answers and events. Owns
-//! the protocol and the few commands that Stead gives; what an event means is its reader's business.
+//! Lines of JSON over a Unix socket: a greeting, `qmp_capabilities`, then commands, answers and events. Owns the
+//! protocol and the few commands that Stead uses; the reader interprets the events.
 //!
-//! The crate `qapi` is not used: with its QMP feature it generates Rust from the 25,000 lines of QEMU's whole schema in a
-//! build script, for the two commands given here.
+//! The crate `qapi` is not used: for the two commands here, its build script would generate Rust from all 25,000 lines
+//! of QEMU's schema.
 
 use crate::PathError;
 use rustix::fs::{Mode, OFlags};
@@ -29,23 +29,23 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-/// QEMU makes its socket within milliseconds of its start.
+/// Pause between attempts to connect: QEMU creates its socket within milliseconds of its start.
 const CONNECT_PAUSE: Duration = Duration::from_millis(10);
-/// No answer to a command that Stead gives is longer.
+/// Longest line read, in bytes: no answer to one of Stead's commands is longer.
 const MAX_LINE_BYTES: usize = 1 << 20;
-/// As many events are kept for a reader that is slow or comes late; of more the oldest go.
+/// How many events are kept for a slow or late reader; older ones are dropped.
 const MAX_EVENTS: usize = 256;
 
 /// A conversation with QEMU failed.
 #[derive(Debug, thiserror::Error)]
 pub enum QmpError {
-    /// There is no connection.
+    /// The connection cannot be made.
     #[error(transparent)]
     Connect(#[from] PathError),
-    /// What answers does not speak the protocol, or not in time.
-    #[error("no greeting of QEMU: {0}")]
+    /// The peer does not speak the protocol, or did not answer in time.
+    #[error("QEMU sent no greeting: {0}")]
     Greeting(&'static str),
-    /// The connection has ended.
+    /// The connection ended before the answer.
     #[error("the connection to QEMU ended before it answered {command}")]
     Closed {
         /// The command.
@@ -59,44 +59,44 @@ pub enum QmpError {
         /// The time it had.
         after: Duration,
     },
-    /// QEMU refuses the command.
-    #[error("QEMU refuses {command}: {refusal}")]
+    /// QEMU refused the command.
+    #[error("QEMU refused {command}: {refusal}")]
     Refused {
         /// The command.
         command: &'static str,
-        /// What it said.
+        /// QEMU's reason.
         refusal: Refusal,
     },
-    /// The answer is not what the command has.
-    #[error("QEMU's answer to {command} is not understood")]
+    /// The answer does not have the command's type.
+    #[error("QEMU's answer to {command} cannot be parsed")]
     Answer {
         /// The command.
         command: &'static str,
-        /// Why not.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
 }
 
-/// Why QEMU refuses a command.
+/// QEMU's reason for refusing a command.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, thiserror::Error)]
 #[error("{desc} ({class})")]
 pub struct Refusal {
     /// `GenericError`, `CommandNotFound`, `DeviceNotActive`, `DeviceNotFound` or `KVMMissingCap`.
     pub class: String,
-    /// A sentence for people.
+    /// The reason, for people.
     pub desc: String,
 }
 
-/// A command and its answer.
+/// A command and the type of its answer.
 pub trait Command: Serialize {
-    /// Its name in the protocol. What this serialises to, an object, are its arguments.
+    /// Its name in the protocol. The command serialises to its arguments, an object.
     const NAME: &'static str;
-    /// What it answers.
+    /// The type of its answer.
     type Answer: DeserializeOwned;
 }
 
-/// The answer of commands that answer nothing.
+/// The empty answer of a command that returns nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Done {}
 
@@ -124,7 +124,7 @@ impl Command for BlockResize {
     type Answer = Done;
 }
 
-/// Agrees on the protocol; nothing else is taken before.
+/// Ends the negotiation; QEMU accepts no other command before it.
 #[derive(Debug, Serialize)]
 struct Capabilities {}
 
@@ -142,25 +142,25 @@ pub struct Event {
     pub data: Value,
 }
 
-/// What a line from QEMU is.
+/// A line from QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
     /// The first line of a connection.
     Greeting,
     /// An answer to the command of this id.
     Answer {
-        /// The id the command was given with; none when QEMU could not read it.
+        /// The command's id; `None` when QEMU could not read it.
         id: Option<u64>,
-        /// What it answers, or why it refuses.
+        /// The answer, or the refusal.
         result: Result<Value, Refusal>,
     },
     /// An event.
     Event(Event),
-    /// Nothing that is known: it is passed over, as the protocol asks.
+    /// Something unknown, which is ignored as the protocol demands.
     Unknown,
 }
 
-/// Reads a line.
+/// Parses a line.
 pub fn parse(line: &[u8]) -> Message {
     #[derive(Deserialize)]
     struct Line {
@@ -200,13 +200,13 @@ pub struct Qmp {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// An event came, or the end.
+    /// An event came, or the connection ended.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Commands that wait for their answer, by id; dropped at the end.
+    /// Commands that wait for their answer, by id; emptied when the connection ends.
     waiting: HashMap<u64, oneshot::Sender<Result<Value, Refusal>>>,
     next_id: u64,
     events: VecDeque<Event>,
@@ -226,10 +226,10 @@ impl Drop for Qmp {
 }
 
 impl Qmp {
-    /// Connects to the socket as soon as it is there, and agrees on the protocol, all within `patience`.
+    /// Connects to the socket once it exists and negotiates, all within `patience`.
     ///
     /// # Errors
-    /// The directory of the socket is not there; nobody listens in time; what listens is not QEMU.
+    /// The socket's directory does not exist, nothing listens in time, or the listener is not QEMU.
     pub async fn connect(socket: &Path, patience: Duration) -> Result<Self, QmpError> {
         let deadline = Instant::now() + patience;
         let stream = open(socket, deadline).await.map_err(PathError::new("connect to", socket))?;
@@ -237,7 +237,7 @@ impl Qmp {
         let mut lines = BufReader::new(reading);
         match timeout_at(deadline, greeting(&mut lines)).await {
             Ok(greeted) => greeted?,
-            Err(_) => return Err(QmpError::Greeting("it came too late")),
+            Err(_) => return Err(QmpError::Greeting("the time limit passed")),
         }
         let shared = Arc::new(Shared::default());
         let reader = tokio::spawn(read(lines, Arc::clone(&shared))).abort_handle();
@@ -246,7 +246,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Gives a command and waits for its answer, which comes within `patience`. Several may be under way at once.
+    /// Sends a command and waits at most `patience` for its answer. Several may be in progress at once.
     ///
     /// # Errors
     /// [`QmpError`].
@@ -271,7 +271,7 @@ impl Qmp {
             state.waiting.insert(id, sender);
             (id, answer)
         };
-        // Also when nobody waits any more.
+        // Also when the caller drops this future.
         let _forget = Forget { shared: &self.shared, id };
         let mut line = json!({ "execute": C::NAME, "arguments": command, "id": id }).to_string();
         line.push('\n');
@@ -283,8 +283,7 @@ impl Qmp {
         }
     }
 
-    /// The next event, the oldest of those kept; `None` once the connection has ended and all were taken. May be dropped
-    /// and called again.
+    /// The oldest event not taken yet; `None` once the connection has ended and all events are taken. Cancel-safe.
     pub async fn event(&self) -> Option<Event> {
         loop {
             let changed = self.shared.changed.notified();
@@ -302,7 +301,7 @@ impl Qmp {
     }
 }
 
-/// Takes a command off the list of those that wait.
+/// Removes a command from the waiting ones when dropped.
 struct Forget<'s> {
     shared: &'s Shared,
     id: u64,
@@ -317,7 +316,7 @@ impl Drop for Forget<'_> {
 async fn open(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let name = socket.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let dir = socket.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A socket's path may have 107 bytes; by the directory's descriptor it is short wherever it is.
+    // A socket's path is limited to 107 bytes; through the directory's descriptor it is always short enough.
     let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
     loop {
@@ -333,7 +332,7 @@ async fn greeting(lines: &mut BufReader<OwnedReadHalf>) -> Result<(), QmpError> 
     let mut line = Vec::new();
     match read_line(lines, &mut line).await {
         Ok(true) if parse(&line) == Message::Greeting => Ok(()),
-        Ok(true) => Err(QmpError::Greeting("something else came")),
+        Ok(true) => Err(QmpError::Greeting("the first line is something else")),
         Ok(false) | Err(_) => Err(QmpError::Greeting("the connection ended")),
     }
 }
@@ -359,7 +358,7 @@ async fn read(mut lines: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
             Message::Answer { id: None, .. } | Message::Greeting | Message::Unknown => {}
         }
     }
-    // The writing half is still open: QEMU must not wait for a client that reads no more.
+    // The writing half is still open: QEMU must not wait for a client that no longer reads.
     let stream: &UnixStream = lines.get_ref().as_ref();
     let _ = rustix::net::shutdown(stream, rustix::net::Shutdown::Both);
     let mut state = shared.lock();
@@ -369,7 +368,7 @@ async fn read(mut lines: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
     shared.changed.notify_waiters();
 }
 
-/// Reads a line, without its end; `false` at the end of the connection. One that is too long is an error.
+/// Reads a line without its terminator; `false` at the end of the connection. A line that is too long is an error.
 async fn read_line(from: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     loop {
@@ -429,7 +428,7 @@ mod tests {
         fn any_line_is_answered(line: Vec<u8>) { let _ = parse(&line); }
     }
 
-    /// A QEMU whose side of the conversation the test writes.
+    /// A QEMU whose answers the test writes.
     struct Peer {
         lines: BufReader<OwnedReadHalf>,
         writer: OwnedWriteHalf,
@@ -446,7 +445,7 @@ mod tests {
         }
     }
 
-    /// A client and its peer, with the protocol agreed on.
+    /// A client and its peer, after the negotiation.
     async fn pair() -> (Qmp, Peer, tempfile::TempDir) {
         let dir = tempfile::tempdir().unwrap();
         // Longer than a socket's address may be.
@@ -456,7 +455,7 @@ mod tests {
         std::os::unix::fs::symlink(&deep, &short).unwrap();
         let (socket, bound) = (deep.join("qmp"), short.join("qmp"));
         let connecting = tokio::spawn(async move { Qmp::connect(&socket, PATIENCE).await });
-        // The client comes first, as it does when QEMU has just been started.
+        // The client starts first, as it does when QEMU has just been started.
         tokio::task::yield_now().await;
         let listener = UnixListener::bind(bound).unwrap();
         let (stream, _) = listener.accept().await.unwrap();
@@ -490,12 +489,12 @@ mod tests {
         assert_eq!(pressed.unwrap(), Done {});
         assert_eq!(
             refused.unwrap_err().to_string(),
-            "QEMU refuses block_resize: there is no disk (DeviceNotFound)"
+            "QEMU refused block_resize: there is no disk (DeviceNotFound)"
         );
         assert_eq!(qmp.event().await.unwrap().name, "POWERDOWN");
         peer.says("{\"event\": \"SHUTDOWN\", \"data\": {\"reason\": \"guest-shutdown\"}}\n").await;
         drop(peer);
-        // What it said before its end is still there, then there is no more.
+        // Events from before the end are still there; then there are no more.
         assert_eq!(qmp.event().await.unwrap().data["reason"], "guest-shutdown");
         assert_eq!(qmp.event().await, None);
         let error = qmp.execute(&SystemPowerdown {}, PATIENCE).await.unwrap_err();
@@ -503,7 +502,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn what_is_late_or_ends_is_an_error_and_a_late_answer_goes_to_nobody() {
+    async fn late_answers_and_lost_connections_are_errors_and_a_late_answer_is_dropped() {
         let (qmp, mut peer, _dir) = pair().await;
         let late = qmp.execute(&SystemPowerdown {}, Duration::from_millis(20)).await.unwrap_err();
         assert!(matches!(late, QmpError::TimedOut { command: "system_powerdown", .. }), "{late:?}");
@@ -528,7 +527,7 @@ mod tests {
         for n in 0..MAX_EVENTS + 10 {
             peer.says(&format!("{{\"event\": \"E{n}\"}}\n")).await;
         }
-        // Whoever reads this has read the events.
+        // The answer follows the events, so they have been read by then.
         let (done, ()) = tokio::join!(qmp.execute(&SystemPowerdown {}, PATIENCE), async {
             let id = peer.hears().await["id"].clone();
             peer.says(&format!("{}\n", json!({"return": {}, "id": id}))).await;
@@ -544,23 +543,25 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn what_is_no_qemu_is_told() {
+    async fn a_peer_that_is_not_qemu_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("s");
         let error = Qmp::connect(&socket, Duration::ZERO).await.unwrap_err();
         let expected =
             format!("cannot connect to {}: No such file or directory (os error 2)", socket.display());
         assert_eq!(crate::chain(&error), expected);
-        for (says, why) in [("HTTP/1.1 400\n", "something else came"), ("{\"QMP\"", "the connection ended")] {
+        for (says, why) in
+            [("HTTP/1.1 400\n", "the first line is something else"), ("{\"QMP\"", "the connection ended")]
+        {
             let listener = UnixListener::bind(&socket).unwrap();
             let (answer, ()) = tokio::join!(Qmp::connect(&socket, PATIENCE), async {
                 listener.accept().await.unwrap().0.write_all(says.as_bytes()).await.unwrap();
             });
-            assert_eq!(answer.unwrap_err().to_string(), format!("no greeting of QEMU: {why}"));
+            assert_eq!(answer.unwrap_err().to_string(), format!("QEMU sent no greeting: {why}"));
             std::fs::remove_file(&socket).unwrap();
         }
         let _silent = UnixListener::bind(&socket).unwrap();
         let error = Qmp::connect(&socket, Duration::from_millis(20)).await.unwrap_err();
-        assert_eq!(error.to_string(), "no greeting of QEMU: it came too late");
+        assert_eq!(error.to_string(), "QEMU sent no greeting: the time limit passed");
     }
 }

@@ -1,7 +1,7 @@
 //! The client of the agent API: one value per node.
 //!
-//! Owns the requests, and below them ([`transport`]) connections. Does not own routes into the node's network: a [`Dial`]
-//! brings the connection.
+//! Owns the requests and, in [`transport`], their connections. Does not own routes into the node's network: a [`Dial`]
+//! makes the connection.
 
 mod transport;
 
@@ -47,15 +47,15 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use transport::{Closing, Sender, empty};
 
-/// Pieces of a file transfer.
+/// Size of the pieces in which files are sent, in bytes.
 const CHUNK: usize = 64 * 1024;
 
 /// A connection being made.
 pub type DialFuture<'a> = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send + 'a>>;
 
-/// Brings a TCP connection to a node, from wherever it can be reached.
+/// Opens TCP connections to nodes, e.g. from another network namespace.
 pub trait Dial: Send + Sync {
-    /// Connects. The caller limits the time.
+    /// Connects. The caller sets the time limit.
     fn dial(&self, address: SocketAddr) -> DialFuture<'_>;
 }
 
@@ -69,14 +69,14 @@ impl Dial for DirectDialer {
     }
 }
 
-/// How long a client waits.
+/// Time limits of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// For TCP and TLS.
     pub connect: Duration,
-    /// For the answer to a quick request, and for the head of the answer to one that streams.
+    /// For the answer to a quick request, and for the headers of an answer that streams.
     pub request: Duration,
-    /// For the answer to what an engine does: tokens, joining, removing.
+    /// For the answer to an engine action: making a token, joining, removing.
     pub engine: Duration,
     /// For the answer to `put_files` once everything is sent.
     pub unpack: Duration,
@@ -90,7 +90,7 @@ impl Default for Timeouts {
     }
 }
 
-/// A client of one node. Clones share its kept connections.
+/// A client of one node. Clones share its idle connections.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -115,7 +115,7 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// A streamed answer: pieces of a log or of a tar.
+/// A streamed answer: pieces of a log or of a tar archive.
 #[derive(Debug)]
 pub struct Chunks {
     operation: &'static str,
@@ -127,7 +127,7 @@ impl Chunks {
     /// The next piece; `None` at the end. Cancel-safe.
     ///
     /// # Errors
-    /// [`ClientError::Unreachable`] when the stream broke off before its end.
+    /// [`ClientError::Unreachable`] when the stream ends early.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
         poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await.transpose()
     }
@@ -178,16 +178,16 @@ impl Client {
             timeouts: Timeouts::default(),
         })
     }
-    /// The same client (and connections) with other time limits.
+    /// The same client, sharing its connections, with other time limits.
     pub fn with_timeouts(&self, timeouts: Timeouts) -> Self {
         Self { inner: Arc::clone(&self.inner), timeouts }
     }
-    /// The node it speaks to.
+    /// The node's name.
     pub fn node(&self) -> &NodeName {
         &self.inner.node
     }
 
-    /// How the node is.
+    /// The node's status, as the agent last observed it.
     ///
     /// # Errors
     /// [`ClientError`], as for every request.
@@ -195,8 +195,8 @@ impl Client {
         self.get("read status", "/v1/status").await
     }
 
-    /// A log: of a service, or the node's own when `service` is `None`. `tail`: only so many last lines. `follow`: it
-    /// goes on until the stream is dropped.
+    /// The log of a service, or the node's own when `service` is `None`. `tail` keeps only that many last lines; with
+    /// `follow` the stream goes on until it is dropped.
     ///
     /// # Errors
     /// As for every request; 404 for a service that does not exist, with the names as hint.
@@ -217,7 +217,7 @@ impl Client {
     /// Starts a command.
     ///
     /// # Errors
-    /// As for every request. A command that cannot be run is no error: it ends with 126 or 127.
+    /// As for every request. A command that cannot be run is not an error: it exits with 126 or 127.
     pub async fn exec(&self, request: &ExecRequest) -> Result<ExecSession, ClientError> {
         let operation = "run a command";
         let head = Request::post("/v1/exec")
@@ -240,7 +240,7 @@ impl Client {
         Ok(session)
     }
 
-    /// A tar of the file or tree at `path`, as it comes. The top entry has the last part of `path` as its name.
+    /// A tar archive of the file or tree at `path`, as a stream. The top entry is named by the last part of `path`.
     ///
     /// # Errors
     /// As for every request; 404 when there is no such path.
@@ -248,7 +248,7 @@ impl Client {
         self.stream("read files", &format!("/v1/files?path={}", query::encode(path))).await
     }
 
-    /// Writes a tar of the file or tree at `path` to `writer`; how many bytes.
+    /// Writes a tar archive of the file or tree at `path` to `writer`; returns its length in bytes.
     ///
     /// # Errors
     /// As for every request, and [`ClientError::Local`] when `writer` fails.
@@ -269,13 +269,13 @@ impl Client {
         Ok(total)
     }
 
-    /// Unpacks a tar in the directory `path`. A tar that leaves that directory is refused.
+    /// Unpacks a tar archive in the directory `path`. An archive with entries outside that directory is refused.
     ///
     /// # Errors
     /// As for every request, and [`ClientError::Local`] when `tar` fails.
     pub async fn put_files(&self, path: &str, tar: &mut (impl AsyncRead + Unpin)) -> Result<(), ClientError> {
         let operation = "write files";
-        // Two pieces on their way: the next one is read while one is sent.
+        // The next piece is read while one is sent.
         let (pieces, receiver) = mpsc::channel::<io::Result<hyper::body::Frame<Bytes>>>(1);
         let body = StreamBody::new(stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|piece| (piece, receiver))
@@ -303,7 +303,7 @@ impl Client {
                         }
                     }
                     Err(source) => {
-                        // The node must not take half a tar for a whole one.
+                        // The node must see an error, or it would take half an archive for a whole one.
                         let _ = pieces.send(Err(io::Error::other("the sender failed"))).await;
                         return Err(ClientError::Local { operation, node: self.node().clone(), source });
                     }
@@ -321,28 +321,28 @@ impl Client {
         }
     }
 
-    /// How the node's engine is now: it is asked, unlike for [`Self::status`], which tells what was seen last.
+    /// The status of the node's engine, asked for now; [`Self::status`] reports what was last observed.
     ///
     /// # Errors
-    /// As for every request; 404 when the node has none.
+    /// As for every request; 404 when the node has no engine.
     pub async fn engine(&self) -> Result<EngineStatus, ClientError> {
         self.get("read the engine's status", "/v1/engine").await
     }
     /// A one-time token with which another member may join.
     ///
     /// # Errors
-    /// As for every request; 502 when the engine refuses (so for all engine actions).
+    /// As for every request; 502 when the engine refuses, as for all engine actions.
     pub async fn join_token(&self, request: &JoinTokenRequest) -> Result<Token, ClientError> {
         self.post("make a join token", "/v1/engine/join-token", request, self.timeouts.engine).await
     }
-    /// Has the node join; returns when it is a member.
+    /// Makes the node join a cluster; returns once it is a member.
     ///
     /// # Errors
     /// As [`Self::join_token`].
     pub async fn join(&self, request: &JoinRequest) -> Result<EngineStatus, ClientError> {
         self.post("join the engine's cluster", "/v1/engine/join", request, self.timeouts.engine).await
     }
-    /// What the engine's stock client needs; the engine trusts the client's certificate from then on.
+    /// What the engine's own client needs. The engine then trusts the client's certificate.
     ///
     /// # Errors
     /// As [`Self::join_token`].
@@ -356,7 +356,7 @@ impl Client {
     pub async fn remove_member(&self, request: &RemoveMemberRequest) -> Result<(), ClientError> {
         self.post_empty("remove a member", "/v1/engine/remove", request, self.timeouts.engine).await
     }
-    /// Takes back a member whose removal was begun and not ended.
+    /// Restores a member whose removal began and did not finish.
     ///
     /// # Errors
     /// As [`Self::join_token`].
@@ -370,14 +370,14 @@ impl Client {
     pub async fn instances(&self) -> Result<Vec<InstanceStatus>, ClientError> {
         self.get("list instances", "/v1/engine/instances").await
     }
-    /// Boots the node again. It has begun when this returns.
+    /// Reboots the node. The reboot has begun when this returns.
     ///
     /// # Errors
     /// [`ClientError`].
     pub async fn reboot(&self, request: &StopRequest) -> Result<(), ClientError> {
         self.post_empty("reboot", "/v1/reboot", request, self.timeouts.request).await
     }
-    /// Shuts the node down. It has begun when this returns.
+    /// Shuts the node down. The shutdown has begun when this returns.
     ///
     /// # Errors
     /// [`ClientError`].

@@ -1,5 +1,5 @@
-//! Below the client's requests: connections, time limits, and how failures are sorted. Quick requests share kept
-//! connections; everything that streams or changes something gets its own.
+//! Connections of the client: time limits, idle connections, and the classes of failures. Quick requests reuse idle
+//! connections; a request that streams or changes something gets a connection of its own.
 
 use super::{Chunks, Client, Inner};
 use crate::error::{ClientError, find};
@@ -17,21 +17,21 @@ use std::{error::Error as StdError, io, sync::PoisonError, time::Duration};
 use stead_model::agent::{ErrorBody, FIRST_PROTOCOL, PROTOCOL, PROTOCOL_HEADER};
 use tokio::{net::TcpStream, time::timeout};
 
-/// Longest JSON answer read. The status of a node with 500 timeline events is some 50 KiB; the instance list of a large
-/// cluster may be some MiB.
+/// Longest JSON answer read, in bytes. The status of a node with 500 timeline events takes about 50 KiB; the instance
+/// list of a large cluster may take a few MiB.
 const MAX_ANSWER: usize = 16 << 20;
-/// Kept connections: one poller and one person beside it.
+/// Idle connections kept: enough for one poller and one user.
 const MAX_IDLE: usize = 2;
-/// A kept connection that is silent for this long may be to a node that is no more; asking again costs little.
+/// An idle connection without an answer for this long may lead to a node that is gone; asking again costs little.
 const KEPT_ANSWER: Duration = Duration::from_secs(2);
 
-/// How a connection ends when it is dropped, or this process killed.
+/// How a connection ends when it is dropped or this process is killed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Closing {
-    /// After what was sent.
+    /// Once all sent data is delivered.
     Orderly,
-    /// At once. For `exec`: a node whose command does not read its stdin reads no more either, and would never come to
-    /// an end that waits behind unsent data.
+    /// At once, for `exec`: a node whose command does not read its standard input stops reading too, and would never
+    /// see an end that is queued behind unsent data.
     Abort,
 }
 
@@ -39,7 +39,7 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub(super) type Sender = SendRequest<Body>;
 
 impl Client {
-    /// A quick request without effects, on a kept connection when there is one.
+    /// A quick request without effects, on an idle connection when there is one.
     pub(super) async fn get<T: DeserializeOwned>(
         &self,
         operation: &'static str,
@@ -53,7 +53,7 @@ impl Client {
                     self.keep(sender);
                     return Ok(value);
                 }
-                // The node may have closed it meanwhile, or have gone and come again: a new connection tells.
+                // The node may have closed the connection or rebooted: a new connection shows which.
                 Err(ClientError::Unreachable { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -137,7 +137,7 @@ impl Client {
         let (sender, connection) = timeout(self.timeouts.connect, handshake)
             .await
             .map_err(|_| self.unreachable(operation, io::ErrorKind::TimedOut.into()))??;
-        // Its errors come out at the request that meets them.
+        // The request that meets an error of the connection reports it.
         tokio::spawn(connection.with_upgrades());
         Ok(sender)
     }
@@ -153,7 +153,7 @@ impl Client {
         let whole = async {
             let answer = self.exchange(operation, sender, request).await?;
             let bytes = self.collect(operation, answer.into_body()).await?;
-            // Ready again: the connection's task has seen the end of the answer too.
+            // Once it is ready, the connection's task has also seen the end of the answer.
             let _ = sender.ready().await;
             serde_json::from_slice(&bytes).map_err(|error| self.protocol(operation, error))
         };
@@ -162,7 +162,7 @@ impl Client {
             .unwrap_or_else(|_| Err(self.unreachable(operation, io::ErrorKind::TimedOut.into())))
     }
 
-    /// Sends a request and reads the head of the answer.
+    /// Sends a request and reads the headers of the answer.
     pub(super) async fn answer(
         &self,
         operation: &'static str,
@@ -186,13 +186,13 @@ impl Client {
         self.check(operation, answer).await
     }
 
-    /// An answer of another version, or one that is an error, becomes one.
+    /// Turns an answer with an error status, or of another protocol version, into an error.
     pub(super) async fn check(
         &self,
         operation: &'static str,
         answer: Response<Incoming>,
     ) -> Result<Response<Incoming>, ClientError> {
-        // Before anything else: the body of another version may be anything.
+        // Checked first, because another version's body may have any form.
         let theirs = protocol_of(answer.headers());
         if theirs != PROTOCOL {
             let node = self.node().clone();
@@ -257,8 +257,8 @@ impl Client {
         ClientError::Unreachable { operation, node: node.clone(), address: *address, source }
     }
 
-    /// Sorts a failure below HTTP: no trust, no connection, or no sense. With TLS 1.3 the node's refusal of our
-    /// certificate arrives only after our side of the handshake, so it may come out of any read.
+    /// Classifies a failure below HTTP: no trust, no connection, or no HTTP. With TLS 1.3 the node's refusal of our
+    /// certificate arrives only after our side of the handshake, so any read may return it.
     pub(super) fn transport_error(
         &self,
         operation: &'static str,
@@ -283,7 +283,7 @@ impl Client {
     }
 }
 
-/// The protocol that whoever sent these headers speaks.
+/// The protocol version that the sender of these headers speaks.
 fn protocol_of(headers: &http::HeaderMap) -> u32 {
     let said = headers.get(PROTOCOL_HEADER).and_then(|v| v.to_str().ok());
     said.and_then(|v| v.parse().ok()).unwrap_or(FIRST_PROTOCOL)
@@ -293,7 +293,7 @@ fn prepare(tcp: &TcpStream, closing: Closing) -> io::Result<()> {
     use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl};
     // Small requests and keystrokes must not wait for an acknowledgement.
     tcp.set_nodelay(true)?;
-    // A node that vanished (a VM killed) says nothing: a stream from it ends after some half a minute.
+    // A node that vanished, e.g. a killed VM, closes nothing: keepalive ends a stream from it after half a minute.
     set_socket_keepalive(tcp, true)?;
     set_tcp_keepidle(tcp, Duration::from_secs(15))?;
     set_tcp_keepintvl(tcp, Duration::from_secs(5))?;

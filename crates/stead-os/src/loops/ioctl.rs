@@ -1,4 +1,4 @@
-//! The ioctls of loop devices (linux/loop.h), each with the one type that belongs to it.
+//! The ioctls of loop devices (linux/loop.h), each with its argument type.
 #![allow(unsafe_code)]
 
 use rustix::{
@@ -20,13 +20,13 @@ const LOOP_SET_DIRECT_IO: Opcode = 0x4C08;
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
 const LOOP_CTL_GET_FREE: Opcode = 0x4C82;
 
-/// Nothing can be written.
+/// The device is read-only.
 pub(super) const READ_ONLY: u32 = 1;
 /// Detach once nothing uses the device.
 pub(super) const AUTOCLEAR: u32 = 4;
 /// Have the kernel look for partitions.
 pub(super) const PARTITION_SCAN: u32 = 8;
-/// Past the page cache of the file's filesystem.
+/// Bypass the page cache of the file's filesystem.
 pub(super) const DIRECT_IO: u32 = 16;
 
 /// `struct loop_info64`.
@@ -49,10 +49,10 @@ pub(super) struct Info {
 }
 
 impl Info {
-    /// What is asked for; the kernel fills in the rest.
+    /// A request; the kernel fills in the other fields.
     pub(super) fn wanted(offset: u64, size_limit: u64, flags: u32, name: &[u8]) -> Self {
         let mut file_name = [0; 64];
-        // The last byte ends it.
+        // The last byte stays NUL.
         let shown = name.len().min(63);
         file_name[..shown].copy_from_slice(&name[..shown]);
         Self {
@@ -84,7 +84,7 @@ struct Config {
 const _: () = assert!(size_of::<Config>() == 304 && size_of::<Info>() == 232);
 
 struct GetFree;
-// SAFETY: LOOP_CTL_GET_FREE takes no argument and answers the number of a device.
+// SAFETY: LOOP_CTL_GET_FREE takes no argument and returns the number of a device.
 unsafe impl Ioctl for GetFree {
     type Output = IoctlOutput;
     const IS_MUTATING: bool = true;
@@ -101,11 +101,11 @@ unsafe impl Ioctl for GetFree {
 
 /// The number of a device that nothing is attached to; the kernel makes one when there is none.
 pub(super) fn free_number(control: &File) -> Result<u32> {
-    // SAFETY: the ioctl takes no argument; another file than the control device refuses it.
+    // SAFETY: the ioctl takes no argument; files other than the control device refuse it.
     unsafe { ioctl(control, GetFree) }.map(|n| n as u32)
 }
 
-/// Attaches `backing` in one step. `EINVAL` from a kernel without it.
+/// Attaches `backing` in one step. `EINVAL` from a kernel before 5.8.
 pub(super) fn configure(device: &File, backing: BorrowedFd<'_>, info: &Info) -> Result<()> {
     let config =
         Config { fd: backing.as_raw_fd() as u32, block_size: 0, info: info.clone(), reserved: [0; 8] };
@@ -113,7 +113,7 @@ pub(super) fn configure(device: &File, backing: BorrowedFd<'_>, info: &Info) -> 
     unsafe { ioctl(device, Setter::<LOOP_CONFIGURE, Config>::new(config)) }
 }
 
-/// Attaches `backing`, whole.
+/// Attaches the whole of `backing`.
 pub(super) fn set_fd(device: &File, backing: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: LOOP_SET_FD takes a descriptor as its argument.
     unsafe { ioctl(device, IntegerSetter::<LOOP_SET_FD>::new_usize(backing.as_raw_fd() as usize)) }
@@ -143,7 +143,7 @@ pub(super) fn clear(device: &File) -> Result<()> {
     unsafe { ioctl(device, NoArg::<LOOP_CLR_FD>::new()) }
 }
 
-/// Takes over the size the file has now.
+/// Sets the device's size to the file's present size.
 pub(super) fn set_capacity(device: &File) -> Result<()> {
     // SAFETY: LOOP_SET_CAPACITY takes no argument.
     unsafe { ioctl(device, NoArg::<LOOP_SET_CAPACITY>::new()) }

@@ -1,7 +1,7 @@
 //! Loop devices: a file, or a window of it, as a block device.
 //!
-//! Attaches by ioctl, so neither losetup nor udev is needed; makes the device node where `/dev` is not filled by the
-//! kernel. Mounts nothing.
+//! Attaches by ioctl, so neither losetup nor udev is needed; creates the device node where the kernel does not fill
+//! `/dev`. Mounts nothing.
 
 mod ioctl;
 
@@ -20,17 +20,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Gives out free devices.
+/// The device that allocates free loop devices.
 pub const CONTROL: &str = "/dev/loop-control";
 
-/// Block devices of the loop driver.
+/// Major number of loop devices.
 const LOOP_MAJOR: u32 = 7;
-/// Others take devices between our asking and our attaching. In each round at least one caller gets its device, so this
-/// is a bound and no tuning.
+/// Attempts to attach: another process may take a free device first. In each round at least one caller gets its device,
+/// so this is a bound, not a tuning value.
 const MAX_TRIES: u32 = 1000;
-/// Pause before the kernel is asked again to set up a device whose cache it is still writing back.
+/// Pause before another attempt on a device whose cache the kernel is still writing back.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
-/// Pause between two looks at a device that is to go.
+/// Pause between two looks at a device that is being detached.
 const DETACH_POLL: Duration = Duration::from_millis(10);
 
 /// How a file is attached.
@@ -40,14 +40,14 @@ pub struct Options {
     pub read_only: bool,
     /// The device begins at this byte of the file.
     pub offset_bytes: u64,
-    /// The device has at most this many bytes; 0 for all that follow the offset.
+    /// The device has at most this many bytes; 0 means everything after the offset.
     pub limit_bytes: u64,
     /// Detach once nothing uses the device: after the [`LoopDevice`] is dropped and what was mounted is unmounted.
     pub autoclear: bool,
-    /// Have the kernel read the partition table, if it is built with a reader of that kind of table; see [`partitions`].
+    /// Make the kernel read the partition table, if it supports that kind of table; see [`partitions`].
     pub partition_scan: bool,
-    /// Read and write past the page cache, so that nothing is cached twice. Where the file's filesystem has no direct
-    /// I/O, the device works without it; [`Attached::direct_io`] shows the outcome.
+    /// Bypass the file's page cache, so that nothing is cached twice. Where the file's filesystem lacks direct I/O, the
+    /// device works without it; [`Attached::direct_io`] shows which.
     pub direct_io: bool,
 }
 
@@ -65,20 +65,20 @@ impl Options {
     }
 }
 
-/// A loop device with a file, held open while this lives. With [`Options::autoclear`] that is what keeps it attached
-/// until something is mounted from it; without, the device stays attached after the drop.
+/// A loop device with a file, held open while this value lives. With [`Options::autoclear`] this keeps the device
+/// attached until it is mounted; without, the device stays attached after the drop.
 #[derive(Debug)]
 pub struct LoopDevice {
     path: PathBuf,
     device: File,
 }
 
-/// How the kernel is asked to attach.
+/// How a file is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// By `LOOP_CONFIGURE`: the device never shows more of the file than it should.
+    /// By `LOOP_CONFIGURE`: the device never shows anything outside its window.
     OneStep,
-    /// As kernels before 5.8 have it.
+    /// By `LOOP_SET_FD` and `LOOP_SET_STATUS64`, for kernels before 5.8.
     TwoSteps,
 }
 
@@ -86,7 +86,7 @@ impl LoopDevice {
     /// Attaches `file` to a free device.
     ///
     /// # Errors
-    /// The file cannot be opened, there is no loop driver, or the kernel refuses.
+    /// The file cannot be opened, the loop driver is missing, or the kernel refuses.
     pub fn attach(file: &Path, options: &Options) -> Result<Self, PathError> {
         Self::attach_by(file, options, Way::OneStep)
     }
@@ -114,14 +114,14 @@ impl LoopDevice {
             };
             match done {
                 Ok(()) => return Ok(Self { path, device }),
-                // Somebody was faster.
+                // Another process took it first.
                 Err(Errno::BUSY) => {}
                 Err(Errno::INVAL | Errno::NOTTY) if way == Way::OneStep => way = Way::TwoSteps,
                 Err(e) => return Err(e).at("attach a loop device to", file),
             }
         }
         let source =
-            io::Error::new(io::ErrorKind::ResourceBusy, "every free loop device was taken by others");
+            io::Error::new(io::ErrorKind::ResourceBusy, "other processes took every free loop device");
         Err(source).at("attach a loop device to", file)
     }
 
@@ -133,7 +133,7 @@ impl LoopDevice {
     /// What is attached to it.
     ///
     /// # Errors
-    /// It has been detached meanwhile.
+    /// It has been detached.
     pub fn attached(&self) -> Result<Attached, PathError> {
         let info = ioctl::status(&self.device).at("read the state of", &self.path)?;
         Ok(Attached::new(self.path.clone(), &info))
@@ -161,7 +161,7 @@ fn attach_in_two_steps(
         return Err(e);
     }
     if info.flags & ioctl::DIRECT_IO != 0 {
-        // Without it the device works as well.
+        // Optional: the device works without it.
         let _ = ioctl::set_direct_io(device, true);
     }
     Ok(())
@@ -177,20 +177,20 @@ fn make_node(path: &Path, number: u32) -> rustix::io::Result<()> {
     }
 }
 
-/// A device that a file is attached to.
+/// An attached loop device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attached {
     /// The device node.
     pub device: PathBuf,
-    /// The byte of the file it begins at.
+    /// Where in the file it begins, in bytes.
     pub offset_bytes: u64,
-    /// How many bytes it has at most; 0 when it has all.
+    /// Its greatest size in bytes; 0 means everything after the offset.
     pub limit_bytes: u64,
     /// Whether it is read-only.
     pub read_only: bool,
     /// Whether it is detached once nothing uses it.
     pub autoclear: bool,
-    /// Whether it works past the page cache.
+    /// Whether it bypasses the file's page cache.
     pub direct_io: bool,
 }
 
@@ -208,8 +208,8 @@ impl Attached {
     }
 }
 
-/// The devices a file is attached to, by number. The file is told by its filesystem and inode, so it is found by any of
-/// its names, and another file that has its old name is not.
+/// The devices that a file is attached to, by number. A file is identified by filesystem and inode: it is found under
+/// each of its names, and a new file under its old name is not taken for it.
 ///
 /// # Errors
 /// The file cannot be looked at, or `/sys/block` cannot be read.
@@ -227,15 +227,14 @@ pub fn find(file: &Path) -> Result<Vec<Attached>, PathError> {
         if !path.exists() {
             make_node(&path, number).ok()?;
         }
-        // A device that was detached meanwhile is none of the file's.
+        // A device that has just been detached fails here and is left out.
         let info = ioctl::status(&File::open(&path).ok()?).ok()?;
         (info.device == meta.dev() && info.inode == meta.ino()).then(|| Attached::new(path, &info))
     });
     Ok(attached.collect())
 }
 
-/// Has a device detached once nothing uses it: at once, or when the last mount from it goes. One without a file is left
-/// as it is.
+/// Detaches a device once nothing uses it: now, or when its last mount ends. Does nothing to a device without a file.
 ///
 /// # Errors
 /// The device cannot be opened, or the kernel refuses.
@@ -247,17 +246,17 @@ pub fn release(device: &Path) -> Result<(), PathError> {
     }
 }
 
-/// As [`release`], and waits until the device has let go of its file.
+/// As [`release`], and waits until the device is detached.
 ///
 /// # Errors
-/// As there; [`io::ErrorKind::ResourceBusy`] when something still uses the device after `patience`. It is detached then
-/// when that ends.
+/// As [`release`]; [`io::ErrorKind::ResourceBusy`] when the device is still in use after `patience`. The kernel then
+/// detaches it when its last use ends.
 pub fn detach(device: &Path, patience: Duration) -> Result<(), PathError> {
     let sys = sys(device);
     let before = backing(&sys);
     release(device)?;
     let deadline = Instant::now() + patience;
-    // The device may have another file by now.
+    // The device may have been attached to another file meanwhile.
     while before.is_some() && backing(&sys) == before {
         if Instant::now() >= deadline {
             let source = io::Error::new(io::ErrorKind::ResourceBusy, "it is still in use");
@@ -272,15 +271,15 @@ fn sys(device: &Path) -> PathBuf {
     Path::new("/sys/block").join(device.file_name().unwrap_or_default())
 }
 
-/// What tells one attachment of a device from the next: the file, the window, and the kernel's number of it (5.15).
+/// Identifies one attachment of a device: the file, the window, and the disk's sequence number (Linux 5.15).
 fn backing(sys: &Path) -> Option<[Vec<u8>; 4]> {
     let file = fs::read(sys.join("loop/backing_file")).ok()?;
     let more = |name: &str| fs::read(sys.join(name)).unwrap_or_default();
     Some([file, more("loop/offset"), more("loop/sizelimit"), more("diskseq")])
 }
 
-/// Takes over the size that a device's file has now. On network filesystems the kernel may have an old one cached, so
-/// the file is asked first.
+/// Sets a device's size to the present size of its file. On network filesystems the kernel may have an old size cached,
+/// so the file is queried first.
 ///
 /// # Errors
 /// The device cannot be opened, has no file, or the kernel refuses.
@@ -292,15 +291,15 @@ pub fn refresh_size(device: &Path) -> Result<(), PathError> {
         let _ = statx(CWD, file, AtFlags::STATX_FORCE_SYNC, StatxFlags::SIZE);
     }
     let file = File::open(device).at("open", device)?;
-    ioctl::set_capacity(&file).at("take over the file's size for", device)
+    ioctl::set_capacity(&file).at("update the size of", device)
 }
 
-/// A partition the kernel found on a device.
+/// A partition that the kernel found on a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
     /// Its number in the table, from 1.
     pub number: u32,
-    /// Its device node. It is there only where the kernel or udev fills `/dev`.
+    /// Its device node, which exists only where the kernel or udev fills `/dev`.
     pub device: PathBuf,
     /// Where it begins on the device.
     pub offset_bytes: u64,
@@ -308,12 +307,12 @@ pub struct Partition {
     pub size_bytes: u64,
 }
 
-/// The partitions the kernel found on a device that was attached with [`Options::partition_scan`], by number.
+/// The partitions that the kernel found on a device attached with [`Options::partition_scan`], by number.
 ///
 /// # Errors
 /// There is no such device.
 pub fn partitions(device: &Path) -> Result<Vec<Partition>, PathError> {
-    /// Sysfs counts in these, whatever the device's blocks are.
+    /// Unit of sizes in sysfs, whatever the device's block size.
     const SECTOR_BYTES: u64 = 512;
     let sys = sys(device);
     let mut found: Vec<Partition> = fs::read_dir(&sys)
@@ -359,7 +358,7 @@ mod tests {
         assert!(info.file_name[..63].iter().all(|b| *b == b'x') && info.file_name[63] == 0);
     }
 
-    /// Root and a loop driver are needed; the other tests of devices are in `tests/host.rs`.
+    /// Needs root and the loop driver; the other tests of devices are in `tests/it/host.rs`.
     #[test]
     fn the_way_of_old_kernels_does_the_same() {
         if !rustix::process::geteuid().is_root() || !Path::new(CONTROL).exists() {

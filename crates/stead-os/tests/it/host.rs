@@ -18,7 +18,7 @@ use stead_os::{
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether a test cannot run here, which it then says.
+/// Whether a test cannot run here; prints `SKIP` with the reason if so.
 fn skip(name: &str, programs: &[&str]) -> bool {
     let reason = if !rustix::process::geteuid().is_root() {
         "needs root".to_owned()
@@ -39,7 +39,7 @@ fn skip_loops(name: &str, programs: &[&str]) -> bool {
     missing || skip(name, programs)
 }
 
-/// A mount that goes with the test.
+/// A mount that ends with the test.
 struct Mounted(PathBuf);
 
 impl Drop for Mounted {
@@ -102,7 +102,7 @@ fn a_window_of_a_file_is_a_device_that_is_found_by_its_file() {
     assert!(found[0].read_only && found[0].autoclear && !found[1].read_only && !found[1].autoclear);
     assert!(!found[1].direct_io);
 
-    // One lets go by itself; the other stays until it is told.
+    // One device detaches by itself; the other stays until it is released.
     drop(second);
     let path = device.path().to_owned();
     drop(device);
@@ -113,7 +113,7 @@ fn a_window_of_a_file_is_a_device_that_is_found_by_its_file() {
 }
 
 #[test]
-fn a_device_in_use_is_waited_for_and_goes_when_its_user_does() {
+fn a_device_in_use_is_waited_for_and_detaches_after_its_last_use() {
     if skip_loops("a_device_in_use_is_waited_for_and_goes_when_its_user_does", &[]) {
         return;
     }
@@ -171,7 +171,7 @@ fn partitions_are_found_when_asked_for() {
     };
     assert_eq!((&*asked(&plain), &*asked(&scanned)), ("0", "1"));
     if loops::partitions(scanned.path()).unwrap().is_empty() {
-        // A kernel that is built without readers of partition tables is told what it would have found.
+        // A kernel built without support for partition tables gets the partitions by ioctl.
         Program::new("partx").arg("--add").arg(scanned.path()).run().unwrap();
     }
     let found = loops::partitions(scanned.path()).unwrap();
@@ -185,7 +185,7 @@ fn a_program_and_its_children_are_in_their_group_from_the_start() {
     if skip("a_program_and_its_children_are_in_their_group_from_the_start", &[]) {
         return;
     }
-    // A cpuset of version 1 that is not set up takes no process.
+    // A version 1 cpuset accepts no process before it is configured.
     let usable = |h: &cgroup::Hierarchy| !h.read_only && !h.has_v1("cpuset");
     let here: Vec<_> = cgroup::hierarchies(&mountinfo::read().unwrap()).into_iter().filter(usable).collect();
     if here.is_empty() {
@@ -215,13 +215,13 @@ fn a_program_and_its_children_are_in_their_group_from_the_start() {
         fs::create_dir(group).unwrap();
     }
     let entrance = cgroup::Entrance::open(&groups.0).unwrap();
-    // The child of the program says where it is.
+    // The program's child prints its groups.
     let shell = Program::new("sh").args(["-c", "(cat /proc/self/cgroup)"]);
     let out = shell.run_with(|command| entrance.before_exec(command)).unwrap().text();
     let inside = out.lines().filter(|l| l.ends_with(&format!("/{name}"))).count();
     assert_eq!(inside, groups.0.len(), "{out}");
 
-    // What is in a group can be found and killed, wherever it has gone.
+    // All processes of a group can be found and killed.
     let entrance = cgroup::Entrance::open(&groups.0).unwrap();
     let shell = Program::new("sh").args(["-c", "sleep 1000 & sleep 1000 & echo started"]);
     shell.run_with(|command| entrance.before_exec(command)).unwrap();
@@ -233,7 +233,7 @@ fn a_program_and_its_children_are_in_their_group_from_the_start() {
         std::thread::sleep(Duration::from_millis(5));
     }
 
-    // A group that is gone is an error before there is a child.
+    // A group that does not exist is an error before the child starts.
     let gone = groups.0.iter().map(|g| g.join("gone"));
     assert_eq!(cgroup::Entrance::open(gone).unwrap_err().kind(), io::ErrorKind::NotFound);
 }
