@@ -1,4 +1,4 @@
-//! Carrying out a build: every step is taken from the cache or made, and the manifest is published last.
+//! Runs a build: each step's result comes from the cache or is made, and the manifest is published last.
 
 use crate::{
     debian,
@@ -31,48 +31,48 @@ use stead_model::{
     recipe::{Base, RecipeKind},
 };
 
-/// The nice value of what is made beside the base.
+/// Nice value of the steps that run beside the base.
 const GIVING_WAY: i32 = 10;
 
-/// What a build tells while it runs.
+/// Progress of a running build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Progress {
-    /// A step that is not cached begins.
+    /// A step that is not cached starts.
     Started {
         /// Its name in the plan.
         step: String,
         /// What it does.
         what: String,
     },
-    /// How far a step is.
+    /// Progress of a step.
     Note {
         /// Its name.
         step: String,
         /// A few words.
         text: String,
     },
-    /// Something that the user should know of what the image holds, cached or not.
+    /// Something the user should know about the image's contents, cached or not.
     Warning {
         /// One sentence.
         text: String,
     },
-    /// A step ended well.
+    /// A step succeeded.
     Done(StepReport),
 }
 
-/// How a step went.
+/// Result of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StepReport {
     /// Its name in the plan.
     pub step: String,
-    /// Its result was known: nothing was done.
+    /// Its result came from the cache.
     pub cached: bool,
-    /// Milliseconds it took.
+    /// Its duration in milliseconds.
     pub ms: u64,
 }
 
-/// What a build made.
+/// Result of a build.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BuildOutcome {
     /// The image's name.
@@ -81,23 +81,23 @@ pub struct BuildOutcome {
     pub digest: Digest,
     /// Its manifest.
     pub manifest: Manifest,
-    /// The store had this very image already.
+    /// Whether the store already had this image.
     pub reused: bool,
-    /// What the user should know of what the image holds.
+    /// What the user should know about the image's contents.
     pub warnings: Vec<String>,
-    /// What each step took.
+    /// The steps with their durations.
     pub steps: Vec<StepReport>,
-    /// What the whole took, milliseconds.
+    /// Duration of the whole build in milliseconds.
     pub ms: u64,
 }
 
-/// Builds what a recipe says into the store. Nothing changed: nothing is done.
+/// Builds a recipe's image into the store. If nothing changed, nothing is done.
 ///
 /// Builds of the same image wait for each other; different images may be built at once. A build that fails or is killed
-/// leaves nothing in the store but finished, cached steps.
+/// leaves only finished, cached steps in the store.
 ///
 /// # Errors
-/// See [`ImageError`]; [`Failure::is_bad_input`] says whose fault it is.
+/// [`ImageError`]; [`Failure::is_bad_input`] distinguishes mistakes of the caller.
 pub fn build(
     store: &Store,
     request: &BuildRequest,
@@ -142,7 +142,7 @@ pub fn build(
     })
 }
 
-/// A build under way.
+/// A running build.
 struct Run<'a> {
     store: &'a Store,
     job: &'a Job,
@@ -152,7 +152,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn tell(&self, event: Progress) {
-        // Nobody listens any more only when the build is being torn down.
+        // The receiver is gone only when the build is being torn down.
         if let Ok(sender) = self.sender.lock() {
             let _ = sender.send(event);
         }
@@ -171,7 +171,7 @@ impl Run<'_> {
         self.tell(Progress::Note { step: step.to_owned(), text: text.to_owned() });
     }
 
-    /// A step's result from the cache, else made, once even when two builds need it.
+    /// A step's result from the cache, or made now: once even when two builds need it.
     fn step<T: Serialize + DeserializeOwned>(
         &self,
         name: &str,
@@ -223,7 +223,7 @@ impl Run<'_> {
                 if !rustix::process::geteuid().is_root() {
                     return Err(ImageError::Privilege {
                         what: format!("a Debian base ({})", self.job.recipe.name),
-                        why: "packages are installed as their own root".into(),
+                        why: "the packages are installed in a root of their own".into(),
                     });
                 }
                 space::check(self.store.dir(), debian::SPACE_NEEDED)?;
@@ -244,7 +244,7 @@ impl Run<'_> {
                     self.store.adopt(&path)?
                 };
                 let left_out = made.left_out.into_iter().collect();
-                // The base of an instance is read once more, with all that lies over it: its keys are found then.
+                // An instance's base is read again together with its overlays; private keys are found then.
                 let warnings = if node { made.warnings } else { Vec::new() };
                 Ok(BaseParts { artifact, packages: made.packages, left_out, warnings })
             }
@@ -320,7 +320,7 @@ impl Run<'_> {
     }
 
     fn overlays(&self) -> Result<Vec<Layer>> {
-        // As many at once as there are; each waits mostly for its own mksquashfs.
+        // All at once: each mostly waits for its own mksquashfs.
         thread::scope(|scope| {
             let threads: Vec<_> = self
                 .job
@@ -369,12 +369,12 @@ impl Run<'_> {
                 return Err(ImageError::Io {
                     operation: "copy",
                     path: self.job.stead_node.clone(),
-                    source: std::io::Error::other("it changed while it was read; build again"),
+                    source: std::io::Error::other("it changed during the build; build again"),
                 });
             }
             copy
         };
-        // The one artifact that is executed from the store. Done even when it was there: the step may have been cut short.
+        // The only artifact that is executed from the store. Also set when cached: an earlier step may have been interrupted.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o555)).at("make executable", &path)?;
         self.done("stead-node", cached, begun);
         Ok(artifact)
@@ -386,7 +386,7 @@ impl Run<'_> {
         };
         let extra = self.job.recipe.kernel.as_ref().map_or(&[][..], |k| &k.initrd_modules);
         let made = self.step("initrd", "stead-node and modules", &key, false, one_blob, |scratch| {
-            // The store's copy: the file itself may have been built anew since the build began.
+            // The store's copy: the file itself may have been rebuilt since this build started.
             let path = self.store.blob(self.job.node_digest.as_ref().expect("its key was made of it"));
             let node = fs::read(&path).at("read", &path)?;
             let layer = kernel.modules.as_ref().map(|m| self.store.blob(&m.digest));
@@ -399,14 +399,14 @@ impl Run<'_> {
     fn node(&self) -> Result<(Manifest, Vec<Digest>)> {
         let job = self.job;
         let node_digest = job.node_digest.as_ref().expect("a node's job has looked at stead-node");
-        // Small things first: their mistakes show before a bootstrap is waited for.
+        // Small steps first, so that their mistakes show before the long bootstrap.
         Merged::of(&[files::tree(&job.recipe, &job.dir)?])?;
         let stead_node = self.stead_node(node_digest)?;
         let (base, kernel, overlays) = thread::scope(|scope| {
             let base = scope.spawn(|| self.base());
             let kernel = scope.spawn(|| {
-                // The base takes longest and is waited for: what else is made gives way, with the programs it runs. To
-                // Linux a thread is a process here.
+                // The base takes longest, so the other steps and their programs run at low priority. On Linux the nice
+                // value belongs to the thread.
                 let _ = rustix::process::setpriority_process(None, GIVING_WAY);
                 self.kernel()
             });
@@ -414,7 +414,7 @@ impl Run<'_> {
             let join = "a thread of this build panicked";
             (base.join().expect(join), kernel.join().expect(join), overlays)
         });
-        // What is wrong with the recipe is told before what is wrong with the machine.
+        // Mistakes in the recipe are reported before faults of the host.
         let overlays = overlays?;
         let (base, kernel) = match (base, kernel) {
             (Err(b), Err(k)) if k.is_bad_input() && !b.is_bad_input() => return Err(k),
@@ -512,7 +512,7 @@ fn write_tar(
     fill: impl FnOnce(&mut Writer<zstd::stream::write::Encoder<'static, BufWriter<File>>>) -> Result<()>,
 ) -> Result<()> {
     let file = BufWriter::with_capacity(256 << 10, File::create(path).at("make", path)?);
-    // Level 1: it only has to be read again here.
+    // Level 1: only this build reads it again.
     let zstd = zstd::stream::write::Encoder::new(file, 1).at("write", path)?;
     let mut writer = Writer::new(zstd, squashfs::EPOCH, "");
     fill(&mut writer)?;

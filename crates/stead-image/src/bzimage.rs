@@ -1,16 +1,17 @@
-//! Taking the uncompressed ELF kernel out of a bzImage, by the Linux boot protocol's header. Pure: bytes in, bytes out.
+//! Extracts the uncompressed ELF kernel from a bzImage, by the header of the Linux boot protocol. Pure: bytes in, bytes
+//! out.
 
 use std::io::{self, Read};
 
-/// A kernel was not understood.
+/// A kernel image cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BzImageError {
     /// No boot protocol header.
     #[error("not a bzImage: {0}")]
     NotBzImage(&'static str),
-    /// The payload is compressed in a way this crate does not read.
-    #[error("payload is compressed in an unknown way (it begins with {0:02x?})")]
+    /// The payload has an unknown compression format.
+    #[error("payload has an unknown compression format (it begins with {0:02x?})")]
     Compression(Vec<u8>),
     /// The payload is damaged.
     #[error("payload cannot be decompressed")]
@@ -18,15 +19,15 @@ pub enum BzImageError {
     /// The payload is larger than [`MAX_VMLINUX_BYTES`].
     #[error("payload is larger than {MAX_VMLINUX_BYTES} bytes")]
     TooLarge,
-    /// The payload's length is not what the header says.
-    #[error("payload has {found} bytes where its trailer says {said}")]
+    /// The payload's length differs from its trailer.
+    #[error("payload has {found} bytes, its trailer says {said}")]
     Length {
         /// Bytes found.
         found: u64,
-        /// Bytes announced.
+        /// Bytes according to the trailer.
         said: u64,
     },
-    /// What came out is no ELF kernel for this machine.
+    /// The payload is not an ELF kernel for this machine.
     #[error("not a 64-bit little-endian ELF kernel: {0}")]
     NotElf(&'static str),
     /// It has no PVH entry.
@@ -34,17 +35,17 @@ pub enum BzImageError {
     NoPvh,
 }
 
-/// The largest kernel that is unpacked. The largest distribution kernels are under 100 MiB.
+/// The largest kernel that is unpacked, in bytes. The largest distribution kernels are under 100 MiB.
 pub const MAX_VMLINUX_BYTES: u64 = 512 << 20;
 /// Note type of the 32-bit physical entry point that QEMU and Firecracker start at.
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 /// Boot protocol that introduced `payload_offset`.
 const PROTOCOL_WITH_PAYLOAD: u16 = 0x208;
 
-/// The ELF kernel inside a bzImage; an ELF kernel is given back as it is. The result has a PVH entry.
+/// The ELF kernel inside a bzImage; an ELF kernel is returned unchanged. The result has a PVH entry.
 ///
 /// # Errors
-/// [`BzImageError`] when the image, its payload or the ELF file is not understood.
+/// [`BzImageError`] when the image, its payload or the ELF file cannot be read.
 pub fn vmlinux(kernel: &[u8]) -> Result<Vec<u8>, BzImageError> {
     let elf = if kernel.starts_with(b"\x7fELF") { kernel.to_vec() } else { decompress(payload(kernel)?)? };
     if pvh_entry(&elf)?.is_none() {
@@ -63,7 +64,7 @@ fn u64_at(b: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(b.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
-/// The compressed payload, with the four bytes of length that follow most kinds of it.
+/// The compressed payload, with the four bytes of length that follow most formats.
 fn payload(image: &[u8]) -> Result<&[u8], BzImageError> {
     let bad = BzImageError::NotBzImage;
     if image.get(0x202..0x206) != Some(b"HdrS") {
@@ -72,16 +73,17 @@ fn payload(image: &[u8]) -> Result<&[u8], BzImageError> {
     if u16_at(image, 0x206).is_none_or(|v| v < PROTOCOL_WITH_PAYLOAD) {
         return Err(bad("its boot protocol is older than 2.08"));
     }
-    // Zero means four sectors, for history's sake; the boot sector itself comes before them.
+    // Zero means four sectors, for historical reasons; the boot sector itself comes before them.
     let setup_sectors = match image[0x1f1] {
         0 => 4,
         n => usize::from(n),
     };
     let offset = u32_at(image, 0x248).ok_or(bad("it is too short"))? as usize;
     let length = u32_at(image, 0x24c).ok_or(bad("it is too short"))? as usize;
-    let start = ((setup_sectors + 1) * 512).checked_add(offset).ok_or(bad("its payload lies outside"))?;
-    let end = start.checked_add(length).ok_or(bad("its payload lies outside"))?;
-    image.get(start..end).ok_or(bad("its payload lies outside"))
+    let start =
+        ((setup_sectors + 1) * 512).checked_add(offset).ok_or(bad("its payload lies outside the file"))?;
+    let end = start.checked_add(length).ok_or(bad("its payload lies outside the file"))?;
+    image.get(start..end).ok_or(bad("its payload lies outside the file"))
 }
 
 fn decompress(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
@@ -89,7 +91,7 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
     let out = if payload.starts_with(b"\x28\xb5\x2f\xfd") {
         let mut decoder =
             zstd::stream::read::Decoder::new(payload).map_err(BzImageError::Decompress)?.single_frame();
-        // The kernel is packed with the largest window there is.
+        // The kernel's build uses the largest window.
         decoder.window_log_max(31).map_err(BzImageError::Decompress)?;
         read_bounded(decoder)?
     } else if payload.starts_with(b"\xfd7zXZ\0") {
@@ -109,7 +111,7 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
     }
 }
 
-/// What the kernel's build writes: the old frame of the `lz4` tool, blocks of a length and that many bytes.
+/// Magic of the legacy frame of the `lz4` tool, which the kernel's build writes: blocks of a length and that many bytes.
 const LZ4_LEGACY_MAGIC: &[u8] = b"\x02\x21\x4c\x18";
 /// Each block but the last unpacks to this many bytes.
 const LZ4_LEGACY_BLOCK_BYTES: usize = 8 << 20;
@@ -118,7 +120,7 @@ fn unpack_lz4(mut blocks: &[u8]) -> Result<Vec<u8>, BzImageError> {
     let broken = |why: String| BzImageError::Decompress(io::Error::new(io::ErrorKind::InvalidData, why));
     let mut out = Vec::new();
     let mut block = vec![0; LZ4_LEGACY_BLOCK_BYTES];
-    // The four bytes at the end are the whole's length.
+    // The four bytes at the end are the total length.
     while blocks.len() > 4 {
         let length = u32_at(blocks, 0).unwrap_or(0) as usize;
         let packed = blocks.get(4..).and_then(|b| b.get(..length)).filter(|p| !p.is_empty());
@@ -156,15 +158,15 @@ pub fn pvh_entry(elf: &[u8]) -> Result<Option<u64>, BzImageError> {
         let at = size
             .checked_mul(i)
             .and_then(|o| o.checked_add(table))
-            .ok_or(bad("program header lies outside"))?;
+            .ok_or(bad("program header lies outside the file"))?;
         const PT_NOTE: u32 = 4;
-        if u32_at(elf, at).ok_or(bad("program header lies outside"))? != PT_NOTE {
+        if u32_at(elf, at).ok_or(bad("program header lies outside the file"))? != PT_NOTE {
             continue;
         }
         let offset = header(u64_at(elf, at + 8))? as usize;
         let length = header(u64_at(elf, at + 32))? as usize;
-        let end = offset.checked_add(length).ok_or(bad("note lies outside"))?;
-        let notes = elf.get(offset..end).ok_or(bad("note lies outside"))?;
+        let end = offset.checked_add(length).ok_or(bad("note lies outside the file"))?;
+        let notes = elf.get(offset..end).ok_or(bad("note lies outside the file"))?;
         if let Some(entry) = pvh_note(notes) {
             return Ok(Some(entry));
         }
@@ -199,7 +201,7 @@ mod tests {
         elf[0x38..0x3a].copy_from_slice(&1u16.to_le_bytes());
         elf[64..68].copy_from_slice(&4u32.to_le_bytes());
         elf[72..80].copy_from_slice(&120u64.to_le_bytes());
-        // A note of another kind comes first, as in real kernels.
+        // A note of another type comes first, as in real kernels.
         let mut notes = Vec::new();
         for (n, k, v) in [(*b"Lin\0", 0x100, 7u64), (*name, kind, 0x100_0550)] {
             notes.extend_from_slice(&4u32.to_le_bytes());

@@ -1,7 +1,7 @@
 //! Decompression that ends only where the compressed data ends: `Ok(0)` means that everything was read and every checksum
-//! was right. What is damaged, cut off or followed by something else is an error that names the format and the fault.
+//! matched. Data that is damaged, truncated or followed by other bytes gives an error with the format and the fault.
 //!
-//! Owns formats; knows nothing of what is compressed.
+//! Owns the formats; does not know what is compressed.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -16,7 +16,7 @@ pub enum Compression {
     Xz,
     /// zstd.
     Zstd,
-    /// A format that is recognised but not understood; its name.
+    /// A format that is recognised but not supported; its name.
     Foreign(&'static str),
 }
 
@@ -26,7 +26,7 @@ const MAGIC_BYTES: u64 = 6;
 impl Compression {
     /// From the first six bytes (or fewer, when there are not more).
     pub fn of(magic: &[u8]) -> Self {
-        // A zstd file may begin with a frame that is skipped: 0x184D2A50 to 0x184D2A5F, little-endian.
+        // A zstd file may begin with a skippable frame: 0x184D2A50 to 0x184D2A5F, little-endian.
         let skippable = magic.len() >= 4 && magic[0] >> 4 == 5 && magic[1..4] == *b"\x2a\x4d\x18";
         if magic.starts_with(b"\x1f\x8b") {
             Self::Gzip
@@ -60,7 +60,7 @@ impl Compression {
     }
 }
 
-/// Why compressed data cannot be had as it was: the inside of the [`io::Error`] that a reader of [`decompressed`] gives.
+/// Why data cannot be decompressed: the error inside the [`io::Error`] that a reader from [`decompressed`] returns.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Damage {
@@ -72,14 +72,14 @@ pub enum Damage {
         /// The decompressor's words.
         why: String,
     },
-    /// It ends before its end.
-    #[error("its {format} data ends early: the file is cut off")]
+    /// It is truncated.
+    #[error("its {format} data ends early: the file is truncated")]
     Cut {
         /// The format's name.
         format: &'static str,
     },
-    /// A format that is not understood.
-    #[error("it is compressed with {format}; only gzip, xz and zstd are understood")]
+    /// A format that is not supported.
+    #[error("it is compressed with {format}; only gzip, xz and zstd are supported")]
     Foreign {
         /// The format's name.
         format: &'static str,
@@ -87,7 +87,7 @@ pub enum Damage {
 }
 
 impl Damage {
-    /// Whether an error of a reader says that the data is damaged, rather than that it cannot be read.
+    /// Whether a reader's error means damaged data, rather than a failure to read.
     pub fn is_in(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|e| e.is::<Self>())
     }
@@ -98,11 +98,11 @@ fn broken(format: Compression, why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, damage)
 }
 
-/// A reader of a file's plain bytes, whatever its compression. Several compressed members after one another are one file,
-/// as they are for `gzip`, `xz` and `zstd`.
+/// A reader of a file's decompressed bytes, whatever its compression. Concatenated members form one file, as they do for
+/// `gzip`, `xz` and `zstd`.
 ///
 /// # Errors
-/// Its first bytes cannot be read, or its format is not understood ([`Damage::Foreign`]).
+/// Its first bytes cannot be read, or its format is not supported ([`Damage::Foreign`]).
 pub fn decompressed(mut reader: impl Read + 'static) -> io::Result<Box<dyn Read>> {
     let mut magic = Vec::new();
     reader.by_ref().take(MAGIC_BYTES).read_to_end(&mut magic)?;
@@ -115,7 +115,7 @@ pub fn decompressed(mut reader: impl Read + 'static) -> io::Result<Box<dyn Read>
         }
         Compression::Xz => {
             use liblzma::stream::{CONCATENATED, Stream, TELL_UNSUPPORTED_CHECK};
-            // A check that cannot be verified is an error, not a check passed over.
+            // A checksum that cannot be verified is an error, not ignored.
             let stream = Stream::new_stream_decoder(u64::MAX, CONCATENATED | TELL_UNSUPPORTED_CHECK)?;
             Box::new(liblzma::bufread::XzDecoder::new_stream(whole, stream))
         }
@@ -127,7 +127,7 @@ pub fn decompressed(mut reader: impl Read + 'static) -> io::Result<Box<dyn Read>
     Ok(Box::new(Explained { inner, format, ended: false }))
 }
 
-/// Says of a decompressor's errors which format they are about. The file's own errors pass.
+/// Adds the format to a decompressor's errors. The file's own errors pass unchanged.
 struct Explained {
     inner: Box<dyn Read>,
     format: Compression,
@@ -136,7 +136,7 @@ struct Explained {
 
 impl Read for Explained {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        // After its end a decompressor may complain of having no input; before it, an empty buffer is no end.
+        // After the end a decompressor may report missing input; before it, an empty buffer is not the end.
         if self.ended || buf.is_empty() {
             return Ok(0);
         }
@@ -156,8 +156,8 @@ impl Read for Explained {
     }
 }
 
-/// gzip as the `gzip` program reads it: members one after another, then nothing or zeros (tapes and disks are padded with
-/// them). Anything else behind a member is damage: a member whose first bytes were hit looks like that.
+/// gzip as the `gzip` program reads it: members one after another, then nothing or zeros, with which tapes and disks are
+/// padded. Anything else after a member is damage: a member with a damaged header looks like that.
 struct Gzip<R: BufRead> {
     state: GzipState<R>,
 }
@@ -165,7 +165,7 @@ struct Gzip<R: BufRead> {
 enum GzipState<R: BufRead> {
     Member(flate2::bufread::GzDecoder<R>),
     Padding(R),
-    /// Only between two states, and after an error.
+    /// Between two states, and after an error.
     Ended,
 }
 
@@ -180,7 +180,7 @@ impl<R: BufRead> Read for Gzip<R> {
                     }
                     let GzipState::Member(member) = std::mem::replace(&mut self.state, GzipState::Ended)
                     else {
-                        unreachable!("it was a member a moment ago")
+                        unreachable!("the state was just matched as a member")
                     };
                     let mut rest = member.into_inner();
                     let next = rest.fill_buf()?.first().copied();
@@ -194,7 +194,7 @@ impl<R: BufRead> Read for Gzip<R> {
                     let bytes = rest.fill_buf()?;
                     if bytes.iter().any(|b| *b != 0) {
                         self.state = GzipState::Ended;
-                        return Err(broken(Compression::Gzip, "something else follows its end"));
+                        return Err(broken(Compression::Gzip, "other bytes follow its end"));
                     }
                     let n = bytes.len();
                     if n == 0 {
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
     use std::{io::Write, process::Command};
 
-    /// Some text that packs well but not to nothing.
+    /// Text that compresses well, but not to almost nothing.
     fn plain() -> Vec<u8> {
         (0..400u32)
             .flat_map(|n| format!("{} line {n}\n", n.wrapping_mul(2_654_435_761)).into_bytes())
@@ -225,7 +225,7 @@ mod tests {
         decompressed(io::Cursor::new(packed))?.read_to_end(&mut out)?;
         Ok(out)
     }
-    /// What the program itself makes of the bytes; `None` when it is not installed.
+    /// The bytes as compressed by the program; `None` when it is not installed.
     fn packed_by(program: &str, args: &[&str], bytes: &[u8]) -> Option<Vec<u8>> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("plain");
@@ -234,7 +234,7 @@ mod tests {
         assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
         Some(out.stdout)
     }
-    /// The formats with what their own programs write. The first eight bytes of gzip hold no data and no checksum.
+    /// Each format with the output of its own program. The first eight bytes of gzip hold no data and no checksum.
     fn packed() -> Vec<(&'static str, Vec<u8>)> {
         let mut all = Vec::new();
         for (program, args) in
@@ -263,7 +263,7 @@ mod tests {
             let e = unpacked(magic.to_vec()).unwrap_err();
             assert_eq!(
                 e.to_string(),
-                format!("it is compressed with {name}; only gzip, xz and zstd are understood")
+                format!("it is compressed with {name}; only gzip, xz and zstd are supported")
             );
         }
     }
@@ -271,13 +271,13 @@ mod tests {
     #[test]
     fn damaged_compressed_data_is_refused() {
         for (program, bytes) in packed() {
-            // The magic itself decides whether it is compressed at all.
+            // The magic bytes decide whether it is compressed at all.
             for cut in 6..bytes.len() {
                 let e = unpacked(bytes[..cut].to_vec()).expect_err(program);
                 assert!(Damage::is_in(&e) && e.to_string().contains(program), "{program} cut at {cut}: {e}");
             }
             let e = unpacked(bytes[..bytes.len() - 1].to_vec()).unwrap_err();
-            assert_eq!(e.to_string(), format!("its {program} data ends early: the file is cut off"));
+            assert_eq!(e.to_string(), format!("its {program} data ends early: the file is truncated"));
             for at in (6..bytes.len()).step_by(7).chain(bytes.len() - 40..bytes.len()) {
                 let mut hit = bytes.clone();
                 hit[at] ^= 1 << (at % 8);
@@ -310,14 +310,14 @@ mod tests {
             let padded = [&gzip[..], &[0; 1000]].concat();
             assert_eq!(unpacked(padded).unwrap(), b"abc");
         }
-        // A frame that is skipped, as pzstd and zstd:chunked write them.
+        // A skippable frame, as pzstd and zstd:chunked write.
         let mut frames = b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec();
         frames.extend(zstd::encode_all(&b"xyz"[..], 1).unwrap());
         assert_eq!(unpacked(frames).unwrap(), b"xyz");
     }
 
     #[test]
-    fn an_empty_buffer_is_no_end() {
+    fn an_empty_buffer_is_not_the_end() {
         let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gz.write_all(b"abc").unwrap();
         let mut reader = decompressed(io::Cursor::new(gz.finish().unwrap())).unwrap();

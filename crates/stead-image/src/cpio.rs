@@ -1,10 +1,10 @@
 //! The initrd's archive format: plain "newc" cpio, written so that the same entries give the same bytes.
 //!
-//! Owns the format only; what goes into an initrd is `initrd`'s choice.
+//! Owns the format only; [`crate::initrd`] chooses what goes into an initrd.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-/// What an entry is.
+/// Kind of an entry, with its contents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
     /// A directory.
@@ -22,12 +22,12 @@ pub enum Node {
     },
 }
 
-/// One entry: its permission bits and what it is. The owner is root, the time is 0.
+/// One entry: its permission bits and its kind. The owner is root, the time is 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Permission bits.
     pub mode: u32,
-    /// What it is.
+    /// Its kind.
     pub node: Node,
 }
 
@@ -37,7 +37,7 @@ pub struct Archive {
     entries: BTreeMap<String, Entry>,
 }
 
-/// Name of the entry that ends an archive.
+/// Name of the entry that marks the end of an archive.
 const TRAILER: &str = "TRAILER!!!";
 const S_IFDIR: u32 = 0o040_000;
 const S_IFREG: u32 = 0o100_000;
@@ -47,7 +47,7 @@ const S_IFCHR: u32 = 0o020_000;
 const HEADER_BYTES: usize = 110;
 
 impl Archive {
-    /// Puts an entry, and directories (0755) above it where there are none.
+    /// Adds an entry, and directories with mode 0755 above it where they are missing.
     pub fn put(&mut self, path: &str, mode: u32, node: Node) {
         let mut at = 0;
         while let Some(slash) = path[at..].find('/') {
@@ -63,7 +63,7 @@ impl Archive {
         &self.entries
     }
 
-    /// The archive's bytes. A directory sorts before what is in it, as the kernel needs.
+    /// The archive's bytes. A directory sorts before its contents, as the kernel needs.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::new();
         for (ino, (path, entry)) in (1u32..).zip(&self.entries) {
@@ -83,12 +83,12 @@ impl Archive {
     /// Reads an archive back.
     ///
     /// # Errors
-    /// The offset and what is wrong there.
+    /// The offset of the fault and its description.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, (usize, &'static str)> {
         let mut archive = Self::default();
         let mut at = 0;
         loop {
-            let header = bytes.get(at..at + HEADER_BYTES).ok_or((at, "header is cut off"))?;
+            let header = bytes.get(at..at + HEADER_BYTES).ok_or((at, "header is truncated"))?;
             if &header[..6] != b"070701" {
                 return Err((at, "wrong magic"));
             }
@@ -101,7 +101,7 @@ impl Archive {
             let (mode, size, name_len) = (field(1)?, field(6)? as usize, field(11)? as usize);
             let name_at = at + HEADER_BYTES;
             let name_end = name_at.checked_add(name_len).ok_or((at, "name is too long"))?;
-            let name = bytes.get(name_at..name_end).ok_or((at, "name is cut off"))?;
+            let name = bytes.get(name_at..name_end).ok_or((at, "name is truncated"))?;
             let name =
                 name.strip_suffix(b"\0").and_then(|n| std::str::from_utf8(n).ok()).ok_or((at, "bad name"))?;
             let data_at = name_end.next_multiple_of(4);
@@ -109,7 +109,7 @@ impl Archive {
             if name == TRAILER {
                 return Ok(archive);
             }
-            let data = bytes.get(data_at..data_end).ok_or((at, "data is cut off"))?;
+            let data = bytes.get(data_at..data_end).ok_or((at, "data is truncated"))?;
             let node = match mode & 0o170_000 {
                 S_IFDIR => Node::Directory,
                 S_IFREG => Node::File(data.to_vec()),

@@ -1,4 +1,4 @@
-//! Debian bases by mmdebstrap: its invocation as a value, what is left out of its result, what its failures mean.
+//! Debian bases by mmdebstrap: its invocation as a value, what is left out of its result, and what its failures mean.
 
 use crate::{
     error::{ImageError, IoContext, Result},
@@ -17,7 +17,7 @@ use std::{
 };
 use stead_model::recipe::Debian;
 
-/// Folders that only a person at a full system reads.
+/// Directories that only people on a full system read.
 const FOR_READERS: [&str; 6] = [
     "usr/share/bash-completion",
     "usr/share/bug",
@@ -26,25 +26,25 @@ const FOR_READERS: [&str; 6] = [
     "usr/share/locale",
     "usr/share/man",
 ];
-/// Of this only copyright files stay: images are passed on.
+/// Only copyright files are kept of this directory: images are redistributed.
 const DOC: &str = "usr/share/doc";
 
-/// Has dpkg not even unpack what [`keep`] leaves out. mmdebstrap's own `--dpkgopt=path-exclude` would send every essential
-/// package through a filter in Python: 10 s of 45. It is said in the tree instead, when those are unpacked. The text is
-/// the shell's, and constant.
+/// Makes dpkg not even unpack what [`keep`] leaves out. mmdebstrap's own `--dpkgopt=path-exclude` would pipe every
+/// essential package through a Python filter: 10 s of 45. The hook writes the option into the tree instead, once the
+/// essential packages are unpacked. The text is constant and run by a shell.
 const EXCLUDE_HOOK: &str = r#"--extract-hook=printf 'path-exclude=/usr/share/%s/*\n' bash-completion bug doc info lintian locale man >"$1/etc/dpkg/dpkg.cfg.d/98excludes" && echo 'path-include=/usr/share/doc/*/copyright' >>"$1/etc/dpkg/dpkg.cfg.d/98excludes""#;
 
-/// mmdebstrap gives the tree the builder's own host name, which packages write into what they set up.
+/// mmdebstrap gives the tree the build host's name, which packages write into their configuration.
 const HOSTNAME_HOOK: &str = r#"--extract-hook=echo localhost >"$1/etc/hostname""#;
 
-/// How much room a bootstrap takes for a while: downloaded packages, the tree, the packed layer. Measured 480 MB for the
+/// Temporary space of a bootstrap, in bytes: downloaded packages, the tree, the packed layer. Measured 480 MB for the
 /// largest shipped recipe.
 pub const SPACE_NEEDED: u64 = 1 << 30;
 
-/// The archive that packages come from: `mirror`, with the snapshot's instant below it when one is pinned.
+/// The archive that packages come from: `mirror`, followed by the snapshot's timestamp when one is pinned.
 ///
 /// # Errors
-/// A snapshot without a mirror that keeps snapshots.
+/// A snapshot without a mirror.
 pub fn archive(debian: &Debian) -> Result<Option<String>> {
     match (&debian.mirror, &debian.snapshot) {
         (Some(mirror), Some(at)) => Ok(Some(format!("{}/{at}/", mirror.trim_end_matches('/')))),
@@ -52,12 +52,12 @@ pub fn archive(debian: &Debian) -> Result<Option<String>> {
         (None, None) => Ok(None),
         (None, Some(_)) => Err(ImageError::input(
             "base.debian.snapshot",
-            "needs \"mirror\": the address of an archive of snapshots, below which the instant is a folder",
+            "needs \"mirror\": the address of a snapshot archive, below which each timestamp is a directory",
         )),
     }
 }
 
-/// Debian's own, and its security updates.
+/// Debian's own archive, and its security updates.
 const ARCHIVE: &str = "http://deb.debian.org/debian";
 const SECURITY_ARCHIVE: &str = "http://deb.debian.org/debian-security";
 
@@ -65,7 +65,7 @@ fn invocation(debian: &Debian, variant: &str, packages: &[String], tmp: &Path) -
     let mut args: Vec<String> = vec![
         "--mode=root".into(),
         format!("--variant={variant}"),
-        // The host's architecture only: whether foreign ones could run is no question.
+        // Only the host's architecture is built, so QEMU's user emulation is not checked.
         "--skip=check/qemu".into(),
     ];
     if !debian.components.is_empty() {
@@ -87,7 +87,7 @@ fn invocation(debian: &Debian, variant: &str, packages: &[String], tmp: &Path) -
 /// # Errors
 /// See [`archive`].
 pub fn bootstrap(debian: &Debian, tmp: &Path) -> Result<Invocation> {
-    // Essential packages only: an immutable node has no use for apt itself. An instance's recipe names it.
+    // Essential packages only: an immutable node does not need apt. An instance's recipe names it.
     let mut run = invocation(debian, "essential", &debian.packages, tmp)?;
     run.args.extend([
         EXCLUDE_HOOK.into(),
@@ -100,8 +100,8 @@ pub fn bootstrap(debian: &Debian, tmp: &Path) -> Result<Invocation> {
     Ok(run)
 }
 
-/// Where packages come from, as mmdebstrap takes it: nothing for Debian's own archive, an address, or a line of
-/// sources.list for each suite when a package is asked for from another one (`incus-base/trixie-backports`).
+/// Package sources in mmdebstrap's syntax: none for Debian's own archive, an address, or a line of sources.list for
+/// each suite when a package is wanted from another one (`incus-base/trixie-backports`).
 fn sources(debian: &Debian) -> Result<Vec<String>> {
     let archive = archive(debian)?;
     let others: BTreeSet<&str> = debian
@@ -118,7 +118,7 @@ fn sources(debian: &Debian) -> Result<Vec<String>> {
     let from = archive.as_deref().unwrap_or(ARCHIVE);
     let mut lines = vec![format!("deb {from} {} {components}", debian.suite)];
     if debian.mirror.is_none() {
-        // As mmdebstrap does by itself when it is told of no source.
+        // As mmdebstrap does when it is given no source.
         lines.push(format!("deb {from} {}-updates {components}", debian.suite));
         lines.push(format!("deb {SECURITY_ARCHIVE} {}-security {components}", debian.suite));
     }
@@ -126,7 +126,7 @@ fn sources(debian: &Debian) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// mmdebstrap preparing nothing but apt's view of the archive in `dir`, to take single packages from.
+/// mmdebstrap preparing only apt's view of the archive in `dir`, from which single packages are downloaded.
 ///
 /// # Errors
 /// See [`archive`].
@@ -148,35 +148,35 @@ pub fn run_view(run: &Invocation, debian: &Debian) -> Result<()> {
     run.output().map(drop).map_err(|e| explain(e, debian))
 }
 
-/// What a bootstrap gave besides its files.
+/// Result of a bootstrap besides its files.
 #[derive(Debug, Default)]
 pub struct Bootstrapped {
     /// Installed packages and their versions.
     pub packages: BTreeMap<String, String>,
-    /// Names of what belongs to one machine and was left out ([`secrets::IDENTITIES`]), sorted.
+    /// Names of the identities left out ([`secrets::IDENTITIES`]), sorted.
     pub left_out: BTreeSet<String>,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
 
-/// The name that packages see when they ask for this host's.
+/// The host name that packages see during a bootstrap.
 const BUILD_HOST: &str = "localhost";
 
-/// Starts mmdebstrap where the host is called [`BUILD_HOST`]: keys, certificates and mail set-ups bear the name of the host
-/// they were made on. The calling thread gets a namespace of its own for that, so it should do nothing else.
+/// Starts mmdebstrap where the host is called [`BUILD_HOST`]: keys, certificates and mail configuration contain the name
+/// of the host they were made on. The calling thread gets its own UTS namespace, so it should do nothing else.
 #[allow(unsafe_code)]
 fn spawn_nameless(run: &Invocation) -> Result<Child> {
-    // SAFETY: only CLONE_FILES would pull file descriptors from under other owners; this asks for a new UTS namespace,
-    // which is the thread's name of the host and nothing else.
+    // SAFETY: only CLONE_FILES could take file descriptors away from other owners; this asks for a new UTS namespace,
+    // which holds only the host's name.
     let own = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUTS) };
-    // Where that is not allowed, the files that bear the name are still left out.
+    // Where that is not permitted, the files that contain the name are still left out.
     if own.is_ok() {
-        rustix::system::sethostname(BUILD_HOST.as_bytes()).at("set", "the host's name of a bootstrap")?;
+        rustix::system::sethostname(BUILD_HOST.as_bytes()).at("set", "the host name of a bootstrap")?;
     }
     run.spawn(Stdio::null(), Stdio::piped(), Stdio::piped())
 }
 
-/// Runs mmdebstrap, and gives each entry of its result that an image keeps to `put`.
+/// Runs mmdebstrap and passes each entry of its result that an image keeps to `put`.
 pub fn stream(
     run: &Invocation,
     debian: &Debian,
@@ -198,13 +198,13 @@ pub fn stream(
         let mut result = Bootstrapped::default();
         let walked = filter(stdout, &mut result, &mut put);
         if walked.is_err() {
-            // It may be in the middle of its work; it removes its own temporary tree on TERM.
+            // It may still be running; on SIGTERM it removes its temporary tree.
             let pid = rustix::process::Pid::from_child(&child);
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
         let status = child.wait().at("wait for", MMDEBSTRAP.name)?;
         let stderr = reader.join().unwrap_or_default();
-        // mmdebstrap's own words come first: when it fails, the tar is cut off too.
+        // mmdebstrap's own error comes first: when it fails, the tar is truncated too.
         match walked {
             Err(e @ ImageError::Archive { source: crate::tarball::TarError::Write(_), .. }) => Err(e),
             walked => {
@@ -255,13 +255,13 @@ fn filter(
 enum Keep {
     Yes,
     No,
-    /// Its name counts, not what the build put into it.
+    /// Kept without its contents, which come from the build.
     Empty,
-    /// It belongs to one machine.
+    /// Left out: it belongs to one machine.
     Never(&'static Identity),
 }
 
-/// What of a bootstrapped tree goes into an image: nothing that tells when, where or on which machine it was made.
+/// What goes into an image from a bootstrapped tree: nothing that reveals when, where or on which machine it was made.
 fn keep(path: &str, kind: &Kind) -> Keep {
     let below = |dir: &str| path.strip_prefix(dir).is_some_and(|r| r.starts_with('/'));
     if ["etc/machine-id", "etc/resolv.conf"].contains(&path) {
@@ -285,14 +285,14 @@ fn keep(path: &str, kind: &Kind) -> Keep {
         return Keep::No;
     }
     let file = !matches!(kind, Kind::Directory);
-    // Caches are made anew when they are missed, but for debconf's, which holds answers.
+    // Caches are regenerated when missing, except debconf's, which holds answers.
     let cache = below("var/cache")
         && (!below("var/cache/debconf") || path.ends_with("-old") || path.ends_with("/passwords.dat"));
     if file && (below("var/log") || cache) {
         return Keep::No;
     }
     let dropped = [
-        // Made by no package: the build's own.
+        // Not made by a package, but by the build.
         "etc/hostname",
         "etc/hosts",
         "etc/apt/apt.conf.d/99mmdebstrap",
@@ -303,7 +303,7 @@ fn keep(path: &str, kind: &Kind) -> Keep {
     let backup = file
         && ((path.starts_with("etc/") && path.ends_with('-') && !path[4..].contains('/'))
             || (path.starts_with("var/lib/dpkg/") && path.ends_with("-old")));
-    // Made by the interpreter whenever it is missing, and with times in it.
+    // The interpreter regenerates it when missing, with timestamps in it.
     let bytecode = path.split('/').any(|p| p == "__pycache__");
     if dropped.contains(&path) || backup || bytecode { Keep::No } else { Keep::Yes }
 }
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn invocation_names_no_host_of_its_own() {
+    fn invocation_does_not_name_the_host() {
         let argv = bootstrap(&debian(), Path::new("/t")).unwrap().argv();
         assert_eq!(argv.last().unwrap(), "-");
         assert!(argv.contains(&"--include=kmod,iproute2".to_owned()));
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tells_of_the_build_is_left_out() {
+    fn traces_of_the_build_are_left_out() {
         let file = Kind::File(1);
         for path in [
             "dev/null",
@@ -533,7 +533,7 @@ mod tests {
         assert_eq!(left_out, ["dbus-machine-id", "random-seed", "snakeoil-certificate", "ssh-host-keys"]);
         assert_eq!(
             result.warnings,
-            ["/etc/app/tls.key holds a private key (PKCS #8): whoever has the image has it"]
+            ["/etc/app/tls.key holds a private key (PKCS #8), which everyone with the image can read"]
         );
     }
 

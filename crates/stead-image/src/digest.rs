@@ -9,7 +9,7 @@ use std::{
 };
 use stead_model::Digest;
 
-/// Hashes what is written to it, and passes it on.
+/// Hashes the bytes written to it and passes them on.
 pub struct HashWriter<W> {
     inner: W,
     hash: Sha256,
@@ -17,7 +17,7 @@ pub struct HashWriter<W> {
 }
 
 impl<W: Write> HashWriter<W> {
-    /// Around `inner`.
+    /// Wraps `inner`.
     pub fn new(inner: W) -> Self {
         Self { inner, hash: Sha256::new(), len: 0 }
     }
@@ -43,7 +43,7 @@ pub fn of_bytes(bytes: &[u8]) -> Digest {
     Digest::from_bytes(&Sha256::digest(bytes).into())
 }
 
-/// Digest and length of everything a reader gives.
+/// Digest and length of everything a reader returns.
 pub fn of_reader(mut reader: impl Read) -> io::Result<(Digest, u64)> {
     let mut writer = HashWriter::new(io::sink());
     let mut buf = vec![0; 256 << 10];
@@ -63,11 +63,11 @@ pub fn of_file(path: &Path) -> Result<(Digest, u64)> {
     of_reader(file).at("read", path)
 }
 
-/// A cache key made of labelled parts. Lengths are hashed too, so that no two lists of parts run into each other.
+/// A cache key made of parts. Lengths are hashed too, so that different lists of parts never give the same key.
 pub struct Key(Sha256);
 
 impl Key {
-    /// A key of one kind of result. The kind carries a version: change it when the way of building changes.
+    /// A key of one kind of result. The kind contains a version: change it when the build procedure changes.
     pub fn new(kind: &str) -> Self {
         let mut key = Self(Sha256::new());
         key.part(kind.as_bytes());

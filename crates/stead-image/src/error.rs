@@ -1,4 +1,4 @@
-//! What can go wrong between a recipe and the store. Owns the errors' words; the edge adds nothing but their chain.
+//! Errors between a recipe and the store. Owns their messages and hints; the command line prints the chain.
 
 use crate::{bzimage::BzImageError, tarball::TarError};
 use std::{io, path::PathBuf};
@@ -8,10 +8,10 @@ use stead_model::{Bytes, Failure, FailureKind, ImageName, SpecError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// The recipe's text was not understood.
-    #[error("recipe not understood")]
+    /// The recipe cannot be parsed.
+    #[error("cannot parse the recipe")]
     Recipe(#[source] SpecError),
-    /// Something the recipe or the caller names is missing or not what it should be.
+    /// Something that the recipe or the caller names is missing or invalid.
     #[error("{subject}: {why}")]
     Input {
         /// The path or key.
@@ -28,8 +28,8 @@ pub enum ImageError {
         #[source]
         source: TarError,
     },
-    /// The kernel was not understood.
-    #[error("kernel {path} not understood")]
+    /// The kernel cannot be read.
+    #[error("cannot read kernel {path}")]
     Kernel {
         /// The kernel file.
         path: String,
@@ -48,13 +48,13 @@ pub enum ImageError {
     Io {
         /// What was tried, a verb.
         operation: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
         /// The system's answer.
         #[source]
         source: io::Error,
     },
-    /// A program that builds need is not installed.
+    /// A program that the build needs is not installed.
     #[error("program {tool} is not installed")]
     ToolMissing {
         /// Its name.
@@ -77,43 +77,43 @@ pub enum ImageError {
     NoPackage {
         /// The package.
         package: String,
-        /// The suite (and mirror) that was asked.
+        /// The suite, with the mirror if one is named.
         suite: String,
     },
-    /// The mirror does not know the suite.
+    /// The mirror does not have the suite.
     #[error("the mirror has no suite {suite}{}", tail(.detail))]
     NoSuite {
         /// The suite.
         suite: String,
-        /// The package manager's words.
+        /// The package manager's message.
         detail: String,
     },
     /// The mirror does not answer.
     #[error("the Debian mirror cannot be reached: {detail}")]
     Mirror {
-        /// The package manager's words.
+        /// The package manager's message.
         detail: String,
     },
-    /// Too little room.
+    /// Too little space.
     #[error("{path} has {free} free, the build needs about {needed}")]
     Space {
         /// Where.
         path: PathBuf,
-        /// What is free.
+        /// Free space.
         free: Bytes,
-        /// What is needed.
+        /// Space needed.
         needed: Bytes,
     },
     /// The build needs root.
     #[error("building {what} needs root: {why}")]
     Privilege {
-        /// What.
+        /// What is built.
         what: String,
         /// Why.
         why: String,
     },
-    /// A file of the store is not what it should be.
-    #[error("store is damaged: {what}")]
+    /// A file of the store is missing or has wrong contents.
+    #[error("the store is damaged: {what}")]
     Damaged {
         /// Which file and how.
         what: String,
@@ -127,7 +127,7 @@ fn tail(text: &str) -> String {
 /// Result of this crate.
 pub type Result<T, E = ImageError> = std::result::Result<T, E>;
 
-/// Bad input is the fault of the recipe, the overlay or the name rather than of this host.
+/// Bad input is a mistake in the recipe, the overlay or the name, rather than a fault of this host.
 impl Failure for ImageError {
     fn failure_kind(&self) -> FailureKind {
         if self.input_is_at_fault() { FailureKind::BadInput } else { FailureKind::Failed }
@@ -145,7 +145,7 @@ impl Failure for ImageError {
 
 impl ImageError {
     fn input_is_at_fault(&self) -> bool {
-        // A reader's complaint that is not the system's own is about the archive's bytes.
+        // A read error without a system error number is about the archive's bytes.
         if let Self::Archive { source: TarError::Read(e), .. } = self {
             return e.raw_os_error().is_none();
         }
@@ -168,7 +168,7 @@ impl ImageError {
     }
 }
 
-/// Gives an [`io::Error`] its operation and path.
+/// Adds operation and path to an [`io::Error`].
 pub(crate) trait IoContext<T> {
     fn at(self, operation: &'static str, path: impl Into<PathBuf>) -> Result<T>;
 }

@@ -16,7 +16,7 @@ use stead_model::{
     recipe::{File, RecipeKind},
 };
 
-/// Directories that a node's root needs whatever its base holds.
+/// Directories that a node's root needs whatever its base contains.
 const NODE_DIRECTORIES: [(&str, u32); 9] = [
     ("dev", 0o755),
     ("etc", 0o755),
@@ -29,13 +29,13 @@ const NODE_DIRECTORIES: [(&str, u32); 9] = [
     ("var", 0o755),
 ];
 
-/// The largest `source` that is taken. Large things are overlays.
+/// The largest `source` accepted, in bytes. Larger content belongs in an overlay.
 const MAX_SOURCE_BYTES: u64 = 1 << 30;
 
-/// Files that the recipe takes from beside it, in its order; missing optional ones are left out.
+/// The files that the recipe takes from its folder, in the recipe's order; missing optional ones are left out.
 ///
 /// # Errors
-/// One that is missing and not optional.
+/// A file that is not optional is missing.
 pub fn sources(recipe: &Recipe, dir: &Path) -> Result<Vec<PathBuf>> {
     let mut out = Vec::new();
     for file in &recipe.files {

@@ -1,5 +1,5 @@
-//! The initrd: `stead-node` as `/init`, the modules that every node needs to reach its layers and disks, and the order to
-//! load them in.
+//! The initrd: `stead-node` as `/init`, the modules that every node needs to reach its layers and disks, and their load
+//! order.
 
 use crate::{
     cpio::{Archive, Node},
@@ -15,20 +15,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Modules without which a node in a VM finds neither its drives nor its layers. Each may be built in instead.
+/// Modules without which a node in a VM finds neither its drives nor its layers. Each may also be built in.
 pub const REQUIRED: [&str; 6] = ["virtio_pci", "virtio_blk", "virtio_net", "squashfs", "overlay", "loop"];
 
-/// Modules taken when the kernel has them: virtio on microVMs, randomness, packet sockets for DHCP, and the data disk's
-/// ext4 with its checksums. btrfs is left out: it brings in raid6 and xor, whose self-tests cost seconds under emulation;
-/// a node loads it from its root when a disk asks for it. button and evdev bring the power button: without them a VM
-/// that is asked to stop by ACPI does not hear it.
+/// Modules included when the kernel has them: virtio on microVMs, randomness, packet sockets for DHCP, and the data
+/// disk's ext4 with its checksums. btrfs is left out: it needs raid6 and xor, whose self-tests take seconds under
+/// emulation; a node loads it from its root when a disk needs it. button and evdev provide the power button: without
+/// them a VM ignores a request by ACPI to stop.
 pub const OPTIONAL: [&str; 8] =
     ["virtio_mmio", "virtio_rng", "af_packet", "crc32c_generic", "crc32c_intel", "ext4", "button", "evdev"];
 
-/// File in the initrd that lists the modules, one absolute path a line, in load order.
+/// File in the initrd that lists the modules in load order, one absolute path a line.
 pub const ORDER_FILE: &str = "modules.order.stead";
 
-/// The largest module after decompression. The largest in use (graphics) have some 20 MiB.
+/// The largest module after decompression, in bytes. The largest in use, for graphics, have about 20 MiB.
 const MAX_MODULE_BYTES: u64 = 128 << 20;
 
 /// Builds the initrd's bytes.
@@ -36,7 +36,7 @@ const MAX_MODULE_BYTES: u64 = 128 << 20;
 /// `modules` is the modules' layer (a squashfs) and the kernel's release; `extra` are the recipe's own modules.
 ///
 /// # Errors
-/// A module of the recipe that the kernel does not have is bad input.
+/// The kernel lacks a module of the recipe (bad input).
 pub(crate) fn build(
     scratch: &Scratch,
     stead_node: &[u8],
@@ -52,7 +52,7 @@ pub(crate) fn build(
     Ok(archive.to_bytes())
 }
 
-/// Everything but modules.
+/// Everything except the modules.
 fn skeleton(stead_node: &[u8]) -> Archive {
     let mut archive = Archive::default();
     for dir in ["dev", "proc", "sys", "run", "newroot"] {
@@ -117,7 +117,7 @@ fn extract(
     Ok(dir)
 }
 
-/// A module's name and bytes without compression.
+/// A module's name and decompressed bytes.
 fn decompress(path: &Path, name: &str) -> Result<(String, Vec<u8>)> {
     let file = fs::File::open(path).at("open", path)?;
     let reader = crate::compression::decompressed(file).at("read", path)?;

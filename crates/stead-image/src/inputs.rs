@@ -1,8 +1,8 @@
-//! Digests of what a build reads: files and trees, without reading again what stat says has not changed.
+//! Digests of a build's inputs, files and trees, without reading files again that have not changed according to stat(2).
 //!
-//! A remembered digest is believed only when device, inode, size, modification and change time are all the same, and only
-//! when both times were already in the past when the file was read: a change within the clock's grain would otherwise go
-//! unseen.
+//! A stored digest is used only when device, inode, size, modification and change time are all the same, and only when
+//! both times were well in the past when the file was read: otherwise a change within the clock's resolution would go
+//! unnoticed.
 
 use crate::{
     digest::{self, Key},
@@ -22,7 +22,7 @@ use stead_model::Digest;
 /// Coarser than the time stamps of every file system in use (FAT: 2 s).
 const GRAIN: Duration = Duration::from_secs(3);
 
-/// What stat says of a file; the change time cannot be set back by ordinary means.
+/// A file's identity by stat(2); the change time cannot be set back by ordinary means.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Stamp(u64, u64, u64, i64, i64, i64, i64);
 
@@ -37,7 +37,7 @@ impl Stamp {
     }
 }
 
-/// Remembered digests of one set of sources.
+/// Stored digests of one set of sources.
 #[derive(Debug)]
 pub struct Inputs {
     file: PathBuf,
@@ -48,7 +48,7 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// What the store remembers under `label`.
+    /// Loads the digests stored under `label`.
     pub fn open(store: &Store, label: &str) -> Self {
         let name = digest::of_bytes(label.as_bytes());
         let file = store.dir().join("stat").join(format!("{}.json", name.hex()));
@@ -83,7 +83,7 @@ impl Inputs {
         Ok(digest)
     }
 
-    /// Digest of a tree: names, kinds, permissions, link targets, contents, file capabilities, and owners when they count.
+    /// Digest of a tree: names, kinds, permissions, link targets, contents, file capabilities, and owners if they are kept.
     pub fn tree(&mut self, root: &Path, keep_owners: bool) -> Result<Digest> {
         let mut key = Key::new("tree-1");
         self.descend(root, Path::new(""), keep_owners, &mut key)?;
@@ -119,13 +119,13 @@ impl Inputs {
                 key.part(&value[..n]);
             }
         } else {
-            let why = "is a device node, a pipe or a socket, which an overlay may not hold";
+            let why = "is a device node, a pipe or a socket, which an overlay must not contain";
             return Err(ImageError::input(path.display().to_string(), why));
         }
         Ok(())
     }
 
-    /// Digest of a file or a tree, whichever is there.
+    /// Digest of a file or a tree, whichever exists.
     pub fn any(&mut self, path: &Path, keep_owners: bool) -> Result<Digest> {
         if fs::metadata(path).at("look at", path)?.is_dir() {
             self.tree(path, keep_owners)
@@ -134,12 +134,12 @@ impl Inputs {
         }
     }
 
-    /// How many files were read, rather than believed.
+    /// How many files were read because no stored digest applied.
     pub fn hashed(&self) -> u64 {
         self.hashed
     }
 
-    /// Remembers. A failure to do so costs time, never correctness.
+    /// Stores the digests. A failure costs time, never correctness.
     pub fn save(self) {
         if self.seen == self.known {
             return;
@@ -189,7 +189,7 @@ mod tests {
         }
     }
 
-    /// A file rewritten with the same size and its old modification time is still seen: its change time tells.
+    /// A file rewritten with the same size and its old modification time is noticed by its change time.
     #[test]
     fn a_forged_modification_time_does_not_hide_a_change() {
         let dir = tempfile::tempdir().unwrap();
@@ -216,7 +216,7 @@ mod tests {
         assert!(!Stamp(0, 0, 0, secs, 0, secs, 0).settled(now));
         assert!(!Stamp(0, 0, 0, secs - 100, 0, secs, 0).settled(now), "the change time counts too");
         assert!(Stamp(0, 0, 0, secs - 100, 0, secs - 100, 0).settled(now));
-        // A real one: the crate's own manifest was not written within the last seconds.
+        // A real file: the crate's own manifest was not written within the last seconds.
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");

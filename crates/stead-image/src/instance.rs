@@ -12,17 +12,17 @@ use serde::{Deserialize, Serialize};
 use std::{fs::File, io, io::BufWriter};
 use stead_model::{Digest, Recipe, manifest::InstanceImage, recipe::Base};
 
-/// What packing an instance gives.
+/// Result of packing an instance image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceParts {
     /// The image.
     pub image: InstanceImage,
-    /// What the user should know of what is in it.
+    /// What the user should know about its contents.
     pub warnings: Vec<String>,
 }
 
 impl InstanceParts {
-    /// Every blob of it.
+    /// Digests of all its blobs.
     pub fn blobs(&self) -> Vec<Digest> {
         let i = &self.image;
         [Some(&i.metadata), Some(&i.rootfs), i.unified.as_ref()]
@@ -33,7 +33,7 @@ impl InstanceParts {
     }
 }
 
-/// The kernel's word for the architecture, as Incus and LXD use it.
+/// The kernel's name of the architecture, which Incus and LXD use.
 fn machine(architecture: &str) -> &str {
     match architecture {
         "amd64" => "x86_64",
@@ -89,7 +89,7 @@ fn metadata_entries(recipe: &Recipe, architecture: &str) -> Vec<(Entry, Vec<u8>)
     ]
 }
 
-/// Packs metadata and root (and, when asked, both in one tar).
+/// Packs metadata and root, and on request both in one tar.
 pub(crate) fn pack(
     store: &Store,
     scratch: &Scratch,

@@ -1,5 +1,5 @@
-//! The kernel of a node image: the package is fetched and opened without being installed (no initramfs tools), its ELF
-//! kernel is unpacked, its modules become a layer of their own.
+//! The kernel of a node image: the package is downloaded and opened without being installed (no initramfs tools), its ELF
+//! kernel is unpacked, and its modules become a separate layer.
 
 use crate::{
     bzimage, debian,
@@ -18,26 +18,26 @@ use std::{
 };
 use stead_model::{Artifact, Digest, recipe::Debian};
 
-/// The largest file of a kernel package that is kept in memory: bzImage, configuration.
+/// The largest file of a kernel package that is held in memory, in bytes: bzImage, configuration.
 const MAX_BOOT_FILE_BYTES: u64 = 256 << 20;
 
-/// What a kernel gives an image.
+/// The parts of an image that come from its kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelParts {
-    /// As `uname -r` says it. Empty for a kernel without modules whose release is not known.
+    /// As `uname -r` prints it. Empty for a kernel without modules whose release is unknown.
     pub release: String,
     /// Uncompressed ELF kernel with a PVH entry.
     pub vmlinux: Artifact,
-    /// The compressed kernel, when that is what was given.
+    /// The compressed kernel, if the input was compressed.
     pub bzimage: Option<Artifact>,
-    /// The modules' layer, when it has modules.
+    /// The modules' layer, if it has modules.
     pub modules: Option<Artifact>,
     /// The real package and its version.
     pub package: Option<(String, String)>,
 }
 
 impl KernelParts {
-    /// Every blob of it.
+    /// Digests of all its blobs.
     pub fn blobs(&self) -> Vec<Digest> {
         [Some(&self.vmlinux), self.bzimage.as_ref(), self.modules.as_ref()]
             .into_iter()
@@ -47,10 +47,10 @@ impl KernelParts {
     }
 }
 
-/// Where a kernel's modules lie in an image: `/lib` is a link into `/usr` there.
+/// Where an image has its kernel's modules: `/lib` is a link into `/usr`.
 pub const MODULES_DIR: &str = "usr/lib/modules";
 
-/// Fetches and opens a kernel package (or what a metapackage stands for).
+/// Downloads and opens a kernel package, or the one that a metapackage depends on.
 pub(crate) fn from_package(
     store: &Store,
     scratch: &Scratch,
@@ -61,7 +61,7 @@ pub(crate) fn from_package(
     let view = scratch.path("apt");
     let tmp = scratch.path("apt-tmp");
     fs::create_dir(&tmp).at("make", &tmp)?;
-    note("asking the archive");
+    note("querying the archive");
     debian::run_view(&debian::apt_view(debian, &view, &tmp)?, debian)?;
     let config = scratch.path("apt.conf");
     fs::write(&config, apt_config(&view)).at("write", &config)?;
@@ -101,7 +101,7 @@ pub(crate) fn from_package(
     let Some((release, image)) = opened.image else {
         return Err(ImageError::input(
             "kernel.package",
-            format!("{package} stands for {real}, which has no /boot/vmlinuz"),
+            format!("{package} depends on {real}, which has no /boot/vmlinuz"),
         ));
     };
     note("packing modules");
@@ -110,7 +110,7 @@ pub(crate) fn from_package(
     Ok(KernelParts { release, vmlinux, bzimage, modules: layer, package: Some((real, version)) })
 }
 
-/// A kernel given as a file, with modules below `modules/lib/modules/<release>` when it has some.
+/// A kernel given as a file, with its modules, if any, below `modules/lib/modules/<release>`.
 pub(crate) fn from_path(
     store: &Store,
     scratch: &Scratch,
@@ -131,7 +131,7 @@ pub(crate) fn from_path(
     let [release] = &releases[..] else {
         return Err(ImageError::input(
             dir.display().to_string(),
-            format!("holds {} kernel releases where one belongs", releases.len()),
+            format!("contains {} kernel releases, not one", releases.len()),
         ));
     };
     let target = scratch.path("modules/lib/modules");
@@ -153,7 +153,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         } else if kind.is_file() {
             fs::copy(entry.path(), &target).at("copy", entry.path())?;
         }
-        // Links (`build`, `source`) lead to headers that no image has.
+        // Links (`build`, `source`) point to headers, which images do not contain.
     }
     Ok(())
 }
@@ -165,7 +165,7 @@ fn kernel_blobs(store: &Store, name: &str, image: &[u8]) -> Result<(Artifact, Op
     Ok((store.put(&vmlinux)?, bzimage))
 }
 
-/// apt's configuration for the view in `dir`: nothing of the host's own.
+/// apt's configuration for the view in `dir`, independent of the host's.
 fn apt_config(dir: &Path) -> String {
     let quoted = dir.display().to_string().replace('\\', "\\\\").replace('"', "\\\"");
     format!(
@@ -207,7 +207,7 @@ struct Opened {
     config: Option<Vec<u8>>,
 }
 
-/// Takes kernel and configuration out of a package's tar, and writes its modules below `modules`.
+/// Reads kernel and configuration from a package's tar, and writes its modules below `modules`.
 fn open_package(reader: impl Read, modules: &Path) -> Result<Opened, TarError> {
     let mut opened = Opened::default();
     let mut tree = Tree::default();
@@ -235,7 +235,7 @@ fn open_package(reader: impl Read, modules: &Path) -> Result<Opened, TarError> {
             } else if let Some(rest) = name.strip_prefix("usr/").unwrap_or(&name).strip_prefix("lib/modules/")
                 && matches!(entry.kind, Kind::File(_))
             {
-                // The path was checked: relative, without "..", and below no link of this archive; `modules` is ours alone.
+                // The path was checked: relative, without "..", and not below a link of this archive; `modules` is private.
                 let target = modules.join("lib/modules").join(rest);
                 let mut write = || -> io::Result<()> {
                     fs::create_dir_all(target.parent().unwrap_or(modules))?;

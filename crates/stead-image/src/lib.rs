@@ -1,11 +1,11 @@
-//! Recipe to build plan to content-addressed image store.
+//! Builds images from recipes into a content-addressed store.
 //!
-//! [`plan::plan`] looks and says what would be done, [`build::build`] does it, [`store::Store`] keeps the results.
-//! [`overlay::build_layer`] makes the layer of one overlay, for clusters that put overlays over an image at boot.
+//! [`plan::plan`] observes and returns the steps of a build, [`build::build`] runs them, [`store::Store`] keeps the
+//! results. [`overlay::build_layer`] makes the layer of one overlay, for clusters that apply overlays at boot.
 //!
-//! The way of an image: every tree (a bootstrapped Debian, a tar, OCI layers, a directory, a script's output) is a stream of
-//! checked entries ([`tarball`]) that goes into mksquashfs; nothing untrusted is ever unpacked on the builder's disk. The
-//! library reads neither environment nor home: everything comes in as arguments.
+//! Every tree (a bootstrapped Debian, a tar, OCI layers, a directory, a script's output) is a stream of checked entries
+//! ([`tarball`]) that goes into mksquashfs; nothing untrusted is ever unpacked on the builder's disk. The library reads
+//! neither the environment nor the home directory: everything comes in as arguments.
 
 pub mod build;
 pub mod bzimage;

@@ -1,8 +1,8 @@
-//! The members of a tar as its format says they are: names and sizes after POSIX (pax) and GNU extensions, and sparse
-//! files of every form that GNU tar and libarchive write with their holes filled.
+//! Reads the members of a tar: names and sizes after POSIX (pax) and GNU extensions, and sparse files in every form
+//! that GNU tar and libarchive write, with their holes filled.
 //!
-//! Owns the format: what was written, or an error that names the member. Which members an image may have is
-//! [`crate::tarball`]'s. Where tar programs disagree about the meaning of some bytes, they are refused.
+//! Owns the format: a member as it was written, or an error that names it. [`crate::tarball`] decides which members an
+//! image may have. Bytes whose meaning tar programs disagree about are refused.
 
 use crate::tarball::{TarError, refused};
 use std::{
@@ -12,11 +12,11 @@ use std::{
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
 const BLOCK_BYTES: u64 = 512;
-/// The most bytes of one extended header, long name or sparse map. Linux allows 64 KiB of attributes a file; a map of this
-/// size describes a file of some 300,000 pieces.
+/// The most bytes of one extended header, long name or sparse map. Linux allows 64 KiB of attributes per file; a map of
+/// this size describes a file of about 300,000 pieces.
 const MAX_EXTENSION_BYTES: u64 = 8 << 20;
 
-/// The most bytes of an archive, headers and padding included: a few packed bytes may unpack to headers without end.
+/// The most bytes of an archive, headers and padding included: a few compressed bytes may expand to endless headers.
 const MAX_ARCHIVE_BYTES: u64 = 64 << 30;
 
 /// A member: one file, directory or link of the archive.
@@ -24,7 +24,7 @@ const MAX_ARCHIVE_BYTES: u64 = 64 << 30;
 pub struct Member {
     /// Its name as written, after extensions.
     pub name: Vec<u8>,
-    /// The target of a link; empty for what is not a link.
+    /// The target of a link; empty for other members.
     pub link: Vec<u8>,
     /// Its type, as written in the header.
     pub kind: EntryType,
@@ -36,11 +36,11 @@ pub struct Member {
     pub uid: u64,
     /// Group.
     pub gid: u64,
-    /// Extended attributes as (name, value), in no order.
+    /// Extended attributes as (name, value), unordered.
     pub xattrs: Vec<(String, Vec<u8>)>,
     /// Where its bytes begin in the archive, when it is not sparse.
     pub offset: Option<u64>,
-    /// The pieces that are stored, as (offset, length), in order; the rest are zeros.
+    /// The stored pieces as (offset, length), in order; the rest is zeros.
     pieces: VecDeque<(u64, u64)>,
 }
 
@@ -49,11 +49,11 @@ pub struct Members<R> {
     reader: R,
     /// Bytes read so far.
     at: u64,
-    /// Stored bytes of the current member that were not read yet.
+    /// Stored bytes of the current member not read yet.
     left: u64,
     /// Zeros after them up to the next block.
     padding: u64,
-    /// For messages: the member that was read last.
+    /// The member read last, for messages.
     last: Option<Vec<u8>>,
     global: Records,
     /// The end marker was seen.
@@ -71,7 +71,7 @@ fn shown(name: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(&name[..name.len().min(300)]))
 }
 
-/// The last value that a key was given; an empty one takes back what was said before.
+/// The last value of a key; an empty value removes earlier ones.
 fn value<'a>(records: &'a Records, key: &str) -> Option<&'a [u8]> {
     records.iter().rev().find(|(k, _)| k == key.as_bytes()).map(|(_, v)| &v[..]).filter(|v| !v.is_empty())
 }
@@ -84,12 +84,13 @@ fn decimal(bytes: &[u8]) -> Option<u64> {
 }
 
 impl<R: Read> Members<R> {
-    /// Of an archive's plain bytes.
+    /// Reads the members of an uncompressed archive.
     pub fn new(reader: R) -> Self {
         Self { reader, at: 0, left: 0, padding: 0, last: None, global: Vec::new(), ended: false }
     }
 
-    /// The next member; `None` at the end marker, or where the bytes end without one ([`Members::finish`] tells which).
+    /// The next member; `None` at the end marker, or where the bytes end without one ([`Members::finish`] reports
+    /// which).
     ///
     /// # Errors
     /// [`TarError::Read`], [`TarError::Broken`], or [`TarError::Refused`] with the member's name.
@@ -137,22 +138,22 @@ impl<R: Read> Members<R> {
         }
     }
 
-    /// A reader of the contents of the member that [`Members::advance`] gave last, to its full size.
+    /// A reader of the contents of the member that [`Members::advance`] returned last, to its full size.
     pub fn contents<'a>(&'a mut self, member: &'a Member) -> Contents<'a, R> {
         Contents { members: self, size: member.size, at: 0, pieces: member.pieces.iter(), piece: None }
     }
 
-    /// Reads what follows the end marker. `sealed`: someone else vouches for the bytes, so a missing marker and bytes after
-    /// it are as the archive's maker left them.
+    /// Reads what follows the end marker. `sealed`: a digest covers the bytes, so a missing marker and bytes after it
+    /// are accepted as the archive's author left them.
     ///
     /// # Errors
-    /// There is no marker, or something other than zeros after it, or more than `max_bytes`.
+    /// The marker is missing, or bytes other than zeros or more than `max_bytes` follow it.
     pub fn finish(&mut self, sealed: bool, max_bytes: u64) -> Result<(), TarError> {
         if !self.ended && !sealed {
             return Err(broken(if self.at == 0 {
                 "it is empty".to_owned()
             } else {
-                format!("it has no end marker: it is cut off{}", self.after())
+                format!("it has no end marker: it is truncated{}", self.after())
             }));
         }
         let mut buf = [0; 16 << 10];
@@ -164,7 +165,7 @@ impl<R: Read> Members<R> {
             }
             if !sealed && buf[..n].iter().any(|b| *b != 0) {
                 return Err(broken(
-                    "something follows its end marker: archives are joined with tar --concatenate, not with cat",
+                    "bytes follow its end marker: join archives with tar --concatenate, not with cat",
                 ));
             }
             seen += n as u64;
@@ -174,7 +175,7 @@ impl<R: Read> Members<R> {
         }
     }
 
-    /// Reads everything that is left without looking at it, for the sake of the errors that the reader may still give.
+    /// Reads and discards the rest, because the reader may still return errors.
     ///
     /// # Errors
     /// The reader's.
@@ -207,7 +208,7 @@ impl<R: Read> Members<R> {
             return Err(broken(if self.last.is_none() && self.at < BLOCK_BYTES {
                 "it is not a tar".to_owned()
             } else {
-                format!("it is cut off{}", self.after())
+                format!("it is truncated{}", self.after())
             }));
         }
         if bytes.iter().all(|b| *b == 0) {
@@ -218,7 +219,7 @@ impl<R: Read> Members<R> {
         let rest = bytes.iter().enumerate().filter(|(at, _)| !field.contains(at)).map(|(_, b)| *b);
         let blanks = 8 * u32::from(b' ');
         let sum = rest.clone().map(u32::from).sum::<u32>() + blanks;
-        // Some old programs added up signed bytes.
+        // Some old programs summed signed bytes.
         let signed = rest.map(|b| i64::from(b.cast_signed())).sum::<i64>() + i64::from(blanks);
         let said = header.cksum().ok();
         if said != Some(sum) && said.map(i64::from) != Some(signed) {
@@ -231,7 +232,7 @@ impl<R: Read> Members<R> {
         Ok(Some(header))
     }
 
-    /// Reads as much of `buf` as there is.
+    /// Fills `buf` as far as there are bytes.
     fn fill(&mut self, buf: &mut [u8]) -> Result<usize, TarError> {
         let mut n = 0;
         while n < buf.len() {
@@ -254,16 +255,16 @@ impl<R: Read> Members<R> {
 
     fn cut(&self) -> TarError {
         match &self.last {
-            Some(name) => broken(format!("it is cut off within entry {}", shown(name))),
-            None => broken("it is cut off within its first header"),
+            Some(name) => broken(format!("it is truncated within entry {}", shown(name))),
+            None => broken("it is truncated within its first header"),
         }
     }
 
-    /// Announces that a member's stored bytes come next.
+    /// Notes that a member's stored bytes come next.
     fn stored(&mut self, name: &[u8], size: u64) -> Result<(), TarError> {
         let whole = size
             .checked_next_multiple_of(BLOCK_BYTES)
-            .ok_or_else(|| refused(name, format!("has {size} bytes, more than there can be")))?;
+            .ok_or_else(|| refused(name, format!("has an impossible size of {size} bytes")))?;
         (self.left, self.padding) = (size, whole - size);
         Ok(())
     }
@@ -289,10 +290,10 @@ impl<R: Read> Members<R> {
     ) -> Result<Member, TarError> {
         let old_name = header.path_bytes().into_owned();
         let said = |key: &str| value(&local, key).or_else(|| value(&self.global, key)).map(<[u8]>::to_vec);
-        // Programs disagree about which of two names counts.
+        // Programs disagree about which of two names is valid.
         let one = |long: Option<Vec<u8>>, pax: Option<Vec<u8>>, what: &str| match (long, pax) {
             (Some(long), Some(pax)) if long != pax => {
-                Err(refused(&pax, format!("has two {what}: {} too", shown(&long))))
+                Err(refused(&pax, format!("has two {what}: the other is {}", shown(&long))))
             }
             (long, pax) => Ok(pax.or(long)),
         };
@@ -311,7 +312,7 @@ impl<R: Read> Members<R> {
             None => field.map_err(|e| refused(&name, format!("has no {key}: {e}"))),
         };
         let kind = header.entry_type();
-        // Links, directories and pipes have no contents, whatever their size says.
+        // Links, directories and pipes have no contents, whatever size they state.
         let bare = matches!(
             kind,
             EntryType::Link
@@ -351,12 +352,12 @@ impl<R: Read> Members<R> {
         Ok(member)
     }
 
-    /// Understands a sparse member: its real size and where its pieces are.
+    /// Reads a sparse member's real size and the positions of its pieces.
     fn sparse(&mut self, header: &Header, local: &Records, member: &mut Member) -> Result<(), TarError> {
         let bad = |why: String| refused(&member.name, format!("is a sparse file {why}"));
         for key in ["SCHILY.realsize", "SUN.holesdata", "SCHILY.filetype"] {
             if value(local, key).is_some() {
-                return Err(bad(format!("in a form that is not understood ({key})")));
+                return Err(bad(format!("in an unsupported form ({key})")));
             }
         }
         let pax = local.iter().any(|(key, _)| key.starts_with(b"GNU.sparse."));
@@ -365,7 +366,7 @@ impl<R: Read> Members<R> {
                 return Err(bad("in two forms at once".into()));
             }
             let Some(gnu) = header.as_gnu() else {
-                return Err(bad("in a form that is not understood (no GNU header)".into()));
+                return Err(bad("in an unsupported form (no GNU header)".into()));
             };
             let real = gnu.real_size().map_err(|e| bad(format!("without a size: {e}")))?;
             (real, self.old_map(gnu.sparse.iter(), gnu.is_extended(), &member.name)?)
@@ -411,12 +412,12 @@ impl<R: Read> Members<R> {
             if *offset < end {
                 return Err(bad(format!("whose pieces overlap at {offset}")));
             }
-            // GNU tar lets each piece begin in a block of its own, libarchive and others do not: only when it makes no
-            // difference is it clear what is meant.
+            // GNU tar starts each piece in a new block, libarchive and others do not: the meaning is clear only where
+            // it makes no difference.
             if number > 0 && *length > 0 && !stored.is_multiple_of(BLOCK_BYTES) {
                 return Err(bad(format!("with a piece at {offset} that begins within a block")));
             }
-            end = offset.checked_add(*length).ok_or_else(|| bad("larger than there can be".into()))?;
+            end = offset.checked_add(*length).ok_or_else(|| bad("of impossible size".into()))?;
             stored = stored.saturating_add(*length);
         }
         if end > real || stored != self.left {
@@ -430,7 +431,7 @@ impl<R: Read> Members<R> {
         Ok(())
     }
 
-    /// The map of GNU's old form: four pieces in the header, more in blocks behind it.
+    /// The map of GNU's old form: four pieces in the header, more in the blocks after it.
     fn old_map<'a>(
         &mut self,
         first: impl Iterator<Item = &'a GnuSparseHeader>,
@@ -460,13 +461,13 @@ impl<R: Read> Members<R> {
         Ok(map)
     }
 
-    /// The map of pax form 1.0: decimal numbers on lines of their own before the contents, filled up to a block.
+    /// The map of pax form 1.0: decimal numbers, one a line, before the contents, padded to a block.
     fn new_map(&mut self, name: &[u8]) -> Result<Vec<(u64, u64)>, TarError> {
         let bad = || refused(name, "is a sparse file with a map that cannot be read");
         let mut text = Vec::new();
         let mut from = 0;
         let mut numbers = Vec::new();
-        // The first number says how many pieces, of two numbers each, follow.
+        // The first number is the count of pieces, each of two numbers.
         let mut wanted = 1u64;
         while (numbers.len() as u64) < wanted {
             let Some(length) = text[from..].iter().position(|b| *b == b'\n') else {
@@ -518,12 +519,12 @@ fn header_map(local: &Records) -> Option<Vec<(u64, u64)>> {
     Some(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
 
-/// The records of a pax header: `LENGTH KEY=VALUE\n`, the length counting everything.
+/// The records of a pax header: `LENGTH KEY=VALUE\n`, where the length counts the whole record.
 fn parse_records(name: &[u8], mut bytes: &[u8]) -> Result<Records, TarError> {
     let bad = || refused(name, "is an extended header that cannot be read");
     let mut records = Vec::new();
     while !bytes.is_empty() {
-        // Some programs fill up with zeros.
+        // Some programs pad with zeros.
         if bytes.iter().all(|b| *b == 0) {
             break;
         }
@@ -591,7 +592,7 @@ mod tests {
     use super::*;
     use std::{fs, os::unix::fs::FileExt, path::Path, process::Command};
 
-    /// Name, size and contents of every file that `members` gives.
+    /// Name and contents of every file that `members` returns.
     fn files(archive: &[u8]) -> Result<Vec<(String, Vec<u8>)>, TarError> {
         let mut members = Members::new(archive);
         let mut out = Vec::new();
@@ -613,7 +614,7 @@ mod tests {
         Some(out.stdout)
     }
 
-    /// Files with holes in all places, written by every program and in every form there is.
+    /// Files with holes in all places, written by every program in every form.
     #[test]
     fn sparse_files_come_out_as_they_were() {
         let dir = tempfile::tempdir().unwrap();
@@ -631,7 +632,7 @@ mod tests {
         make("t/hole-first", (1 << 20) + 5, &[(1 << 20, 5)]);
         make("t/hole-last", 2 << 20, &[(0, 4096)]);
         make("t/plain", 10_000, &[(0, 10_000)]);
-        // More pieces than the four of the old header, and than the 21 of the block behind it.
+        // More pieces than the four of the old header and the 21 of the block after it.
         let many: Vec<(u64, usize)> = (0..60).map(|n| (n * 65_536 + 4096, 4096)).collect();
         make(&format!("t/{}", "long-name-".repeat(15)), 60 << 16, &many);
         let expected: Vec<(String, Vec<u8>)> = {
@@ -665,12 +666,15 @@ mod tests {
                 "{program} {args:?}: {:?}",
                 found.iter().map(|f| &f.0).collect::<Vec<_>>()
             );
-            // The point of it: an archive that stored the holes would prove nothing.
+            // An archive that stored the holes would prove nothing.
             assert!(archive.len() < 600_000, "{program} {args:?} wrote {} bytes", archive.len());
             // Cut off anywhere: an error, never a file that is shorter.
             let end = archive.iter().rposition(|b| *b != 0).unwrap();
             for cut in (1..end).step_by(509) {
-                assert!(files(&archive[..cut]).is_err(), "{program} {args:?} was taken, cut off at {cut}");
+                assert!(
+                    files(&archive[..cut]).is_err(),
+                    "{program} {args:?} was accepted, truncated at {cut}"
+                );
             }
         }
     }
@@ -706,7 +710,7 @@ mod tests {
     }
 
     #[test]
-    fn sparse_files_that_are_not_clear_are_refused_by_name() {
+    fn ambiguous_sparse_files_are_refused_by_name() {
         let name = ("GNU.sparse.name", "dir/f");
         let one =
             [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), name, ("GNU.sparse.realsize", "2000")];
@@ -737,14 +741,14 @@ mod tests {
             ),
             (&[name, one[3]], vec![], "without a map"),
             (&[name, one[3], ("GNU.sparse.map", "0,1,2")], vec![1], "without a map"),
-            (&[("SCHILY.realsize", "9"), ("path", "dir/f")], vec![], "not understood (SCHILY.realsize)"),
+            (&[("SCHILY.realsize", "9"), ("path", "dir/f")], vec![], "unsupported form (SCHILY.realsize)"),
         ];
         for (records, data, expected) in cases {
             let e = files(&pax(records, &data)).unwrap_err().to_string();
             assert!(e.starts_with("entry \"dir/f\"") && e.contains(expected), "expected {expected}: {e}");
         }
         let e = files(&[block("d", b'S', b""), vec![0; 1024]].concat()).unwrap_err().to_string();
-        assert_eq!(e, "entry \"d\" is a sparse file in a form that is not understood (no GNU header)");
+        assert_eq!(e, "entry \"d\" is a sparse file in an unsupported form (no GNU header)");
     }
 
     #[test]
@@ -752,7 +756,7 @@ mod tests {
         let long = "x/".repeat(200) + "f";
         let archive = pax(&[("path", &long), ("size", "3"), ("uid", "70000"), ("comment", "a=b")], b"abc");
         assert_eq!(files(&archive).unwrap(), [(long, b"abc".to_vec())]);
-        // The header's own size counts for the member behind it no more.
+        // The header's own size no longer applies to the member after it.
         let mut lying = pax(&[("size", "3")], b"");
         let at = lying.len() - 1024;
         lying.splice(at..at, {
@@ -763,7 +767,7 @@ mod tests {
         assert_eq!(files(&lying).unwrap()[0].1, b"abc");
         for (records, expected) in [
             (&[("size", "-3")][..], "has a size of \"-3\""),
-            (&[("size", "18446744073709551615")], "more than there can be"),
+            (&[("size", "18446744073709551615")], "impossible size"),
             (&[("uid", "root")], "has a uid of \"root\""),
         ] {
             let e = files(&pax(records, b"abc")).unwrap_err().to_string();
@@ -774,7 +778,10 @@ mod tests {
             block("L", b'L', b"b\0"),
             block("c", b'0', b""),
         ];
-        assert_eq!(files(&two.concat()).unwrap_err().to_string(), "entry \"a\" has two names: \"b\" too");
+        assert_eq!(
+            files(&two.concat()).unwrap_err().to_string(),
+            "entry \"a\" has two names: the other is \"b\""
+        );
         let bad = [block("x", b'x', b"99 path=a\n"), block("c", b'0', b"")];
         assert!(files(&bad.concat()).unwrap_err().to_string().contains("cannot be read"));
     }
@@ -788,11 +795,11 @@ mod tests {
         assert_eq!(says(&[]), "it is empty");
         assert_eq!(says(b"hello"), "it is not a tar");
         assert_eq!(says(&[b'x'; 600]), "it is not a tar");
-        assert_eq!(says(&one), "it has no end marker: it is cut off after entry \"a\"");
-        assert_eq!(says(&one[..700]), "it is cut off within entry \"a\"");
-        assert_eq!(says(&[&one[..], &one[..100]].concat()), "it is cut off after entry \"a\"");
+        assert_eq!(says(&one), "it has no end marker: it is truncated after entry \"a\"");
+        assert_eq!(says(&one[..700]), "it is truncated within entry \"a\"");
+        assert_eq!(says(&[&one[..], &one[..100]].concat()), "it is truncated after entry \"a\"");
         assert_eq!(says(&[&one[..], &[7; 512]].concat()), "the header after entry \"a\" is damaged");
-        assert!(says(&[&one[..], &end, &one].concat()).starts_with("something follows its end marker"));
+        assert!(says(&[&one[..], &end, &one].concat()).starts_with("bytes follow its end marker"));
         assert!(says(&block("x", b'x', b"")).contains("ends in an extended header"));
     }
 }

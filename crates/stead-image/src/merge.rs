@@ -1,4 +1,4 @@
-//! Several trees laid over each other into one, and written out once: each path from the topmost source that has it.
+//! Merges several trees into one and writes it once: each path comes from the topmost source that has it.
 //!
 //! Two passes: the first reads every source and decides, the second reads them again and writes. Nothing is unpacked.
 
@@ -22,18 +22,18 @@ pub enum Source {
     Directory {
         /// Where.
         path: PathBuf,
-        /// Numeric owners are kept instead of made root's.
+        /// Whether numeric owners are kept; otherwise root owns everything.
         keep_owners: bool,
     },
     /// A tar, compressed or not.
     Tar {
         /// Where.
         path: PathBuf,
-        /// Where in that file it begins, and how many bytes it has; absent when it is the whole.
+        /// Its offset and length within the file; `None` for the whole file.
         part: Option<(u64, u64)>,
         /// For messages.
         name: String,
-        /// What it may hold.
+        /// What it may contain.
         policy: TarPolicy,
     },
     /// Entries with their contents.
@@ -41,7 +41,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// Gives each entry, checked by itself.
+    /// Passes each entry, checked by itself, to `each`.
     ///
     /// # Errors
     /// It cannot be read or is refused; or an error of `each`.
@@ -62,7 +62,7 @@ impl Source {
                 }
                 let reader = decompressed(file.take(len))
                     .map_err(|e| ImageError::Archive { archive: name.clone(), source: TarError::Read(e) })?;
-                // An error of `each` is carried past the tar reader, which knows only its own.
+                // An error of `each` bypasses the tar reader, which can only return its own.
                 let mut failed = None;
                 let walked = tarball::walk(reader, policy, |entry, data| {
                     each(entry, data).map_err(|e| {
@@ -101,15 +101,15 @@ impl Source {
     }
 }
 
-/// A chain of links longer than this is a loop: the kernel's own bound.
+/// A chain of links longer than this is a loop, as for the kernel.
 const MAX_LINKS: usize = 40;
 
-/// What names lead to: a file with all its names, or a directory, link or pipe.
+/// What names refer to: a file with all its names, or a directory, link or pipe.
 #[derive(Debug, Clone)]
 struct Inode {
     source: usize,
     ordinal: u64,
-    /// Never a hard link. Its path is the one that it was read under.
+    /// Never a hard link. Its path is the one it was read under.
     entry: Entry,
 }
 
@@ -117,24 +117,24 @@ struct Inode {
 #[derive(Debug, Default)]
 pub struct Merged {
     inodes: Vec<Inode>,
-    /// Paths and the inodes they lead to: as on a disk, a path that is replaced or removed leaves the others alone.
+    /// Paths and their inodes: as on a disk, replacing or removing a path leaves the others alone.
     names: BTreeMap<Vec<u8>, usize>,
     warnings: Vec<String>,
 }
 
-/// What the source that is being read did so far.
+/// State of the source that is being read.
 #[derive(Debug, Default)]
 struct Layer {
     number: usize,
-    /// For messages, when it is an overlay.
+    /// Its name for messages, if it is an overlay.
     overlay: Option<String>,
-    /// Paths that it put itself: not what it hides or resolves through.
+    /// Paths that it added itself, without those it hides or resolves through.
     own: BTreeSet<Vec<u8>>,
-    /// Files that its whiteouts hide. Its hard links may still name them: whiteouts come in any order.
+    /// Files that its whiteouts hide. Its hard links may still name them, because whiteouts come in any order.
     hidden: BTreeMap<Vec<u8>, usize>,
 }
 
-/// Mode of directories that a tar leaves out but that are not 0755 anywhere.
+/// Mode of a directory that a tar does not list: some are never 0755.
 fn implied_mode(path: &[u8]) -> u32 {
     match path {
         b"tmp" | b"var/tmp" => 0o1777,
@@ -143,7 +143,7 @@ fn implied_mode(path: &[u8]) -> u32 {
     }
 }
 
-/// Directories of every root, which all its users get into: an overlay that lies over a root it does not know narrows them.
+/// Directories of every root that all users may enter: an overlay over an unknown root could narrow them.
 const COMMON_DIRECTORIES: [&str; 35] = [
     "boot",
     "dev",
@@ -236,11 +236,11 @@ impl Merged {
             self.inodes.push(Inode { source: layer.number, ordinal, entry });
             self.inodes.len() - 1
         };
-        // A lower directory, listed or not, is replaced with all that is in it.
+        // A lower directory, listed or not, is replaced with its contents.
         if self.inodes[inode].entry.kind != Kind::Directory {
             self.remove_below(&path, layer);
         }
-        // And a lower file by the directory that this entry needs above it, listed or not.
+        // A lower file is replaced by the directory that this entry needs above it, listed or not.
         for parent in parents(&path) {
             match self.names.get(parent) {
                 Some(i) if self.inodes[*i].entry.kind == Kind::Directory => {}
@@ -252,7 +252,7 @@ impl Merged {
         Ok(())
     }
 
-    /// An overlay's directory that shuts out those who get in without it: it is the topmost one that counts.
+    /// A warning if an overlay's directory shuts out users who could enter it before: the topmost mode applies.
     fn narrowed(&self, entry: &Entry, overlay: &str) -> Option<String> {
         let lower = self.names.get(&entry.path).map(|i| &self.inodes[*i].entry);
         let before = match lower {
@@ -263,7 +263,7 @@ impl Merged {
         };
         (before & !entry.mode & 0o055 != 0).then(|| {
             format!(
-                "/{} gets mode {:04o} from {overlay}, narrower than {before:04o}: in the image that counts for everyone",
+                "/{} gets mode {:04o} from {overlay}, narrower than {before:04o}, which then applies to every user of the image",
                 entry.name(),
                 entry.mode
             )
@@ -283,8 +283,8 @@ impl Merged {
         gone.into_iter().filter_map(|path| self.names.remove_entry(&path)).collect()
     }
 
-    /// A path with links of lower sources on the way followed, within the root: `bin/x` over a base where `bin` leads to
-    /// `usr/bin` means `usr/bin/x`.
+    /// A path after following the links of lower sources on the way, within the root: `bin/x` over a base where `bin`
+    /// is a link to `usr/bin` means `usr/bin/x`.
     fn resolve(&self, path: &[u8]) -> Result<Vec<u8>, TarError> {
         let mut path = path.to_vec();
         for _ in 0..MAX_LINKS {
@@ -300,11 +300,11 @@ impl Merged {
         }
         Err(TarError::Refused {
             entry: String::from_utf8_lossy(&path).into_owned(),
-            why: "lies behind a loop of links".into(),
+            why: "is behind a loop of links".into(),
         })
     }
 
-    /// Directories that a whiteout at `dir` removed from above what its own layer has there.
+    /// Adds the directories that a whiteout at `dir` removed from above paths of its own layer.
     fn add_parents(&mut self, dir: &[u8]) {
         let below = if dir.is_empty() { Vec::new() } else { [dir, b"/"].concat() };
         let mut missing = BTreeSet::new();
@@ -321,10 +321,10 @@ impl Merged {
     }
 
     /// Writes the result: directories first, then everything else by source, then the further names of files. A file's
-    /// contents go under the name that it was read under, or under its first name when it lost that one.
+    /// contents are written under the name it was read under or, if it lost that one, under its first name.
     ///
     /// # Errors
-    /// A source changed since it was decided upon, or an error of `put`.
+    /// A source changed after the first pass, or an error of `put`.
     pub fn write(
         &self,
         sources: &[Source],
@@ -372,7 +372,7 @@ impl Merged {
         links.values().try_for_each(|entry| put(entry, &mut io::empty()))
     }
 
-    /// What the user should know.
+    /// Warnings for the user.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -389,11 +389,11 @@ fn changed(source: &Source) -> ImageError {
     ImageError::Io {
         operation: "pack",
         path: source.name().into(),
-        source: io::Error::other("it changed while it was read; build again"),
+        source: io::Error::other("it changed during the build; build again"),
     }
 }
 
-/// `rest` below a link at `link` that leads to `target`, lexically, never above the root.
+/// The path of `rest` below a link at `link` to `target`, lexically, never above the root.
 fn join(link: &[u8], target: &[u8], rest: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     if !target.starts_with(b"/") {
@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_replaces_a_lower_directory_with_all_in_it() {
+    fn a_file_replaces_a_lower_directory_and_its_contents() {
         let base = Source::Memory(vec![file("d/x", "1"), file("d2/y", "2")]);
         let over = Source::Memory(vec![file("d", "f")]);
         assert_eq!(written(&[base, over]), ["d2/ 755", "d2/y: 2", "d: f"]);
@@ -509,13 +509,13 @@ mod tests {
         let hard = |path: &str, target: &str| special(path, Kind::Hardlink(target.as_bytes().to_vec()));
         let base = || Source::Memory(vec![file("a", "old"), hard("b", "a"), hard("c", "b")]);
         let over = |entries| Source::Memory(entries);
-        // The name that was read loses: the contents go to the first one left.
+        // The name that was read is replaced: the contents go to the first remaining one.
         assert_eq!(written(&[base(), over(vec![file("a", "new")])]), ["b: old", "a: new", "c = b"]);
         assert_eq!(written(&[base(), over(vec![file("b", "new")])]), ["a: old", "b: new", "c = a"]);
         assert_eq!(written(&[base(), over(vec![special("a", Kind::Whiteout)])]), ["b: old", "c = b"]);
         let all = ["a", "b", "c"].map(|n| special(n, Kind::Whiteout));
         assert_eq!(written(&[base(), over(all.to_vec())]), [""; 0]);
-        // Links to files below, which are then replaced or removed, before or after.
+        // Links to lower files that are replaced or removed, before or after.
         assert_eq!(
             written(&[base(), over(vec![hard("d", "a"), file("a", "new")])]),
             ["b: old", "a: new", "c = b", "d = b"]
@@ -526,7 +526,7 @@ mod tests {
             let entries = [entries, rest.to_vec()].concat();
             assert_eq!(written(&[base(), over(entries)]), ["d: old"]);
         }
-        // Within one archive, too; and a link to a link is another name of that.
+        // Also within one archive; and a link to a link is another name of the same file.
         assert_eq!(written(&[over(vec![file("a", "1"), hard("b", "a"), file("a", "2")])]), ["b: 1", "a: 2"]);
         assert_eq!(written(&[over(vec![link("s", "x"), hard("t", "s")])]), ["s -> x", "t = s"]);
         for (what, target) in [("nothing", "none"), ("a directory", "d"), ("what is replaced", "d/x")] {
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlay_that_shuts_a_directory_is_warned_of() {
+    fn an_overlay_that_narrows_a_directory_gives_a_warning() {
         let dir = tempfile::tempdir().unwrap();
         for (name, mode) in
             [("etc", 0o700), ("etc/app", 0o700), ("root", 0o700), ("usr", 0o755), ("srv", 0o711)]
@@ -556,11 +556,11 @@ mod tests {
         let warnings = |sources: &[Source]| Merged::of(sources).unwrap().warnings().to_vec();
         let says = |path: &str, mode: &str| {
             format!(
-                "/{path} gets mode {mode} from {name}, narrower than 0755: in the image that counts for everyone"
+                "/{path} gets mode {mode} from {name}, narrower than 0755, which then applies to every user of the image"
             )
         };
         assert_eq!(warnings(std::slice::from_ref(&over)), [says("etc", "0700"), says("srv", "0711")]);
-        // Over a root that is known, it is that root's directories that count.
+        // Over a known root, that root's directories count.
         let base = Source::Memory(vec![
             (Entry::directory(b"etc", 0o700), Vec::new()),
             (Entry::directory(b"etc/app", 0o755), Vec::new()),

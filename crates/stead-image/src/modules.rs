@@ -1,26 +1,26 @@
-//! Which kernel modules are loaded in what order. Pure over the text of `modules.dep` and its siblings.
+//! Load order of kernel modules. Pure over the text of `modules.dep`, `modules.builtin` and `modules.softdep`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What depmod and the kernel package say of one kernel's modules.
+/// The modules of one kernel, from depmod's files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModuleIndex {
-    /// Module name to its file, relative to the modules' directory.
+    /// Each module's file, relative to the modules' directory.
     files: BTreeMap<String, String>,
-    /// File to the files it needs, in the order they must be loaded.
+    /// The files that each file needs, in load order.
     needs: BTreeMap<String, Vec<String>>,
-    /// Names of modules that are part of the kernel.
+    /// Names of modules built into the kernel.
     builtin: BTreeSet<String>,
-    /// Module name to names that should be loaded before it.
+    /// Names of the modules that should be loaded before each module.
     soft: BTreeMap<String, Vec<String>>,
 }
 
 /// A module that is neither a file nor built in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("kernel has no module {0}")]
+#[error("the kernel has no module {0}")]
 pub struct NoModule(pub String);
 
-/// A module's name: its file's, without directories, suffixes, and with `_` for `-`.
+/// A module's name: its file's name without suffixes and with `_` for `-`.
 pub fn name_of(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     let stem = file.split(".ko").next().unwrap_or(file);
@@ -28,12 +28,12 @@ pub fn name_of(path: &str) -> String {
 }
 
 impl ModuleIndex {
-    /// From the text of `modules.dep`, `modules.builtin` and `modules.softdep` (empty when there is none).
+    /// Parses the text of `modules.dep`, `modules.builtin` and `modules.softdep`; empty for a missing file.
     pub fn parse(dep: &str, builtin: &str, softdep: &str) -> Self {
         let mut index = Self::default();
         for line in dep.lines() {
             let Some((file, needs)) = line.split_once(':') else { continue };
-            // depmod lists what is needed most directly first; what must be loaded first comes last.
+            // depmod lists direct dependencies first, so the module that must be loaded first comes last.
             let needs: Vec<String> = needs.split_whitespace().rev().map(str::to_owned).collect();
             index.files.insert(name_of(file), file.to_owned());
             index.needs.insert(file.to_owned(), needs);
@@ -51,11 +51,11 @@ impl ModuleIndex {
         index
     }
 
-    /// Files to load, each after what it needs, for modules that must be there and others that may be missing. What is
-    /// built in needs no loading.
+    /// Files to load, each after its dependencies, for required modules and for optional ones. Built-in modules are
+    /// left out.
     ///
     /// # Errors
-    /// [`NoModule`] for a required one.
+    /// [`NoModule`] for a missing required module.
     pub fn load_order<'a>(
         &self,
         required: impl IntoIterator<Item = &'a str>,
@@ -76,8 +76,8 @@ impl ModuleIndex {
     }
 
     fn add(&self, name: &str, order: &mut Vec<String>, depth: u32) {
-        // A file stands for the module even where an older one of its name is built in. Soft dependencies may be
-        // circular, hard ones are not; no real chain is near this deep.
+        // A file takes precedence over a built-in module of the same name. Soft dependencies may be circular, hard ones
+        // are not; no real chain is nearly this deep.
         let Some(file) = self.files.get(name).filter(|_| depth < 32) else { return };
         if order.contains(file) {
             return;
@@ -105,7 +105,7 @@ mod tests {
     const SOFT: &str = "# comment\nsoftdep ext4 pre: crc32c_generic post: other\n";
 
     #[test]
-    fn what_is_needed_comes_before() {
+    fn dependencies_come_first() {
         let index = ModuleIndex::parse(DEP, "kernel/drivers/virtio/virtio_pci.ko\n", SOFT);
         let order = index.load_order(["virtio_blk", "virtio_pci", "ext4"], ["no_such", "crc16"]).unwrap();
         assert_eq!(

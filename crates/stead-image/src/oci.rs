@@ -1,8 +1,8 @@
-//! OCI images as bases: a layout's folder or tar, or what `docker save` writes. Which of its images is meant, and that
-//! image's layers, each checked against its digest before it is used.
+//! OCI images as bases: an image layout as a directory or tar, or an archive of `docker save`. Chooses the image and
+//! checks each of its layers against its digest before use.
 //!
-//! Choosing is pure ([`choose`]): an image is for the wanted platform when its own configuration says so and its index
-//! does not contradict. More than one, or none, is refused with a list of what there is.
+//! Choosing is pure ([`choose`]): an image matches the wanted platform when its configuration says so and its index
+//! does not contradict. If none or several match, the error lists the images that the layout has.
 
 use crate::{
     compression::{Compression, decompressed},
@@ -22,26 +22,27 @@ use std::{
 };
 use stead_model::Digest;
 
-/// The largest index, manifest or configuration that is read; the specification asks registries to take 4 MiB.
+/// The largest index, manifest or configuration that is read, in bytes; the specification asks registries to accept 4
+/// MiB.
 const MAX_JSON_BYTES: u64 = 4 << 20;
-/// The most layers of an image; Docker's own limit is 127.
+/// The most layers of an image; Docker's limit is 127.
 const MAX_LAYERS: usize = 512;
 /// How deep indexes may be nested.
 const MAX_NESTING: u32 = 4;
 /// The most manifests that are read to find one.
 const MAX_MANIFESTS: u32 = 1000;
-/// The most files of an archive that holds a layout.
+/// The most files in an archive with a layout.
 const MAX_ARCHIVE_FILES: usize = 100_000;
 /// How many images a message lists.
 const SHOWN: usize = 12;
 
-/// What an index, a manifest or a configuration is found by.
+/// Reference to an index, a manifest, a configuration or a layer.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     /// Digest of its bytes.
     pub digest: String,
-    /// Their number.
+    /// Its size in bytes.
     pub size: u64,
     #[serde(default)]
     media_type: String,
@@ -53,7 +54,7 @@ pub struct Descriptor {
     artifact_type: Option<String>,
 }
 
-/// What an image runs on, in an index and in a configuration.
+/// The platform of an image, in an index and in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Platform {
     /// `linux` and others.
@@ -62,13 +63,13 @@ pub struct Platform {
     /// `amd64` and others.
     #[serde(default)]
     pub architecture: String,
-    /// `v8` and others; empty for the usual one.
+    /// `v8` and others; empty for the default variant.
     #[serde(default)]
     pub variant: String,
 }
 
 impl Platform {
-    /// In Go's words, with the usual variant left out.
+    /// With Go's names, and without a variant that is the default.
     fn normal(&self) -> Self {
         let architecture = match self.architecture.to_ascii_lowercase().as_str() {
             "x86_64" | "x86-64" => "amd64".to_owned(),
@@ -92,7 +93,7 @@ impl std::fmt::Display for Platform {
     }
 }
 
-/// An index or a manifest: told apart by what it holds.
+/// An index or a manifest, distinguished by its fields.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
@@ -105,7 +106,7 @@ struct Document {
     subject: Option<serde::de::IgnoredAny>,
 }
 
-/// An image's configuration, as far as it matters here.
+/// The fields of an image's configuration that are used here.
 #[derive(Debug, Default, Deserialize)]
 struct Config {
     #[serde(flatten)]
@@ -120,15 +121,15 @@ struct RootFs {
     diff_ids: Vec<String>,
 }
 
-/// An image that a layout holds.
+/// An image in a layout.
 #[derive(Debug)]
 struct Offer {
     /// Digest of its manifest (of its configuration, in Docker's archives).
     digest: String,
-    /// Everything it can be called by: tags, and its digest and those of the indexes it is in.
+    /// All its names: tags, its digest, and the digests of the indexes that contain it.
     names: BTreeSet<String>,
     tags: BTreeSet<String>,
-    /// What the index says.
+    /// The platform in the index.
     indexed: Option<Platform>,
     config: Config,
     layers: Vec<Layer>,
@@ -137,18 +138,18 @@ struct Offer {
 /// A layer of the chosen image.
 #[derive(Debug, Clone)]
 pub enum Layer {
-    /// By descriptor.
+    /// A blob.
     Blob(Descriptor),
-    /// A file of a Docker archive, and the digest of its plain bytes.
+    /// A file of a Docker archive, and the digest of its uncompressed bytes.
     File(String, String),
 }
 
 impl Offer {
-    /// What it runs on; `Err` when index and configuration disagree or say nothing.
+    /// Its platform; `Err` when index and configuration disagree or name none.
     fn platform(&self) -> Result<Platform, String> {
         let config = self.config.platform.normal();
         let Some(indexed) = self.indexed.as_ref().map(Platform::normal).filter(|p| !p.says_nothing()) else {
-            return if config.says_nothing() { Err("says no platform".into()) } else { Ok(config) };
+            return if config.says_nothing() { Err("names no platform".into()) } else { Ok(config) };
         };
         if config.says_nothing() {
             return Ok(indexed);
@@ -172,7 +173,7 @@ impl Offer {
         let platform = self.platform().map_or_else(|why| why, |p| p.to_string());
         let tags: Vec<String> = self.tags.iter().map(|t| format!("{t:?}")).collect();
         if tags.is_empty() {
-            // Whole: it is what the image is named by.
+            // In full, because it is the image's only name.
             return format!("{} ({platform})", self.digest);
         }
         let digest: String = self.digest.chars().take(19).collect();
@@ -191,19 +192,19 @@ fn list(offers: &[Offer]) -> String {
 /// Which image is wanted.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// Go's word for the architecture; the operating system is Linux.
+    /// Go's name of the architecture; the operating system is Linux.
     pub architecture: String,
     /// A tag, or the digest of a manifest or index.
     pub reference: Option<String>,
 }
 
-/// Reads the JSON of a descriptor, which is verified.
+/// Reads and verifies the JSON document of a descriptor.
 type ReadBlob<'a> = dyn Fn(&Descriptor) -> Result<Vec<u8>> + 'a;
 
-/// The layers of the one image of an OCI index that is wanted, lowest first.
+/// The layers of the matching image of an OCI index, lowest first.
 ///
 /// # Errors
-/// Something is not understood, or none or several images are what is wanted; without the layout's name.
+/// A document is malformed, or none or several images match. The error does not have the layout's name.
 pub fn choose(index: &[u8], wanted: &Wanted, read: &ReadBlob<'_>) -> Result<Vec<Layer>, ImageError> {
     let mut offers = Vec::new();
     let mut walk = Walk { read, left: Cell::new(MAX_MANIFESTS) };
@@ -218,7 +219,7 @@ fn bad(why: impl Into<String>) -> ImageError {
 }
 
 fn parse<T: DeserializeOwned>(json: &[u8], what: &str) -> Result<T> {
-    serde_json::from_slice(json).map_err(|e| bad(format!("{what} is not understood: {e}")))
+    serde_json::from_slice(json).map_err(|e| bad(format!("{what} cannot be parsed: {e}")))
 }
 
 struct Walk<'a> {
@@ -226,7 +227,7 @@ struct Walk<'a> {
     left: Cell<u32>,
 }
 
-/// How a manifest was come by.
+/// Where a manifest was found.
 #[derive(Debug, Clone, Default)]
 struct Found {
     names: BTreeSet<String>,
@@ -258,7 +259,7 @@ impl Walk<'_> {
             let mut found = above.clone();
             found.depth += 1;
             found.names.insert(descriptor.digest.clone());
-            // Tags are what the layout itself says; what an index of a registry says of its parts names nothing.
+            // Only the layout's own index gives tags; a nested index names no image.
             if above.depth == 0 {
                 for key in ["org.opencontainers.image.ref.name", "io.containerd.image.name"] {
                     found.tags.extend(descriptor.annotations.get(key).filter(|t| !t.is_empty()).cloned());
@@ -275,7 +276,7 @@ impl Walk<'_> {
         let document: Document = parse(&(self.read)(descriptor)?, &what)?;
         let declared = [&descriptor.media_type, &document.media_type];
         let is = |types: &[&str]| declared.iter().any(|t| types.contains(&t.as_str()));
-        // One document that is an index to some and a manifest to others is meant to deceive.
+        // A document that some programs read as an index and others as a manifest is meant to deceive.
         if document.manifests.is_some() && document.layers.is_some()
             || is(&INDEX_TYPES) && is(&MANIFEST_TYPES)
             || document.manifests.is_some() && is(&MANIFEST_TYPES)
@@ -289,7 +290,7 @@ impl Walk<'_> {
         let (Some(layers), Some(config)) = (document.layers, document.config) else {
             return Err(bad(format!("{what} has no layers or no configuration")));
         };
-        // Signatures, attestations, charts: what has the form of an image without being one.
+        // Signatures, attestations and charts have the form of an image without being one.
         let no_image = document.artifact_type.is_some()
             || document.subject.is_some()
             || !(config.media_type.is_empty() || CONFIG_TYPES.contains(&config.media_type.as_str()))
@@ -310,7 +311,7 @@ impl Walk<'_> {
     }
 }
 
-/// Whether a descriptor leads to something about an image rather than to one.
+/// Whether a descriptor refers to metadata about an image rather than to an image.
 fn is_attachment(descriptor: &Descriptor) -> bool {
     let known = |t: &str| t.is_empty() || INDEX_TYPES.contains(&t) || MANIFEST_TYPES.contains(&t);
     descriptor.annotations.contains_key("vnd.docker.reference.type")
@@ -322,7 +323,7 @@ fn is_attachment(descriptor: &Descriptor) -> bool {
         || !known(&descriptor.media_type)
 }
 
-/// The one offer that is wanted.
+/// The only offer that matches.
 fn pick(mut offers: Vec<Offer>, wanted: &Wanted) -> Result<Vec<Layer>> {
     // Several names of one image are one image.
     let mut seen: Vec<Offer> = Vec::new();
@@ -347,7 +348,7 @@ fn pick(mut offers: Vec<Offer>, wanted: &Wanted) -> Result<Vec<Layer>> {
     }
     let named = list(&seen);
     seen.retain(|offer| {
-        // A processor of a later generation is asked for only by naming that very image.
+        // An image for a later processor generation matches only when its digest is given.
         let by_digest = wanted.reference.as_ref() == Some(&offer.digest);
         offer.platform().is_ok_and(|p| {
             let p = if by_digest { Platform { variant: String::new(), ..p } } else { p };
@@ -361,14 +362,14 @@ fn pick(mut offers: Vec<Offer>, wanted: &Wanted) -> Result<Vec<Layer>> {
             seen.push(last);
             let count = seen.len();
             return Err(bad(format!(
-                "has {count} images for {platform}; name one by \"ref\", a tag or a digest: {}",
+                "has {count} images for {platform}; choose one with \"ref\", a tag or a digest: {}",
                 list(&seen)
             )));
         }
     };
     let (layers, ids) = (chosen.layers.len(), chosen.config.rootfs.diff_ids.len());
     if layers == 0 || layers > MAX_LAYERS {
-        return Err(bad(format!("image {}: {layers} layers are not 1 to {MAX_LAYERS}", chosen.shown())));
+        return Err(bad(format!("image {}: has {layers} layers, not 1 to {MAX_LAYERS}", chosen.shown())));
     }
     if ids != 0 && ids != layers {
         return Err(bad(format!(
@@ -379,7 +380,7 @@ fn pick(mut offers: Vec<Offer>, wanted: &Wanted) -> Result<Vec<Layer>> {
     Ok(chosen.layers)
 }
 
-/// What `docker save` wrote of one image.
+/// One image in an archive of `docker save`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Saved {
@@ -388,7 +389,7 @@ struct Saved {
     layers: Vec<String>,
 }
 
-/// The layers of the one image of a Docker archive's `manifest.json` that is wanted.
+/// The layers of the matching image in a Docker archive's `manifest.json`.
 ///
 /// # Errors
 /// As [`choose`].
@@ -406,7 +407,7 @@ pub fn choose_saved(
         let json = read(&image.config)?;
         let config: Config = parse(&json, &image.config)?;
         let ids = &config.rootfs.diff_ids;
-        // No digests but these vouch for the layers.
+        // The layers have no other digests.
         if ids.len() != image.layers.len() {
             let counts = format!("{} layers, {} in its configuration", image.layers.len(), ids.len());
             return Err(bad(format!("{}: {counts}", image.config)));
@@ -431,13 +432,13 @@ pub fn choose_saved(
     pick(offers, wanted)
 }
 
-/// Where a layout's files are: a folder, or an archive and where in it each begins and how long it is.
+/// The files of a layout: a directory, or an archive with the offset and length of each file.
 enum Layout {
     Folder(PathBuf),
     Archive { path: PathBuf, files: BTreeMap<String, (u64, u64)>, links: BTreeMap<String, String> },
 }
 
-/// The file of a layout that names everything else by digest.
+/// The file of a layout that refers to all others by digest.
 pub fn key_file(path: &Path) -> PathBuf {
     if path.is_file() {
         return path.to_owned();
@@ -446,10 +447,10 @@ pub fn key_file(path: &Path) -> PathBuf {
     if !index.exists() && saved.exists() { saved } else { index }
 }
 
-/// The layers of the image that is wanted, lowest first, their digests verified.
+/// The layers of the matching image, lowest first, with verified digests.
 ///
 /// # Errors
-/// Something is missing, malformed, or not what its digest says; or none or several images are what is wanted.
+/// A file is missing or malformed or does not match its digest; or none or several images match.
 pub fn layers(path: &Path, wanted: &Wanted) -> Result<Vec<Source>> {
     let layout = Layout::open(path)?;
     layout.layers(wanted).map_err(|e| match e {
@@ -492,7 +493,7 @@ impl Layout {
         Ok(Self::Archive { path: path.to_owned(), files, links })
     }
 
-    /// A file of the layout: in which file it is, and where in that.
+    /// Location of a file of the layout: a file, and offset and length within it.
     fn find(&self, name: &str) -> Result<Option<(PathBuf, u64, u64)>> {
         match self {
             Self::Folder(dir) => {
@@ -505,7 +506,7 @@ impl Layout {
                 }
             }
             Self::Archive { path, files, links } => {
-                // Docker writes a layer that several images share once, and links to it.
+                // Docker writes a layer that several images share only once, with links to it.
                 let name = match links.get(name) {
                     Some(target) => beside(name, target),
                     None => name.to_owned(),
@@ -539,7 +540,7 @@ impl Layout {
         chosen.iter().map(|layer| self.layer(layer)).collect()
     }
 
-    /// The place of a blob, once its size is found right.
+    /// The location of a blob, after checking its size.
     fn located(&self, descriptor: &Descriptor) -> Result<(Digest, PathBuf, u64, u64)> {
         let why = |why: String| bad(format!("blob {:?} {why}", descriptor.digest));
         let digest: Digest = descriptor.digest.parse().map_err(bad)?;
@@ -601,15 +602,15 @@ fn part(path: &Path, offset: u64, len: u64) -> Result<std::io::Take<File>> {
     Ok(file.take(len))
 }
 
-/// A file's name that stays within its layout.
+/// Checks that a file's name stays within the layout.
 fn harmless(name: &str) -> Result<()> {
     if name.is_empty() || name.starts_with('/') || name.split('/').any(|p| p == "..") || name.contains('\0') {
-        return Err(bad(format!("{name:?} is outside of it")));
+        return Err(bad(format!("{name:?} is outside the layout")));
     }
     Ok(())
 }
 
-/// Where a link at `name` to `target` leads, within an archive.
+/// The path that a link at `name` to `target` refers to, within an archive.
 fn beside(name: &str, target: &str) -> String {
     let mut parts: Vec<&str> = name.split('/').collect();
     parts.pop();
@@ -643,7 +644,7 @@ mod tests {
             self.0.borrow_mut().insert(digest, bytes);
             descriptor
         }
-        /// An image whose only layer is called `layer`.
+        /// An image with the single layer `layer`.
         fn image(&self, platform: &str, layer: &str) -> Value {
             let mut parts = platform.split('/');
             let mut next = || parts.next().unwrap_or("");
@@ -701,19 +702,19 @@ mod tests {
         assert_eq!(b.choose(from_ref(&nested), None).unwrap(), "amd");
         let deep = b.index(&[b.index(&[nested])]);
         assert!(b.choose(&[deep], None).unwrap_err().contains("nested deeper than 4"));
-        // Other words for it, and the usual variant.
+        // Other names of the architecture, and the default variant.
         assert_eq!(b.choose(&[b.image("Linux/x86_64/v1", "x")], None).unwrap(), "x");
         // Two names of one image are one image.
         assert_eq!(b.choose(&[tagged(amd.clone(), "a"), tagged(amd, "b")], None).unwrap(), "amd");
     }
 
     #[test]
-    fn what_is_not_clear_is_refused_with_a_list() {
+    fn an_ambiguous_choice_is_refused_with_a_list() {
         let b = Blobs::default();
         let (one, two) =
             (tagged(b.image("linux/amd64", "1"), "one"), tagged(b.image("linux/amd64", "2"), "two"));
         let e = b.choose(&[one.clone(), two.clone()], None).unwrap_err();
-        assert!(e.contains("has 2 images for linux/amd64; name one by \"ref\""), "{e}");
+        assert!(e.contains("has 2 images for linux/amd64; choose one with \"ref\""), "{e}");
         assert!(e.contains("\"one\" (linux/amd64, sha256:") && e.contains("\"two\" ("), "{e}");
         assert_eq!(b.choose(&[one.clone(), two.clone()], Some("two")).unwrap(), "2");
         let digest = two["digest"].as_str().unwrap();
@@ -725,20 +726,20 @@ mod tests {
             e.contains("has no image for linux/amd64; it has sha256:") && e.contains("windows/amd64"),
             "{e}"
         );
-        // What the index says is not what it is.
+        // The index contradicts the configuration.
         let lying = on(b.image("linux/arm64", "arm"), "linux/amd64");
         let e = b.choose(from_ref(&lying), None).unwrap_err();
         assert!(e.contains("linux/arm64 by its configuration, linux/amd64 by its index"), "{e}");
         let e = b.choose(&[on(b.image("linux/amd64", "1"), "linux/arm64")], None).unwrap_err();
         assert!(e.contains("linux/amd64 by its configuration, linux/arm64 by its index"), "{e}");
         assert_eq!(b.choose(&[lying, one], None).unwrap(), "1");
-        assert!(b.choose(&[b.image("", "1")], None).unwrap_err().contains("says no platform"));
+        assert!(b.choose(&[b.image("", "1")], None).unwrap_err().contains("names no platform"));
         assert!(b.choose(&[], None).unwrap_err().contains("it has no image at all"));
-        // What has no tag is listed as it can be named.
+        // An image without a tag is listed by its digest.
         let (x, y) = (b.image("linux/amd64", "x"), b.image("linux/amd64", "y"));
         let e = b.choose(&[x.clone(), y], None).unwrap_err();
         assert!(e.contains(x["digest"].as_str().unwrap()), "{e}");
-        // A later generation of processors only by its own name.
+        // A later processor generation is chosen only by its digest.
         let v3 = tagged(b.image("linux/amd64/v3", "3"), "v3");
         assert!(b.choose(from_ref(&v3), Some("v3")).unwrap_err().contains("linux/amd64/v3"));
         assert_eq!(b.choose(from_ref(&v3), v3["digest"].as_str()).unwrap(), "3");
@@ -746,7 +747,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_an_image_is_passed_over() {
+    fn attachments_of_images_are_skipped() {
         let b = Blobs::default();
         let amd = on(b.image("linux/amd64", "amd"), "linux/amd64");
         let in_toto = json!({ "mediaType": "application/vnd.in-toto+json", "digest": "x", "size": 1 });
@@ -772,7 +773,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_with_two_faces_are_refused() {
+    fn a_document_that_is_index_and_manifest_is_refused() {
         let b = Blobs::default();
         let amd = b.image("linux/amd64", "amd");
         let config = b.put(CONFIG_TYPES[0], &json!({ "os": "linux", "architecture": "amd64" }));

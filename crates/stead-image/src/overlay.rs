@@ -1,5 +1,5 @@
-//! Overlays: a directory, a tar, or a directory with an executable `tar` script in xcluster's form, each made into one
-//! squashfs layer, cached by the content of what it was made from.
+//! Overlays: a directory, a tar, or a directory with an executable `tar` script as in xcluster. Each becomes one
+//! squashfs layer, cached by the content of its inputs.
 
 use crate::{
     digest::Key,
@@ -24,10 +24,10 @@ use stead_model::{
     recipe::OverlayOptions,
 };
 
-/// Search path of `tar` scripts: Debian's default for root. What a script needs beyond it, it declares.
+/// `PATH` of `tar` scripts: Debian's default for root. A script declares anything else it needs.
 const SCRIPT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What an overlay turned out to be.
+/// Kind of an overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OverlayKind {
@@ -39,10 +39,10 @@ pub enum OverlayKind {
     Script,
 }
 
-/// An overlay that was looked at: what it is and the hash of everything its layer depends on.
+/// An observed overlay: its kind and the hash of everything its layer depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Observed {
-    /// For people and for the layer's name: the path's last part.
+    /// The path's last part, for messages and the layer's name.
     pub name: String,
     /// Absolute path.
     pub path: PathBuf,
@@ -52,7 +52,7 @@ pub struct Observed {
     pub inputs: Digest,
 }
 
-/// A packed layer as the cache knows it.
+/// A packed layer as it is cached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerParts {
     /// The squashfs.
@@ -61,7 +61,7 @@ pub struct LayerParts {
     pub warnings: Vec<String>,
 }
 
-/// Looks at an overlay and hashes its inputs.
+/// Observes an overlay and hashes its inputs.
 ///
 /// # Errors
 /// It or one of its declared inputs is missing or cannot be read.
@@ -100,7 +100,10 @@ pub fn observe(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Resu
     key.text(inputs.any(&path, options.keep_owners && kind == OverlayKind::Directory)?.as_str());
     for (name, value) in &options.environment {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(ImageError::input(shown(), format!("environment {name:?} is no variable")));
+            return Err(ImageError::input(
+                shown(),
+                format!("environment {name:?} is not a valid variable name"),
+            ));
         }
         key.text(name).text(value);
     }
@@ -122,8 +125,8 @@ pub fn observe(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Resu
 
 /// The layer of one overlay: from the cache when nothing it depends on has changed, else made now.
 ///
-/// `options.path` and its inputs are relative to `base_dir`. Several may be made at once, also the same one. Gives the
-/// layer, and what the user should know of it.
+/// `options.path` and its inputs are relative to `base_dir`. Several may be made at once, also the same one. Returns
+/// the layer and warnings for the user.
 ///
 /// # Errors
 /// The overlay is missing or refused, its script failed, or a tool did.
@@ -132,14 +135,14 @@ pub fn build_layer(store: &Store, options: &OverlayOptions, base_dir: &Path) -> 
     build_layer_unshared(store, options, base_dir).map(|made| (made.layer, made.warnings))
 }
 
-/// A layer that was made or found.
+/// A layer that was made or came from the cache.
 pub(crate) struct Made {
     pub layer: Layer,
     pub warnings: Vec<String>,
     pub cached: bool,
 }
 
-/// As [`build_layer`], for callers that hold the store's shared lock. Also says whether it was cached.
+/// As [`build_layer`], for callers that hold the store's shared lock. Also returns whether the layer was cached.
 pub(crate) fn build_layer_unshared(store: &Store, options: &OverlayOptions, base_dir: &Path) -> Result<Made> {
     let observed = observe(store, options, base_dir)?;
     let made = |parts: LayerParts, cached| Made {
@@ -164,19 +167,19 @@ pub(crate) fn build_layer_unshared(store: &Store, options: &OverlayOptions, base
     let merged = Merged::of(&sources)?;
     crate::space::check(store.dir(), merged.summary().bytes)?;
     let parts = pack(store, &scratch, &observed.name, &merged, &sources)?;
-    // What was hashed must be what was packed: a file edited meanwhile would be remembered under the wrong key.
+    // The hashed and the packed content must be the same: a file edited meanwhile would be cached under the wrong key.
     if observe(store, options, base_dir)?.inputs != observed.inputs {
         return Err(ImageError::Io {
             operation: "pack",
             path: observed.path,
-            source: std::io::Error::other("it changed while it was read; build again"),
+            source: std::io::Error::other("it changed during the build; build again"),
         });
     }
     store.remember(&observed.inputs, vec![parts.artifact.digest.clone()], &parts)?;
     Ok(made(parts, false))
 }
 
-/// Packs a merge, looking for private keys on the way.
+/// Packs a merge and searches it for private keys.
 pub(crate) fn pack(
     store: &Store,
     scratch: &Scratch,
@@ -193,7 +196,7 @@ pub(crate) fn pack(
     Ok(LayerParts { artifact, warnings })
 }
 
-/// The overlay as a tree; a script is run for its tar.
+/// The overlay as a tree; a script is run and its output read.
 pub(crate) fn source(observed: &Observed, options: &OverlayOptions, scratch: &Scratch) -> Result<Source> {
     let name = observed.path.display().to_string();
     Ok(match observed.kind {
@@ -227,7 +230,7 @@ fn run_script(observed: &Observed, options: &OverlayOptions, scratch: &Scratch) 
         .current_dir(&observed.path)
         .env_clear()
         .env("PATH", SCRIPT_PATH)
-        // Its own and empty: what a script finds in a real one would be an input nobody declared.
+        // A private, empty directory: files of a real home would be undeclared inputs.
         .env("HOME", &home)
         .env("LANG", "C")
         .envs(&options.environment)

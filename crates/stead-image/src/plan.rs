@@ -1,4 +1,4 @@
-//! What a build will do, as a value: made by looking, printed by `--dry-run`, carried out by `build`.
+//! The plan of a build, as a value: made by observation, printed by `--dry-run`, executed by `build`.
 
 use crate::{
     debian,
@@ -28,14 +28,14 @@ pub struct BuildRequest {
     pub recipe_path: PathBuf,
     /// The static `stead-node` that goes into node images.
     pub stead_node: PathBuf,
-    /// Build base and kernel anew though nothing of theirs changed: the mirror may have newer packages.
+    /// Rebuild base and kernel although their inputs are unchanged: the mirror may have newer packages.
     pub refresh: bool,
-    /// For instance images: make the unified tar too.
+    /// For instance images: also make the unified tar.
     pub unified: bool,
 }
 
 impl BuildRequest {
-    /// With the usual options.
+    /// A request with the default options.
     pub fn new(recipe_path: impl Into<PathBuf>, stead_node: impl Into<PathBuf>) -> Self {
         Self {
             recipe_path: recipe_path.into(),
@@ -51,14 +51,14 @@ impl BuildRequest {
 pub struct PlanStep {
     /// `base`, `kernel`, `files`, `overlay:<name>`, `initrd`, `stead-node`, `rootfs`, `metadata`.
     pub name: String,
-    /// What is done, for people.
+    /// Description for people.
     pub what: String,
-    /// Hash of everything its result depends on; absent while that depends on an earlier step's result.
+    /// Hash of everything its result depends on; `None` while that depends on an earlier step's result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inputs: Option<Digest>,
-    /// Its result is known already: nothing is done.
+    /// Whether its result is cached.
     pub cached: bool,
-    /// The program it runs, when it is one.
+    /// The program it runs, if it runs one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub argv: Vec<String>,
 }
@@ -70,7 +70,7 @@ pub struct BuildPlan {
     pub name: ImageName,
     /// Node or instance.
     pub kind: RecipeKind,
-    /// Hash of the recipe as understood, with the contents of what it names.
+    /// Hash of the parsed recipe and of the contents of the files it names.
     pub recipe: Digest,
     /// Steps in order. Those before `files` run side by side.
     pub steps: Vec<PlanStep>,
@@ -83,20 +83,20 @@ impl BuildPlan {
     }
 }
 
-/// What the base step gives.
+/// Result of the base step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseParts {
     /// The base: a squashfs for nodes, a zstd tar for instances (which get one merged root).
     pub artifact: Artifact,
     /// Installed packages and their versions.
     pub packages: BTreeMap<String, String>,
-    /// Names of what belongs to one machine and was left out ([`crate::secrets::IDENTITIES`]), sorted.
+    /// Names of the identities left out ([`crate::secrets::IDENTITIES`]), sorted.
     pub left_out: Vec<String>,
-    /// What the user should know of what is in it.
+    /// What the user should know about its contents.
     pub warnings: Vec<String>,
 }
 
-/// Everything that observation found out, with nothing left to look up.
+/// Everything that observation found; nothing else is looked up later.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub recipe: Recipe,
@@ -111,7 +111,7 @@ pub(crate) struct Job {
     pub overlays: Vec<(OverlayOptions, Observed)>,
 }
 
-/// Debian's word for the architecture this is built for, which is the builder's own.
+/// Debian's name of the architecture that images are built for, which is the builder's own.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -121,7 +121,7 @@ pub fn architecture() -> &'static str {
 }
 
 impl Job {
-    /// Reads the recipe and looks at everything it names.
+    /// Reads the recipe and observes everything it names.
     pub fn observe(store: &Store, request: &BuildRequest) -> Result<Self> {
         let path = &request.recipe_path;
         let text = match fs::read_to_string(path) {
@@ -176,8 +176,8 @@ impl Job {
         })
     }
 
-    /// Key of the files' layer, once the base is known: what was left out of it is made anew by steps at boot, which are in
-    /// that layer.
+    /// Key of the files' layer, once the base is known: the layer has the steps that regenerate what was left out of
+    /// the base.
     pub fn files_layer_key(&self, base: Option<&BaseParts>) -> Option<Digest> {
         if !matches!(self.recipe.base, Base::Debian(_)) {
             return Some(self.files_key.clone());
@@ -185,7 +185,7 @@ impl Job {
         let base = base?;
         let mut key = Key::new("files-layer-1");
         key.text(self.files_key.as_str()).text(&json(&base.left_out));
-        // A change of the steps themselves.
+        // The steps themselves may change.
         key.text(&json(&crate::secrets::with_steps(&self.recipe, &base.left_out).system.onboot));
         Some(key.digest())
     }
@@ -257,7 +257,7 @@ impl Job {
             let cached = if self.recipe.kind == RecipeKind::Node {
                 store.cached::<overlay::LayerParts>(&o.inputs).is_some()
             } else {
-                // Part of the one root; that step says whether it is known.
+                // Part of the root; that step knows whether it is cached.
                 true
             };
             let name = format!("overlay:{}", o.name);
@@ -299,10 +299,10 @@ impl Job {
     }
 }
 
-/// Looks at a recipe and everything it names, and says what building it would do.
+/// Observes a recipe and everything it names, and returns what building it would do.
 ///
 /// # Errors
-/// The recipe, or something it names, is missing or not understood.
+/// The recipe, or something it names, is missing or malformed.
 pub fn plan(store: &Store, request: &BuildRequest) -> Result<BuildPlan> {
     let job = Job::observe(store, request)?;
     Ok(job.plan(store, request.refresh))
@@ -314,7 +314,7 @@ fn json(value: &impl Serialize) -> String {
 
 fn base_key(recipe: &Recipe, dir: &Path, inputs: &mut Inputs) -> Result<Digest> {
     let mut key = Key::new("base-3");
-    // Nodes and instances keep their base in different forms.
+    // Nodes and instances have their base in different forms.
     key.text(&json(&recipe.kind)).text(architecture());
     match &recipe.base {
         Base::Debian(debian) => {
@@ -347,12 +347,15 @@ fn kernel_key(kernel: &Kernel, recipe: &Recipe, dir: &Path, inputs: &mut Inputs)
     key.text(architecture());
     if let Some(package) = &kernel.package {
         let Base::Debian(debian) = &recipe.base else {
-            let why = "needs a Debian base, whose suite it is taken from; give \"path\" instead";
+            let why = "needs a Debian base, from whose suite it is downloaded; or set \"path\" instead";
             return Err(ImageError::input("kernel.package", why));
         };
         let valid = |b: u8| b.is_ascii_alphanumeric() || b"+-.~".contains(&b);
         if package.starts_with('-') || !package.bytes().all(valid) {
-            return Err(ImageError::input("kernel.package", format!("{package:?} is not a package's name")));
+            return Err(ImageError::input(
+                "kernel.package",
+                format!("{package:?} is not a valid package name"),
+            ));
         }
         let from = (&debian.suite, &debian.mirror, &debian.snapshot, &debian.components);
         key.text("package").text(package).text(&json(&from));
@@ -367,7 +370,7 @@ fn kernel_key(kernel: &Kernel, recipe: &Recipe, dir: &Path, inputs: &mut Inputs)
     Ok(key.digest())
 }
 
-/// A path of the recipe that must be there.
+/// A path of the recipe that must exist.
 pub(crate) fn existing(dir: &Path, path: &str, key: &str) -> Result<PathBuf> {
     let full = dir.join(path);
     if full.exists() {
@@ -376,7 +379,7 @@ pub(crate) fn existing(dir: &Path, path: &str, key: &str) -> Result<PathBuf> {
     Err(ImageError::input(key, format!("{} does not exist", full.display())))
 }
 
-/// The node's binary runs where there is no library at all: it must be a static ELF executable.
+/// The node's binary runs without any library: it must be a static ELF executable.
 fn check_stead_node(path: &Path, inputs: &mut Inputs) -> Result<Digest> {
     let shown = path.display().to_string();
     if !path.is_file() {

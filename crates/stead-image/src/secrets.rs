@@ -1,37 +1,37 @@
-//! What belongs to one machine and not into an image: keys and names that packages make when they are installed, and
-//! private keys wherever they come from.
+//! Content that belongs to one machine and not into an image: keys and names that packages generate when they are
+//! installed, and private keys from any source.
 //!
-//! Owns the table of what is left out of a bootstrapped tree and how it is made anew at boot, and the search for private
-//! keys. What is found in the user's own files is reported, never removed.
+//! Owns the table of what is left out of a bootstrapped tree and how it is regenerated at boot, and the search for
+//! private keys. Keys in the user's own files are reported, never removed.
 
 use crate::tarball::{Entry, Kind};
 use std::io::{self, Read};
 use stead_model::{Recipe, recipe::Onboot};
 
-/// How something that was left out comes back.
+/// How an identity that was left out is regenerated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewal {
-    /// By this command at boot. It does nothing when all is there.
+    /// By this command at boot. It does nothing when the files exist.
     AtBoot(&'static [&'static str]),
-    /// Its program makes it when it is missing.
+    /// Its program generates it when it is missing.
     ByItself,
-    /// Not at all: the user brings it.
+    /// Not at all: the user provides it.
     Never,
 }
 
-/// Something that belongs to one machine.
+/// Files that belong to one machine.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Names the step or unit that makes it anew.
+    /// Name of the step or unit that regenerates it.
     pub name: &'static str,
-    /// Its files; `*` stands for anything within one name.
+    /// Its files; `*` matches anything within one path component.
     pub files: &'static [&'static str],
-    /// How it comes back.
+    /// How it is regenerated.
     pub renewal: Renewal,
 }
 
-/// What Debian's packages make at installation. Those with a renewal were built, and made anew by it in a chroot; the
-/// others are known from their packages and were not built.
+/// What Debian's packages generate at installation. The rows with a renewal were tested: built, then regenerated in a
+/// chroot. The others are known from the packages' scripts and were not tested.
 pub const IDENTITIES: &[Identity] = &[
     Identity {
         name: "ssh-host-keys",
@@ -89,7 +89,7 @@ pub fn identity(path: &str, kind: &Kind) -> Option<&'static Identity> {
     if *kind == Kind::Directory {
         return None;
     }
-    // Certificates are found by links whose names are hashes of the host's name.
+    // Certificates are found through links whose names are hashes of the host name.
     if let Kind::Symlink(target) = kind
         && path.starts_with("etc/ssl/certs/")
         && target.ends_with(b"ssl-cert-snakeoil.pem")
@@ -114,7 +114,7 @@ pub fn named(names: &[String]) -> impl Iterator<Item = &'static Identity> {
     IDENTITIES.iter().filter(|i| names.iter().any(|n| n == i.name))
 }
 
-/// What a build says about what it left out. `renews`: the image is a node's, or has a systemd that runs units at boot.
+/// Warnings about what a build left out. `renews`: the image is a node's, or has a systemd that runs units at boot.
 pub fn warnings(left_out: &[String], renews: bool) -> Vec<String> {
     named(left_out)
         .filter_map(|identity| {
@@ -122,17 +122,17 @@ pub fn warnings(left_out: &[String], renews: bool) -> Vec<String> {
                 Renewal::ByItself => return None,
                 Renewal::AtBoot(_) if renews => return None,
                 Renewal::AtBoot(command) => {
-                    format!("there is no systemd in the image that could run {} at boot", command.join(" "))
+                    format!("the image has no systemd to run {} at boot", command.join(" "))
                 }
-                Renewal::Never => "nothing makes it anew at boot".to_owned(),
+                Renewal::Never => "nothing regenerates it at boot".to_owned(),
             };
             Some(format!("/{} belongs to one machine and was left out; {why}", identity.files[0]))
         })
         .collect()
 }
 
-/// A node's recipe with the steps that make anew what was left out of its base, before its own. A step of the recipe with
-/// the same name stands in their place.
+/// A node's recipe with the steps that regenerate what was left out of its base, before the recipe's own. A step of the
+/// recipe with the same name replaces a generated one.
 pub fn with_steps(recipe: &Recipe, left_out: &[String]) -> Recipe {
     let mut recipe = recipe.clone();
     let own = std::mem::take(&mut recipe.system.onboot);
@@ -152,7 +152,7 @@ pub fn with_steps(recipe: &Recipe, left_out: &[String]) -> Recipe {
     recipe
 }
 
-/// Units that make anew what was left out of an instance's base, before anything that could use it starts.
+/// systemd units that regenerate what was left out of an instance's base, before any service starts that could use it.
 pub fn units(left_out: &[String]) -> Vec<(Entry, Vec<u8>)> {
     const UNITS: &str = "usr/lib/systemd/system";
     let mut entries = Vec::new();
@@ -185,12 +185,12 @@ pub fn units(left_out: &[String]) -> Vec<(Entry, Vec<u8>)> {
 
 /// The largest file that is searched for private keys. Keys, bundles and configuration with keys in it are far smaller.
 const MAX_SEARCHED_BYTES: u64 = 1 << 20;
-/// The smallest key there is: Ed25519 in PKCS #8 has 119 bytes as PEM.
+/// The smallest file that is searched: an Ed25519 key in PKCS #8, the smallest, has 119 bytes as PEM.
 const MIN_KEY_BYTES: u64 = 100;
 /// A first line of base64 shorter than this is an example in a text.
 const MIN_LINE_BYTES: usize = 40;
 
-/// Passes an entry on; when it holds a private key, `found` gets a sentence about it.
+/// Passes an entry on; if it holds a private key, a warning is added to `found`.
 ///
 /// # Errors
 /// Those of `data` and of `put`.
@@ -206,7 +206,7 @@ pub fn inspect(
             data.take(len).read_to_end(&mut bytes)?;
             if let Some(kind) = private_key(&bytes) {
                 found.push(format!(
-                    "/{} holds a private key ({kind}): whoever has the image has it",
+                    "/{} holds a private key ({kind}), which everyone with the image can read",
                     entry.name()
                 ));
             }
@@ -216,8 +216,8 @@ pub fn inspect(
     }
 }
 
-/// Which kind of private key is in a file: in PEM or OpenSSH's form, PuTTY's, or in base64 as kubeconfigs have them.
-/// Programs and texts that only speak of such keys have none.
+/// The kind of private key in a file, if any: in PEM, in OpenSSH's or PuTTY's format, or in base64 as in kubeconfigs.
+/// Programs and texts that only mention such keys do not count.
 pub fn private_key(bytes: &[u8]) -> Option<&'static str> {
     const BEGIN: &[u8] = b"-----BEGIN ";
     const KINDS: [(&[u8], &str); 7] = [
@@ -229,7 +229,7 @@ pub fn private_key(bytes: &[u8]) -> Option<&'static str> {
         (b"PRIVATE KEY", "PKCS #8"),
         (b"PGP PRIVATE KEY BLOCK", "PGP"),
     ];
-    // `-----BEGIN … PRIVATE KEY-----` in base64, as it begins when it is encoded by itself.
+    // `-----BEGIN … PRIVATE KEY-----` in base64, when the key is encoded from its first byte.
     const IN_BASE64: [&[u8]; 4] = [
         b"LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t",
         b"LS0tLS1CRUdJTiBSU0EgUFJJVkFURSBLRVktLS0tL",
@@ -249,7 +249,7 @@ pub fn private_key(bytes: &[u8]) -> Option<&'static str> {
         {
             return Some(kind);
         }
-        // A run of dashes is passed over but for the five that a header may begin with.
+        // Of a run of dashes, only the last five can begin a header.
         let run = rest.iter().take_while(|b| **b == b'-').count();
         rest = &rest[if run > 5 { run - 5 } else { run }..];
     }
@@ -270,8 +270,8 @@ fn is_base64(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"+/=".contains(&byte)
 }
 
-/// Whether a line of key material follows, past headers (`Proc-Type: …`) and empty lines. A line may also end as it does
-/// within a string of JSON.
+/// Whether a line of key material follows, after headers (`Proc-Type: …`) and empty lines. A line may also end with the
+/// escape `\n` of a JSON string.
 fn is_body(mut bytes: &[u8]) -> bool {
     for _ in 0..8 {
         let Some(rest) =
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_out_is_made_anew_at_boot() {
+    fn what_was_left_out_is_regenerated_at_boot() {
         let yaml = "name: x\nbase: {debian: {suite: trixie}}\nonboot: [{name: mine, command: [/bin/x]}]\n";
         let recipe = Recipe::from_yaml("x.yaml", yaml).unwrap();
         let left_out =
@@ -337,13 +337,13 @@ mod tests {
         let said = warnings(&left_out, true);
         assert_eq!(
             said,
-            ["/etc/munge/munge.key belongs to one machine and was left out; nothing makes it anew at boot"]
+            ["/etc/munge/munge.key belongs to one machine and was left out; nothing regenerates it at boot"]
         );
         assert_eq!(warnings(&left_out, false).len(), 3);
     }
 
     #[test]
-    fn private_keys_are_found_and_talk_of_them_is_not() {
+    fn private_keys_are_found_and_mentions_of_them_are_not() {
         let pem = |kind: &str, body: &str| format!("-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n");
         for (text, expected) in [
             (pem("PRIVATE KEY", LINE), "PKCS #8"),
@@ -373,7 +373,7 @@ mod tests {
         }
     }
 
-    /// Keys that the programs themselves make.
+    /// Keys made by the programs themselves.
     #[test]
     fn private_keys_of_real_programs_are_found() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Trees of files as checked entries, in an order that depends on nothing but their names.
+//! Trees of files as checked entries, in an order that depends only on their names.
 
 use crate::{
     error::{ImageError, IoContext, Result},
@@ -14,13 +14,13 @@ use std::{
 /// Receives an entry and its contents.
 pub type Each<'a> = dyn FnMut(Entry, &mut dyn Read) -> Result<()> + 'a;
 
-/// Walks a directory, each directory before what is in it, names in byte order. The directory itself comes first, with an
-/// empty path.
+/// Walks a directory, each directory before its contents, names in byte order. The directory itself comes first, with
+/// an empty path.
 ///
-/// Owners are root's unless `keep_owners`. Of extended attributes only file capabilities are kept.
+/// Root owns everything unless `keep_owners`. Of extended attributes only file capabilities are kept.
 ///
 /// # Errors
-/// Something cannot be read, or is a device, a socket or a link that climbs above the tree.
+/// Something cannot be read, or is a device, a socket or a link that leads above the tree.
 pub fn walk_dir(root: &Path, keep_owners: bool, each: &mut Each<'_>) -> Result<()> {
     descend(root, Path::new(""), keep_owners, each)
 }
@@ -62,7 +62,7 @@ fn descend(root: &Path, relative: &Path, keep_owners: bool, each: &mut Each<'_>)
         return each(entry, &mut io::empty());
     }
     if !kind.is_file() {
-        return refuse("is a device node, a pipe or a socket, which an overlay may not hold");
+        return refuse("is a device node, a pipe or a socket, which an overlay must not contain");
     }
     let mut file = File::open(&path).at("open", &path)?;
     let meta = file.metadata().at("look at", &path)?;
@@ -74,5 +74,5 @@ fn descend(root: &Path, relative: &Path, keep_owners: bool, each: &mut Each<'_>)
     each(entry, &mut file)
 }
 
-/// What `setcap` writes.
+/// The attribute that `setcap` writes.
 const CAPABILITY: &str = "security.capability";

@@ -1,13 +1,13 @@
-//! Whether there is room, asked before the work instead of found out at its end.
+//! Checks for free space before the work, so that it does not fail at its end.
 
 use crate::error::{ImageError, IoContext, Result};
 use std::path::Path;
 use stead_model::Bytes;
 
-/// Left free whatever is built: a full disk harms more than the build.
+/// Always left free, in bytes: a full disk harms more than the build.
 const RESERVE: u64 = 64 << 20;
 
-/// Refuses when the file system of `dir` has less than `needed` bytes (and a reserve) to give.
+/// Refuses when the filesystem of `dir` has less than `needed` bytes, plus a reserve, available.
 ///
 /// # Errors
 /// [`ImageError::Space`].
@@ -18,7 +18,7 @@ pub fn check(dir: &Path, needed: u64) -> Result<()> {
     if free >= needed {
         return Ok(());
     }
-    // In whole MiB: nobody reads bytes.
+    // In whole MiB, for readability.
     let mib = |b: u64| Bytes(b >> 20 << 20);
     Err(ImageError::Space { path: dir.to_owned(), free: mib(free), needed: mib(needed) })
 }

@@ -1,4 +1,4 @@
-//! Packing root layers: a stream of checked entries goes into mksquashfs, the same entries giving the same bytes.
+//! Packs root layers: a stream of checked entries goes into mksquashfs; the same entries give the same bytes.
 
 use crate::{
     error::{ImageError, IoContext, Result},
@@ -14,11 +14,11 @@ use std::{
 };
 use stead_model::Artifact;
 
-/// The time that everything in an image bears, 2025-01-01T00:00:00Z: some programs take a zero for "unset". Images differ
-/// by their digests, not by their times.
+/// Timestamp of everything in an image, 2025-01-01T00:00:00Z: some programs take zero for "unset". Images differ by
+/// their digests, not by their times.
 pub const EPOCH: u64 = 1_735_689_600;
 
-/// zstd's level: 3 packs a 265 MB root in 3 s on two cores; higher ones cost minutes for a tenth of the size.
+/// zstd's level: 3 packs a 265 MB root in 3 s on two cores; higher levels take minutes to save a tenth of the size.
 const ZSTD_LEVEL: &str = "3";
 
 /// Arguments that pack a tar on standard input into `out`.
@@ -37,14 +37,14 @@ pub fn invocation(out: &Path) -> Invocation {
         epoch.clone().into(),
         "-mkfs-time".into(),
         epoch.into(),
-        // What the tar says nothing about.
+        // Defaults for what the tar does not state.
         "-root-mode".into(),
         "0755".into(),
         "-root-uid".into(),
         "0".into(),
         "-root-gid".into(),
         "0".into(),
-        // Only NFS exports need the table this leaves out.
+        // Only NFS exports need the table.
         "-no-exports".into(),
         "-no-recovery".into(),
         "-no-progress".into(),
@@ -53,10 +53,10 @@ pub fn invocation(out: &Path) -> Invocation {
     Invocation::new(MKSQUASHFS, args)
 }
 
-/// Gives `fill` a writer of entries, packs what it writes, and takes the result into the store.
+/// Packs the entries that `fill` writes, and puts the result into the store.
 ///
 /// # Errors
-/// Those of `fill`, else those of mksquashfs.
+/// Those of `fill`, or else those of mksquashfs.
 pub(crate) fn pack(
     store: &Store,
     scratch: &Scratch,
@@ -81,7 +81,7 @@ pub(crate) fn pack(
     let status = child.wait().at("wait for", MKSQUASHFS.name)?;
     let stderr = reader.join().unwrap_or_default();
     match filled {
-        // A broken pipe only says that mksquashfs gave up; its own words say why.
+        // A broken pipe only means that mksquashfs failed; its own message says why.
         Err(e) if !is_broken_pipe(&e) => return Err(e),
         _ => tools::check(MKSQUASHFS.name, status, &stderr)?,
     }
@@ -98,5 +98,5 @@ fn is_broken_pipe(e: &ImageError) -> bool {
     source.kind() == io::ErrorKind::BrokenPipe
 }
 
-/// Takes entries on their way into a squashfs.
+/// Writer of entries into a squashfs.
 pub type Sink = Writer<BufWriter<ChildStdin>>;

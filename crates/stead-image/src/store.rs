@@ -10,7 +10,7 @@
 //! DIR/lock                  shared by builds, exclusive for gc
 //! DIR/locks/<key>           one build of a thing at a time
 //! ```
-//! A blob appears only whole: written below `tmp`, synced, renamed. Owns nothing of how blobs are made.
+//! A blob appears only when complete: written below `tmp`, synced, renamed. Does not know how blobs are made.
 
 use crate::{
     digest::{self, HashWriter},
@@ -28,9 +28,9 @@ use std::{
 use stead_model::{Artifact, Bytes, Digest, ImageName, Manifest};
 use stead_os::mountinfo;
 
-/// The largest manifest, pointer or cache entry that is read: a manifest lists some hundred packages.
+/// The largest manifest, pointer or cache entry that is read, in bytes: a manifest lists a few hundred packages.
 const MAX_JSON_BYTES: u64 = 16 << 20;
-/// A small file on its way into the store is renamed within milliseconds; after an hour its writer is surely dead.
+/// Age after which a temporary file is removed: its writer renames it within milliseconds, or is dead.
 const STALE_FILE: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// An open store.
@@ -39,7 +39,7 @@ pub struct Store {
     dir: PathBuf,
 }
 
-/// One image as `list` shows it.
+/// One image, as `list` returns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ImageSummary {
     /// Its name.
@@ -52,7 +52,7 @@ pub struct ImageSummary {
     pub size: Bytes,
 }
 
-/// What a collection removed.
+/// Result of a garbage collection.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct GcReport {
     /// Blobs removed.
@@ -70,14 +70,14 @@ pub struct GcReport {
 pub struct VerifyReport {
     /// Digest of the manifest.
     pub digest: Digest,
-    /// Artifacts that are what they say.
+    /// Number of artifacts that match their digest.
     pub good: u64,
-    /// What is missing or damaged.
+    /// Missing or damaged artifacts, one sentence each.
     pub bad: Vec<String>,
 }
 
 impl Store {
-    /// Opens the store in `dir`, making it when there is none, and removes what dead builds left behind.
+    /// Opens the store in `dir`, creates it if it is missing, and removes the remains of dead builds.
     ///
     /// # Errors
     /// The directory cannot be made or used.
@@ -92,7 +92,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Where artifacts are: files named by the hexadecimal digits of their digest.
+    /// The directory of artifacts: files named by the hexadecimal digits of their digest.
     pub fn blob_dir(&self) -> PathBuf {
         self.dir.join("blobs/sha256")
     }
@@ -102,7 +102,7 @@ impl Store {
         &self.dir
     }
 
-    /// Where the blob with this digest is.
+    /// The path of the blob with this digest.
     pub fn blob(&self, digest: &Digest) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.hex())
     }
@@ -126,11 +126,12 @@ impl Store {
         let json = read_small(&blob)?;
         if digest::of_bytes(json.as_bytes()) != digest {
             return Err(ImageError::Damaged {
-                what: format!("manifest of {name} is not what its name says"),
+                what: format!("the manifest of {name} does not match its digest"),
             });
         }
-        let manifest = serde_json::from_str(&json)
-            .map_err(|e| ImageError::Damaged { what: format!("manifest of {name}: {e}") })?;
+        let manifest = serde_json::from_str(&json).map_err(|e| ImageError::Damaged {
+            what: format!("the manifest of {name} cannot be parsed: {e}"),
+        })?;
         Ok((digest, manifest))
     }
 
@@ -174,7 +175,7 @@ impl Store {
         Ok(out)
     }
 
-    /// Forgets an image's name. Its blobs stay until [`Store::gc`].
+    /// Removes an image's name. Its blobs stay until [`Store::gc`].
     ///
     /// # Errors
     /// [`ImageError::NoImage`].
@@ -190,8 +191,8 @@ impl Store {
         Ok(())
     }
 
-    /// Removes every blob that no image, no cache entry of an image's last build, and nothing in `keep` (what clusters use:
-    /// digests of layers, kernels, manifests) refers to. Waits for running builds to end.
+    /// Removes every blob that no image, no cache entry of an image's last build, and nothing in `keep` (what clusters
+    /// use: digests of layers, kernels, manifests) refers to. Waits for running builds to end.
     pub fn gc(&self, keep: &BTreeSet<Digest>) -> Result<GcReport> {
         let _alone = self.lock_file(&self.dir.join("lock"), FlockOperation::LockExclusive)?;
         let mut blobs = BTreeSet::new();
@@ -204,7 +205,7 @@ impl Store {
         }
         for digest in keep {
             blobs.insert(digest.hex().to_owned());
-            // A manifest in use keeps what it lists, though no image name points at it any more.
+            // A manifest in use keeps what it lists, although no image name points to it any more.
             if let Ok(json) = read_small(&self.blob(digest))
                 && let Ok(manifest) = serde_json::from_str::<Manifest>(&json)
             {
@@ -238,7 +239,7 @@ impl Store {
             report.blobs += 1;
         }
         for dir in ["stat", "locks"] {
-            // `.tmp` is taken without the store's lock, so it may be held right now.
+            // `.tmp` is locked without the store's lock, so it may be held now.
             for name in self.entries(dir)?.iter().filter(|n| !n.starts_with('.')) {
                 let _ = fs::remove_file(self.dir.join(dir).join(name));
             }
@@ -254,7 +255,7 @@ impl Store {
             match digest::of_file(&self.blob(&artifact.digest)) {
                 Ok((found, _)) if found == artifact.digest => report.good += 1,
                 Ok((found, len)) => report.bad.push(format!(
-                    "{what}: {len} bytes with digest {found} where {} bytes with {} belong",
+                    "{what}: has {len} bytes with digest {found} instead of {} bytes with {}",
                     artifact.size.0, artifact.digest
                 )),
                 Err(ImageError::Io { source, .. }) => {
@@ -266,14 +267,14 @@ impl Store {
         Ok(report)
     }
 
-    // ---- what builds use -------------------------------------------------------------------------------------------
+    // ---- used by builds --------------------------------------------------------------------------------------------
 
-    /// Held by a build so that no collection runs under it.
+    /// Lock held by a build, so that no collection runs meanwhile.
     pub(crate) fn share(&self) -> Result<File> {
         self.lock_file(&self.dir.join("lock"), FlockOperation::LockShared)
     }
 
-    /// Held while the thing with this key is made, so that it is made once.
+    /// Lock held while the result with this key is made, so that it is made once.
     pub(crate) fn lock(&self, key: &str) -> Result<File> {
         self.lock_file(&self.dir.join("locks").join(key), FlockOperation::LockExclusive)
     }
@@ -287,7 +288,7 @@ impl Store {
     /// A directory for work in progress, removed when dropped, or by a later `open` when its owner died.
     pub(crate) fn scratch(&self) -> Result<Scratch> {
         let root = self.dir.join("tmp");
-        // The sweeper holds the same lock: between making and locking the directory it would look abandoned.
+        // The sweeper holds the same lock: between its creation and its lock the directory would look abandoned.
         let _guard = self.lock_file(&self.dir.join("locks/.tmp"), FlockOperation::LockExclusive)?;
         let dir = tempfile::Builder::new()
             .prefix("w")
@@ -315,7 +316,7 @@ impl Store {
             let dir = tmp.join(name);
             let Ok(meta) = fs::symlink_metadata(&dir) else { continue };
             if !meta.is_dir() {
-                // A file being written by another process lives for moments only.
+                // A file that another process is writing exists only for a moment.
                 let old = meta.modified().ok().and_then(|t| t.elapsed().ok()).is_some_and(|a| a > STALE_FILE);
                 if old {
                     let _ = fs::remove_file(&dir);
@@ -330,7 +331,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes a finished file of a scratch directory into the store.
+    /// Moves a finished file from a scratch directory into the store.
     pub(crate) fn adopt(&self, file: &Path) -> Result<Artifact> {
         let (digest, size) = digest::of_file(file)?;
         let target = self.blob(&digest);
@@ -369,7 +370,7 @@ impl Store {
         self.adopt(&path)
     }
 
-    /// The result of a step, when it is known and all its blobs are here.
+    /// The result of a step, if it is cached and all its blobs exist.
     pub(crate) fn cached<T: DeserializeOwned>(&self, key: &Digest) -> Option<T> {
         let json = read_small(&self.cache_path(key)).ok()?;
         let entry: CacheFile = serde_json::from_str(&json).ok()?;
@@ -379,7 +380,7 @@ impl Store {
         serde_json::from_value(entry.result).ok()
     }
 
-    /// Remembers the result of a step and the blobs it needs.
+    /// Caches the result of a step and the blobs it needs.
     pub(crate) fn remember<T: Serialize>(&self, key: &Digest, blobs: Vec<Digest>, result: &T) -> Result<()> {
         let result = serde_json::to_value(result).expect("results are plain data");
         let json = serde_json::to_vec(&CacheFile { blobs, result }).expect("plain data");
@@ -390,7 +391,7 @@ impl Store {
         self.dir.join("cache").join(format!("{}.json", key.hex()))
     }
 
-    /// Stores a manifest and points the image's name at it.
+    /// Stores a manifest and points the image's name to it.
     pub(crate) fn publish(&self, manifest: &Manifest, keys: &[Digest]) -> Result<Digest> {
         let json = serde_json::to_vec_pretty(manifest).expect("plain data");
         let artifact = self.put(&json)?;
@@ -404,14 +405,14 @@ impl Store {
     }
 }
 
-/// A remembered result.
+/// A cached result.
 #[derive(Serialize, Deserialize)]
 struct CacheFile {
     blobs: Vec<Digest>,
     result: serde_json::Value,
 }
 
-/// Every artifact of a manifest, with a word for it.
+/// Every artifact of a manifest, with its description.
 pub fn artifacts(manifest: &Manifest) -> Vec<(String, Artifact)> {
     let mut out: Vec<(String, Artifact)> = manifest
         .layers
@@ -452,18 +453,18 @@ impl Scratch {
 }
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed now is swept by the next open.
+        // If this fails, the next open sweeps it.
         let _ = remove_tree(&self.dir);
     }
 }
 
-/// Removes a tree without ever leaving its file system: a bootstrap killed half way may have left /proc or /sys mounted
-/// in it, which are unmounted first.
+/// Removes a tree without ever leaving its filesystem: a killed bootstrap may have left /proc or /sys mounted in it,
+/// which are unmounted first.
 fn remove_tree(dir: &Path) -> Result<()> {
-    // Without /proc there is nothing to go by; what is mounted then is found below, and nothing is removed.
+    // Without /proc the mounts are unknown; the check below finds them, and nothing is removed.
     let mounts = mountinfo::read().unwrap_or_default();
     let mut below: Vec<PathBuf> = mounts.into_iter().map(|m| m.at).filter(|at| at.starts_with(dir)).collect();
-    // What was mounted last is on top of what is at the same place or above it.
+    // Later mounts cover earlier ones, so they are unmounted first.
     below.reverse();
     below.sort_by_key(|p| std::cmp::Reverse(p.components().count()));
     for mount in below {
@@ -480,7 +481,7 @@ fn refuse_other_devices(dir: &Path, device: u64) -> Result<()> {
         let meta = entry.metadata().at("look at", entry.path())?;
         if meta.is_dir() {
             if meta.dev() != device {
-                let source = io::Error::other("another file system is mounted there");
+                let source = io::Error::other("another filesystem is mounted there");
                 return Err(ImageError::Io { operation: "remove", path: entry.path(), source });
             }
             refuse_other_devices(&entry.path(), device)?;

@@ -1,8 +1,8 @@
-//! Reading tar archives that nobody vouches for: every entry is checked before anything uses it.
+//! Reads untrusted tar archives: every entry is checked before anything uses it.
 //!
 //! Owns what an entry is and which entries are refused. Nothing here writes to disk: layers are made by streaming
-//! checked entries into a squashfs, so a hostile archive finds no file system to climb around in. Pure over [`Read`]; the
-//! format itself is [`crate::members`]'.
+//! checked entries into a squashfs, so a hostile archive never reaches a filesystem. Pure over [`Read`]; the format
+//! itself is in [`crate::members`].
 
 use crate::{
     compression::Damage,
@@ -25,7 +25,7 @@ pub enum TarError {
         /// What is wrong with it.
         why: String,
     },
-    /// The archive has more than the policy allows.
+    /// The archive exceeds a bound of the policy.
     #[error("it has more than {limit} {what}")]
     TooLarge {
         /// `entries` or `bytes`.
@@ -42,21 +42,21 @@ pub enum TarError {
     /// The archive cannot be read, or its compressed data is damaged.
     #[error("it cannot be read")]
     Read(#[source] io::Error),
-    /// What was read could not be passed on.
+    /// The entries could not be written on.
     #[error("its entries cannot be written")]
     Write(#[source] io::Error),
 }
 
-/// What is done with device nodes.
+/// Treatment of device nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Devices {
     /// An archive with one is refused.
     Refuse,
-    /// Those below `dev/` are left out (nodes make their own); one elsewhere is refused.
+    /// Those below `dev/` are left out, since nodes make their own; others are refused.
     DropBelowDev,
 }
 
-/// What an archive may hold.
+/// What an archive may contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TarPolicy {
     /// Device nodes.
@@ -64,10 +64,10 @@ pub struct TarPolicy {
     /// `bin/x`, `sbin/x`, `lib/x`, `lib64/x` become `usr/bin/x`, …: in a layer, a directory of that name would hide the
     /// link that a merged-/usr base has there.
     pub merge_usr: bool,
-    /// A layer of an OCI image: whiteouts (`.wh.NAME`) are understood, absolute names mean the image's root, and links may
-    /// lead as far up as they like, which for the kernel is the root again.
+    /// A layer of an OCI image: whiteouts (`.wh.NAME`) are interpreted, absolute names mean the image's root, and links
+    /// may lead above the root, which for the kernel is the root again.
     pub oci: bool,
-    /// A digest vouches for every byte: an archive without an end marker is as its maker left it, not cut off.
+    /// A digest covers every byte: an archive without an end marker is as its author left it, not truncated.
     pub sealed: bool,
     /// Most entries.
     pub max_entries: u64,
@@ -76,7 +76,7 @@ pub struct TarPolicy {
 }
 
 impl TarPolicy {
-    /// For overlays. The bounds are ten times the largest distribution root seen, and far under what fills a disk.
+    /// For overlays. The bounds are ten times the largest known distribution root, and far below the size of a disk.
     pub const OVERLAY: Self = Self {
         devices: Devices::Refuse,
         merge_usr: true,
@@ -91,12 +91,12 @@ impl TarPolicy {
     pub const OCI: Self = Self { oci: true, sealed: true, ..Self::BASE };
 }
 
-/// What an entry is.
+/// Kind of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// A directory.
     Directory,
-    /// A file of so many bytes.
+    /// A file of this many bytes.
     File(u64),
     /// A symbolic link to this target.
     Symlink(Vec<u8>),
@@ -104,9 +104,9 @@ pub enum Kind {
     Hardlink(Vec<u8>),
     /// A named pipe.
     Fifo,
-    /// OCI: what lower layers have at this path is gone.
+    /// OCI: removes what lower layers have at this path.
     Whiteout,
-    /// OCI: what lower layers have in this directory is gone.
+    /// OCI: removes what lower layers have in this directory.
     Opaque,
 }
 
@@ -115,7 +115,7 @@ pub enum Kind {
 pub struct Entry {
     /// Path relative to the root, without `.` or empty parts; empty for the root itself.
     pub path: Vec<u8>,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Permission bits.
     pub mode: u32,
@@ -128,7 +128,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// A directory of root's.
+    /// A directory owned by root.
     pub fn directory(path: &[u8], mode: u32) -> Self {
         Self { path: path.to_vec(), kind: Kind::Directory, mode, uid: 0, gid: 0, xattrs: Vec::new() }
     }
@@ -138,10 +138,10 @@ impl Entry {
     }
 }
 
-/// Linux's own limits; beyond them no file could be made of it.
+/// Linux's limits: a file with a longer name or path cannot be created.
 const MAX_NAME_BYTES: usize = 255;
 const MAX_PATH_BYTES: usize = 4095;
-/// Deeper trees are made to hurt, not to be used.
+/// Deepest path: a deeper tree is malicious.
 const MAX_DEPTH: usize = 100;
 
 pub(crate) fn refused(entry: &[u8], why: impl Into<String>) -> TarError {
@@ -149,10 +149,10 @@ pub(crate) fn refused(entry: &[u8], why: impl Into<String>) -> TarError {
     TarError::Refused { entry: String::from_utf8_lossy(&shown).into_owned(), why: why.into() }
 }
 
-/// Walks an archive to its last byte: each entry, checked by itself, is given to `each` with its contents.
+/// Walks an archive to its last byte: each entry, checked by itself, is passed to `each` with its contents.
 ///
 /// # Errors
-/// [`TarError`]; an error of `each` comes back as [`TarError::Write`].
+/// [`TarError`]; an error of `each` becomes [`TarError::Write`].
 pub fn walk(
     reader: impl Read,
     policy: &TarPolicy,
@@ -160,7 +160,7 @@ pub fn walk(
 ) -> Result<(), TarError> {
     let mut members = Members::new(reader);
     let walked = walk_members(&mut members, policy, each);
-    // Damaged compressed data looks like nonsense before its checksum is reached: the damage is what to report.
+    // Damaged compressed data looks malformed before its checksum is reached: the damage is reported instead.
     if let Err(TarError::Refused { .. } | TarError::Broken { .. }) = &walked
         && let Err(e) = members.drain(policy.max_bytes)
         && Damage::is_in(&e)
@@ -193,7 +193,7 @@ fn walk_members<R: Read>(
     members.finish(policy.sealed, policy.max_bytes)
 }
 
-/// One member against the policy; `None` when it is left out.
+/// Checks one member against the policy; `None` when it is left out.
 fn check(member: &Member, policy: &TarPolicy) -> Result<Option<Entry>, TarError> {
     use tar::EntryType as T;
     let name = &member.name[..];
@@ -227,7 +227,7 @@ fn check(member: &Member, policy: &TarPolicy) -> Result<Option<Entry>, TarError>
         T::Fifo => Kind::Fifo,
         T::Char | T::Block => {
             return match policy.devices {
-                // A whiteout as overlayfs itself writes it is a device too, but OCI layers do not carry those.
+                // overlayfs's own whiteouts are devices too, but OCI layers do not contain them.
                 Devices::DropBelowDev if path.starts_with(b"dev/") => Ok(None),
                 _ => Err(refused(name, "is a device node")),
             };
@@ -264,18 +264,18 @@ fn check(member: &Member, policy: &TarPolicy) -> Result<Option<Entry>, TarError>
     Ok(Some(Entry { path, kind, mode, uid, gid, xattrs }))
 }
 
-/// A path without the slashes that it begins with.
+/// A path without its leading slashes.
 fn relative(path: &[u8]) -> &[u8] {
     &path[path.iter().take_while(|b| **b == b'/').count()..]
 }
 
-/// File capabilities and what users set. Left out: ACLs, which squashfs cannot hold; labels of the machine it was made on;
-/// and what overlayfs itself would take as its own notes (`trusted.overlay.redirect` and the like).
+/// File capabilities and users' attributes are kept. Left out: ACLs, which squashfs cannot store; security labels of
+/// the machine of origin; and attributes that overlayfs would interpret (`trusted.overlay.redirect` and the like).
 fn kept_xattr(name: &str) -> bool {
     name == "security.capability" || (name.starts_with("user.") && !name.starts_with("user.overlay."))
 }
 
-/// A path of the archive as parts joined by single slashes.
+/// A path of the archive, normalised to parts joined by single slashes.
 fn clean(name: &[u8]) -> Result<Vec<u8>, TarError> {
     if name.starts_with(b"/") {
         return Err(refused(name, "is an absolute path"));
@@ -303,7 +303,7 @@ fn clean(name: &[u8]) -> Result<Vec<u8>, TarError> {
     if out.len() > MAX_PATH_BYTES { Err(refused(name, "is too long or too deep")) } else { Ok(out) }
 }
 
-/// An absolute target means the image's own root; a relative one climbs above it only when it `may_climb`.
+/// An absolute target means the image's own root; a relative one may lead above it only if `may_climb`.
 fn check_symlink(name: &[u8], path: &[u8], target: &[u8], may_climb: bool) -> Result<(), TarError> {
     if target.contains(&0) || target.len() > MAX_PATH_BYTES {
         return Err(refused(name, "has a link target that is not a path"));
@@ -326,7 +326,7 @@ fn check_symlink(name: &[u8], path: &[u8], target: &[u8], may_climb: bool) -> Re
     Ok(())
 }
 
-/// Checks the target of an entry that did not come out of an archive. Other kinds pass.
+/// Checks the target of a link that does not come from an archive. Other kinds pass.
 ///
 /// # Errors
 /// [`TarError::Refused`].
@@ -337,7 +337,7 @@ pub fn check_entry_link(entry: &Entry) -> Result<(), TarError> {
     }
 }
 
-/// `bin/x` to `usr/bin/x`, and so on. Of the four names themselves only a directory is moved: a link stays.
+/// Turns `bin/x` into `usr/bin/x`, and so on. Of the four names themselves only a directory is moved: a link stays.
 pub fn merge_usr(path: Vec<u8>, directory: bool) -> Vec<u8> {
     for top in [&b"bin"[..], b"sbin", b"lib", b"lib64"] {
         if let Some(rest) = path.strip_prefix(top)
@@ -349,34 +349,33 @@ pub fn merge_usr(path: Vec<u8>, directory: bool) -> Vec<u8> {
     path
 }
 
-/// Entries of one archive against each other: what stands below what, what a hard link names, what replaces what.
+/// Checks the entries of one archive against each other: parents, targets of hard links, replacements.
 #[derive(Debug, Default)]
 pub struct Tree {
     seen: BTreeMap<Vec<u8>, State>,
-    /// The archive lies over others, which its hard links may name too.
+    /// Whether the archive is laid over others, whose files its hard links may also name.
     over: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Something lies below it, and it was not listed itself yet.
+    /// A directory that has entries but is not listed yet.
     Implied,
     Directory,
     Other,
 }
 
 impl Tree {
-    /// Of an archive whose hard links may also name files of what it is laid over. Whether those are there is for the
-    /// caller to see.
+    /// For an archive whose hard links may also name files of lower layers. The caller checks that those exist.
     pub fn over_others() -> Self {
         Self { over: true, ..Self::default() }
     }
 
-    /// Takes one more entry of the same archive. `true` when it replaces an earlier one.
+    /// Adds an entry of the archive. `true` if it replaces an earlier one.
     ///
     /// # Errors
-    /// [`TarError::Refused`] when it lies below something that is no directory, replaces a directory, or is a hard link to
-    /// a directory, to itself, or to nothing.
+    /// [`TarError::Refused`] if it is below something other than a directory, replaces a directory, or is a hard link
+    /// to a directory, to itself, or to a missing file.
     pub fn add(&mut self, entry: &Entry) -> Result<bool, TarError> {
         if matches!(entry.kind, Kind::Whiteout | Kind::Opaque) {
             return Ok(false);
@@ -385,7 +384,7 @@ impl Tree {
         for (at, _) in path.iter().enumerate().filter(|(_, b)| **b == b'/') {
             if self.seen.get(&path[..at]) == Some(&State::Other) {
                 let above = String::from_utf8_lossy(&path[..at]).into_owned();
-                return Err(refused(path, format!("lies below {above:?}, which is not a directory")));
+                return Err(refused(path, format!("is below {above:?}, which is not a directory")));
             }
         }
         let state = if entry.kind == Kind::Directory { State::Directory } else { State::Other };
@@ -417,28 +416,30 @@ impl Tree {
     }
 }
 
-/// A hard link whose target is not there.
+/// The error for a hard link without its target.
 pub(crate) fn no_target(path: &[u8], target: &[u8]) -> TarError {
     let target = String::from_utf8_lossy(target);
     refused(
         path,
-        format!("is a hard link to {target:?}, which is no file before it in the archive or below it"),
+        format!(
+            "is a hard link to {target:?}, which is not an earlier file of the archive or of a layer below it"
+        ),
     )
 }
 
-/// What an archive holds.
+/// Contents of an archive, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
-    /// Entries that count.
+    /// Entries kept.
     pub entries: u64,
     /// Bytes of file contents.
     pub bytes: u64,
 }
 
-/// Checks a whole archive and makes nothing of it.
+/// Checks a whole archive without using it.
 ///
 /// # Errors
-/// [`TarError`], as every use of the archive would give.
+/// [`TarError`], as any use of the archive would return.
 pub fn check_entries(reader: impl Read, policy: &TarPolicy) -> Result<Summary, TarError> {
     let mut tree = Tree::default();
     let mut summary = Summary::default();
@@ -453,7 +454,7 @@ pub fn check_entries(reader: impl Read, policy: &TarPolicy) -> Result<Summary, T
     Ok(summary)
 }
 
-/// Writes checked entries as a tar that depends on nothing but them: no times, no names of owners.
+/// Writes checked entries as a tar that depends only on them: no times, no names of owners.
 pub struct Writer<W: io::Write> {
     builder: tar::Builder<W>,
     mtime: u64,
@@ -461,17 +462,17 @@ pub struct Writer<W: io::Write> {
 }
 
 impl<W: io::Write> Writer<W> {
-    /// Entries get this time and prefix (such as `rootfs/`).
+    /// A writer whose entries get this time and prefix, such as `rootfs/`.
     pub fn new(inner: W, mtime: u64, prefix: &'static str) -> Self {
         Self { builder: tar::Builder::new(inner), mtime, prefix }
     }
 
-    /// The same archive, further entries with another prefix.
+    /// Continues the archive with another prefix.
     pub fn with_prefix(self, prefix: &'static str) -> Self {
         Self { prefix, ..self }
     }
 
-    /// Writes one entry; the root itself and whiteouts are passed over.
+    /// Writes one entry; the root itself and whiteouts are skipped.
     pub fn put(&mut self, entry: &Entry, data: &mut dyn Read) -> io::Result<()> {
         use std::os::unix::ffi::OsStrExt;
         let os = |b: &[u8]| std::path::PathBuf::from(std::ffi::OsStr::from_bytes(b));
@@ -534,8 +535,8 @@ impl<W: io::Write> Writer<W> {
     }
 }
 
-/// Gives exactly the announced number of bytes, or an error: a file that grows or shrinks while it is read would
-/// otherwise shift everything behind it.
+/// Reads exactly the announced number of bytes, or fails: a file that grows or shrinks while it is read would otherwise
+/// shift everything after it.
 struct Exactly<'a> {
     inner: &'a mut dyn Read,
     left: u64,
@@ -563,7 +564,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// An entry with any name at all: the library's own setters would refuse the hostile ones.
+    /// An entry with any name: the library's own setters would refuse hostile ones.
     fn raw(name: &str, kind: u8, link: &str, data: &[u8]) -> Vec<u8> {
         let mut h = tar::Header::new_gnu();
         h.set_mode(0o644);
@@ -613,15 +614,15 @@ mod tests {
             (vec![raw("l", b'2', "", b"")], "links to nothing"),
             (vec![raw("l", b'1', "/etc/shadow", b"")], "\"l\" is a hard link that leaves the root"),
             (vec![raw("l", b'1', "../../etc/shadow", b"")], "is a hard link that leaves the root"),
-            (vec![raw("l", b'1', "etc/shadow", b"")], "which is no file before it"),
-            (vec![dir("s/"), raw("h", b'1', "s", b"")], "which is no file before it"),
+            (vec![raw("l", b'1', "etc/shadow", b"")], "which is not an earlier file"),
+            (vec![dir("s/"), raw("h", b'1', "s", b"")], "which is not an earlier file"),
             (
                 vec![raw("s", b'2', "/etc", b""), raw("h", b'1', "s", b""), raw("h/x", b'0', "", b"")],
-                "lies below \"h\"",
+                "is below \"h\"",
             ),
-            (vec![raw("l", b'2', "/etc", b""), raw("l/passwd", b'0', "", b"x")], "lies below \"l\""),
-            (vec![raw("l", b'2', "/etc", b""), dir("l/x/")], "lies below \"l\""),
-            (vec![raw("f", b'0', "", b"x"), raw("f/x", b'0', "", b"x")], "lies below \"f\""),
+            (vec![raw("l", b'2', "/etc", b""), raw("l/passwd", b'0', "", b"x")], "is below \"l\""),
+            (vec![raw("l", b'2', "/etc", b""), dir("l/x/")], "is below \"l\""),
+            (vec![raw("f", b'0', "", b"x"), raw("f/x", b'0', "", b"x")], "is below \"f\""),
             (
                 vec![dir("d/"), raw("d", b'2', "/etc", b""), raw("d/x", b'0', "", b"x")],
                 "replaces a directory",
@@ -666,9 +667,9 @@ mod tests {
         assert_eq!(verdict(&[raw("a", b'0', "", b"four")], &small), "it has more than 3 bytes");
     }
 
-    /// What the tar crate makes of a long name or a size that lies must not get around the rules.
+    /// The tar crate's handling of long names and false sizes must not bypass the rules.
     #[test]
-    fn long_names_and_lying_sizes_are_checked_too() {
+    fn long_names_and_false_sizes_are_checked_too() {
         let long = format!("{}/../x", "d/".repeat(80));
         let bytes = archive(&[raw("././@LongLink", b'L', "", long.as_bytes()), raw("x", b'0', "", b"")]);
         let e = check_entries(&bytes[..], &TarPolicy::OVERLAY).unwrap_err();
@@ -737,10 +738,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever names and links: an archive that passes puts nothing outside the root, neither by a path nor through a
-        /// link of its own.
+        /// An archive that passes writes nothing outside the root, neither by a path nor through one of its links.
         #[test]
-        fn what_passes_stays_inside(
+        fn an_accepted_archive_stays_inside_the_root(
             entries in proptest::collection::vec(
                 ("(\\./|/)?([ab]|\\.\\.)(/([ab]|\\.\\.)){0,3}/?", 0usize..4, "/?([ab]|\\.\\.)(/([ab]|\\.\\.)){0,3}"), 1..8)
         ) {

@@ -1,4 +1,4 @@
-//! Running the few programs a build needs. Argument vectors only; a missing program names the package that has it.
+//! Runs the programs that a build needs, by argument vectors. The error for a missing program names its package.
 
 use crate::error::{ImageError, Result};
 use std::{
@@ -25,14 +25,14 @@ pub const MKSQUASHFS: Tool = Tool { name: "mksquashfs", package: "squashfs-tools
 pub const UNSQUASHFS: Tool = Tool { name: "unsquashfs", package: "squashfs-tools" };
 /// Downloads packages.
 pub const APT_GET: Tool = Tool { name: "apt-get", package: "apt" };
-/// Asks about packages.
+/// Queries packages.
 pub const APT_CACHE: Tool = Tool { name: "apt-cache", package: "apt" };
 /// Opens packages.
 pub const DPKG_DEB: Tool = Tool { name: "dpkg-deb", package: "dpkg" };
 /// Computes module dependencies.
 pub const DEPMOD: Tool = Tool { name: "depmod", package: "kmod" };
 
-/// How much of a program's standard error is kept for an error: its end tells why.
+/// How much of the end of a program's standard error is kept for an error.
 const STDERR_KEPT_BYTES: usize = 64 << 10;
 /// How many lines of it are shown.
 const STDERR_SHOWN_LINES: usize = 12;
@@ -74,7 +74,7 @@ impl Invocation {
 
     fn command(&self) -> Command {
         let mut command = Command::new(self.tool.name);
-        // mksquashfs refuses its time options when this is set; what needs it gets it by `env`.
+        // mksquashfs refuses its time options when this is set; programs that need it get it from `env`.
         command.args(&self.args).env_remove("SOURCE_DATE_EPOCH").env("LC_ALL", "C.UTF-8");
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
         if let Some(dir) = &self.cwd {
@@ -98,7 +98,7 @@ impl Invocation {
         ImageError::Io { operation: "start", path: self.tool.name.into(), source: e }
     }
 
-    /// Runs it to its end and gives what it wrote on standard output.
+    /// Runs it to its end and returns its standard output.
     pub fn output(&self) -> Result<Vec<u8>> {
         let out = self.command().stdin(Stdio::null()).output().map_err(|e| self.not_started(e))?;
         check(self.tool.name, out.status, &out.stderr)?;
@@ -106,7 +106,7 @@ impl Invocation {
     }
 }
 
-/// Ok for exit 0, else the error with the end of its standard error.
+/// Ok for exit code 0, else an error with the end of its standard error.
 pub fn check(tool: &str, status: ExitStatus, stderr: &[u8]) -> Result<()> {
     if status.success() {
         return Ok(());
@@ -124,7 +124,7 @@ fn last_lines(bytes: &[u8]) -> String {
     lines[lines.len().saturating_sub(STDERR_SHOWN_LINES)..].join("\n")
 }
 
-/// Reads a program's standard error to its end, handing on each line and keeping the last part.
+/// Reads a program's standard error to its end, passes on each line and returns the last part.
 pub fn drain_lines(mut reader: impl Read, mut each: impl FnMut(&str)) -> Vec<u8> {
     let mut kept: Vec<u8> = Vec::new();
     let mut line: Vec<u8> = Vec::new();

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 use stead_image::{BuildRequest, ImageError, Store, build, bzimage, cpio, digest};
 use stead_model::Failure;
 
-/// Says why a test cannot run here.
+/// Whether a test cannot run here; prints the reason.
 fn cannot_run(test: &str) -> bool {
     if !rustix::process::geteuid().is_root() {
         println!("SKIP {test}: not root");
@@ -27,8 +27,8 @@ fn recipe(dir: &Path, yaml: &str) -> BuildRequest {
     BuildRequest::new(dir.join("r.yaml"), dir.join("stead-node"))
 }
 
-/// The whole chain, twice, into two stores: every bit the same, with packages that make keys when they are installed; and
-/// what comes out is a kernel that boots by PVH, an initrd with modules in an order that works, and layers that hold them.
+/// Builds the whole image twice, in two stores, with packages that generate keys when installed: every bit is the same,
+/// the kernel has a PVH entry, the initrd has modules in a valid order, and the layers contain them.
 #[test]
 fn a_debian_image_has_no_secrets_and_is_bit_identical_when_built_twice() {
     const TEST: &str = "a_debian_image_has_no_secrets_and_is_bit_identical_when_built_twice";
@@ -83,15 +83,15 @@ fn a_debian_image_has_no_secrets_and_is_bit_identical_when_built_twice() {
     assert!(!first.manifest.packages.contains_key("initramfs-tools"));
 }
 
-/// What the host is called while images are built: a name that is nowhere by chance.
+/// Host name during the builds: a name that does not occur by chance.
 const BUILD_HOST: &str = "stead-test-builder";
 
-/// Runs `f` where the host has this name.
+/// Runs `f` with this host name.
 #[allow(unsafe_code)]
 fn on_build_host<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            // SAFETY: a new UTS namespace takes no file descriptors from anyone, and this thread is only for `f`.
+            // SAFETY: a new UTS namespace takes no file descriptors away, and this thread only runs `f`.
             unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWUTS) }.unwrap();
             rustix::system::sethostname(BUILD_HOST.as_bytes()).unwrap();
             f()
@@ -100,7 +100,7 @@ fn on_build_host<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// The base has no keys and does not know where it was built; the steps that the files' layer declares make the keys.
+/// The base has no keys and no trace of the build host; the steps in the files' layer generate the keys.
 fn nothing_of_the_build_host(base: &Path, files: &Path, dir: &Path) {
     let unpack = |layer: &Path, to: &Path| {
         let status =
@@ -126,10 +126,10 @@ fn nothing_of_the_build_host(base: &Path, files: &Path, dir: &Path) {
     let system: stead_model::recipe::SystemSpec = serde_json::from_str(&json).unwrap();
     let steps: Vec<&str> = system.onboot.iter().map(|o| o.name.as_str()).collect();
     assert_eq!(steps, ["ssh-host-keys", "snakeoil-certificate"]);
-    // All that these programs need of a running system.
+    // These programs need nothing else of a running system.
     let null = (rustix::fs::FileType::CharacterDevice, rustix::fs::makedev(1, 3));
     rustix::fs::mknodat(rustix::fs::CWD, root.join("dev/null"), null.0, 0o666.into(), null.1).unwrap();
-    // Twice, as at a boot that finds them: nothing changes.
+    // The second run is a boot that finds the keys: nothing changes.
     let contents = |names: &[String]| -> Vec<Vec<u8>> {
         let read = |n: &String| {
             ["etc/ssh", "etc/ssl/private", "etc/ssl/certs"]
@@ -151,14 +151,14 @@ fn nothing_of_the_build_host(base: &Path, files: &Path, dir: &Path) {
             assert!(made.iter().any(|m| m == key), "{key} is not in {made:?}");
         }
         let now = contents(&made);
-        assert!(before.is_empty() || before == now, "keys that were there were made anew");
+        assert!(before.is_empty() || before == now, "existing keys were regenerated");
         before = now;
     }
 }
 
 #[test]
-fn mistakes_and_dead_mirrors_are_told_apart() {
-    const TEST: &str = "mistakes_and_dead_mirrors_are_told_apart";
+fn mistakes_and_dead_mirrors_are_distinguished() {
+    const TEST: &str = "mistakes_and_dead_mirrors_are_distinguished";
     if cannot_run(TEST) {
         return;
     }
@@ -166,7 +166,7 @@ fn mistakes_and_dead_mirrors_are_told_apart() {
     let store = Store::open(&dir.path().join("s")).unwrap();
     let fails = |yaml: &str| build(&store, &recipe(dir.path(), yaml), &mut |_| ()).unwrap_err();
 
-    // Port 9 of this host: nobody listens.
+    // Nothing listens on port 9 of this host.
     let e = fails("name: d\nbase: {debian: {suite: trixie, mirror: \"http://127.0.0.1:9/debian\"}}\n");
     assert!(matches!(e, ImageError::Mirror { .. }) && !e.is_bad_input(), "{e}");
 
@@ -184,7 +184,7 @@ fn mistakes_and_dead_mirrors_are_told_apart() {
     for sub in ["images", "blobs/sha256", "tmp"] {
         let left: Vec<_> =
             fs::read_dir(store.dir().join(sub)).unwrap().map(|e| e.unwrap().file_name()).collect();
-        // stead-node is a finished step; nothing of a base is.
+        // stead-node is a finished step; the base is not.
         assert!(sub == "blobs/sha256" && left.len() <= 1 || left.is_empty(), "{sub}: {left:?}");
     }
 }

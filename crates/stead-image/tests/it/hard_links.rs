@@ -1,4 +1,4 @@
-//! Layers with hard links, merged by Stead and unpacked one after another by GNU tar: the same tree, link for link.
+//! Layers with hard links, merged by Stead and unpacked in turn by GNU tar, give the same tree, link for link.
 
 use proptest::{collection::vec, prelude::*, test_runner::TestRunner};
 use std::{
@@ -114,8 +114,8 @@ fn remove(path: &Path) {
     }
 }
 
-/// What an engine does with a layer: entry by entry, what is in the way goes and GNU tar unpacks; then lower names that are
-/// hidden go.
+/// Applies a layer as an engine does: for each entry, remove what is in its way and unpack with GNU tar; then remove
+/// the lower names that are hidden.
 fn apply(number: usize, ops: &[Op], dir: &Path) {
     let mut own = BTreeSet::new();
     for (at, op) in ops.iter().enumerate() {
@@ -157,7 +157,7 @@ fn apply(number: usize, ops: &[Op], dir: &Path) {
     }
 }
 
-/// Each path with what it is; files and links with all their names, which is what hard links are about.
+/// Each path with its kind; files and links with all their names.
 fn tree(dir: &Path) -> BTreeMap<String, String> {
     let (mut all, mut groups) = (BTreeMap::new(), BTreeMap::<u64, Vec<String>>::new());
     for path in FILES.iter().chain(&DIRECTORIES) {
@@ -206,7 +206,7 @@ fn hard_links_of_merged_layers_are_those_of_layers_unpacked_one_after_another() 
             .collect();
         let merged = match Merged::of(&sources) {
             Ok(merged) => merged,
-            // A link to nothing and the like.
+            // E.g. a link to a missing file.
             Err(e @ ImageError::Archive { .. }) if e.is_bad_input() => return Ok(()),
             Err(e) => panic!("{e}"),
         };
@@ -231,6 +231,6 @@ fn hard_links_of_merged_layers_are_those_of_layers_unpacked_one_after_another() 
     let (taken, linked) = (taken.get(), linked.get());
     assert!(
         taken > 20 && linked > 20,
-        "{taken} cases were taken, with {linked} links: too few to prove anything"
+        "{taken} cases were accepted, with {linked} links: too few to prove anything"
     );
 }

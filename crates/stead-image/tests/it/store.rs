@@ -11,7 +11,7 @@ use std::{
 use stead_image::{BuildOutcome, BuildRequest, ImageError, Progress, Store, build, digest, overlay, plan};
 use stead_model::{Failure, ImageName, recipe::OverlayOptions};
 
-/// Says why a test cannot run here.
+/// Whether a test cannot run here; prints the reason.
 fn tools_missing(test: &str) -> bool {
     for tool in ["mksquashfs", "unsquashfs"] {
         if Command::new(tool).arg("-version").output().is_err() {
@@ -22,7 +22,7 @@ fn tools_missing(test: &str) -> bool {
     false
 }
 
-/// A 64-bit ELF header and nothing else: statically linked as far as anyone can tell.
+/// A bare 64-bit ELF header, which passes as a statically linked executable.
 fn write_stead_node(path: &Path, marker: &str) {
     let mut elf = vec![0; 64];
     elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -266,7 +266,7 @@ fn an_empty_overlay_is_an_empty_layer() {
     assert_eq!(listing(&store.blob(&layer.artifact.digest)), ["/ drwxr-xr-x 0/0"]);
 }
 
-/// Whatever moment a build is killed at, the store is whole and the next build completes it.
+/// At whatever moment a build is killed, the store is consistent and the next build completes it.
 #[test]
 fn a_killed_build_leaves_a_whole_store() {
     if tools_missing("a_killed_build_leaves_a_whole_store") {
@@ -293,13 +293,13 @@ fn a_killed_build_leaves_a_whole_store() {
         }
         assert_eq!(bench.build(&store).digest, expected);
         assert_eq!(store.verify(&"t".parse().unwrap()).unwrap().bad, Vec::<String>::new());
-        // A small file that was just being written may lie there for an hour; a scratch directory may not.
+        // A small file that was being written may stay for an hour; a scratch directory must not.
         let left = fs::read_dir(bench.store(&name).dir().join("tmp")).unwrap();
         assert_eq!(left.filter(|e| e.as_ref().unwrap().path().is_dir()).count(), 0);
     }
 }
 
-/// Not a test of its own: what [`a_killed_build_leaves_a_whole_store`] runs and kills. Alone it has nothing to build.
+/// Not a test of its own: [`a_killed_build_leaves_a_whole_store`] runs and kills it. Run alone, it does nothing.
 #[test]
 fn child_build() {
     let (Some(dir), Some(name)) =
@@ -395,7 +395,7 @@ fn damaged_archives_are_refused_whatever_they_are_compressed_with() {
             let e = build(&store, &bench.request(), &mut |_| ()).unwrap_err();
             assert!(e.is_bad_input() && chain(&e).contains(expected), "{}", chain(&e));
         }
-        // The last bytes are the checksum: behind the tar's own end.
+        // The last bytes are the checksum, after the tar's own end.
         fs::write(bench.path(&name), at(good.len() - 6)).unwrap();
         assert!(overlay::build_layer(&store, &options(&name), bench.dir.path()).unwrap_err().is_bad_input());
         assert!(store.list().unwrap().is_empty());
@@ -404,9 +404,9 @@ fn damaged_archives_are_refused_whatever_they_are_compressed_with() {
     }
     let store = bench.store("plain");
     for (bytes, expected) in [
-        (&plain[..plain.len() - 1024], "it has no end marker: it is cut off after entry \"etc/b\""),
+        (&plain[..plain.len() - 1024], "it has no end marker: it is truncated after entry \"etc/b\""),
         (&[][..], "it is empty"),
-        (b"BZh91AY&SY", "it is compressed with bzip2; only gzip, xz and zstd are understood"),
+        (b"BZh91AY&SY", "it is compressed with bzip2; only gzip, xz and zstd are supported"),
     ] {
         fs::write(bench.path("o.tar"), bytes).unwrap();
         let e = overlay::build_layer(&store, &options("o.tar"), bench.dir.path()).unwrap_err();
@@ -488,7 +488,7 @@ fn a_replaced_name_leaves_the_other_names_of_its_file_alone() {
     assert_eq!(fs::read_link(out.join("usr/bin/link2")).unwrap(), Path::new("perl"));
 }
 
-/// A build says it of every layer, and says it again when everything is cached.
+/// A build warns about every layer, also when everything is cached.
 #[test]
 fn private_keys_and_shut_directories_are_warned_of() {
     if tools_missing("private_keys_and_shut_directories_are_warned_of") {
@@ -502,9 +502,10 @@ fn private_keys_and_shut_directories_are_warned_of() {
     fs::write(bench.path("ovl/one/etc/tls.key"), &key).unwrap();
     fs::set_permissions(bench.path("ovl/one/etc"), fs::Permissions::from_mode(0o700)).unwrap();
     fs::write(bench.path("host_key"), &key).unwrap();
-    let says = |path: &str| format!("{path} holds a private key (OpenSSH): whoever has the image has it");
+    let says =
+        |path: &str| format!("{path} holds a private key (OpenSSH), which everyone with the image can read");
     let shut = format!(
-        "/etc gets mode 0700 from {}, narrower than 0755: in the image that counts for everyone",
+        "/etc gets mode 0700 from {}, narrower than 0755, which then applies to every user of the image",
         fs::canonicalize(bench.path("ovl/one")).unwrap().display()
     );
     let expected = [says("/etc/app.key"), shut, says("/etc/tls.key"), says("/root/.ssh/id")];
@@ -533,7 +534,7 @@ fn private_keys_and_shut_directories_are_warned_of() {
 }
 
 #[test]
-fn bad_input_is_told_from_failure() {
+fn bad_input_is_distinguished_from_failure() {
     let bench = Bench::new();
     let store = bench.store("s");
     let fails = |yaml: &str| {
@@ -578,13 +579,13 @@ fn collection_keeps_what_is_used() {
     let report = store.gc(&BTreeSet::new()).unwrap();
     assert_eq!(report.blobs, 2, "the old manifest and the old layer: {report:?}");
     assert!(!store.blob(&old(&first.manifest)).exists() && store.blob(&old(&second.manifest)).exists());
-    assert!(made(&bench.build(&store)).is_empty(), "a collection may not cost a rebuild");
+    assert!(made(&bench.build(&store)).is_empty(), "a collection must not cause a rebuild");
 
     store.remove(&name("t")).unwrap();
     assert!(matches!(store.remove(&name("t")), Err(ImageError::NoImage { .. })));
     store.gc(&BTreeSet::new()).unwrap();
     assert_eq!(fs::read_dir(store.dir().join("blobs/sha256")).unwrap().count(), 0);
-    // And everything can be made again.
+    // Everything can be built again.
     assert_eq!(bench.build(&store).digest, second.digest);
 }
 
@@ -608,7 +609,7 @@ fn damage_is_found() {
 }
 
 #[test]
-fn dead_builds_are_swept_and_living_ones_left() {
+fn dead_builds_are_swept_and_running_ones_kept() {
     let bench = Bench::new();
     let store = bench.store("s");
     let dead = store.dir().join("tmp/wdead");
@@ -640,7 +641,7 @@ fn the_same_overlay_made_by_many_at_once_is_made_once() {
     assert_eq!(fs::read_dir(store.dir().join("tmp")).unwrap().count(), 0);
 }
 
-/// An OCI layout in the making, as a folder.
+/// An OCI layout under construction, as a directory.
 struct OciLayout {
     dir: PathBuf,
 }
@@ -683,7 +684,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     e.write_all(bytes).unwrap();
     e.finish().unwrap()
 }
-/// The builder's architecture in Go's word, and another.
+/// Go's names of the builder's architecture and of another one.
 fn architectures() -> (&'static str, &'static str) {
     if plan::architecture() == "amd64" { ("amd64", "arm64") } else { ("arm64", "amd64") }
 }
@@ -765,7 +766,7 @@ fn an_oci_layout_of_several_images_needs_a_reference() {
     assert!(e.is_bad_input() && e.to_string().contains("has no image for linux/"), "{e}");
 }
 
-/// kaniko writes names and targets of hard links from the root, and real images have links that climb above it.
+/// kaniko writes absolute names and hard link targets, and real images have links that lead above the root.
 #[test]
 fn absolute_names_and_targets_of_oci_layers_mean_the_root() {
     if tools_missing("absolute_names_and_targets_of_oci_layers") {
@@ -805,7 +806,7 @@ fn absolute_names_and_targets_of_oci_layers_mean_the_root() {
     let paths: Vec<String> = listing(&base).iter().map(|l| l.split(' ').next().unwrap().to_owned()).collect();
     assert_eq!(paths, ["/", "/etc", "/etc/c", "/usr", "/usr/bin", "/usr/bin/b"]);
     assert_eq!(cat(&base, "usr/bin/b"), "a");
-    // In an archive that nobody vouches for they are refused.
+    // In an archive without a digest they are refused.
     fs::write(bench.path("o.tar"), [entry("/x", T::Regular, "", b"1"), vec![0; 1024]].concat()).unwrap();
     let e = overlay::build_layer(&store, &options("o.tar"), bench.dir.path()).unwrap_err();
     assert!(e.is_bad_input() && chain(&e).contains("\"/x\" is an absolute path"), "{e}");
@@ -823,7 +824,7 @@ fn docker_archives_are_bases() {
     let (lower, upper) = (tar_of(&[("a", "1"), ("b", "2")]), tar_of(&[(".wh.a", ""), ("c", "3")]));
     fs::write(dir.join("one/layer.tar"), &lower).unwrap();
     fs::write(dir.join("upper.tar"), &upper).unwrap();
-    // As Docker writes a layer that is there already.
+    // Docker writes a layer that already exists as a link.
     symlink("../upper.tar", dir.join("two/layer.tar")).unwrap();
     let ids = [digest::of_bytes(&lower), digest::of_bytes(&upper)];
     let config = serde_json::json!({ "os": "linux", "architecture": architectures().0,
