@@ -1,6 +1,6 @@
-//! What every cluster must do alike: the fake, a real Incus, a real LXD. Each function is one group of claims; a claim
-//! that does not hold panics. Needs two members or more, a storage pool `default` and a default profile with a root
-//! disk in it, and leaves behind what it found.
+//! Checks that every cluster must pass: the fake, a real Incus, a real LXD. Each function checks one group of claims
+//! and panics when a claim fails. Needs at least two members, a storage pool `default` and a default profile with a
+//! root disk in that pool. Removes everything it creates.
 
 use crate::image::TinyImage;
 use std::{collections::BTreeSet, time::Duration};
@@ -15,7 +15,7 @@ use stead_incus::{
     types::{ClusterGroupPut, Config, Devices, EventKind, Outcome, ProfilePut},
 };
 
-/// The cluster that is asked.
+/// The cluster under test.
 #[derive(Debug)]
 pub struct Env {
     /// A client of it.
@@ -24,19 +24,19 @@ pub struct Env {
     pub members: [String; 2],
     /// An image that starts there.
     pub image: TinyImage,
-    /// Whether instances can be started. Incus 7 cannot without cgroup version 2; all else is checked there too.
+    /// Whether instances can be started: Incus 7 needs cgroup version 2. Everything else is checked there too.
     pub starts: bool,
 }
 
 const PROJECT: &str = "default";
 const SOON: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(20);
-/// As servers write it after a `PUT` that fits no longer.
+/// An ETag that matches no object any more.
 fn stale() -> ETag {
     ETag::new("\"0000\"")
 }
 
-/// Everything.
+/// Runs all checks.
 pub async fn all(env: &Env) {
     server(env).await;
     members_and_groups(env).await;
@@ -59,7 +59,7 @@ fn changed<T: std::fmt::Debug>(answer: Result<T, Error>) {
     assert!(matches!(answer, Err(Error::Changed { .. })), "{answer:?}");
 }
 
-/// What the server says of itself, and that what it cannot do is refused by name.
+/// The server's description of itself; a missing API extension is refused by name.
 pub async fn server(env: &Env) {
     let c = &env.client;
     let server = c.server_info().await.unwrap();
@@ -100,7 +100,7 @@ pub async fn server(env: &Env) {
     let Tagged { value, etag } = c.server().await.unwrap();
     assert_eq!(value.config["user.stead-test"], "1");
     let mut config = value.config;
-    // Left out it would stay: the servers put back to their default only the keys they know.
+    // A key that is left out would stay: the servers reset only the keys they know.
     config.insert("user.stead-test".into(), String::new());
     c.send(&stead_incus::requests::server::put_config(&config, etag)).await.unwrap();
     assert!(!c.server().await.unwrap().value.config.contains_key("user.stead-test"));
@@ -143,7 +143,7 @@ pub async fn members_and_groups(env: &Env) {
     refused(c.member("nobody").await, &[404]);
     refused(c.resources(Some("nobody")).await, &[400, 404, 500]);
 
-    // A member's settings, by what was read of them.
+    // A member's settings, changed with their ETag.
     let name = env.members[1].as_str();
     let Tagged { value, etag } = c.member(name).await.unwrap();
     let mut put = value.writable();
@@ -206,7 +206,7 @@ pub async fn profiles_and_projects(env: &Env) {
     changed(c.send(&projects::update("stead-x", &put, stale())).await);
     c.send(&projects::update("stead-x", &put, etag)).await.unwrap();
     assert!(c.project_state("stead-x").await.unwrap().resources.contains_key("instances"));
-    // Its profiles are its own.
+    // The project has its own profiles.
     assert_eq!(c.profiles("stead-x").await.unwrap().len(), 1);
     assert!(c.profile("stead-x", "default").await.unwrap().value.devices.is_empty());
     c.send(&projects::delete("stead-x")).await.unwrap();
@@ -218,7 +218,7 @@ pub async fn profiles_and_projects(env: &Env) {
 pub async fn images_and_aliases(env: &Env) {
     let c = &env.client;
     let fingerprint = upload(env).await;
-    // Uploaded once more it is the same image.
+    // A second upload gives the same image.
     assert_eq!(upload(env).await, fingerprint);
     let image = c.image(PROJECT, &fingerprint[..12]).await.unwrap();
     assert_eq!(image.value.fingerprint, fingerprint);
@@ -265,7 +265,7 @@ async fn gone(c: &Client, name: &str) {
     }
 }
 
-/// One instance's life: made, changed, started, snapshotted, renamed, stopped, copied, deleted.
+/// One instance: created, changed, started, snapshotted, renamed, stopped, copied, deleted.
 pub async fn instances(env: &Env) {
     let c = &env.client;
     let [first, _] = &env.members;
@@ -278,7 +278,7 @@ pub async fn instances(env: &Env) {
     assert_eq!(made.value.expanded_devices["root"]["pool"], "default");
     assert_eq!(made.value.config["user.stead.group"], "web");
 
-    // What cannot be made.
+    // Instances that cannot be created.
     let again = c.create_instance(PROJECT, Some(first), &new).await;
     refused(again, &[400, 409, 500]);
     assert_eq!(c.instance(PROJECT, "stead-c1").await.unwrap().value.created_at, made.value.created_at);
@@ -376,7 +376,7 @@ pub async fn instances(env: &Env) {
     refused(c.delete_instance(PROJECT, "stead-c3").await, &[404]);
 }
 
-/// Starting and stopping, and what a running instance is safe from. Leaves it running.
+/// Starts and stops an instance, and checks what a running one refuses. Leaves it running.
 async fn running_instance(c: &Client, name: &str) {
     let state = |action| c.set_instance_state(PROJECT, name, action, STOP);
     refused(state(StateAction::Stop).await, &[400, 500]);
@@ -390,7 +390,7 @@ async fn running_instance(c: &Client, name: &str) {
     refused(c.rename_instance(PROJECT, name, "stead-c2").await, &[400, 500]);
 }
 
-/// From member to member and project to project, and what is refused of it.
+/// Moves between members and between projects, and moves that are refused.
 pub async fn moves(env: &Env) {
     let c = &env.client;
     let [first, second] = &env.members;
@@ -400,7 +400,7 @@ pub async fn moves(env: &Env) {
     assert_eq!(c.move_instance(PROJECT, "stead-m1", &Move::to(second)).await.unwrap(), Moved::Done);
     assert_eq!(&whereabouts().await, second);
     assert_eq!(c.snapshots(PROJECT, "stead-m1").await.unwrap().len(), 1);
-    // There already: by us no question is asked; asked all the same, the servers refuse.
+    // Already there: the client sends no request; if it is sent, the servers refuse.
     assert_eq!(c.move_instance(PROJECT, "stead-m1", &Move::to(second)).await.unwrap(), Moved::AlreadyThere);
     let same = c.run(&instances::relocate(PROJECT, "stead-m1", &Move::to(second)), SOON).await;
     refused(same, &[400, 500]);
@@ -423,7 +423,7 @@ pub async fn moves(env: &Env) {
     c.send(&cluster::update_group("stead-g", &ClusterGroupPut::default(), empty.etag)).await.unwrap();
     c.send(&cluster::delete_group("stead-g")).await.unwrap();
 
-    // Another project, with the default project's profiles so that there is a root disk.
+    // Another project that uses the default project's profiles, so that there is a root disk.
     let shared = Config::from([("features.profiles".to_owned(), "false".to_owned())]);
     c.send(&projects::create("stead-y", &shared, "")).await.unwrap();
     let over = Move { project: Some("stead-y".into()), ..Move::default() };
@@ -440,12 +440,12 @@ pub async fn moves(env: &Env) {
     c.send(&projects::delete("stead-y")).await.unwrap();
 }
 
-/// `stead-m1` is on the second member; it ends stopped.
+/// `stead-m1` starts on the second member and ends stopped.
 async fn moves_of_a_running_instance(env: &Env) {
     let c = &env.client;
     let [first, second] = &env.members;
     let whereabouts = async || c.instance(PROJECT, "stead-m1").await.unwrap().value.location;
-    // Running, LXD shuts it down and starts it over there; Incus wants it stopped.
+    // A running instance: LXD stops it and starts it on the target; Incus requires it to be stopped.
     c.set_instance_state(PROJECT, "stead-m1", StateAction::Start, STOP).await.unwrap();
     let moved = c.move_instance(PROJECT, "stead-m1", &Move::to(first)).await;
     let here = match c.dialect() {
@@ -460,7 +460,7 @@ async fn moves_of_a_running_instance(env: &Env) {
     };
     assert_eq!(&whereabouts().await, here);
     assert_eq!(c.instance_state(PROJECT, "stead-m1").await.unwrap().status, "Running");
-    // With its processes it cannot go: on none of these machines is there CRIU. It stays, and runs on.
+    // A live move fails, because none of these machines has CRIU. The instance stays and keeps running.
     let live = Move { live: true, ..Move::to(if here == first { second } else { first }) };
     refused(c.move_instance(PROJECT, "stead-m1", &live).await, &[400]);
     assert_eq!(&whereabouts().await, here);
@@ -472,7 +472,7 @@ async fn named_in(c: &Client, scope: Scope<'_>) -> Vec<String> {
     c.list_instances(scope, Detail::Settings, None).await.unwrap().into_iter().map(|i| i.name).collect()
 }
 
-/// Operations are told as they go, to who subscribed before; ended ones are forgotten.
+/// Events report operations to earlier subscribers; ended operations are forgotten.
 pub async fn operations_and_events(env: &Env) {
     let c = &env.client;
     gone(c, "stead-o1").await;
@@ -485,7 +485,7 @@ pub async fn operations_and_events(env: &Env) {
     let done = c.wait(&operation, SOON).await.unwrap();
     assert_eq!((done.outcome(), done.id.as_str()), (Outcome::Success, id.as_str()));
     assert_eq!(done.progress().map(|p| p.percent), done.progress().map(|p| p.percent));
-    // It is still known for a moment, and listed.
+    // It is still listed for a moment.
     assert!(c.operations(Scope::Project(PROJECT)).await.unwrap().iter().any(|o| o.id == id));
 
     let (mut ended, mut created) = (false, false);
@@ -502,7 +502,7 @@ pub async fn operations_and_events(env: &Env) {
         }
     }
     drop(events);
-    // Waiting for what has ended gives its end; for what is unknown, an error of its own.
+    // Waiting for an ended operation returns its result; for an unknown one, an error of its own.
     c.wait(&operation, SOON).await.unwrap();
     let nobodys = Operation::known("POST /1.0/x", "/1.0/operations/11111111-1111-4111-8111-111111111111");
     match c.wait(&nobodys, SOON).await.unwrap_err() {
@@ -514,7 +514,7 @@ pub async fn operations_and_events(env: &Env) {
     refused(c.operation(&nobodys).await, &[404]);
     refused(c.cancel(&nobodys).await, &[404]);
 
-    // A failure comes with the server's words, told by waiting whatever way the server tells it.
+    // Waiting returns a failure with the server's message, in whichever way the server reports it.
     let failing = instances::set_state(PROJECT, "stead-o1", StateAction::Stop, STOP);
     let operation = c.begin(&failing).await.unwrap().expect("an operation");
     match c.wait(&operation, SOON).await.unwrap_err() {

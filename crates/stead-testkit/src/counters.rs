@@ -1,8 +1,8 @@
-//! What a kernel counts for instances, as files: of cgroup v2 and of network interfaces.
+//! A kernel's counters of instances, as files: cgroup v2 and network interfaces.
 
 use std::{fs, io, path::Path};
 
-/// The files of a running instance below `sys`, which stands for `/sys`; `interface` is the host's end of its own.
+/// Writes the counters of a running instance below `sys`, in place of `/sys`; `interface` is the host's end of its NIC.
 ///
 /// # Errors
 /// They cannot be written.

@@ -1,4 +1,4 @@
-//! The smallest system container that starts, runs commands and stops when asked: busybox under a shell script.
+//! A minimal system container that starts, runs commands and stops on request: busybox under a shell script.
 
 use std::{
     fs, io,
@@ -14,23 +14,23 @@ pub struct TinyImage {
     pub rootfs: PathBuf,
 }
 
-/// Where Debian's package `busybox-static` puts it.
+/// Path of busybox in Debian's package `busybox-static`.
 const BUSYBOX: &str = "/bin/busybox";
 
-/// Ends on SIGPWR, by which the engines ask a container to shut down.
+/// An init that ends on SIGPWR, by which the engines ask a container to shut down.
 const INIT: &str =
     "#!/bin/sh\ntrap 'exit 0' PWR TERM\necho tiny > /dev/console\nwhile true; do sleep 1 & wait $!; done\n";
 
-/// What commands there are: all that tests run.
+/// The commands in the image: all that tests run.
 const APPLETS: &[&str] = &[
     "sh", "sleep", "cat", "echo", "ls", "id", "pwd", "env", "stty", "true", "false", "wc", "head", "kill",
     "stat",
 ];
 
-/// Makes the two files in `directory`. `flavour` ends up in a file and makes images differ.
+/// Creates the two files in `directory`. `flavour` is written into the image, so that images differ.
 ///
 /// # Errors
-/// There is no busybox, or the files cannot be written.
+/// busybox is not installed, or the files cannot be written.
 pub fn tiny(directory: &Path, flavour: &str) -> io::Result<TinyImage> {
     let metadata = directory.join(format!("{flavour}-metadata.tar"));
     let rootfs = directory.join(format!("{flavour}-rootfs.tar"));

@@ -1,8 +1,8 @@
-//! For tests only: an in-memory cluster that answers as Incus or LXD does ([`fake`]), a tiny image for real ones
-//! ([`image`]), a kernel's counters ([`counters`]), and the checks that all of them must pass alike ([`body`]).
+//! For tests only: a cluster in memory that answers as Incus or LXD does ([`fake`]), a tiny image for real engines
+//! ([`image`]), a kernel's counters ([`counters`]), and checks that the fake and real engines must pass ([`body`]).
 //!
-//! The fake is for tests of what uses the engines' API: fast, the same every time, and going wrong when told to. It
-//! never stands in for a real engine where the claim is about one; `body` is what keeps it honest.
+//! The fake is for tests of code that uses the engines' API: fast, deterministic, with faults on demand. It never
+//! stands in for a real engine where the claim is about one; `body` checks that it behaves as they do.
 
 pub mod body;
 pub mod counters;

@@ -1,41 +1,41 @@
-//! What goes wrong on purpose.
+//! Injected faults.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-/// Something to go wrong, as often as it was told to.
+/// A fault to inject, a given number of times.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// A request is not answered: its connection is closed.
     Drop {
-        /// In its first line: `POST /1.0/instances/c1`.
+        /// Part of its first line: `POST /1.0/instances/c1`.
         request: String,
-        /// Whether the server does first what was asked.
+        /// Whether the server first performs the request.
         after_acting: bool,
     },
     /// A request is refused.
     Refuse {
-        /// In its first line.
+        /// Part of its first line.
         request: String,
-        /// Code.
+        /// HTTP status.
         code: u16,
-        /// Words.
+        /// The message.
         message: String,
     },
     /// An operation takes this long.
     Delay {
-        /// In its description, or the name of its instance.
+        /// Part of its description, or the name of its instance.
         operation: String,
         /// How long.
         by: Duration,
     },
-    /// An operation fails, and changes nothing.
+    /// An operation fails without any change.
     Fail {
-        /// In its description, or the name of its instance.
+        /// Part of its description, or the name of its instance.
         operation: String,
-        /// Words.
+        /// The message.
         message: String,
     },
 }
@@ -50,7 +50,7 @@ impl Faults {
     pub fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
-    /// The first fault that fits, used up by one.
+    /// The first matching fault, consumed once.
     fn take(&self, fits: impl Fn(&Fault) -> bool) -> Option<Fault> {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = faults.iter().position(|(fault, times)| *times > 0 && fits(fault))?;
@@ -63,7 +63,7 @@ impl Faults {
             Fault::Delay { .. } | Fault::Fail { .. } => false,
         })
     }
-    /// How long an operation takes, and why it fails.
+    /// Duration of an operation, and its failure if it fails.
     pub fn for_operation(
         &self,
         description: &str,

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Owns a model of members, groups, projects, profiles, images, instances, snapshots, operations, events and warnings.
-//! Does not run anything: a started instance is one whose status says so, and there are no commands or files in it.
+//! Runs nothing: a started instance only has that status, and no commands or files.
 
 mod faults;
 mod model;
@@ -39,16 +39,16 @@ use stead_incus::{
 };
 use tokio::sync::{broadcast, watch};
 
-/// Events kept for a listener that is slow.
+/// Events kept for a slow listener.
 const BACKLOG: usize = 4096;
 
-/// What a fake is to be.
+/// Configuration of a fake.
 #[derive(Debug)]
 pub struct FakeBuilder {
     world: World,
 }
 
-/// A running fake. Dropped, it goes away with everything it holds.
+/// A running fake. Dropping it removes it with everything it contains.
 #[derive(Debug)]
 pub struct Fake {
     shared: Arc<Shared>,
@@ -62,7 +62,7 @@ pub(crate) struct Shared {
     inner: Mutex<Inner>,
     faults: faults::Faults,
     events: broadcast::Sender<Value>,
-    /// Counts restarts: connections of an earlier life end.
+    /// Counts restarts: connections from before a restart end.
     life: watch::Sender<u64>,
     requests: Mutex<Vec<String>>,
 }
@@ -79,11 +79,11 @@ struct Inner {
 }
 
 impl FakeBuilder {
-    /// One more member.
+    /// Adds a member.
     #[must_use]
     pub fn member(mut self, name: &str, size: MemberSize) -> Self {
         let number = self.world.members.len() + 1;
-        // Three hold the database, as with the servers' own defaults; the next two stand by.
+        // Three members have the database, as by the servers' defaults; the next two are standbys.
         let roles = match number {
             1 => vec!["database-leader".to_owned(), "database".to_owned()],
             2 | 3 => vec!["database".to_owned()],
@@ -107,13 +107,13 @@ impl FakeBuilder {
         }
         self
     }
-    /// With its storage pool of this driver, not of btrfs.
+    /// Sets the driver of its storage pool; the default is btrfs.
     #[must_use]
     pub fn pool_driver(mut self, driver: &str) -> Self {
         self.world.pool_driver = driver.to_owned();
         self
     }
-    /// With an API extension that this engine's Debian version has not.
+    /// Adds an API extension that this engine's version in Debian lacks.
     #[must_use]
     pub fn with(mut self, feature: Feature) -> Self {
         if let Some(extension) = feature.extension(self.world.dialect) {
@@ -121,17 +121,17 @@ impl FakeBuilder {
         }
         self
     }
-    /// Without an API extension.
+    /// Removes an API extension.
     #[must_use]
     pub fn without(mut self, feature: Feature) -> Self {
         let extension = feature.extension(self.world.dialect);
         self.world.extensions.retain(|e| Some(e.as_str()) != extension);
         self
     }
-    /// Begins to answer. Needs a tokio runtime.
+    /// Starts the server. Needs a tokio runtime.
     ///
     /// # Panics
-    /// There is no temporary directory or no socket to be had.
+    /// A temporary directory or socket cannot be created.
     pub fn start(self) -> Fake {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let socket = directory.path().join("unix.socket");
@@ -161,7 +161,7 @@ impl Shared {
     }
     fn tell(&self, kind: &str, project: &str, metadata: Value) {
         let timestamp = &metadata["updated_at"];
-        // Nobody may be listening.
+        // There may be no listener.
         let _ = self.events.send(json!({
             "type": kind,
             "timestamp": if timestamp.is_null() { model::NEVER.into() } else { timestamp.clone() },
@@ -203,11 +203,11 @@ impl Fake {
         Client::new(self.dialect, self.endpoint()).expect("a client of a unix socket")
     }
 
-    /// Lets something go wrong, `times` times.
+    /// Injects a fault, `times` times.
     pub fn inject(&self, fault: Fault, times: u32) {
         self.shared.faults.add(fault, times);
     }
-    /// Nothing goes wrong any more.
+    /// Removes all injected faults.
     pub fn clear_faults(&self) {
         self.shared.faults.clear();
     }
@@ -216,8 +216,8 @@ impl Fake {
         self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The server goes down as if killed: connections break, nobody listens, and what it was doing is lost with nothing
-    /// changed by it.
+    /// Stops the server as if killed: connections break, nothing listens, and running operations are lost without
+    /// effect.
     pub fn halt(&self) {
         if let Some(listener) = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take() {
             listener.abort();
@@ -230,23 +230,23 @@ impl Fake {
         }
         self.shared.life.send_modify(|life| *life += 1);
     }
-    /// It comes back, with its database and without its operations.
+    /// Starts the server again, with its database and without its operations.
     ///
     /// # Panics
-    /// Its socket cannot be made.
+    /// Its socket cannot be created.
     pub fn resume(&self) {
         let listener = tokio::net::UnixListener::bind(&self.socket).expect("a unix socket");
         let task = tokio::spawn(server::listen(listener, Arc::clone(&self.shared)));
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
-    /// A member stops or starts answering.
+    /// Takes a member offline or online.
     pub fn set_online(&self, member: &str, online: bool) {
         if let Some(m) = self.shared.lock().world.members.get_mut(member) {
             m.status = if online { "Online" } else { "Offline" };
         }
     }
-    /// Puts an instance there without asking the API; for big clusters.
+    /// Adds an instance without using the API, for large clusters.
     pub fn put_instance(&self, project: &str, member: &str, new: &NewInstance, running: bool, usage: Usage) {
         let mut inner = self.shared.lock();
         let created_at = inner.world.now();
@@ -269,7 +269,7 @@ impl Fake {
         };
         inner.world.projects.entry(project.into()).or_default().instances.insert(new.name.clone(), instance);
     }
-    /// What an instance uses while it runs.
+    /// Sets what an instance uses while it runs.
     pub fn set_usage(&self, project: &str, instance: &str, usage: Usage) {
         let mut inner = self.shared.lock();
         let found = inner.world.projects.get_mut(project).and_then(|p| p.instances.get_mut(instance));
@@ -277,13 +277,13 @@ impl Fake {
             i.usage = usage;
         }
     }
-    /// Another architecture than the rest.
+    /// Sets a member's architecture.
     pub fn set_architecture(&self, member: &str, architecture: &str) {
         if let Some(m) = self.shared.lock().world.members.get_mut(member) {
             m.architecture = architecture.into();
         }
     }
-    /// Something the server warns of.
+    /// Adds a warning.
     pub fn warn(&self, kind: &str, severity: &str, message: &str) {
         let mut inner = self.shared.lock();
         let (uuid, now) = (inner.world.uuid(), inner.world.now());
@@ -294,7 +294,7 @@ impl Fake {
         });
         inner.world.warnings.insert(uuid, warning);
     }
-    /// Where an instance is and how, without asking the API: (member, status).
+    /// Member and status of an instance, without using the API.
     pub fn whereabouts(&self, project: &str, instance: &str) -> Option<(String, String)> {
         let inner = self.shared.lock();
         let i = inner.world.projects.get(project)?.instances.get(instance)?;
@@ -308,7 +308,7 @@ impl Drop for Fake {
     }
 }
 
-/// Config and devices out of a body.
+/// Config of a request's body.
 fn config_of(body: &Value) -> Config {
     map(&body["config"])
 }

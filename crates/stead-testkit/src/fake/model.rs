@@ -1,4 +1,4 @@
-//! What the fake cluster holds, and how it is written down: JSON as the real servers write it.
+//! The state of the fake cluster, and its JSON as the real servers write it.
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -8,14 +8,14 @@ use stead_incus::{
     types::{Config, Devices},
 };
 
-/// The size of a member; what it uses is what its instances use.
+/// The size of a member; its usage is the sum of its instances'.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemberSize {
-    /// Threads.
+    /// CPU threads.
     pub cpus: u32,
     /// Memory.
     pub memory_mib: u64,
-    /// Of its pool.
+    /// Size of its storage pool.
     pub disk_gib: u64,
 }
 
@@ -32,7 +32,7 @@ pub struct Usage {
     pub memory_mib: u64,
     /// Disk.
     pub disk_mib: u64,
-    /// Processor time since it was started.
+    /// CPU time since its start.
     pub cpu_ns: u64,
 }
 
@@ -122,12 +122,12 @@ pub(super) struct Snapshot {
     pub profiles: Vec<String>,
 }
 
-/// Where Go's zero time shows up.
+/// Go's zero time, which servers write for "never".
 pub(super) const NEVER: &str = "0001-01-01T00:00:00Z";
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// The whole cluster, but for the operations that run on it.
+/// The whole cluster, except its running operations.
 #[derive(Debug)]
 pub(super) struct World {
     pub dialect: Dialect,
@@ -179,7 +179,7 @@ impl World {
         }
     }
 
-    /// A clock of its own, a second for each look at it: what happens is the same every time.
+    /// Its own clock, which advances one second at each reading, so that runs are deterministic.
     pub fn now(&mut self) -> String {
         self.ticks += 1;
         let t = self.ticks;
@@ -193,7 +193,7 @@ impl World {
         self.members.len() > 1 || self.config.contains_key("cluster.https_address")
     }
 
-    /// Where a project's profiles (or images) are kept: its own or the default project's.
+    /// The project that has a project's profiles (or images): itself or the default project.
     pub fn home<'p>(&self, project: &'p str, feature: &str) -> &'p str {
         let own = self
             .projects
@@ -207,7 +207,7 @@ impl World {
     fn instances_on<'a>(&'a self, member: &'a str) -> impl Iterator<Item = &'a Instance> {
         self.instances().map(|(_, _, i)| i).filter(move |i| i.location == member)
     }
-    /// The member a new instance goes to: the one with fewest, as the servers choose without a scriptlet.
+    /// The member for a new instance: the one with the fewest, as the servers choose without a scriptlet.
     pub fn emptiest(&self, group: Option<&str>, but: Option<&str>) -> Option<String> {
         self.members
             .iter()
@@ -510,7 +510,7 @@ pub(super) fn instance_state(i: &Instance) -> Value {
     })
 }
 
-/// The ETag of what a `PUT` can change: those keys of an object.
+/// The ETag of an object, made of the keys that a `PUT` can change.
 pub(super) fn etag(object: &Value, keys: &[&str]) -> String {
     let part: Map<String, Value> =
         keys.iter().filter_map(|k| Some(((*k).to_owned(), object.get(*k)?.clone()))).collect();

@@ -1,28 +1,28 @@
-//! The fake's background work: each operation is a task that says how far it is, waits as long as it was told to, and
-//! then changes the world at one stroke.
+//! The fake's background work: each operation is a task that reports progress, waits for its configured delay, and then
+//! changes the world in one step.
 
 use super::{Shared, model::World};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::watch;
 
-/// A real server remembers an operation for this long after its end.
+/// How long an operation is remembered after its end, as by a real server.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(5);
 
-/// What an operation does at its end; an error is its failure.
+/// The effect of an operation at its end; an error is its failure.
 pub(super) type Effect = Box<dyn FnOnce(&mut World) -> Result<Value, String> + Send>;
 
-/// Work to begin.
+/// A new operation.
 pub(super) struct Work {
     pub description: &'static str,
     pub project: String,
-    /// Kind to paths.
+    /// Paths of the resources, by kind.
     pub resources: BTreeMap<&'static str, Vec<String>>,
-    /// Instances it works on: no other work on them meanwhile.
+    /// Instances it works on; other operations on them are refused meanwhile.
     pub claims: Vec<(String, String)>,
     pub may_cancel: bool,
     pub effect: Effect,
-    /// Lifecycle actions told after success, with the path of what they happened to.
+    /// Lifecycle actions reported after success, each with the path of its object.
     pub tells: Vec<(&'static str, String)>,
 }
 
@@ -39,7 +39,7 @@ pub(super) fn ended(operation: &Value) -> bool {
     operation["status_code"].as_u64().is_some_and(|code| code >= 200)
 }
 
-/// Begins an operation; how it is when it begins.
+/// Starts an operation and returns its first state.
 pub(super) fn begin(shared: &Arc<Shared>, work: Work) -> Value {
     let mut inner = shared.lock();
     let id = inner.world.uuid();
@@ -126,7 +126,7 @@ pub(super) fn begin(shared: &Arc<Shared>, work: Work) -> Value {
     operation
 }
 
-/// Says once that it is half way.
+/// Reports once that it is half done.
 fn progress(shared: &Shared, project: &str, state: &watch::Sender<Value>) {
     state.send_modify(|o| {
         o["metadata"] = json!({

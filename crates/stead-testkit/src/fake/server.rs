@@ -33,7 +33,7 @@ pub(super) async fn listen(listener: UnixListener, shared: Arc<Shared>) {
     }
 }
 
-/// Ends when the server goes down.
+/// Returns when the server stops.
 async fn over(life: &mut tokio::sync::watch::Receiver<u64>, born: u64) {
     let _ = life.wait_for(|now| *now != born).await;
 }
@@ -41,7 +41,7 @@ async fn over(life: &mut tokio::sync::watch::Receiver<u64>, born: u64) {
 async fn serve(stream: UnixStream, shared: Arc<Shared>, born: u64) {
     let mut life = shared.life.subscribe();
     let service = service_fn(|request| answer(request, Arc::clone(&shared), born));
-    // An error of the service is how a connection is dropped without an answer.
+    // An error of the service drops the connection without an answer.
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
     tokio::select! {
         _ = connection => {}
@@ -56,7 +56,7 @@ async fn answer(
     shared: Arc<Shared>,
     born: u64,
 ) -> Result<Answer, io::Error> {
-    let dropped = || io::Error::other("dropped on purpose");
+    let dropped = || io::Error::other("dropped by an injected fault");
     let target = request.uri().path_and_query().map_or("", |p| p.as_str()).to_owned();
     let line = format!("{} {target}", request.method());
     shared.requests.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(line.clone());
@@ -144,8 +144,8 @@ fn refusal(code: u16, message: &str, status: u16) -> Answer {
     )
 }
 
-/// Incus 6.0.4 sends the status at once and an error when the operation failed or the time is up; LXD 5.0 sends the
-/// operation as it is.
+/// Incus 6.0.4 sends the HTTP status at once, and an error when the operation failed or the time is up; LXD 5.0 sends
+/// the operation in its present state.
 async fn wait(shared: &Shared, id: &str, timeout: Option<Duration>) -> Answer {
     let (dialect, state) = {
         let inner = shared.lock();

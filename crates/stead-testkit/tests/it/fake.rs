@@ -1,4 +1,4 @@
-//! The fake passes what real servers pass, and goes wrong as told.
+//! The fake passes the checks of real servers, and fails as instructed.
 
 use std::time::{Duration, Instant};
 use stead_incus::{
@@ -107,7 +107,7 @@ async fn an_operation_fails_when_told_to() {
 }
 
 #[tokio::test]
-async fn progress_is_told_while_an_operation_takes_its_time() {
+async fn progress_is_reported_while_an_operation_runs() {
     let fake = Fake::cluster(Dialect::Incus, 2).start();
     running(&fake, "c1");
     let by = Duration::from_millis(2500);
@@ -115,7 +115,7 @@ async fn progress_is_told_while_an_operation_takes_its_time() {
     let c = fake.client();
     let stop = instances::set_state("default", "c1", StateAction::Stop, SOON);
     let operation = c.begin(&stop).await.unwrap().unwrap();
-    // Meanwhile it is busy.
+    // The instance is busy meanwhile.
     let busy = c.set_instance_state("default", "c1", StateAction::Kill, SOON).await.unwrap_err();
     assert!(busy.to_string().contains("busy"), "{busy}");
     let mut told = Vec::new();
@@ -126,7 +126,7 @@ async fn progress_is_told_while_an_operation_takes_its_time() {
 }
 
 #[tokio::test]
-async fn waiting_has_an_end() {
+async fn waiting_has_a_time_limit() {
     let fake = Fake::cluster(Dialect::Incus, 2).start();
     running(&fake, "c1");
     fake.inject(Fault::Delay { operation: "c1".into(), by: Duration::from_secs(60) }, 1);
@@ -169,7 +169,7 @@ async fn a_restart_in_the_middle_leaves_the_outcome_unknown() {
 }
 
 #[tokio::test]
-async fn events_say_when_something_may_have_been_missed() {
+async fn events_report_a_possible_gap() {
     let fake = Fake::cluster(Dialect::Incus, 2).start();
     running(&fake, "c1");
     let c = fake.client();
@@ -183,7 +183,7 @@ async fn events_say_when_something_may_have_been_missed() {
 }
 
 #[tokio::test]
-async fn events_give_up_when_their_patience_ends() {
+async fn events_give_up_after_their_patience() {
     let fake = Fake::cluster(Dialect::Incus, 2).start();
     let filter = EventFilter { patience: Duration::from_millis(300), ..EventFilter::lifecycle() };
     let mut events = fake.client().events(filter).await.unwrap();
@@ -194,7 +194,7 @@ async fn events_give_up_when_their_patience_ends() {
 }
 
 #[tokio::test]
-async fn what_a_server_can_do_is_asked_once_and_again_after_a_restart() {
+async fn api_extensions_are_read_once_and_again_after_a_restart() {
     let fake = Fake::cluster(Dialect::Incus, 2).start();
     let c = fake.client();
     let asked = || fake.requests().iter().filter(|r| *r == "GET /1.0").count();
@@ -209,7 +209,7 @@ async fn what_a_server_can_do_is_asked_once_and_again_after_a_restart() {
     assert!((2..=3).contains(&asked()), "asked {} times", asked());
 }
 
-/// The server acted and its answer was lost: a change is not sent twice behind the caller's back.
+/// The server acted and its answer was lost: the client does not repeat a change by itself.
 #[tokio::test]
 async fn a_change_is_never_repeated_by_itself() {
     let fake = Fake::cluster(Dialect::Incus, 2).start();
@@ -220,7 +220,7 @@ async fn a_change_is_never_repeated_by_itself() {
     assert!(c.create_instance("default", None, &new).await.unwrap_err().is_silence());
     let posts = fake.requests().iter().filter(|r| r.starts_with("POST")).count();
     assert_eq!(posts, 1);
-    // What can be asked twice is, when it was a kept connection that broke.
+    // A request without effects is repeated when an idle connection breaks.
     c.members().await.unwrap();
     fake.inject(Fault::Drop { request: "GET /1.0/cluster/members".into(), after_acting: false }, 1);
     assert_eq!(c.members().await.unwrap().len(), 2);
@@ -243,9 +243,9 @@ async fn answers_have_a_limit() {
     assert!(matches!(e, Error::TooLong { limit_bytes: 100, .. }), "{e}");
 }
 
-/// Two fakes that were treated alike say the same, to the letter.
+/// Two fakes with the same requests give exactly the same answers.
 #[tokio::test]
-async fn it_is_the_same_every_time() {
+async fn the_fake_is_deterministic() {
     let told = async || {
         let fake = Fake::server(Dialect::Incus)
             .member("big", MemberSize { cpus: 64, memory_mib: 256 * 1024, disk_gib: 1000 })
@@ -263,7 +263,7 @@ async fn it_is_the_same_every_time() {
 }
 
 #[test]
-fn programs_without_a_runtime_of_their_own() {
+fn programs_without_their_own_runtime() {
     let (tell, told) = std::sync::mpsc::channel();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = std::thread::spawn(move || {

@@ -1,3 +1,3 @@
-//! The engine in memory passes what real ones must.
+//! Tests of the engine in memory.
 
 mod fake;

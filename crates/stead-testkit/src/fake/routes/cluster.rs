@@ -161,7 +161,7 @@ pub(super) fn answer(shared: &Arc<Shared>, asked: &Asked, segments: &[&str]) -> 
         ("GET", ["cluster", "groups", name]) => {
             tagged(world.group(name), writable::GROUP, "Cluster_group not found")
         }
-        // No look at an ETag: neither do the servers here.
+        // The ETag is ignored, as by the servers.
         ("PUT", ["cluster", "groups", name]) => {
             let Some(old) = world.groups.get(*name).map(|g| g.members.clone()) else {
                 return refuse(404, "Cluster_group not found");

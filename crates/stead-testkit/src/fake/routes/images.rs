@@ -1,4 +1,4 @@
-//! Images and their names. An image is whatever bytes were sent.
+//! Images and their aliases. An image is the bytes that were sent.
 
 use super::{Asked, Reply, begin, done, listed, refuse, tagged, writable};
 use crate::fake::{
@@ -202,7 +202,7 @@ fn add(world: &mut World, home: &str, contents: bytes::Bytes, properties: Config
     Ok(json!({ "fingerprint": fingerprint, "size": size.to_string() }))
 }
 
-/// The contents of a form's parts, one after the other: what a split image's fingerprint is made of.
+/// The contents of a form's parts, concatenated: a split image's fingerprint is their hash.
 fn joined_parts(body: &[u8], boundary: &str) -> Vec<u8> {
     let delimiter = format!("--{boundary}");
     let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|w| w == what);
@@ -217,7 +217,7 @@ fn joined_parts(body: &[u8], boundary: &str) -> Vec<u8> {
     joined
 }
 
-/// The image this is the fingerprint of, or the beginning of the fingerprint of.
+/// The image with this fingerprint or fingerprint prefix.
 pub(super) fn found(world: &World, home: &str, prefix: &str) -> Option<String> {
     let images = &world.projects.get(home)?.images;
     let mut fitting = images.keys().filter(|f| !prefix.is_empty() && f.starts_with(prefix));

@@ -1,4 +1,4 @@
-//! Instances: lists, making, changing, state, snapshots.
+//! Instances: listing, creating, changing, state, snapshots.
 
 use super::{
     Asked, Reply, begin, images,
@@ -53,7 +53,7 @@ fn list(world: &World, asked: &Asked) -> Reply {
     Reply::Done(found.into())
 }
 
-/// `key eq value`, joined by `and`: as much of the servers' language as Stead uses.
+/// `key eq value`, joined by `and`: the part of the servers' filter language that Stead uses.
 fn fits(filter: &str, name: &str, instance: &Instance) -> bool {
     filter.split(" and ").all(|clause| {
         let mut words = clause.split_whitespace();
@@ -111,7 +111,7 @@ fn create(shared: &Arc<Shared>, asked: &Asked, project: &str) -> Reply {
             let Some(fingerprint) = images::found(world, home, prefix) else {
                 let alias = source["alias"].as_str();
                 return match alias {
-                    // As it is with the servers.
+                    // As the servers answer.
                     Some(_) => refuse(500, "No fingerprint prefix specified for the image"),
                     None => refuse(404, format!("Image {prefix:?} not found")),
                 };
@@ -237,7 +237,7 @@ fn one(shared: &Arc<Shared>, asked: &Asked, project: &str, name: &str, rest: &[&
             if asked.method == "PATCH" {
                 let mut inner = shared.lock();
                 let patched = change(project, name, move |i| {
-                    // As with the servers, one that is left out is an empty one.
+                    // As on the servers, a missing description empties it.
                     i.description = body["description"].as_str().unwrap_or_default().to_owned();
                     i.config.extend(config_of(&body));
                     i.devices.extend(devices_of(&body));

@@ -1,4 +1,4 @@
-//! What each path of the fake answers. Messages and codes are those of Incus 6.0.4 where somebody could look at them.
+//! The answers of each path. Messages and codes are those of Incus 6.0.4 where a client could depend on them.
 
 mod cluster;
 mod images;
@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use stead_incus::{Dialect, Feature};
 
-/// A request, taken apart.
+/// A parsed request.
 pub(super) struct Asked {
     pub method: String,
-    /// Of the path, without `1.0`, decoded.
+    /// Segments of the path, without `1.0`, decoded.
     pub segments: Vec<String>,
     pub query: BTreeMap<String, String>,
     pub body: Value,
@@ -76,7 +76,7 @@ impl Asked {
     pub fn text(&self, key: &str) -> String {
         self.body[key].as_str().unwrap_or_default().to_owned()
     }
-    /// 412 unless the object is as the client thinks.
+    /// Refuses with 412 unless the client's ETag matches the object.
     pub fn fits(&self, object: &Value, keys: &[&str]) -> Result<(), Reply> {
         let now = etag(object, keys);
         match &self.if_match {
@@ -88,7 +88,7 @@ impl Asked {
     }
 }
 
-/// What can be changed of each kind of object: what their ETags are made of.
+/// The changeable keys of each kind of object, of which ETags are made.
 pub(super) mod writable {
     pub const INSTANCE: &[&str] =
         &["architecture", "config", "devices", "ephemeral", "profiles", "stateful", "description"];
@@ -103,7 +103,7 @@ pub(super) mod writable {
     pub const SERVER: &[&str] = &["config"];
 }
 
-/// Whether the version in Debian has this; the fake is that unless told otherwise.
+/// Whether the version in Debian has this extension; the fake's default.
 pub(super) fn debian_has(dialect: Dialect, feature: Feature) -> bool {
     match dialect {
         Dialect::Incus => !matches!(feature, Feature::RefreshMigration),
@@ -125,7 +125,7 @@ pub(super) fn debian_has(dialect: Dialect, feature: Feature) -> bool {
 
 pub(super) fn answer(shared: &Arc<Shared>, asked: &Asked) -> Reply {
     let segments: Vec<&str> = asked.segments.iter().map(String::as_str).collect();
-    // A project that does not exist is told before anything else, except where lists are simply empty.
+    // A missing project is reported before anything else, except where the list is empty instead.
     match (asked.method.as_str(), segments.as_slice()) {
         (_, ["events"]) => Reply::Events {
             kinds: asked

@@ -1,4 +1,4 @@
-//! Instances on their way: moves, evacuation, and back.
+//! Moves of instances, evacuation and restoration of members.
 
 use super::{Asked, Reply, begin, on_instance, refuse};
 use crate::fake::{Shared, config_of, devices_of, model::World, texts};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use stead_incus::Dialect;
 
-/// Where an evacuated instance came from: the servers' own key.
+/// The servers' key for the member that an evacuated instance came from.
 const ORIGIN: &str = "volatile.evacuate.origin";
 
 /// A member by name, or the emptiest of `@group`.
@@ -104,7 +104,7 @@ pub(super) fn relocate(shared: &Arc<Shared>, asked: &Asked, project: &str, name:
     )
 }
 
-/// Moves a member's instances away; running ones run again elsewhere.
+/// Moves a member's instances away; running ones are restarted elsewhere.
 pub(super) fn evacuate(world: &mut World, member: &str, mode: &str) -> Result<Value, String> {
     if world.members.get(member).is_some_and(|m| m.status == "Evacuated") {
         return Err("Cluster member is already evacuated".into());

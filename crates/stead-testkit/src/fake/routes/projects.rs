@@ -1,4 +1,4 @@
-//! Projects, profiles, and the one network there is.
+//! Projects, profiles, and the single network.
 
 use super::{Asked, Reply, done, listed, refuse, tagged, writable};
 use crate::fake::{
