@@ -1,14 +1,14 @@
 #!/bin/bash
-# The floor for `stead up`: incusd in bare namespaces on one bridge, formed into a cluster by hand. Prints the seconds from
-# the first process to all members ONLINE.
+# The floor for `stead up`: incusd in bare namespaces on one bridge, formed into a cluster by hand. Prints the seconds
+# from the first process to all members ONLINE.
 #
 #   floor-incus.sh TREE [NODES]     TREE: a Debian root with incus-base; NODES: how many, 3 when absent
 #
-# No step waits for more than it needs: the first daemon initialises when it answers, each other one joins when it answers and
-# the one before it has joined (the engine takes one at a time). Requests go to the daemons' own sockets by curl: the stock
-# client costs 60 ms a call. Waiting forks nothing.
+# No step waits longer than necessary: the first daemon initialises once it answers; each other one joins once it
+# answers and the one before it has joined (the engine accepts one join at a time). Requests go to the daemons' own
+# sockets by curl, since the stock client takes 60 ms a call. Waiting forks no process.
 #
-# Needs root. Everything it makes is called floor-$$ and is gone when it ends.
+# Needs root. Everything it creates is named floor-$$ and is removed at its end.
 set -euo pipefail
 
 if [ "${1-}" = --node ]; then # Inside the namespaces of one node, as its PID 1: NAME ADDRESS STATE [COMMAND...]
@@ -101,14 +101,14 @@ for n in "${!nodes[@]}"; do
 done
 for directory in /sys/fs/cgroup /sys/fs/cgroup/*; do
     [ -e "$directory/cgroup.procs" ] && mkdir "$directory/$id"
-    # A v1 cpuset takes nobody in before it has processors and memory.
+    # A version 1 cpuset accepts no process before it has CPUs and memory nodes.
     for list in cpuset.cpus cpuset.mems; do
         [ -e "$directory/$list" ] && [ "$directory" != /sys/fs/cgroup ] &&
             cat "$directory/$list" >"$directory/$id/$list"
     done
 done || :
 
-# Sleeps that fork nothing: nobody ever writes here.
+# For sleeping without a fork: nothing is ever written here.
 exec {never}<> <(:)
 nap() { read -r -t 0.002 -u "$never" || :; }
 
@@ -127,7 +127,7 @@ done
 state=()
 wait_for() { # NODE: until its daemon answers; its directory is then in state[NODE]
     local child=
-    # No line end is in it: `read` fails at it and has read.
+    # The data has no line end, so `read` fails but has read it.
     until [ "$child" ]; do
         nap
         read -r child <"/proc/${pids[$1]}/task/${pids[$1]}/children" || :
@@ -164,6 +164,6 @@ done
 while [ "$(ask 0 GET '/1.0/cluster/members?recursion=1' | jq '[.metadata[] | select(.status == "Online")] | length')" != "$count" ]; do nap; done
 end=$EPOCHREALTIME
 
-# Both have six decimals: as whole microseconds, then in seconds again.
+# Both have six decimals: compute in whole microseconds, then print seconds.
 took=$((${end/./} - ${start/./}))
 printf '%d.%03d\n' $((took / 1000000)) $((took / 1000 % 1000))

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs a command with an image's root: in-image.sh LAYER… -- COMMAND ARGUMENT…, the lowest layer first; the command gets
-# the directory of the root as its last argument. The mounts are in a mount namespace of their own and go with it.
+# Runs a command with an image's root: in-image.sh LAYER… -- COMMAND ARGUMENT…, lowest layer first; the command gets the
+# root's directory as its last argument. The mounts are in a private mount namespace and end with it.
 set -euo pipefail
 
 if [ "${STEAD_IN_IMAGE-}" != yes ]; then
@@ -25,5 +25,5 @@ if [ "$n" = 1 ]; then
 else
   mount -t overlay -o "ro,lowerdir=$lower" overlay "$top/root"
 fi
-# Not by exec: a floor that dies at once must not leave the loop devices to a lazy unmount.
+# Without exec: if the command dies at once, the loop devices must not be left to a lazy unmount.
 "$@" "$top/root"

@@ -9,7 +9,7 @@ command -v cargo >/dev/null || {
   exit 1
 }
 what=(-p stead -p stead-node)
-# Examples are built with the features of tests' dependencies; without them a build of the tests compiles all once more.
+# Examples bring in the features of the tests' dependencies; without them, building the tests compiles everything again.
 [ "${1-}" = --tests ] && what=(--workspace --bins --examples)
 echo "build: cargo build --release ${what[*]}"
 cargo build --locked --release "${what[@]}"
@@ -18,7 +18,7 @@ triple=$(rustc -vV | sed -n 's/^host: //p')
 mkdir -p build
 for name in stead stead-node; do
   binary=${CARGO_TARGET_DIR:-target}/$triple/release/$name
-  # A running binary cannot be written to, but its name can be given to another file.
+  # A running binary cannot be overwritten, but another file can be renamed over it.
   if ! cmp -s "$binary" "build/$name"; then
     cp "$binary" "build/.$name.new"
     mv "build/.$name.new" "build/$name"

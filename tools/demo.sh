@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The demo: builds, makes the images, starts examples/demo.yaml, launches a container on each of two members, has them
-# reach each other by name, and says what took how long. Run again, it takes what is there.
+# The demo: builds Stead and the images, starts examples/demo.yaml, launches a container on each of two members, checks
+# that they reach each other by name, and prints how long each step took. A second run reuses what exists.
 set -Eeuo pipefail
 cd "$(dirname "$0")/.."
 
 readonly cluster=demo
 readonly stead=build/stead
-# A container has its addresses within a few seconds; a loaded machine with a cold page cache is given a minute.
+# A container has its addresses within a few seconds; a minute allows for a loaded machine with a cold page cache.
 readonly patience_s=60
 
 [ "$(id -u)" = 0 ] || { echo "demo: the namespace backend needs root" >&2; exit 1; }
 
 names=() times=()
-# No `||` after the command: within it bash would pass over failures.
+# No `||` after the command: inside such a list bash would ignore failures.
 trap 'printf "demo: \"%s\" failed\n" "${current-}" >&2' ERR
 step() { # NAME COMMAND…: runs it and keeps the time it took
   local began=$EPOCHREALTIME
@@ -24,7 +24,7 @@ step() { # NAME COMMAND…: runs it and keeps the time it took
   times+=($((${EPOCHREALTIME/./} - ${began/./})))
 }
 
-# Every `incus` here gets an empty standard input: with a pipe there it would wait for YAML.
+# Every `incus` gets an empty standard input: from a pipe it would read YAML.
 client() { incus "$@" </dev/null; }
 
 image() { "$stead" image build "images/$1.yaml"; }
@@ -34,11 +34,11 @@ import_instance_image() {
   shown=$("$stead" image show debian-12 --json)
   metadata=$(jq -er .paths.metadata <<<"$shown")
   rootfs=$(jq -er .paths.rootfs <<<"$shown")
-  # What the engine calls a split image: the digest of its two files one after the other.
+  # The engine's fingerprint of a split image: the digest of its two files, concatenated.
   fingerprint=$(cat "$metadata" "$rootfs" | sha256sum | cut -d' ' -f1)
   known=$(client image list --format json | jq -r '.[] | select(any(.aliases[]?; .name == "debian-12")) | .fingerprint')
   if [ "$known" = "$fingerprint" ]; then
-    echo "debian-12 is in the cluster already"
+    echo "debian-12 is already in the cluster"
     return
   fi
   [ -z "$known" ] || client image alias delete debian-12
@@ -49,7 +49,7 @@ container() { # NAME MEMBER: runs afterwards, whatever was before
   local state
   state=$(client list "^$1\$" --format json | jq -r '.[0].status // "none"')
   case "$state" in
-    Running) echo "$1 runs already" ;;
+    Running) echo "$1 is already running" ;;
     none) client launch debian-12 "$1" --target "$2" --quiet && echo "$1 runs on $2" ;;
     *) client start "$1" ;;
   esac
@@ -76,7 +76,7 @@ until_true() { # WHAT COMMAND…
   shift
   until "$@"; do
     if [ $SECONDS -ge $deadline ]; then
-      echo "demo: after ${patience_s} s still not true: $what" >&2
+      echo "demo: not true after ${patience_s} s: $what" >&2
       client list >&2 || true
       return 1
     fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# cargo deny check: licences, sources and banned crates of every workspace. Advisories are left out: their database is a
-# git repository that a build machine need not reach. A cargo-deny that is not on the PATH is installed once for each
-# version, into the cache, without optimisation: it runs for a second. Where that cannot be done: SKIP, with the reason.
+# Runs cargo deny check: licences, sources and banned crates of every workspace. Advisories are left out: their database
+# is a git repository, which a build machine need not reach. If cargo-deny is not on the PATH, it is installed into the
+# cache once per version, without optimisation, as it runs for a second. If that fails: SKIP, with the reason.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,7 @@ if [ -z "$deny" ]; then
     build=$(mktemp -d)
     trap 'rm -rf "$build"' EXIT
     echo "deny: cargo install cargo-deny@$version"
-    # In a folder of its own: the flags of this project's .cargo/config.toml are not for it.
+    # In another folder, so that the flags of this project's .cargo/config.toml do not apply.
     (
       cd "$build"
       CARGO_TARGET_DIR=$build/target CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
@@ -28,7 +28,7 @@ if [ -z "$deny" ]; then
 fi
 for manifest in Cargo.toml scriptlet/Cargo.toml fuzz/Cargo.toml; do
   echo "deny: $manifest"
-  # Crates of other platforms are in the lock files, but need not be here: what is missing is fetched first.
+  # The lock files also have crates for other platforms, which may not be downloaded yet.
   cargo fetch --quiet --locked --manifest-path "$manifest"
   "$deny" --manifest-path "$manifest" --offline --log-level error --config deny.toml check bans licenses sources
 done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages of tools/debian-packages.txt that are missing; prints what it does. With --dry it only
-# prints what it would do. Nothing is upgraded, nothing missing means nothing done.
+# Installs the missing Debian packages of tools/debian-packages.txt and prints what it does. With --dry it only prints
+# what it would do. Nothing is upgraded; if nothing is missing, nothing is done.
 set -euo pipefail
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 cd "$(dirname "$0")/.."
@@ -22,7 +22,7 @@ say() { printf 'deps: %s\n' "$*"; }
 die() { printf 'deps: %s\n' "$*" >&2; exit 1; }
 
 command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ||
-  die "this needs Debian's apt-get and dpkg-query; on another system install by hand what $list names"
+  die "this needs Debian's apt-get and dpkg-query; on another system, install the packages in $list by hand"
 codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME-}")
 [ -n "$codename" ] || die "/etc/os-release names no VERSION_CODENAME; is this Debian?"
 
@@ -43,16 +43,16 @@ if [ ${#missing[@]} -eq 0 ]; then
 fi
 say "missing: ${missing[*]}"
 
-# Readers of pipes below read to the end: a writer killed by SIGPIPE would count as a failure under pipefail.
+# The readers of pipes below read to the end: under pipefail, a writer killed by SIGPIPE would count as a failure.
 has_candidate() { [ -n "$(apt-cache policy "$1" 2>/dev/null | sed -n '/^  Candidate: [0-9]/p')" ]; }
-# `partial` is written to by every apt-get update, whatever the mirror's dates are.
+# Every apt-get update writes to `partial`, whatever the mirror's dates are.
 lists_are_stale() {
   [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -print -quit 2>/dev/null)" ] ||
     [ -z "$(find /var/lib/apt/lists/partial -maxdepth 0 -mtime "-$lists_max_age_days" 2>/dev/null)" ]
 }
 
-# The archive this machine already uses for its own suite: prints "URI<tab>source entry" (FILE:N, N being the line in
-# a .list file and the paragraph in a .sources file).
+# Prints the archive that this machine uses for its own suite, as "URI<tab>source entry" (FILE:N, where N is the line of
+# a .list file or the paragraph of a .sources file).
 own_archive() {
   apt-get indextargets --format '$(REPO_URI)	$(SOURCESENTRY)' \
     'Created-By: Packages' "Release: $codename" 'Component: main' | sed -n 1p
@@ -83,7 +83,7 @@ backports_source() {
   signed_by "$entry"
 }
 
-# Nothing comes from backports by itself (50: below what is installed), except what the list names.
+# Nothing is installed from backports by default (priority 50, below installed packages), except the packages listed.
 backports_pin() {
   printf 'Package: *\nPin: release n=%s-backports\nPin-Priority: 50\n' "$codename"
   printf '\nPackage: %s\nPin: release n=%s-backports\nPin-Priority: 500\n' "${from_backports[*]}" "$codename"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Lists what Stead has on this machine: processes, network namespaces, mounts, loop devices, interfaces, cgroups,
-# claims of names, nft tables. With a cluster's name only that cluster's. Fails when there is anything; with --list it only lists.
+# Lists what Stead has on this machine: processes, network namespaces, mounts, loop devices, interfaces, cgroups, claims
+# of names, nft tables. With a cluster's name, only that cluster's. Fails if it finds anything; with --list it only
+# lists.
 set -euo pipefail
 export LC_ALL=C
 
@@ -12,7 +13,7 @@ fi
 cluster=${1-}
 readonly state_dir=${STEAD_STATE_DIR:-/var/lib/stead}
 
-# In everything below a thing of Stead's is known by one of these in its name, path, arguments or cgroup.
+# In everything below, Stead's objects are recognised by one of these in their name, path, arguments or cgroup.
 processes() {
   local dir pid arguments cgroups
   for dir in /proc/[0-9]*; do
@@ -29,13 +30,13 @@ processes() {
   done
 }
 namespaces() { ip netns list 2>/dev/null | sed -n 's/^\(stead[^ ]*\).*/network namespace \1/p'; }
-# State directories of tests are elsewhere, but all have `clusters` in them, or the store's blobs.
+# Tests have state directories elsewhere, but all contain `clusters` or the store's blobs.
 mounts() {
   awk -v dir="$state_dir/" '
     index($5, dir) == 1 || $5 ~ "/clusters/|/run/stead|/run/netns/stead" { print "mount " $5 }
   ' /proc/self/mountinfo
 }
-# A layer's file does not tell whose it is, but where it is mounted does; mounted nowhere, it is anyone's leftover.
+# A layer's file does not show its cluster, but its mount point does; a device that is not mounted is a leftover.
 loop_devices() {
   losetup --list --noheadings --output NAME,BACK-FILE 2>/dev/null |
     awk -v dir="$state_dir/" '
@@ -52,8 +53,8 @@ tables() { nft list tables 2>/dev/null | sed -n 's/^table \([a-z0-9]* stead.*\)/
 
 found=$({ processes; namespaces; mounts; loop_devices; interfaces; cgroups; claims; tables; } | sort)
 if [ -n "$cluster" ]; then
-  # The name as a whole word: "demo" is not "demo2" nor "my-demo", but it is in "stead-demo" and in "/demo/". The link out
-  # of a cluster's network has a digest of the name instead: names of interfaces are short.
+  # The name as a whole word: "demo" matches "stead-demo" and "/demo/", but neither "demo2" nor "my-demo". The link out
+  # of a cluster's network has a digest of the name instead, because interface names are short.
   link=$(printf %s "$cluster" | sha256sum | cut -c 1-8)
   found=$(grep -E "(stead[-_]|[^a-z0-9-])($cluster|$link)([^a-z0-9-]|\$)|not mounted" <<<"$found" || true)
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Formatting, clippy without warnings, shell syntax. PROFILE=release checks what that profile has built build scripts
-# and procedural macros for already.
+# Checks formatting, clippy warnings and shell syntax. PROFILE=release reuses the build scripts and procedural macros
+# that the release profile has already built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# All that CI runs. Steps that use different things run side by side: images are mostly dpkg on one processor, so the
-# checks and the tests are compiled meanwhile. Logs, junit.xml and the steps' durations are kept in build/test/. The last
-# line is "N passed, N failed, N skipped" over everything (in the file $STEAD_SUMMARY instead, when that is set).
+# Everything that CI runs. Steps that use different resources run at the same time: building images is mostly dpkg on
+# one CPU, so the checks and the tests are compiled meanwhile. Logs, junit.xml and the steps' durations are kept in
+# build/test/. The last line is "N passed, N failed, N skipped" in total; if $STEAD_SUMMARY is set, it goes to that file
+# instead.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never
-# Where `make images` puts them; tests of machines and clusters run on these.
+# The store of `make images`; tests of machines and clusters use its images.
 export STEAD_TEST_STORE=${STEAD_TEST_STORE:-/var/lib/stead/images}
-# One profile for everything: what is tested is what ships, and each crate is compiled once.
+# One profile for everything: the tested code is what ships, and each crate is compiled once.
 readonly profile=release
 export PROFILE=$profile
 
-# Other people's crates that an earlier run on this machine compiled are used again, from a place that outlives the clone:
-# one folder for one lock file, one set of flags and one compiler. Ours are always compiled. Only in CI: a developer's
-# target/ is their own.
+# Third-party crates compiled by an earlier run on this machine are reused, from a folder outside the clone, one for
+# each combination of lock file, flags and compiler. Our own crates are always compiled. Only in CI: a developer's
+# target/ is left alone.
 if [ -n "${CI-}" ] && [ -z "${CARGO_TARGET_DIR-}" ]; then
   cache=${XDG_CACHE_HOME:-$HOME/.cache}/stead-ci
   key=$({ cat Cargo.lock scriptlet/Cargo.lock Cargo.toml .cargo/config.toml; rustc -vV; } | sha256sum | cut -c 1-16)
@@ -23,7 +24,7 @@ if [ -n "${CI-}" ] && [ -z "${CARGO_TARGET_DIR-}" ]; then
   find "$CARGO_TARGET_DIR" -depth -mindepth 1 \( -name 'stead*' -o -name 'libstead*' -o -name 'xtask*' -o -name 'it-*' \) -exec rm -rf {} +
 fi
 
-# Whether an earlier run has left compiled crates and images: the goals differ (`make bench ONLY=ci`).
+# Whether an earlier run left compiled crates and images: the goals differ (`make bench ONLY=ci`).
 state=cold
 [ -n "$(find "${CARGO_TARGET_DIR:-target}" -name 'libtokio-*.rlib' -print -quit 2>/dev/null)" ] && [ -e "$STEAD_TEST_STORE/images/base" ] && state=warm
 
@@ -39,7 +40,7 @@ step() { # NAME SECONDS COMMAND…: runs it, with its output in NAME.log; its ex
   printf '\n==> %s\n' "$name"
   timeout --kill-after=30 "$limit" "$@" </dev/null >"$logs/$name.log" 2>&1
   status=$?
-  # In one piece: another step may be writing at the same time.
+  # In one write, because another step may write at the same time.
   printf '%s\n--- %s: %d s\n' "$(cat "$logs/$name.log")" "$name" $((SECONDS - started))
   printf '%s %d %d\n' "$name" $((SECONDS - started)) "$status" >>"$logs/steps"
   grep -E '^SKIP ' "$logs/$name.log" >>"$logs/notes"
@@ -48,7 +49,7 @@ step() { # NAME SECONDS COMMAND…: runs it, with its output in NAME.log; its ex
   return "$status"
 }
 
-# The runner's own output is for following: it is not kept back until it ends.
+# The runner's own output is shown at once, not at the end of the step.
 tests() { # NAME SECONDS ARGUMENTS…
   local name=$1 limit=$2 started=$SECONDS status
   shift 2
@@ -76,7 +77,7 @@ finish() {
   done
   failed=$((failed + $(grep -c '^FAIL ' "$logs/notes")))
   skipped=$((skipped + $(grep -c '^SKIP ' "$logs/notes")))
-  # Examples in documentation, which cargo alone runs.
+  # Examples in documentation, which only cargo runs.
   passed=$((passed + $(awk '/^test result: ok/ { n += $4 } END { print n + 0 }' "$logs/compile.log" 2>/dev/null || echo 0)))
   local summary="$passed passed, $failed failed, $skipped skipped"
   printf '\n'
@@ -97,7 +98,7 @@ leftovers() { # compares with what was there before: a running cluster of the us
   return 1
 }
 
-# Without `make build` before them: it would wait for the compiler's lock.
+# Without `make build` first, which would wait for the compiler's lock.
 images() { make --old-file=build images IMAGES="base incus-node lxd-node debian-12 incus7-node"; }
 compile() {
   tools/lint.sh &&
@@ -113,7 +114,7 @@ tools/leftovers.sh --list | sort >"$logs/before"
 export BUILD_FLAGS=--tests
 step build 2400 make build || finish
 readonly xtask=${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/release/xtask
-# A licence that is not allowed is a failure, but no reason to run nothing else.
+# A forbidden licence is a failure, but the other steps still run.
 { step images 1500 bash -c images && { step deny 900 tools/deny.sh || true; }; } &
 images=$!
 step compile 2400 bash -c compile

@@ -1,1 +1,1 @@
-//! Nothing: `tests/scriptlet.rs` is all of this package.
+//! Empty: the package consists of `tests/scriptlet.rs`.

@@ -143,7 +143,7 @@ fn evaluate(program: &str) -> Result<String, String> {
     Module::with_temp_heap(|module| {
         let mut evaluator = Evaluator::new(&module);
         let last = evaluator.eval_module(ast, &globals).map_err(|e| e.to_string())?;
-        last.unpack_str().map(str::to_owned).ok_or_else(|| format!("no text: {last}"))
+        last.unpack_str().map(str::to_owned).ok_or_else(|| format!("not a string: {last}"))
     })
 }
 
@@ -233,7 +233,8 @@ fn a_server_that_shows_no_instances_is_asked_for_what_is_used() {
     assert!(why.contains("it is in the strict group web"), "{why}");
 }
 
-/// A percentage is of the member's memory; processors may be listed by number, or given as a virtual machine's topology.
+/// A percentage is of the member's memory; processors may be listed by number, or given as a virtual machine's
+/// topology.
 #[test]
 fn limits_are_read_as_engines_write_them() {
     let (s, new) = sample();

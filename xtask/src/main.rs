@@ -12,7 +12,7 @@ use std::{path::PathBuf, process::ExitCode};
 enum Task {
     /// Measure, print a table, write target/bench.json.
     Bench(bench::Options),
-    /// Build and run the tests: each in a process of its own, the longest first.
+    /// Build and run the tests: each in its own process, the longest first.
     Test(test::Options),
     /// Measure the planner in this process, print JSON; the benchmark `placement` calls it.
     Placement {

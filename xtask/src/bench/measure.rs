@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-/// Runs a program to its end with its output kept; fails with what it said when it fails.
+/// Runs a program to its end and returns its output; if it fails, the error has its output.
 ///
 /// # Errors
 /// It cannot be started, or exits with anything but 0.
@@ -23,7 +23,7 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
-/// Seconds that `f` takes.
+/// Duration of `f` in seconds.
 ///
 /// # Errors
 /// Those of `f`.
@@ -33,7 +33,7 @@ pub fn seconds<T>(f: impl FnOnce() -> Result<T>) -> Result<f64> {
     Ok(began.elapsed().as_secs_f64())
 }
 
-/// Medians of two things measured in turns, so that whatever else the machine does falls on both: (first, second).
+/// Medians of two measurements, (first, second), taken in turns so that other load on the machine affects both.
 ///
 /// # Errors
 /// Those of the two.
@@ -44,7 +44,7 @@ pub fn in_turns(
 ) -> Result<(f64, f64)> {
     let (mut a, mut b) = (Vec::with_capacity(runs), Vec::with_capacity(runs));
     for run in 0..runs {
-        // Who goes first changes: the second finds caches warm.
+        // The order alternates, because the second one finds warm caches.
         if run % 2 == 0 {
             a.push(first()?);
             b.push(second()?);
@@ -57,7 +57,7 @@ pub fn in_turns(
     Ok((median(a), median(b)))
 }
 
-/// Median of one thing measured some times.
+/// Median of repeated measurements.
 ///
 /// # Errors
 /// Those of `f`.
@@ -65,7 +65,7 @@ pub fn repeated(runs: usize, mut f: impl FnMut() -> Result<f64>) -> Result<f64> 
     Ok(median((0..runs).map(|_| f()).collect::<Result<_>>()?))
 }
 
-/// The middle value, or the mean of the two in the middle; NaN of nothing.
+/// The middle value, or the mean of the two middle ones; NaN for no values.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let n = values.len();
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_says_what_the_program_said() {
+    fn a_failure_shows_the_programs_output() {
         let error =
             output(Command::new("sh").args(["-c", "echo no room >&2; exit 3"])).unwrap_err().to_string();
         assert!(error.contains("exit status: 3") && error.contains("no room"), "{error}");

@@ -1,6 +1,6 @@
 //! The benchmarks: rows, each measured against its floor in the same run, a table and `target/bench.json`.
 //!
-//! Owns what a row is and how rows are run and shown. What a row does is in `rows`.
+//! Owns the form of rows and how they are run and shown. The measurements are in `rows`.
 
 mod measure;
 mod row;
@@ -21,7 +21,7 @@ pub struct Options {
     /// Only this benchmark; --list names them.
     #[arg(long)]
     only: Option<String>,
-    /// How often what takes seconds is measured; the median counts. What takes minutes is measured half as often.
+    /// How often short benchmarks (seconds) are measured; the median counts. Long ones are measured half as often.
     #[arg(long, default_value_t = 5)]
     runs: usize,
     /// Only print the benchmarks' names.
@@ -32,19 +32,19 @@ pub struct Options {
     stead: PathBuf,
 }
 
-/// What a benchmark has to work with.
+/// Context of a benchmark.
 #[derive(Debug)]
 pub struct Bench {
     /// Top of the repository.
     root: PathBuf,
-    /// The `stead` that is measured.
+    /// The `stead` to measure.
     stead: PathBuf,
-    /// How often what takes seconds is measured.
+    /// How often a benchmark that takes seconds is measured.
     runs: usize,
 }
 
 impl Bench {
-    /// How often what takes a minute is measured.
+    /// How often a benchmark that takes minutes is measured.
     fn slow_runs(&self) -> usize {
         self.runs.div_ceil(2)
     }
@@ -54,7 +54,7 @@ impl Bench {
     }
 }
 
-/// A benchmark: its name for `--only`, what it measures, and the function that does it.
+/// A benchmark: its name for `--only`, what it measures, and its function.
 struct Benchmark {
     name: &'static str,
     what: &'static str,
@@ -86,7 +86,7 @@ const BENCHMARKS: &[Benchmark] = &[
     Benchmark { name: "fifty", what: "50 base namespace nodes, up and down", run: rows::fifty::run },
 ];
 
-/// Runs the chosen benchmarks. Fails when one could not be run through or a goal is missed.
+/// Runs the chosen benchmarks. Fails when one fails or a goal is missed.
 ///
 /// # Errors
 /// There is no such benchmark, nothing to measure, or the results cannot be written.

@@ -27,14 +27,14 @@ pub struct Row {
     pub floor: Option<f64>,
     /// `measured / floor`.
     pub ratio: Option<f64>,
-    /// The largest ratio that is good; of a row without a floor the largest `measured`. None: there is no goal.
+    /// The largest acceptable ratio or, for a row without a floor, the largest acceptable `measured`. `None`: no goal.
     pub goal: Option<f64>,
-    /// Whether the goal is kept; true without one.
+    /// Whether the goal is met; true without a goal.
     pub holds: bool,
 }
 
 impl Row {
-    /// A row whose ratio to a floor must not pass `goal`.
+    /// A row whose ratio to a floor must not exceed `goal`.
     pub fn against(
         name: impl Into<String>,
         unit: &'static str,
@@ -50,17 +50,17 @@ impl Row {
             floor: Some(rounded(floor)),
             ratio: Some(rounded(ratio)),
             goal: Some(goal),
-            // NaN and infinity (a floor of nothing) do not hold.
+            // NaN and infinity (from a floor of zero) do not meet the goal.
             holds: ratio <= goal,
         }
     }
 
-    /// A row that must not pass `goal` itself.
+    /// A row whose value must not exceed `goal`.
     pub fn limited(name: impl Into<String>, unit: &'static str, measured: f64, goal: f64) -> Self {
         Self { holds: measured <= goal, goal: Some(goal), ..Self::without_goal(name, unit, measured) }
     }
 
-    /// A row that is only told.
+    /// A row for information only.
     pub fn without_goal(name: impl Into<String>, unit: &'static str, measured: f64) -> Self {
         Self {
             name: name.into(),
@@ -74,7 +74,7 @@ impl Row {
     }
 }
 
-/// Milliseconds and thousandths of a MiB say all that a run can tell.
+/// Rounds to milliseconds or thousandths of a MiB: a run is not more precise.
 fn rounded(x: f64) -> f64 {
     (x * 1000.0).round() / 1000.0
 }

@@ -1,4 +1,4 @@
-//! `stead` as the benchmarks use it: cluster files written for the purpose, clusters that do not outlive a benchmark.
+//! Runs `stead` for the benchmarks: writes cluster files, and takes each cluster down at the end of its benchmark.
 
 use super::{
     Bench,
@@ -29,7 +29,7 @@ impl Bench {
         command
     }
 
-    /// Builds an image unless it is there.
+    /// Builds an image unless it exists.
     ///
     /// # Errors
     /// The build fails.
@@ -43,8 +43,8 @@ impl Bench {
     /// There is no such image or artifact.
     pub fn artifacts(&self, image: &str) -> Result<Vec<(String, PathBuf)>> {
         let text = output(&mut self.stead(["image", "show", image, "--json"]))?;
-        let shown: Value = serde_json::from_str(&text).context("stead image show --json is no JSON")?;
-        let paths = shown["paths"].as_object().context("stead image show --json names no paths")?;
+        let shown: Value = serde_json::from_str(&text).context("stead image show --json printed no JSON")?;
+        let paths = shown["paths"].as_object().context("stead image show --json lists no paths")?;
         Ok(paths
             .iter()
             .filter_map(|(what, path)| Some((what.clone(), PathBuf::from(path.as_str()?))))
@@ -57,7 +57,7 @@ impl Bench {
     /// There is no such image.
     pub fn layers(&self, image: &str) -> Result<Vec<PathBuf>> {
         let text = output(&mut self.stead(["image", "show", image, "--json"]))?;
-        let shown: Value = serde_json::from_str(&text).context("stead image show --json is no JSON")?;
+        let shown: Value = serde_json::from_str(&text).context("stead image show --json printed no JSON")?;
         let layers = shown["manifest"]["layers"].as_array().context("the manifest has no layers")?;
         layers
             .iter()
@@ -69,10 +69,10 @@ impl Bench {
             .collect()
     }
 
-    /// A cluster from the text of its file, not yet up; one of the same name that an earlier run left is taken down.
+    /// A cluster from the text of its file, not started yet; a leftover one of the same name is taken down.
     ///
     /// # Errors
-    /// This is not root; files cannot be written; the old one cannot be taken down.
+    /// Without root; if files cannot be written; if the leftover cannot be taken down.
     pub fn cluster(&self, name: &'static str, file: &str) -> Result<Cluster<'_>> {
         needs_root()?;
         let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
@@ -84,7 +84,7 @@ impl Bench {
     }
 }
 
-/// Skips what only root can do.
+/// Skips a benchmark that needs root.
 ///
 /// # Errors
 /// [`Skip`].
@@ -97,7 +97,7 @@ pub fn needs_root() -> Result<()> {
     Ok(())
 }
 
-/// Skips what needs a program that is not there.
+/// Skips a benchmark whose program is not installed.
 ///
 /// # Errors
 /// [`Skip`].
@@ -136,17 +136,17 @@ impl Cluster<'_> {
     /// It fails.
     pub fn status(&self) -> Result<Value> {
         let text = output(&mut self.bench.stead(["status", self.name, "--json"]))?;
-        serde_json::from_str(&text).context("stead status --json is no JSON")
+        serde_json::from_str(&text).context("stead status --json printed no JSON")
     }
 
-    /// Fails unless the cluster has `nodes` nodes, all running, and each with its engine online when it has one.
+    /// Fails unless the cluster has `nodes` nodes, all running, each with its engine, if any, online.
     ///
     /// # Errors
-    /// It has not.
+    /// The cluster is not healthy.
     pub fn check_healthy(&self, nodes: usize) -> Result<()> {
         let status = self.status()?;
         let list = status["nodes"].as_array().context("stead status --json has no nodes")?;
-        ensure!(list.len() == nodes, "{} nodes where {nodes} should be", list.len());
+        ensure!(list.len() == nodes, "{} nodes instead of {nodes}", list.len());
         for node in list {
             ensure!(node["phase"] == "running", "{} is {}", node["name"], node["phase"]);
             let engine = &node["engine"];

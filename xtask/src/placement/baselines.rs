@@ -1,8 +1,8 @@
-//! What others do, restated so that it can be compared: the rule by which engines place, the script that moves instances
-//! to random members, and the automatic rebalancing of Incus.
+//! Baselines for comparison: the rule by which engines place instances, a script that moves instances to random
+//! members, and the automatic rebalancing of Incus.
 //!
-//! Owns these rules. They know of room and groups what the originals do: nothing. What no server would do, such as
-//! starting an instance where its pool is not, they do not either.
+//! Owns these rules. Like the originals, they ignore free space and groups. They never do what a server would refuse,
+//! such as starting an instance on a member without its pool.
 
 use super::workloads::Random;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ type Rule = fn(&Snapshot, &Policy) -> Snapshot;
 pub const RULES: [(&str, Rule); 3] =
     [("fewest instances", fewest), ("random", shuffled), ("incus rebalance", incus)];
 
-/// Members on which the server would put an instance.
+/// Members on which the server would place an instance.
 fn open<'a>(s: &'a Snapshot, policy: &Policy, i: &Instance) -> Vec<&'a Member> {
     s.members
         .iter()
@@ -33,7 +33,7 @@ fn open<'a>(s: &'a Snapshot, policy: &Policy, i: &Instance) -> Vec<&'a Member> {
         .collect()
 }
 
-/// All instances created anew, one after the other, each on the member that has the fewest.
+/// All instances recreated one after the other, each on the member with the fewest.
 fn fewest(s: &Snapshot, policy: &Policy) -> Snapshot {
     let mut after = s.clone();
     let mut count: BTreeMap<&MemberName, usize> = s.members.iter().map(|m| (&m.name, 0)).collect();
@@ -60,15 +60,15 @@ fn shuffled(s: &Snapshot, policy: &Policy) -> Snapshot {
     after
 }
 
-/// `cluster.rebalance.threshold`, as it is by default: the least difference of scores, in per cent of the larger.
+/// Default of `cluster.rebalance.threshold`: the least difference of scores, in per cent of the larger.
 const THRESHOLD: i64 = 20;
-/// Runs of the task until it is taken to have settled; each moves one instance (`cluster.rebalance.batch`).
+/// The most runs of the task; each moves one instance (`cluster.rebalance.batch`).
 const RUNS: usize = 5000;
 
 /// Incus' automatic rebalancing, run until it does nothing more. The real one moves only virtual machines that migrate
-/// live; here every instance counts as one. Usage is what is committed. Two of its traits are kept: an instance's memory
-/// is added to the processor load and its processors to the memory, and scores are kept in eight bits. An instance that
-/// was moved is left alone (`cluster.rebalance.cooldown`).
+/// live; here every instance counts as one. Usage is the committed amount. Two of its traits are kept: an instance's
+/// memory is added to the CPU load and its CPUs to the memory, and scores have eight bits. An instance that was moved
+/// is not moved again (`cluster.rebalance.cooldown`).
 fn incus(s: &Snapshot, policy: &Policy) -> Snapshot {
     let mut after = s.clone();
     let mut moved = vec![false; s.instances.len()];
@@ -77,7 +77,7 @@ fn incus(s: &Snapshot, policy: &Policy) -> Snapshot {
         ((c.memory_mib << 20) as f64, c.cpu_milli as f64 / 1000.0)
     };
     let score = |m: &Member, (memory, cpu): (f64, f64)| -> u8 {
-        // A conversion that does not fit keeps the lowest eight bits.
+        // A conversion that overflows keeps the lowest eight bits.
         let eight_bits = |x: f64| x as i64 as u8;
         let memory = eight_bits(memory * 100.0 / (m.memory_mib << 20) as f64);
         let cpu = eight_bits(cpu * 100.0 / (m.cpu_milli / 1000) as f64);

@@ -1,6 +1,6 @@
-//! The planner against other rules, on made and on recorded clusters: `cargo xtask placement`, in release.
+//! Compares the planner with other rules, on synthetic and on recorded clusters: `cargo xtask placement`, in release.
 //!
-//! Owns what is measured. Does not own the goals, which are of the row in `bench`.
+//! Owns the measurements. Does not own the goals, which are in the row of `bench`.
 
 mod baselines;
 mod workloads;
@@ -10,44 +10,44 @@ use serde::{Deserialize, Serialize};
 use std::{fs, path::Path, time::Instant};
 use stead_placement::{Policy, Snapshot, check, plan};
 
-/// How even a rule leaves a cluster.
+/// Result of a rule on one cluster.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Outcome {
     /// The rule.
     pub rule: String,
-    /// Imbalance over what is out of reach for certain: 1 could not be better.
+    /// Imbalance divided by a proven lower bound: 1 is optimal.
     pub over_bound: f64,
-    /// What should not be, and is.
+    /// Violations of the policy after it.
     pub violations: usize,
-    /// Pairs of instances that are not as their groups prefer.
+    /// Pairs of instances placed against their groups' preference.
     pub pairs: u64,
-    /// Moves.
+    /// Number of moves.
     pub moves: usize,
 }
 
-/// What each rule makes of one cluster.
+/// Results of the rules on one cluster.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Comparison {
     /// The cluster.
     pub cluster: String,
-    /// As it is at the beginning, then after each rule.
+    /// The initial state, then the result of each rule.
     pub outcomes: Vec<Outcome>,
 }
 
-/// Everything that is measured.
+/// All measurements.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Measured {
     /// Seconds for a plan of the large cluster, one for each run.
     pub seconds: Vec<f64>,
     /// The imbalance after it; 1 is even.
     pub imbalance: f64,
-    /// What is out of reach for certain.
+    /// A proven lower bound on the imbalance.
     pub bound: f64,
-    /// The table.
+    /// Comparisons, one for each cluster.
     pub comparisons: Vec<Comparison>,
 }
 
-/// As tight as the goal for imbalance, so that the search has to work for it.
+/// As strict as the goal for imbalance, so that the search is exercised.
 fn policy() -> Policy {
     Policy { tolerance_percent: 2, least_gain_percent: 0, ..Policy::default() }
 }
@@ -66,7 +66,7 @@ pub fn run(recorded: &Path, runs: usize) -> Result<()> {
         last = Some(plan(&large, &policy)?);
         seconds.push(began.elapsed().as_secs_f64());
     }
-    let last = last.context("there must be a run")?;
+    let last = last.context("--runs must be at least 1")?;
     checked("large", &large, &policy, &last)?;
     let mut comparisons = Vec::new();
     for (name, snapshot, extra) in workloads::ten() {
@@ -89,7 +89,7 @@ pub fn run(recorded: &Path, runs: usize) -> Result<()> {
     Ok(())
 }
 
-/// Recorded clusters, in order; none when there is no folder.
+/// Recorded clusters, in order; empty when the folder does not exist.
 fn snapshots(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
     if !folder.exists() {
         return Ok(Vec::new());

@@ -1,6 +1,4 @@
-//! Made clusters of ten shapes, the same in each run.
-//!
-//! Owns their making. Does not own what is done with them.
+//! Generates clusters of ten shapes, the same in each run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use stead_placement::{
@@ -11,7 +9,7 @@ use stead_placement::{
     },
 };
 
-/// Numbers that look random and are the same each time (SplitMix64).
+/// Pseudo-random numbers from a fixed seed (SplitMix64).
 pub struct Random(pub u64);
 
 impl Random {
@@ -22,18 +20,18 @@ impl Random {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-    /// Below `n`.
+    /// A number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
-    /// One of these.
+    /// One of the given values.
     fn of<T: Copy>(&mut self, these: &[T]) -> T {
         these[self.below(these.len())]
     }
 }
 
 const GIB: u64 = 1024;
-/// What instances are usually given, in MiB of memory and thousandths of a thread.
+/// Usual sizes of instances, in MiB of memory and thousandths of a CPU thread.
 const SIZES: [(u64, u64); 7] = [
     (GIB / 2, 500),
     (GIB, 500),
@@ -81,7 +79,7 @@ fn instance(n: usize, on: usize, (memory_mib, cpu_milli): (u64, u64), disk_gib: 
     }
 }
 
-/// So many instances of usual sizes, each on one of the first `on` members.
+/// `instances` instances of usual sizes, each on one of the first `on` members.
 fn usual(random: &mut Random, instances: usize, on: usize) -> Vec<Instance> {
     (0..instances)
         .map(|n| {

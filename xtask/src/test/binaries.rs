@@ -1,4 +1,4 @@
-//! Which test binaries there are, and which tests are in them: asked of cargo and of the binaries.
+//! Lists the test binaries, from cargo's messages, and the tests in them, from the binaries.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
@@ -13,22 +13,22 @@ use std::{
 pub struct Binary {
     /// The crate.
     pub package: String,
-    /// Its folder: tests are run there, as by cargo.
+    /// The crate's folder, in which tests run, as under cargo.
     pub folder: PathBuf,
-    /// Folder of its workspace.
+    /// The workspace's folder.
     pub workspace: PathBuf,
     /// The file to run.
     pub file: PathBuf,
-    /// Of an integration test its name, `it` where a crate has one.
+    /// The name of an integration test binary, `it` where a crate has only one.
     pub integration: Option<String>,
 }
 
 /// One test of a binary.
 #[derive(Debug, Clone)]
 pub struct Test {
-    /// Where it is.
+    /// The binary that contains it.
     pub binary: Arc<Binary>,
-    /// Its name there.
+    /// Its name in the binary.
     pub name: String,
 }
 
@@ -89,7 +89,7 @@ pub fn build(manifest: &Path, profile: &str) -> Result<Vec<Test>> {
 fn read(messages: &str, workspace: &Path) -> Result<Vec<Binary>> {
     let mut binaries = Vec::new();
     for line in messages.lines() {
-        let message: Message = serde_json::from_str(line).with_context(|| format!("cargo said {line}"))?;
+        let message: Message = serde_json::from_str(line).with_context(|| format!("cargo printed {line}"))?;
         let (Some(file), Some(manifest), Some(target), Some(Profile { test: true })) =
             (message.executable, message.manifest_path, message.target, message.profile)
         else {
@@ -117,7 +117,7 @@ fn list(binary: Arc<Binary>) -> Result<Vec<Test>> {
     let mut tests = Vec::new();
     for line in String::from_utf8(output.stdout)?.lines() {
         let Some(name) = line.strip_suffix(": test") else {
-            bail!("{} lists {line:?}, which is no test", binary.file.display());
+            bail!("{} lists {line:?}, which is not a test", binary.file.display());
         };
         tests.push(Test { binary: binary.clone(), name: name.to_owned() });
     }

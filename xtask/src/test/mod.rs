@@ -1,7 +1,7 @@
-//! The test runner: every test in a process of its own, what uses the same things up not at once, the longest first.
+//! The test runner: every test in its own process, tests that use the same resources not at once, the longest first.
 //!
-//! Owns what is run, in which order, and how it is reported. What a test needs is said in [`rules`], by its name.
-//! Nothing is tried twice: a test that fails sometimes is a failing test.
+//! Owns which tests run, in which order, and their report. [`rules`] says by a test's name what it needs. Nothing is
+//! tried twice: a test that fails sometimes is a failing test.
 
 mod binaries;
 mod process;
@@ -40,25 +40,25 @@ pub struct Options {
     /// Only print the tests, with what they need.
     #[arg(long)]
     list: bool,
-    /// Where results and the output of each test are put.
+    /// Folder for the results and the output of each test.
     #[arg(long, default_value = "build/test")]
     out: PathBuf,
 }
 
-/// A test with what is known of it before it runs.
+/// A test with its rule, before it runs.
 #[derive(Debug)]
 struct Planned {
     test: Test,
     rule: rules::Rule,
 }
 
-/// A test that has run.
+/// A test after its run.
 #[derive(Debug)]
 struct Ran {
     plan: Arc<Planned>,
     seconds: f64,
     outcome: Outcome,
-    /// Where its output is.
+    /// File with its output.
     output: PathBuf,
 }
 
@@ -75,7 +75,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         options.filters.is_empty() || options.filters.iter().any(|f| t.full_name().contains(f.as_str()))
     });
     if tests.is_empty() {
-        bail!("no test has such a name");
+        bail!("no test matches the filters");
     }
     let expected = report::expected(&options.out)?;
     let planned: Vec<Planned> = tests
@@ -107,7 +107,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Runs them until none is left, or until this process is told to end.
+/// Runs the tests until none is left or a signal ends this process.
 async fn run_all(planned: Vec<Planned>, out: &Path) -> Result<Vec<Ran>> {
     let planned: Vec<Arc<Planned>> = planned.into_iter().map(Arc::new).collect();
     let limits = Limits::here();
@@ -136,9 +136,9 @@ async fn run_all(planned: Vec<Planned>, out: &Path) -> Result<Vec<Ran>> {
                 ran.push(done);
                 report::progress(ran.last(), ran.len(), total);
             }
-            // Dropping the set kills what runs.
+            // Dropping the set kills the running tests.
             _ = interrupt.recv() => bail!("interrupted after {} of {total} tests", ran.len()),
-            _ = terminate.recv() => bail!("told to end after {} of {total} tests; running: {}", ran.len(), names(&planned, &queue)),
+            _ = terminate.recv() => bail!("terminated after {} of {total} tests; running: {}", ran.len(), names(&planned, &queue)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One test in a process group of its own, its output in a file, killed with the whole group when its time is up.
+//! Runs one test in its own process group, with its output in a file, and kills the whole group when its time is up.
 
 use super::binaries::Test;
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -10,18 +10,18 @@ use tokio::process::Command;
 pub enum Outcome {
     /// It passed.
     Passed,
-    /// It said that it cannot run here, and why.
+    /// It cannot run here, for this reason.
     Skipped(String),
-    /// It failed: exit, signal or time, in a few words.
+    /// It failed: the exit code, signal or time limit, in a few words.
     Failed(String),
 }
 
-/// Kills what is left of the group: of a test that ended nothing should be, of one that did not everything is.
+/// Kills what is left of the group: nothing after a test that ended, everything of one that did not.
 struct Group(Pid);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // ESRCH: nothing is left, as it should be.
+        // ESRCH: nothing is left, as expected.
         let _ = kill_process_group(self.0, Signal::KILL);
     }
 }
@@ -30,7 +30,7 @@ impl Drop for Group {
 pub async fn run(test: &Test, timeout: Duration, output: &Path) -> Outcome {
     match try_run(test, timeout, output).await {
         Ok(outcome) => outcome,
-        Err(error) => Outcome::Failed(format!("cannot be run: {error}")),
+        Err(error) => Outcome::Failed(format!("cannot run: {error}")),
     }
 }
 
@@ -40,7 +40,7 @@ async fn try_run(test: &Test, timeout: Duration, output: &Path) -> io::Result<Ou
     let mut child = Command::new(&test.binary.file)
         .args(["--exact", &test.name, "--nocapture"])
         .current_dir(folder)
-        // The first as cargo sets it; for the second insta would ask cargo, in each process.
+        // The first is what cargo sets; without the second insta would run cargo in each process.
         .env("CARGO_MANIFEST_DIR", folder)
         .env("INSTA_WORKSPACE_ROOT", &test.binary.workspace)
         .stdin(Stdio::null())
@@ -71,7 +71,7 @@ fn skipped(output: &str) -> Option<String> {
     Some(line.split_once(": ").map_or(line, |(_, reason)| reason).to_owned())
 }
 
-/// Whether the harness says that one test passed; a binary that ends with 0 on its way has proved nothing.
+/// Whether the harness reports one passed test: a binary that exits with 0 early has proved nothing.
 fn ran(output: &str) -> bool {
     output.lines().any(|l| l.starts_with("test result: ok. 1 passed;"))
 }
@@ -99,12 +99,12 @@ mod tests {
         assert!(!ran(""));
     }
 
-    /// A script in the place of a test binary.
+    /// Runs a script in place of a test binary.
     async fn outcome(script: &str, timeout: Duration) -> (Outcome, String) {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("binary");
-        // Written by another process: a fork of a test beside must not hold it open for writing (ETXTBSY).
+        // Written by another process: a fork by a concurrent test must not hold it open for writing (ETXTBSY).
         let written = std::process::Command::new("sh")
             .args(["-c", "printf '%s' \"$1\" >\"$0\""])
             .arg(&file)
@@ -138,14 +138,14 @@ mod tests {
         assert!(matches!(outcome("exit 0", LONG).await.0, Outcome::Failed(_)));
     }
 
-    /// Its children too.
+    /// Its children are killed too.
     #[tokio::test]
     async fn a_test_that_takes_too_long_is_killed_with_its_children() {
         let (outcome, output) = outcome("sleep 1000 & echo $! $$; wait", Duration::from_secs(3)).await;
         assert!(matches!(outcome, Outcome::Failed(why) if why.starts_with("not done")));
         assert_eq!(output.split_whitespace().count(), 2, "{output}");
         for pid in output.split_whitespace() {
-            // It dies a moment after the signal was sent, and is a zombie until init has seen it.
+            // It dies a moment after the signal, and stays a zombie until init reaps it.
             let runs = || {
                 fs::read_to_string(format!("/proc/{pid}/stat"))
                     .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, s)| !s.starts_with(['Z', 'X'])))
@@ -156,7 +156,7 @@ mod tests {
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            assert!(!runs(), "{pid} lives on");
+            assert!(!runs(), "{pid} is still running");
         }
     }
 }

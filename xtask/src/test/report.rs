@@ -1,4 +1,4 @@
-//! What a run leaves: a JUnit file, durations for the next run, and the tables at its end.
+//! Results of a run: a JUnit file, durations for the next run, and the tables at its end.
 
 use super::{Durations, Ran, process::Outcome, rules::Tier};
 use anyhow::{Context, Result};
@@ -9,25 +9,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// So many of the slowest are shown.
+/// How many of the slowest tests are shown.
 const SLOWEST: usize = 20;
-/// So much of a failed test's output is shown, in lines: its end says why.
+/// How many lines of the end of a failed test's output are shown.
 const SHOWN_LINES: usize = 200;
-/// Tests that took longer are told of while others run, in seconds.
+/// Tests that took longer than this, in seconds, get a line while others run.
 const WORTH_TELLING_S: f64 = 1.0;
-/// Durations that are kept with the sources: what is shorter need not be begun early, in seconds.
+/// The least duration kept with the sources, in seconds: shorter tests need not start early.
 const WORTH_KEEPING_S: f64 = 2.0;
 
-/// Beside the results of a run, for the next one.
+/// The file with the durations, beside the results of a run, for the next one.
 fn durations_file(out: &Path) -> PathBuf {
     out.with_file_name("durations.json")
 }
 
-/// How long each test is thought to take: as in the last run here, else as in the one whose durations are kept with the
-/// sources.
+/// The expected duration of each test: from the last run here, otherwise from the durations kept with the sources.
 ///
 /// # Errors
-/// There is a file that cannot be read.
+/// An existing file cannot be read.
 pub fn expected(out: &Path) -> Result<Durations> {
     let mut durations = Durations::new();
     for file in [Path::new("tools/durations.json"), &durations_file(out)] {
@@ -44,7 +43,7 @@ pub fn expected(out: &Path) -> Result<Durations> {
     Ok(durations)
 }
 
-/// A line for what takes its time, does not pass, or comes at a round number.
+/// Prints a line for a test that is slow or does not pass, and at round numbers.
 pub fn progress(ran: Option<&Ran>, done: usize, total: usize) {
     let Some(ran) = ran else { return };
     let name = ran.plan.test.full_name();
@@ -189,7 +188,7 @@ fn junit(ran: &[Ran]) -> String {
     out
 }
 
-/// For XML: characters it gives a meaning to are written out, those it does not allow are left out.
+/// Escapes text for XML; characters that XML does not allow are left out.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_told_in_tables_and_files() {
+    fn a_run_is_reported_in_tables_and_files() {
         let ran = [
             ran("a", 0.5, Outcome::Passed),
             ran("b", 2.0, Outcome::Failed("exit status: 101".into())),
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn xml_holds_no_character_it_must_not() {
+    fn xml_has_no_forbidden_characters() {
         assert_eq!(escaped("a\u{1b}[1m<b>\0 & \"c\"\n"), "a[1m&lt;b&gt; &amp; &quot;c&quot;\n");
     }
 }

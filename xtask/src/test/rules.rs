@@ -1,4 +1,4 @@
-//! What tests need, by their names: one table, the first row that fits counts.
+//! What tests need, by their names: one table, in which the first matching row counts.
 
 use std::time::Duration;
 
@@ -40,11 +40,11 @@ pub struct Rule {
     pub tier: Tier,
     /// Memory of its machines and engines, in MiB.
     pub memory_mib: u64,
-    /// No two tests with the same word here run at once.
+    /// No two tests with the same word here run at the same time.
     pub alone: Option<&'static str>,
-    /// It is killed after this: many times what it takes on an idle machine.
+    /// It is killed after this: many times its duration on an idle machine.
     pub timeout: Duration,
-    /// What it is thought to take before it has run once, in seconds.
+    /// Its expected duration before its first run, in seconds.
     pub expected_s: f64,
 }
 
@@ -60,9 +60,9 @@ fn usual(tier: Tier) -> Rule {
     Rule { tier, memory_mib, alone: None, timeout: Duration::from_secs(timeout_s), expected_s }
 }
 
-/// Beginnings of names, as `crate::it::module::test`, with what those tests run on and what they need for themselves.
-/// Loop devices are the kernel's, and paths behind them are the same on all nodes: a test of the OpenNebula driver could
-/// not tell its own from another's.
+/// Prefixes of names, as `crate::it::module::test`, with the tier of those tests and the resource they need
+/// exclusively. Loop devices belong to the kernel, and the paths behind them are the same on all nodes: a test of the
+/// OpenNebula driver could not distinguish its own from another's.
 const TABLE: &[(&str, Tier, Option<&str>)] = &[
     ("stead::it::cli::", Tier::Files, None),
     ("stead::it::base_cluster::", Tier::Host, None),
@@ -84,7 +84,7 @@ const TABLE: &[(&str, Tier, Option<&str>)] = &[
     ("stead-image::it::debian::", Tier::Host, None),
 ];
 
-/// Of a test, by its full name.
+/// The rule of a test, by its full name.
 pub fn of(full_name: &str) -> Rule {
     for (beginning, tier, alone) in TABLE {
         if full_name.starts_with(beginning) {
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_row_that_fits_counts() {
+    fn the_first_matching_row_counts() {
         assert_eq!(of("stead-model::names::a_name").tier, Tier::Unit);
         assert_eq!(of("stead-model::it::examples::all").tier, Tier::Files);
         assert_eq!(of("stead::it::fleet::spread").tier, Tier::Engine);
@@ -107,9 +107,9 @@ mod tests {
         assert_eq!(of("stead::it::one::every_script").alone, Some("one"));
     }
 
-    /// A row that no name can reach says something that does not hold.
+    /// A row that no name can match is an error.
     #[test]
-    fn every_row_can_be_reached() {
+    fn every_row_can_match() {
         for (n, (beginning, ..)) in TABLE.iter().enumerate() {
             assert!(!TABLE[..n].iter().any(|(earlier, ..)| beginning.starts_with(earlier)), "{beginning}");
         }

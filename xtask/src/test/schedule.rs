@@ -1,19 +1,19 @@
-//! Which test is next: the longest of those for which there is room.
+//! Chooses the next test: the longest of those that fit now.
 
 use super::rules::{Rule, Tier};
 use std::collections::BTreeSet;
 
-/// What the machine has.
+/// The machine's resources.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Processors: as many tests that compute run at once.
+    /// CPUs: at most this many tests that compute run at once.
     pub processors: usize,
-    /// Memory that engines and machines of tests may take together, in MiB.
+    /// Memory that the tests' engines and machines may use together, in MiB.
     pub memory_mib: u64,
 }
 
 impl Limits {
-    /// Of this machine: half of the memory that is free now; what is built and mounted needs the rest.
+    /// The limits of this machine: half of the memory free now; builds and mounts need the rest.
     pub fn here() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -23,24 +23,24 @@ impl Limits {
         Self { processors, memory_mib: free_kib.unwrap_or(4 << 20) / 1024 / 2 }
     }
 
-    /// At most so many tests of a tier at once.
+    /// The most tests of a tier at once.
     fn of(self, tier: Tier) -> usize {
         match tier {
             Tier::Unit | Tier::Files => self.processors,
-            // They wait for kernel and programs more than they compute.
+            // They mostly wait for the kernel and programs.
             Tier::Host | Tier::Engine => 2,
-            // An emulated machine keeps a processor or two busy.
+            // An emulated machine keeps one or two CPUs busy.
             Tier::Emulated => 1,
         }
     }
 
-    /// At most so many at once. One more than there are processors: tests of machines wait for them much of the time.
+    /// The most tests at once: one more than CPUs, because tests of machines often wait.
     fn all(self) -> usize {
         self.processors + 1
     }
 }
 
-/// The tests that are still to run, and those that run.
+/// The waiting and the running tests.
 #[derive(Debug)]
 pub struct Queue {
     rules: Vec<Rule>,
@@ -51,16 +51,16 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Of all tests, by their rules.
+    /// A queue of all tests, by their rules.
     pub fn new(rules: Vec<Rule>, limits: Limits) -> Self {
         let mut waiting: Vec<usize> = (0..rules.len()).collect();
-        // Emulated ones go one after the other: begun late, they would be what everything waits for.
+        // Emulated tests run one after the other: started late, they would delay the end.
         let key = |n: &usize| (rules[*n].tier == Tier::Emulated, rules[*n].expected_s);
         waiting.sort_by(|a, b| key(a).0.cmp(&key(b).0).then(key(a).1.total_cmp(&key(b).1)).then(b.cmp(a)));
         Self { rules, waiting, running: BTreeSet::new(), limits }
     }
 
-    /// Takes the next test for which there is room now.
+    /// Takes the next test that fits now.
     pub fn next(&mut self) -> Option<usize> {
         let at = self.waiting.iter().rposition(|n| self.fits(&self.rules[*n]))?;
         let n = self.waiting.remove(at);
@@ -68,12 +68,12 @@ impl Queue {
         Some(n)
     }
 
-    /// A test has ended.
+    /// Notes that a test has ended.
     pub fn ended(&mut self, n: usize) {
         self.running.remove(&n);
     }
 
-    /// Those that run.
+    /// The running tests.
     pub fn running(&self) -> impl Iterator<Item = usize> {
         self.running.iter().copied()
     }
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_for_which_there_is_room_is_next() {
+    fn the_longest_that_fits_is_next() {
         let mut q = Queue::new(
             vec![
                 rule(Tier::Unit, 1.0, 0, None),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_and_what_is_used_alone_are_kept_apart() {
+    fn memory_and_exclusive_resources_are_respected() {
         let mut q = Queue::new(
             vec![
                 rule(Tier::Engine, 9.0, 3000, Some("loops")),
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_more_than_there_is_runs_by_itself() {
+    fn a_test_that_needs_more_than_the_machine_has_runs_alone() {
         let mut q = Queue::new(
             vec![rule(Tier::Engine, 9.0, 30_000, None), rule(Tier::Engine, 1.0, 30_000, None)],
             LIMITS,

@@ -1,4 +1,4 @@
-//! docs/dependencies.md gives a reason for each dependency, and for none that is not there.
+//! docs/dependencies.md gives a reason for each dependency, and lists no others.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

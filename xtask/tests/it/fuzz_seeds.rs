@@ -1,4 +1,4 @@
-//! Every fuzz target's function over its seeds, and over pieces of them, without libFuzzer.
+//! Runs every fuzz target's function over its seeds, and over pieces of them, without libFuzzer.
 
 #[path = "../../../fuzz/src/lib.rs"]
 mod fuzz;
@@ -14,7 +14,7 @@ fn targets_survive_their_seeds() {
         for entry in fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
             let seed = fs::read(entry.expect("a readable folder").path()).expect("a readable seed");
             target(&seed);
-            // Cut short at every sixteenth: where readers of lengths and brackets fall over.
+            // Truncated at every sixteenth, where readers of lengths and brackets may fail.
             for cut in 0..16 {
                 target(&seed[..seed.len() * cut / 16]);
             }

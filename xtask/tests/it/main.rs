@@ -1,4 +1,4 @@
-//! What holds of the whole repository.
+//! Checks of the whole repository.
 
 mod dependencies;
 mod fuzz_seeds;

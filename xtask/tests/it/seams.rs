@@ -1,4 +1,4 @@
-//! docs/extending.md lists the places of a new backend and of a new engine; no other source names one.
+//! docs/extending.md lists the places that name a backend or an engine; no other source does.
 
 use std::{
     collections::BTreeSet,
@@ -22,8 +22,8 @@ fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The sources of all crates that ship, by their path below crates/, without their tests: modules under `#[cfg(test)]`,
-/// whether they stand in the file or in files of their own.
+/// The sources of all crates, by their path below crates/, without their tests: modules under `#[cfg(test)]`, in the
+/// same file or in files of their own.
 fn shipped() -> Vec<(String, String)> {
     let crates = top().join("crates");
     let mut files = Vec::new();
@@ -52,7 +52,7 @@ fn shipped() -> Vec<(String, String)> {
         .collect()
 }
 
-/// A file's text up to the module of tests at its end.
+/// A file's text before the test module at its end.
 fn without_tests(text: &str) -> String {
     const TEST: &str = "#[cfg(test)]\n";
     let opens = |at: &usize| {
@@ -62,7 +62,7 @@ fn without_tests(text: &str) -> String {
     text[..end].to_owned()
 }
 
-/// The modules that this file declares for tests alone: their paths without an extension.
+/// The modules that a file declares only for tests: their paths without an extension.
 fn test_modules(text: &str, path: &Path) -> Vec<PathBuf> {
     let children = match path.file_stem().and_then(|s| s.to_str()) {
         Some("lib" | "main" | "mod") => path.with_file_name(""),
@@ -78,7 +78,7 @@ fn test_modules(text: &str, path: &Path) -> Vec<PathBuf> {
     declared.collect()
 }
 
-/// The sources in which one of these words stands.
+/// The sources that contain one of these words.
 fn naming(words: &[String]) -> BTreeSet<String> {
     let sources = shipped();
     assert!(sources.len() > 300, "only {} sources", sources.len());
@@ -87,7 +87,7 @@ fn naming(words: &[String]) -> BTreeSet<String> {
 }
 
 #[test]
-fn modules_of_tests_are_told_from_what_ships() {
+fn test_modules_are_distinguished_from_shipped_ones() {
     let text = "#[cfg(test)]\npub(crate) mod fixtures;\nmod plan;\n#[cfg(test)]\nmod tests {\n}\n";
     assert_eq!(without_tests(text), "#[cfg(test)]\npub(crate) mod fixtures;\nmod plan;\n");
     assert_eq!(test_modules(text, Path::new("a/src/lib.rs")), [Path::new("a/src/fixtures")]);
@@ -99,16 +99,16 @@ fn modules_of_tests_are_told_from_what_ships() {
 #[test]
 fn nothing_else_matches_on_a_backend() {
     let found = naming(&ALL.iter().map(|b| format!("Backend::{b:?}")).collect::<Vec<_>>());
-    // In its folder the table's macro names them all.
+    // In that folder the table's macro names them all.
     let elsewhere: Vec<_> = found.iter().filter(|path| !path.starts_with(BACKENDS)).collect();
-    assert!(elsewhere.is_empty(), "{elsewhere:?} ask which backend it is");
+    assert!(elsewhere.is_empty(), "{elsewhere:?} name a backend");
 }
 
 #[test]
 fn nothing_else_matches_on_an_engine() {
     let found = naming(&EngineFacts::all().map(|f| format!("EngineKind::{:?}", f.kind)).collect::<Vec<_>>());
     let allowed: BTreeSet<String> = ENGINES.map(str::to_owned).into();
-    assert!(found.is_subset(&allowed), "{:?} ask which engine it is", found.difference(&allowed));
+    assert!(found.is_subset(&allowed), "{:?} name an engine", found.difference(&allowed));
     let page = fs::read_to_string(top().join("docs/extending.md")).expect("docs/extending.md");
     for place in ENGINES {
         assert!(page.contains(&format!("crates/{place}")), "docs/extending.md does not name {place}");

@@ -114,7 +114,7 @@ fn a_window_of_a_file_is_a_device_that_is_found_by_its_file() {
 
 #[test]
 fn a_device_in_use_is_waited_for_and_detaches_after_its_last_use() {
-    if skip_loops("a_device_in_use_is_waited_for_and_goes_when_its_user_does", &[]) {
+    if skip_loops("a_device_in_use_is_waited_for_and_detaches_after_its_last_use", &[]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

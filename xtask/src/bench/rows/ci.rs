@@ -1,4 +1,4 @@
-//! The last `make test` of this checkout, by step, against what it may take.
+//! The last `make test` of this checkout, by step, against its goals.
 
 use crate::bench::{
     Bench,
@@ -7,9 +7,9 @@ use crate::bench::{
 use anyhow::{Context, Result};
 use std::{fs, io};
 
-/// Of everything, on two processors with nothing compiled or built before.
+/// Goal for the whole run on two CPUs, with nothing compiled or built before.
 const COLD_GOAL_S: f64 = 30.0 * 60.0;
-/// The same where an earlier run has left other people's crates and images.
+/// Goal for the whole run when an earlier one left third-party crates and images.
 const WARM_GOAL_S: f64 = 15.0 * 60.0;
 
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
@@ -17,13 +17,13 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     match fs::read_to_string(&file) {
         Ok(steps) => rows(&steps),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            Err(Skip("no `make test` was run in this checkout".into()).into())
+            Err(Skip("`make test` has not been run in this checkout".into()).into())
         }
         Err(e) => Err(e).with_context(|| format!("cannot read {}", file.display())),
     }
 }
 
-/// Of lines `STEP SECONDS EXIT`; the last is `all-cold` or `all-warm`.
+/// Rows from lines `STEP SECONDS EXIT`; the last step is `all-cold` or `all-warm`.
 fn rows(steps: &str) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for line in steps.lines() {
@@ -39,7 +39,7 @@ fn rows(steps: &str) -> Result<Vec<Row>> {
         });
     }
     if !rows.iter().any(|r| r.name.starts_with("ci: all-")) {
-        return Err(Skip("the last `make test` of this checkout did not come to its end".into()).into());
+        return Err(Skip("the last `make test` of this checkout did not finish".into()).into());
     }
     Ok(rows)
 }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_are_told_and_their_sum_has_a_goal() {
+    fn steps_are_listed_and_their_sum_has_a_goal() {
         let made = rows("deps 3 0\ntests 700 0\nall-warm 901 0\n").unwrap();
         let told: Vec<(&str, f64, Option<f64>, bool)> =
             made.iter().map(|r| (r.name.as_str(), r.measured, r.goal, r.holds)).collect();

@@ -13,7 +13,7 @@ use stead_model::{
     recipe::{Base, Debian},
 };
 
-/// What kernel, initrd, manifest and overlays may add to packages and squashfs.
+/// Limit on the ratio: what kernel, initrd, manifest and overlays may add to packages and squashfs.
 const GOAL: f64 = 1.2;
 const IMAGE: &str = "incus-node";
 
@@ -25,7 +25,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let recipe = Recipe::from_yaml(&file.to_string_lossy(), &text)?;
     let Base::Debian(debian) = recipe.base else {
-        return Err(anyhow!(Skip(format!("{IMAGE} is not made of Debian packages"))));
+        return Err(anyhow!(Skip(format!("{IMAGE} is not built from Debian packages"))));
     };
     let measured = || {
         let state = tempfile::tempdir()?;
@@ -36,7 +36,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     Ok(vec![Row::against(format!("cold build of {IMAGE}"), "s", measured, floor, GOAL)])
 }
 
-/// The two commands a person would type: the same packages, the same set of packages around them, the same compression.
+/// The two commands that a person would type, with the same packages, the same variant and the same compression.
 fn by_hand(debian: &Debian) -> Result<f64> {
     let work = tempfile::tempdir()?;
     let (tree, squashfs) = (work.path().join("tree"), work.path().join("root.squashfs"));

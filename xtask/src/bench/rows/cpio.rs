@@ -1,4 +1,4 @@
-//! A newc cpio archive, just as much of it as an initrd of three files needs.
+//! Writes newc cpio archives, as far as an initrd of three files needs.
 
 /// Permissions and kinds, as in `st_mode`.
 const DIRECTORY: u32 = 0o040_755;

@@ -9,7 +9,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let file = format!("image: base\nnodes: {NODES}\nmachine: {{ backend: namespace }}\nengine: none\n");
     let cluster = bench.cluster("bench-fifty", &file)?;
     bench.image("base")?;
-    // Once: it takes long enough that chance matters little.
+    // Once: it takes so long that chance matters little.
     let up = cluster.up()?;
     cluster.check_healthy(NODES)?;
     let down = cluster.down()?;

@@ -1,4 +1,4 @@
-//! What is measured, one benchmark a file.
+//! The measurements, one benchmark a file.
 
 pub mod agent;
 pub mod ci;

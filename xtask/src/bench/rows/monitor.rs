@@ -1,4 +1,4 @@
-//! The OpenNebula driver's monitoring of 500 instances, against the in-memory engine: what the driver itself costs.
+//! The OpenNebula driver's monitoring of 500 instances on the in-memory engine: the cost of the driver itself.
 
 use crate::bench::{
     Bench,
@@ -17,7 +17,7 @@ use stead_testkit::{
     fake::{Fake, Usage},
 };
 
-/// oned asks its hosts every few seconds.
+/// Goal, in seconds: oned polls its hosts every few seconds.
 const GOAL_S: f64 = 1.0;
 const INSTANCES: usize = 500;
 
@@ -45,10 +45,10 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     let rc = Lxdrc { socket: Some(socket), ..Lxdrc::default() };
     let ask = || {
         let told = runtime.block_on(probe(Probe::Monitor, &caller, &rc))?;
-        ensure!(told.lines().count() == INSTANCES, "the probe told of {} instances", told.lines().count());
+        ensure!(told.lines().count() == INSTANCES, "the probe reported {} instances", told.lines().count());
         Ok(())
     };
-    // The first call has no earlier reading of CPU time and looks twice.
+    // The first call has no earlier reading of CPU time, so it reads twice.
     ask()?;
     std::thread::sleep(std::time::Duration::from_millis(200));
     let measured = repeated(bench.runs, || {

@@ -1,5 +1,5 @@
-//! The planner: how long it takes for a large cluster, how even it leaves it, and what other rules make of ten made
-//! clusters and the recorded ones.
+//! The planner: its time for a large cluster, the imbalance after its plan, and a comparison with other rules on ten
+//! synthetic and the recorded clusters.
 
 use crate::{
     bench::{Bench, measure::median, measure::output, row::Row},
@@ -8,21 +8,21 @@ use crate::{
 use anyhow::{Context, Result, ensure};
 use std::process::Command;
 
-/// A plan is asked for by somebody who waits.
+/// Limit on a plan's time: its user is waiting.
 const SECONDS_GOAL: f64 = 1.0;
-/// Of the bound.
+/// Limit on the imbalance, as a multiple of the bound.
 const IMBALANCE_GOAL: f64 = 1.02;
 
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
-    ensure!(!cfg!(debug_assertions), "the planner is measured in release; `make bench` runs this so");
-    // A process of its own; one thread, as the planner has no more.
+    ensure!(!cfg!(debug_assertions), "the planner must be measured in release, as `make bench` does");
+    // A separate process; the planner has only one thread.
     let said = output(
         Command::new(std::env::current_exe()?)
             .args(["placement", "--runs"])
             .arg(bench.runs.to_string())
             .current_dir(&bench.root),
     )?;
-    let measured: Measured = serde_json::from_str(&said).context("xtask placement said no JSON")?;
+    let measured: Measured = serde_json::from_str(&said).context("xtask placement printed no JSON")?;
     print!("{}", table(&measured));
     Ok(vec![
         Row::limited("plan, 1000 members, 20000 instances", "s", median(measured.seconds), SECONDS_GOAL),
@@ -30,7 +30,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
-/// Imbalance over the bound, things amiss and moves, by cluster and rule.
+/// Imbalance over the bound, violations and moves, by cluster and rule.
 fn table(measured: &Measured) -> String {
     let rules: Vec<&str> = measured
         .comparisons

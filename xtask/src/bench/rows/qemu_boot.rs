@@ -1,6 +1,6 @@
-//! Power-on to agent ready in QEMU, against a busybox init on the same kernel, and against a Debian with systemd and the
-//! same packages. Both get the machine, CPUs, memory and kernel parameters that Stead's own QEMU was seen to have; busybox
-//! its drives, network card and random numbers too, so that what is compared is what comes after the kernel.
+//! Power-on to agent ready in QEMU, against a busybox init on the same kernel, and against a Debian with systemd and
+//! the same packages. Both get the machine, CPUs, memory and kernel parameters of Stead's own running QEMU; busybox
+//! also gets its drives, network card and random number generator, so that only what follows the kernel differs.
 
 use crate::bench::{
     Bench,
@@ -22,26 +22,26 @@ use std::{
 };
 use stead_model::{Recipe, recipe::Base};
 
-/// Over an init that does nothing.
+/// Limit on the ratio to an init that does nothing.
 const BUSYBOX_GOAL: f64 = 1.5;
-/// It must not be slower than the system it stands in for.
+/// Limit on the ratio to systemd: a node must not be slower than the system it replaces.
 const SYSTEMD_GOAL: f64 = 1.0;
 const IMAGE: &str = "base";
 const CLUSTER_NAME: &str = "bench-qemu";
 const CLUSTER: &str = "image: base\nnodes: 1\nmachine: { backend: qemu }\nengine: none\n";
-/// What the systems compared with print on the console when they are up.
+/// Printed on the console by the compared systems once they are up.
 const READY: &str = "STEAD-BENCH-READY";
-/// By emulation a full systemd was seen to take half a minute; a machine under load some times that.
+/// Under emulation a full systemd takes half a minute, on a loaded machine several times that.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// What a kernel that panics says last.
+/// The last message of a kernel that panics.
 const PANIC: &str = "Kernel panic - not syncing";
 /// How often a system whose kernel panics is booted again.
 const RETRIES: usize = 2;
-/// Stands in for the drive with the node spec, which goes with the machine.
+/// Size of the replacement for the node spec's drive, which ends with the machine.
 const SPEC_DRIVE_BYTES: u64 = 64 << 10;
-/// Room in the Debian's filesystem beyond its files.
+/// Free space in the Debian's filesystem.
 const SLACK_BYTES: u64 = 256 << 20;
-/// Ticks of /proc/PID/stat in a second: Linux gives programs 100 whatever its own are.
+/// Ticks per second in /proc/PID/stat: always 100 in user space.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {
@@ -102,7 +102,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
     ])
 }
 
-/// The QEMU of Stead's machine: what is worth giving to the others, and how long it has been running.
+/// The QEMU of Stead's machine: the options to give to the others, and how long it has been running.
 #[derive(Debug)]
 struct Qemu {
     program: String,
@@ -113,7 +113,7 @@ struct Qemu {
 }
 
 impl Qemu {
-    /// The one that runs for a cluster, just after `up` said that its agent is ready.
+    /// Finds the QEMU of a cluster, right after `up` reported its agent ready.
     fn running(cluster: &str, spec_drive: &Path) -> Result<Self> {
         let uptime = fs::read_to_string("/proc/uptime").context("cannot read /proc/uptime")?;
         let now: f64 =
@@ -130,7 +130,7 @@ impl Qemu {
             let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
             return Ok(Self { age_s: now - started_s(&stat)?, ..Self::of_argv(&argv, spec_drive)? });
         }
-        bail!("no qemu of cluster {cluster} runs")
+        bail!("no QEMU of cluster {cluster} is running")
     }
 
     fn of_argv(argv: &[&str], spec_drive: &Path) -> Result<Self> {
@@ -146,7 +146,7 @@ impl Qemu {
             .filter(|pair| ["-object", "-blockdev", "-netdev", "-device"].contains(&pair[0]))
             .flat_map(|pair| [pair[0].to_owned(), stand_in(pair[1], spec_drive)])
             .collect();
-        // Where init is and where the console is differ; the rest is how the kernel is made to boot fast.
+        // The paths of init and console differ; the other parameters make the kernel boot fast.
         let parameters = value("-append")
             .unwrap_or_default()
             .split_whitespace()
@@ -159,8 +159,8 @@ impl Qemu {
         Ok(Self { program, options, devices, parameters, age_s: 0.0 })
     }
 
-    /// Seconds from starting QEMU until the system in it says that it is up. A kernel that panics boots again: by
-    /// emulation with several processors one in some dozens does, and what is compared is not that.
+    /// Seconds from starting QEMU until its system reports that it is up. A kernel that panics is booted again: under
+    /// emulation with several CPUs one in some dozens does, and that is not compared here.
     fn boot(&self, kernel: &Path, initrd: &Path, more: &[String], parameters: &str) -> Result<f64> {
         let mut last = self.boot_once(kernel, initrd, more, parameters);
         for _ in 0..RETRIES {
@@ -209,7 +209,7 @@ impl Qemu {
         match ready {
             Ok(at) => Ok((at - began).as_secs_f64()),
             Err(_) => bail!(
-                "{} with {} is not up; its console ends with:\n{console}",
+                "{} with {} did not come up; its console ends with:\n{console}",
                 self.program,
                 initrd.display()
             ),
@@ -217,7 +217,7 @@ impl Qemu {
     }
 }
 
-/// The value of a device's option, with what is of the machine that has gone (its tap, its spec drive) replaced.
+/// The value of a device's option, with the parts of the ended machine (its tap, its spec drive) replaced.
 fn stand_in(value: &str, spec_drive: &Path) -> String {
     if let Some(tap) = value.strip_prefix("tap,") {
         let id = tap.split(',').find(|o| o.starts_with("id=")).unwrap_or_default();
@@ -232,14 +232,14 @@ fn stand_in(value: &str, spec_drive: &Path) -> String {
     }
 }
 
-/// When a process started, in seconds since boot: field 22 of its stat, counted behind the name, which may hold anything.
+/// Start of a process, in seconds since boot: field 22 of its stat, counted after the name, which may contain anything.
 fn started_s(stat: &str) -> Result<f64> {
     let (_, rest) = stat.rsplit_once(')').context("a stat without a name")?;
-    let ticks: f64 = rest.split_whitespace().nth(19).context("a stat cut short")?.parse()?;
+    let ticks: f64 = rest.split_whitespace().nth(19).context("a truncated stat")?.parse()?;
     Ok(ticks / TICKS_PER_SECOND)
 }
 
-/// An initrd with busybox alone, whose init mounts what every init mounts, and says that it is up.
+/// An initrd with only busybox, whose init mounts what every init mounts and reports that it is up.
 fn busybox_initrd() -> Result<Vec<u8>> {
     const INIT: &str = "#!/bin/busybox sh\n\
         /bin/busybox mount -t proc proc /proc\n\
@@ -260,7 +260,7 @@ fn busybox_initrd() -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// A Debian with the image's packages, systemd, and the image's kernel package (for its modules and initrd).
+/// A Debian with the image's packages, systemd, and the image's kernel package for its modules and initrd.
 #[derive(Debug)]
 struct Debian {
     disk: PathBuf,
@@ -308,7 +308,7 @@ impl Debian {
 
         let used = output(Command::new("du").args(["--summarize", "--block-size=1"]).arg(&tree))?;
         let used: u64 =
-            used.split_whitespace().next().unwrap_or_default().parse().context("du gave no number")?;
+            used.split_whitespace().next().unwrap_or_default().parse().context("du printed no number")?;
         let disk = work.join("debian.raw");
         fs::File::create(&disk)?.set_len(used + used / 4 + SLACK_BYTES)?;
         output(Command::new("mkfs.ext4").args(["-q", "-F", "-d"]).arg(&tree).arg(&disk))?;

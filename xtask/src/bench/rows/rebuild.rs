@@ -8,7 +8,7 @@ use crate::bench::{
 };
 use anyhow::Result;
 
-/// Short enough to run before each `up` without a thought.
+/// Goal: short enough to run before every `up`.
 const GOAL_S: f64 = 0.3;
 
 pub fn run(bench: &Bench) -> Result<Vec<Row>> {

@@ -10,7 +10,7 @@ use crate::bench::{
 use anyhow::{Context, Result};
 use std::process::Command;
 
-/// What `up` may cost over the floor.
+/// Limit on the ratio of `up` to the floor.
 const GOAL: f64 = 1.5;
 // No disks: the floor has its storage in a directory too.
 const CLUSTER: &str = "image: incus-node\nnodes: 3\nmachine: { backend: namespace }\nengine: incus\n";
@@ -32,7 +32,7 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
         let last = said.lines().last().unwrap_or_default();
         last.trim().parse().with_context(|| format!("{} said {last:?}, no seconds", script.display()))
     };
-    // Once for nothing: files come into the page cache.
+    // One run to fill the page cache.
     floor()?;
     measured()?;
     let (measured, floor) = in_turns(bench.runs, measured, floor)?;
