@@ -1,6 +1,6 @@
-//! Packs the relocations of `stead-node` (DT_RELR): 0.4 of 8 MiB that every initrd and every machine would carry.
+//! Packs the relocations of `stead-node` (DT_RELR), which saves 0.4 of 8 MiB in every initrd and machine.
 //!
-//! A static binary applies them itself, before `main`, by the C library in it: glibc can since 2.36.
+//! A static binary applies relocations itself, before `main`, by its C library: glibc supports this from 2.36.
 
 use std::{env, process::Command};
 

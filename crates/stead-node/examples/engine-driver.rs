@@ -1,8 +1,8 @@
 //! Runs the engine manager beside an engine and obeys lines on stdin, each answered by a line of JSON on stdout.
 //!
-//! `engine-driver NODE ENGINE-SPEC-JSON`; lines are `status`, `join-token MEMBER`, `join TOKEN`,
-//! `access ACCESS-REQUEST-JSON`, `remove MEMBER`, `remove-force MEMBER`, `instances`. For the tests on real engines, and for
-//! looking at an engine by hand without the rest of a node.
+//! `engine-driver NODE ENGINE-SPEC-JSON`; lines are `status`, `join-token MEMBER`, `join TOKEN`, `access
+//! ACCESS-REQUEST-JSON`, `remove MEMBER`, `remove-force MEMBER`, `instances`. For tests on real engines, and for
+//! inspecting an engine by hand without the rest of a node.
 
 use serde_json::{Value, json};
 use std::sync::Arc;

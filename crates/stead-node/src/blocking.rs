@@ -1,8 +1,8 @@
-//! Where work goes that may block: mounts (a journal is replayed), looks at devices, files that are written through to a
-//! disk. The node's only async thread answers the agent API meanwhile.
+//! Runs blocking work: mounts (which may replay a journal), looks at devices, files synced to a disk. The node's only
+//! async thread answers the agent API meanwhile.
 //!
-//! Each piece of work gets a thread of its own. Not the runtime's pool: that one cannot be left while a mount hangs on a
-//! dead disk, and panics when there is no thread to be had.
+//! Each piece of work gets its own thread. The runtime's pool is not used: it cannot be shut down while a mount hangs
+//! on a dead disk, and panics when no thread can be created.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -11,8 +11,8 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// Runs `work` on a thread of its own and returns what it made. Its panic is the caller's. When no thread can be had, the
-/// work is done here: late answers are better than none. Work whose caller has gone is finished all the same.
+/// Runs `work` on its own thread and returns its result. A panic is passed to the caller. If no thread can be created,
+/// the work runs here: late answers are better than none. Work whose caller has gone is still finished.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (give, made) = oneshot::channel();
     let work = Arc::new(Mutex::new(Some(work)));
@@ -30,7 +30,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     match made.await {
         Ok(Ok(value)) => value,
         Ok(Err(panic)) => resume_unwind(panic),
-        // The thread has sent something before it ended: it took the work, which was there.
+        // Unreachable: the thread always sends a result before it ends.
         Err(_) => std::future::pending().await,
     }
 }

@@ -1,7 +1,6 @@
-//! Control groups: which hierarchies there are, a group per service, and ending everything in one.
+//! Control groups: the hierarchies, a group for each service, and killing everything in one.
 //!
-//! Owns names and files below `/sys/fs/cgroup`. What is mounted there at boot is planned by [`crate::boot`] from the
-//! [`Layout`] read here.
+//! Owns names and files below `/sys/fs/cgroup`. [`crate::boot`] plans the mounts there from the [`Layout`] read here.
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
@@ -14,9 +13,9 @@ use stead_os::{cgroup::V1_CONTROLLERS, mountinfo::Mount};
 /// Where cgroups are mounted in every node.
 pub const ROOT: &str = "/sys/fs/cgroup";
 
-/// Cgroup operation that failed.
+/// A failed cgroup operation.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} cgroup {path}")]
+#[error("cannot {operation} cgroup {path}")]
 pub struct CgroupError {
     operation: &'static str,
     path: PathBuf,
@@ -29,17 +28,17 @@ pub struct CgroupError {
 pub struct Layout {
     /// Version 1 hierarchies: controllers mounted together, or `name=systemd`.
     pub v1: Vec<Vec<String>>,
-    /// Whether version 2 is there.
+    /// Whether the kernel has version 2.
     pub v2: bool,
 }
 
 impl Layout {
-    /// What a VM has: version 2 only.
+    /// The layout of a VM: version 2 only.
     pub fn unified() -> Self {
         Self { v1: Vec::new(), v2: true }
     }
 
-    /// From the host's mounts. A v1 hierarchy counts once however often it is mounted.
+    /// From the host's mounts. A version 1 hierarchy counts once, however often it is mounted.
     pub fn from_mounts(mounts: &[Mount]) -> Self {
         let mut layout = Self { v1: Vec::new(), v2: mounts.iter().any(|m| m.filesystem == "cgroup2") };
         for mount in mounts.iter().filter(|m| m.filesystem == "cgroup") {
@@ -74,22 +73,23 @@ impl Layout {
 /// The named hierarchy in which systemd (and liblxc for it) keep processes.
 const SYSTEMD: &str = "name=systemd";
 
-/// Controllers services are not put into: an unset cpuset refuses processes, and the other two want set-up.
+/// Controllers without groups for services: a cpuset refuses processes before it is configured, net_prio needs
+/// configuration.
 const WITHOUT_SERVICES: [&str; 2] = ["cpuset", "net_prio"];
 
 /// The node's hierarchies, ready to take groups.
 #[derive(Debug, Clone, Default)]
 pub struct Tree {
-    /// Roots of hierarchies in which services get groups; the first knows all processes of a group.
+    /// Roots of the hierarchies in which services get groups; the first one lists all processes of a group.
     roots: Vec<PathBuf>,
 }
 
 impl Tree {
-    /// Takes the hierarchies mounted below [`ROOT`], and in version 2 makes room for groups: processes of the root go
-    /// to `init.scope` (liblxc takes that name off again), then every controller is enabled.
+    /// Uses the hierarchies mounted below [`ROOT`], and prepares version 2 for groups: processes of the root move to
+    /// `init.scope` (a name that liblxc strips), then every controller is enabled.
     ///
     /// # Errors
-    /// The first thing that could not be done, with the tree as far as it goes.
+    /// All failures, beside the tree as far as it could be prepared.
     pub fn prepare(mounts: &[Mount]) -> (Self, Vec<CgroupError>) {
         let mut errors = Vec::new();
         let mut roots = Vec::new();
@@ -126,7 +126,7 @@ impl Tree {
 fn make_folders(root: &Path, name: &str) -> Result<(), CgroupError> {
     let mut path = root.to_owned();
     for part in name.split('/') {
-        // In version 2 a group's controllers are those its parent hands down.
+        // In version 2 a group has the controllers that its parent enables.
         hand_down(&path);
         path.push(part);
         match fs::create_dir(&path) {
@@ -139,7 +139,7 @@ fn make_folders(root: &Path, name: &str) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// Enables every controller for the children of a version 2 group; one that refuses leaves the others.
+/// Enables every controller for the children of a version 2 group; a failure does not affect the others.
 fn hand_down(folder: &Path) {
     let Ok(controllers) = fs::read_to_string(folder.join("cgroup.controllers")) else { return };
     let control = folder.join("cgroup.subtree_control");
@@ -160,7 +160,7 @@ fn delegate(root: &Path) -> Result<(), CgroupError> {
     })?;
     let procs = fs::read_to_string(root.join("cgroup.procs")).unwrap_or_default();
     for pid in procs.split_whitespace().filter(|p| *p != "0") {
-        // Kernel threads cannot be moved; only our own process matters.
+        // Kernel threads cannot be moved; only this process matters.
         if let Err(source) = fs::write(init.join("cgroup.procs"), pid)
             && pid == std::process::id().to_string()
         {
@@ -171,14 +171,14 @@ fn delegate(root: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
-/// One group, in every hierarchy.
+/// One group in every hierarchy.
 #[derive(Debug, Clone, Default)]
 pub struct Group {
     folders: Vec<PathBuf>,
 }
 
 impl Group {
-    /// Open `cgroup.procs` files: a process that writes `0` to each is in the group.
+    /// Open `cgroup.procs` files: a process enters the group by writing `0` to each.
     pub fn entrances(&self) -> Vec<fs::File> {
         self.folders
             .iter()
@@ -195,7 +195,7 @@ impl Group {
         pids
     }
 
-    /// Kills everything in the group and below it: by `cgroup.kill` where the kernel has it (5.14), else one by one.
+    /// Kills everything in the group and below it: by `cgroup.kill` if the kernel has it (5.14), otherwise one by one.
     pub fn kill(&self) {
         let Some(folder) = self.folders.first() else { return };
         if fs::write(folder.join("cgroup.kill"), "1").is_ok() {
@@ -212,7 +212,7 @@ impl Group {
     }
 }
 
-/// Deepest nesting that is looked through; a bound, since a container may nest groups as it likes.
+/// Deepest nesting that is searched; a bound, since containers may nest groups without limit.
 const MAX_DEPTH: usize = 16;
 
 fn collect(folder: &Path, pids: &mut Vec<Pid>, depth: usize) {

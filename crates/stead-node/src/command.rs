@@ -1,6 +1,6 @@
-//! Programs of the node's root, run beside everything else: their environment, the wait for their end, what they say.
+//! Programs of the node's root, run beside everything else: their environment, the wait for their end, their output.
 //!
-//! Does not reap: that is [`crate::reaper`]'s. Does not supervise: that is [`crate::services`]'.
+//! Does not reap ([`crate::reaper`]) or supervise ([`crate::services`]).
 
 use crate::{
     log::MAX_LINE_BYTES,
@@ -17,10 +17,10 @@ use tokio::io::AsyncReadExt;
 
 /// PATH of tools, in any Debian-like root.
 pub const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// How long a killed process may take to be gone; one in uninterruptible sleep is not waited for.
+/// How long a killed process is waited for; one in uninterruptible sleep takes longer.
 pub(crate) const KILL_GRACE: Duration = Duration::from_secs(2);
 
-/// A command with the environment every process of the node gets.
+/// A command with the environment that every process of the node gets.
 pub(crate) fn base_command(argv: &[String], environment: &BTreeMap<String, String>) -> Command {
     let (program, arguments) = argv.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
     let mut command = Command::new(program);
@@ -36,7 +36,7 @@ pub(crate) fn base_command(argv: &[String], environment: &BTreeMap<String, Strin
     command
 }
 
-/// Waits for a process, and kills its session's group when it takes too long (`None` then).
+/// Waits for a process; if it takes too long, kills its process group and returns `None`.
 pub(crate) async fn wait_bounded(mut running: Running, timeout: Duration) -> Option<Exit> {
     match tokio::time::timeout(timeout, &mut running.exit).await {
         Ok(exit) => exit.ok(),
@@ -49,7 +49,7 @@ pub(crate) async fn wait_bounded(mut running: Running, timeout: Duration) -> Opt
     }
 }
 
-/// The end of what a tool says, at most 64 KiB.
+/// The end of a tool's output, at most 64 KiB.
 pub(crate) async fn read_some(pipe: impl Into<OwnedFd>) -> String {
     let mut said = Vec::new();
     if let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe.into()) {

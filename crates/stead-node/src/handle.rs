@@ -1,4 +1,4 @@
-//! What the parts of a running node share: its state as the agent tells it, and the wish to stop.
+//! State shared by the parts of a running node: its status for the agent, and the request to stop.
 
 use crate::{log::Log, reaper::Reaper};
 use std::{
@@ -11,17 +11,17 @@ use stead_model::agent::{DiskStatus, EventKind, NodePhase, NodeStatus, ServiceSt
 use stead_model::node::NodeSpec;
 use tokio::sync::watch;
 
-/// Events kept in the timeline, the newest: a service that restarts for ever must not fill memory.
+/// How many of the newest events the timeline keeps: a service that restarts for ever must not fill memory.
 const MAX_TIMELINE: usize = 500;
-/// Warnings kept, the oldest: what went wrong first usually explains the rest.
+/// How many of the oldest warnings are kept: the first fault usually explains the others.
 const MAX_WARNINGS: usize = 500;
 
-/// What is to become of the node.
+/// How the node is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// Power off; services have this long.
+    /// Power off, with this deadline for services.
     Shutdown(Duration),
-    /// Boot again; services have this long.
+    /// Reboot, with this deadline for services.
     Reboot(Duration),
 }
 
@@ -62,7 +62,7 @@ impl State {
 }
 
 impl Handle {
-    /// `started`: when the node's init began. `log_dir` holds `<service>.log` and `node.log`.
+    /// `started`: when the node's init began. `log_dir` has `<service>.log` and `node.log`.
     pub fn new(spec: NodeSpec, started: Instant, boot_id: String, log_dir: PathBuf, reaper: Reaper) -> Self {
         let log = Log::new(log_dir.join("node.log"), started);
         Self(Arc::new(Inner {
@@ -104,7 +104,7 @@ impl Handle {
     pub fn started(&self) -> Instant {
         self.0.started
     }
-    /// Whether this is the first call: all services are ready for the first time.
+    /// Returns `true` on its first call, when all services are ready for the first time.
     pub fn first_running(&self) -> bool {
         !std::mem::replace(&mut self.state().has_run, true)
     }
@@ -119,17 +119,17 @@ impl Handle {
         self.0.log.line(event.event.as_bytes());
         self.state().remember(event);
     }
-    /// Takes over an event of an earlier stage, which was on the console already.
+    /// Adds an event of an earlier stage, which is already on the console.
     pub fn note_before(&self, event: TimelineEvent) {
         self.0.log.line(format!("[{} ms] {}", event.at_ms, event.event).as_bytes());
         self.state().remember(event);
     }
-    /// Takes over a warning of an earlier stage, which was on the console already.
+    /// Adds a warning of an earlier stage, which is already on the console.
     pub fn warn_before(&self, warning: String) {
         self.0.log.line(format!("warning: {warning}").as_bytes());
         self.state().warnings.push(warning);
     }
-    /// Notes something that the operator should know.
+    /// Adds a warning for the operator, also on the console and in `node.log`.
     pub fn warn(&self, warning: impl Into<String>) {
         let warning = warning.into();
         let mut state = self.state();
@@ -169,11 +169,11 @@ impl Handle {
     pub fn add_disk(&self, disk: DiskStatus) {
         self.state().disks.push(disk);
     }
-    /// Asks the node to stop. The first wish wins.
+    /// Asks the node to stop. The first request counts.
     pub fn request_stop(&self, stop: Stop) {
         self.0.stop.send_if_modified(|s| s.is_none() && s.replace(stop).is_none());
     }
-    /// Resolves once somebody asked the node to stop.
+    /// Resolves once the node was asked to stop.
     pub async fn stop_requested(&self) -> Stop {
         let mut receiver = self.0.stop.subscribe();
         loop {
@@ -185,7 +185,7 @@ impl Handle {
             }
         }
     }
-    /// Everything for `GET /v1/status`; `engine` and `addresses` are the caller's to fill in.
+    /// Everything for `GET /v1/status`; the caller fills in `engine` and `addresses`.
     pub fn status(&self) -> NodeStatus {
         let state = self.state();
         NodeStatus {
@@ -208,7 +208,7 @@ impl Handle {
     }
 }
 
-/// Writes a line to the console. Unlike `eprintln!` it does not panic when the console has gone.
+/// Writes a line to the console. Unlike `eprintln!` it does not panic when the console is gone.
 pub fn say(line: std::fmt::Arguments<'_>) {
     use std::io::Write;
     let _ = std::io::stderr().write_all(format!("stead-node: {line}\n").as_bytes());

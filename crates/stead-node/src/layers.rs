@@ -1,4 +1,5 @@
-//! The modules of this crate build on each other in one direction: read from the sources, since the compiler allows circles.
+//! Checks that the modules of this crate depend on each other in one direction, by reading the sources: the compiler
+//! allows cycles.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What each module at the top of the crate uses of the others.
+/// The modules that each top-level module uses.
 fn uses() -> BTreeMap<String, BTreeSet<String>> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
@@ -37,7 +38,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The first words after `crate::` in the code, also of a group in braces. Tests may use what they like.
+/// The first names after `crate::` in the code, also of a group in braces. Tests may use any module.
 fn named(text: &str) -> Vec<String> {
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
     let code: String =
@@ -70,13 +71,13 @@ fn named(text: &str) -> Vec<String> {
 fn modules_build_on_each_other_in_one_direction() {
     let mut uses = uses();
     assert!(uses["boot"].contains("disks") && uses["run"].contains("services"), "{uses:?}");
-    // Whoever uses nobody that is left is on the floor; take floors away until nothing is left.
+    // Repeatedly remove the modules that use none of the remaining ones.
     while !uses.is_empty() {
         let left: BTreeSet<String> = uses.keys().cloned().collect();
         uses.retain(|_, used| used.iter().any(|u| left.contains(u)));
         let circle: BTreeMap<_, Vec<_>> =
             uses.iter().map(|(m, u)| (m, u.iter().filter(|u| uses.contains_key(*u)).collect())).collect();
-        assert!(uses.len() < left.len(), "modules in a circle, or built on one: {circle:?}");
+        assert!(uses.len() < left.len(), "modules in a cycle, or built on one: {circle:?}");
     }
 }
 

@@ -1,9 +1,9 @@
 //! PID 1 and agent of every Stead node.
 //!
-//! In a VM it is `/init` of the initrd, in a namespace machine the first process of fresh namespaces: [`boot::first`]
-//! makes the node's root and starts the same program in it as `stead-node run`, which is [`run`]: network, agent,
-//! disks, services, engine, and at last an ordered stop by [`power`]. What cannot be booted ends in [`rescue`], which
-//! still answers. Nothing here ends PID 1 but [`power`].
+//! It is `/init` of the initrd in a VM, and the first process of new namespaces in a namespace machine: [`boot::first`]
+//! makes the node's root and enters it; the second stage is [`run`]: network, agent, disks, services, engine, and
+//! finally an ordered stop by [`power`]. A failed boot ends in [`rescue`], which still answers. Only [`power`] ends PID
+//! 1.
 
 pub mod api;
 pub mod blocking;

@@ -1,4 +1,4 @@
-//! A service's log: what it writes, line by line with the time, in a file that is rotated.
+//! A service's log: its output, line by line with timestamps, in a file that is rotated.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -10,12 +10,12 @@ use std::{
 };
 use tokio::io::AsyncReadExt;
 
-/// A log is put aside at this size; with the one before, a service's logs take twice that at most.
+/// A log is rotated at this size; with the previous one, a service's logs take at most twice that.
 pub const ROTATE_BYTES: u64 = 4 << 20;
-/// A longer line is split, so that a service that never ends one does not fill memory.
+/// A longer line is split, so that a service that never ends a line does not fill memory.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
 
-/// Where lines are written. Clones share the file.
+/// A log file. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Log(Arc<Mutex<Inner>>);
 
@@ -28,12 +28,12 @@ struct Inner {
 }
 
 impl Log {
-    /// Appends to the file at `path`, made when the first line comes. `started`: when the node's init began.
+    /// Appends to the file at `path`, which is created at the first line. `started`: when the node's init began.
     pub fn new(path: PathBuf, started: Instant) -> Self {
         Self(Arc::new(Mutex::new(Inner { path, file: None, size: 0, started })))
     }
 
-    /// Writes one line, without its newline. A log that cannot be written loses the line, not the node.
+    /// Writes one line, given without its newline. If the log cannot be written, the line is lost.
     pub fn line(&self, line: &[u8]) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = stamp(SystemTime::now(), inner.started.elapsed().as_millis()).into_bytes();
@@ -42,11 +42,11 @@ impl Log {
         let _ = inner.write(&text);
     }
 
-    /// Copies what comes out of a pipe into the log, until every process has closed it.
+    /// Copies a pipe into the log until every process has closed it.
     pub async fn copy_from(self, pipe: OwnedFd) {
         let Ok(mut pipe) = tokio::net::unix::pipe::Receiver::from_owned_fd(pipe) else { return };
         let mut lines = Lines::default();
-        // Small: one for every service of every node.
+        // Small, because every service of every node has one.
         let mut buffer = [0u8; 4096];
         while let Ok(n @ 1..) = pipe.read(&mut buffer).await {
             lines.push(&buffer[..n], |line| self.line(line));
@@ -75,14 +75,14 @@ impl Inner {
     }
 }
 
-/// Where the log before is: `<service>.log.1`.
+/// Path of the previous log: `<service>.log.1`.
 fn rotated(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");
     name.into()
 }
 
-/// `2026-11-21T07:16:31.123Z +4567 `: the time, and milliseconds since the node's init began, which do not jump.
+/// `2026-11-21T07:16:31.123Z +4567 `: the time, and the milliseconds since the node's init began, which never jump.
 fn stamp(now: SystemTime, since_start_ms: u128) -> String {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = since.as_secs();
@@ -92,8 +92,8 @@ fn stamp(now: SystemTime, since_start_ms: u128) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z +{since_start_ms} ")
 }
 
-/// Year, month and day of a day counted from 1970-01-01: Howard Hinnant's `civil_from_days`, whose years begin in
-/// March so that the leap day is the last.
+/// Year, month and day of a day counted from 1970-01-01: Howard Hinnant's `civil_from_days`, with years that begin in
+/// March so that the leap day is the last one.
 fn date_of(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let era = z / 146_097;
@@ -133,7 +133,7 @@ impl Lines {
                 }
             }
         }
-        // A long line was the exception: do not keep its memory.
+        // Long lines are rare: do not keep their memory.
         if self.partial.is_empty() && self.partial.capacity() > 4096 {
             self.partial = Vec::new();
         }

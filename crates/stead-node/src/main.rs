@@ -1,4 +1,4 @@
-//! PID 1 and agent: what the command line asks for.
+//! PID 1 and agent: the command line.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         ["check", file] => check(file),
         ["namespace", file] if is_init() => live(Mode::Namespace, || first::namespace(Path::new(file))),
         ["run"] if is_init() => live(Mode::Namespace, second),
-        // The kernel hands words of its command line that it does not know to init.
+        // The kernel passes unknown words of its command line to init.
         _ if is_init() => live(Mode::Vm, first::vm),
         ["--help" | "-h"] => {
             println!("{USAGE}");
@@ -51,7 +51,7 @@ fn is_init() -> bool {
     std::process::id() == 1
 }
 
-/// Says whether a node spec is one.
+/// Checks a node spec and prints the result.
 fn check(file: &str) -> ExitCode {
     let result = std::fs::read_to_string(file)
         .map_err(|e| format!("{file}: {e}"))
@@ -68,21 +68,21 @@ fn check(file: &str) -> ExitCode {
     }
 }
 
-/// The second stage begins with what the first one left.
+/// Loads the state that the first stage left.
 fn second() -> BootState {
     BootState::take().unwrap_or_else(|e| {
         let mut state = BootState::new(Mode::Namespace);
-        state.rescue = Some(format!("nothing handed over by the first stage: {e}"));
+        state.rescue = Some(format!("cannot read the state of the first stage: {e}"));
         state
     })
 }
 
-/// PID 1 must not end: the kernel panics, or the namespace is gone without a word. A panic of ours leads to rescue,
-/// and when that panics too, to waiting.
+/// PID 1 must not end: the kernel would panic, or the namespace would end silently. A panic of ours leads to rescue
+/// and, if that panics too, to waiting.
 fn live(mode: Mode, stage: impl FnOnce() -> BootState) -> ExitCode {
     let mut state = catch_unwind(AssertUnwindSafe(stage)).unwrap_or_else(|_| {
         let mut state = BootState::new(mode);
-        state.rescue = Some("the boot panicked; the console says where".into());
+        state.rescue = Some("the boot panicked; see the console for where".into());
         state
     });
     for _ in 0..3 {
@@ -90,7 +90,7 @@ fn live(mode: Mode, stage: impl FnOnce() -> BootState) -> ExitCode {
         match catch_unwind(AssertUnwindSafe(|| run::node(state))) {
             Ok(Ok(())) => say(format_args!("the kernel did not stop the machine")),
             Ok(Err(e)) => say(format_args!("{e}")),
-            Err(_) => after.rescue = Some("the agent panicked; the console says where".into()),
+            Err(_) => after.rescue = Some("the agent panicked; see the console for where".into()),
         }
         thread::sleep(Duration::from_secs(1));
         state = after;

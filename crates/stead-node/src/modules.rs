@@ -1,7 +1,7 @@
-//! Kernel modules of a VM: those in the initrd, then the ones the engine will want.
+//! Kernel modules of a VM: those in the initrd, then the ones that the engine needs.
 //!
-//! Owns loading by `finit_module` in a given order. The order is made when the image is built; anything else is loaded
-//! by the kernel through the image's own `modprobe`.
+//! Owns loading by `finit_module` in a given order, which is computed when the image is built. The image's own
+//! `modprobe` loads anything else.
 
 use rustix::{io::Errno, system::finit_module};
 use std::{
@@ -14,7 +14,7 @@ use std::{
 /// The initrd's list: paths of module files, one a line, each after those it depends on.
 pub const ORDER: &str = "/modules.order.stead";
 
-/// A module's file, by path; opened once it is to outlive the initrd.
+/// A module's file, by path, or open if it must outlive the initrd.
 #[derive(Debug, Clone)]
 pub struct Module {
     path: String,
@@ -22,17 +22,17 @@ pub struct Module {
 }
 
 impl Module {
-    /// By its path.
+    /// A module by its path.
     pub fn new(path: impl Into<String>) -> Self {
         Self { path: path.into(), file: None }
     }
-    /// Keeps the file open: it can then be loaded when the initrd is gone.
+    /// Opens the file, so that it can be loaded after the initrd is gone.
     #[must_use]
     pub fn opened(self) -> Self {
         let file = File::open(&self.path).ok().map(Arc::new);
         Self { file, ..self }
     }
-    /// As `modprobe` says it: without directory and ending, with `_` for `-`.
+    /// The name as for `modprobe`: without directory and suffix, with `_` for `-`.
     fn name(&self) -> String {
         let file = self.path.rsplit('/').next().unwrap_or(&self.path);
         file.split('.').next().unwrap_or(file).replace('-', "_")
@@ -59,8 +59,9 @@ pub fn parse_order(text: &str) -> Vec<&str> {
     text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect()
 }
 
-/// What neither root, network nor agent need. The kernel verifies each module's signature, which by emulation takes up to
-/// a tenth of a second: these are loaded when the agent answers. The ext4 ones come sooner when the root is on a disk.
+/// Modules that root, network and agent do not need. Verifying a module's signature takes up to a tenth of a second
+/// under emulation, so these are loaded once the agent answers. The ext4 ones are loaded earlier when the root is on a
+/// disk.
 const LATER: [&str; 13] = [
     "af_packet",
     "button",
@@ -80,9 +81,9 @@ const LATER: [&str; 13] = [
 /// Virtio without PCI, as on microVMs.
 const VIRTIO_MMIO: &str = "virtio_mmio";
 
-/// Splits the initrd's modules into those to load at once and those for later, each in order. A module that is not known
-/// here (a recipe's own: a disk's or network card's, say) is loaded at once. `virtio_devices` is where the kernel lists
-/// the virtio devices it has found: when it has found some by PCI, none is waited for by another way.
+/// Splits the initrd's modules into those to load at once and those for later, each in order. A module not listed here,
+/// e.g. a recipe's own for a disk or network card, is loaded at once. `virtio_devices` is where the kernel lists its
+/// virtio devices: if PCI has some, the other bus is not tried at once.
 pub fn split(modules: Vec<Module>, virtio_devices: &Path) -> (Vec<Module>, Vec<Module>) {
     let by_pci = fs::read_dir(virtio_devices).is_ok_and(|mut devices| devices.next().is_some());
     modules.into_iter().partition(|module| {
@@ -91,8 +92,8 @@ pub fn split(modules: Vec<Module>, virtio_devices: &Path) -> (Vec<Module>, Vec<M
     })
 }
 
-/// Loads modules in order. Those that are there already are passed over; the errors of others are returned, and the
-/// next ones tried all the same: the boot knows soon enough whether a drive or filesystem is really missing.
+/// Loads modules in order. Loaded ones are skipped. An error does not stop the next ones; all errors are returned: the
+/// boot soon finds out whether a drive or filesystem is really missing.
 pub fn load(modules: &[Module]) -> Vec<String> {
     let failed = |module: &Module| module.load().err().map(|e| format!("module {}: {e}", module.path));
     modules.iter().filter_map(failed).collect()
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_agent_does_not_need_comes_later() {
+    fn modules_that_the_agent_does_not_need_come_later() {
         let order = [
             "/l/virtio_blk.ko",
             "/l/virtio_mmio.ko",
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_module_is_reported_and_passed_over() {
+    fn a_missing_module_is_reported_and_skipped() {
         let errors = load(&[Module::new("/nowhere/a.ko"), Module::new("/nowhere/b.ko").opened()]);
         assert_eq!(errors.len(), 2);
         assert!(errors[0].starts_with("module /nowhere/a.ko: "), "{errors:?}");

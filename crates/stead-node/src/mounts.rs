@@ -1,14 +1,13 @@
 //! Mounting, and the node's own table of mounts.
 //!
-//! Does not read the table's syntax: that is `stead_os::mountinfo`'s. Does not decide what is mounted at boot: that is
-//! [`crate::boot`].
+//! Does not parse the table (`stead_os::mountinfo`) or decide what is mounted at boot ([`crate::boot`]).
 
 use rustix::mount::{MountFlags, mount};
 use serde::{Deserialize, Serialize};
 use std::{ffi::CString, io, path::Path};
 use stead_os::mountinfo::{self, Mount};
 
-/// What is mounted in this mount namespace, in the order of mounting; nothing when /proc is not there.
+/// The mounts of this mount namespace, oldest first; empty when /proc is not mounted.
 pub fn current() -> Vec<Mount> {
     mountinfo::read().unwrap_or_default()
 }
@@ -19,11 +18,11 @@ pub fn current() -> Vec<Mount> {
 pub enum Flag {
     /// Read-only.
     Ro,
-    /// Set-user-id bits mean nothing.
+    /// Set-user-id bits are ignored.
     Nosuid,
-    /// Devices mean nothing.
+    /// Device nodes are ignored.
     Nodev,
-    /// Nothing can be executed.
+    /// Execution is not allowed.
     Noexec,
 }
 

@@ -1,4 +1,4 @@
-//! The end: signals and the power button that ask for it, and the last steps that bring it about.
+//! The end of a node: the signals and the power button that ask for it, and its last steps.
 
 use crate::{
     blocking::blocking,
@@ -20,17 +20,16 @@ use std::{
 use stead_model::agent::EventKind;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Services get this long when a signal or the power button asks. Shorter than the time after which supervisors kill
-/// a machine, so that disks are unmounted.
+/// Deadline for services after a signal or the power button. Shorter than the time after which supervisors kill a
+/// machine, so that disks are unmounted.
 pub const DEADLINE: Duration = Duration::from_secs(25);
-/// Processes of no service get this long after TERM.
+/// How long processes outside services have after SIGTERM.
 const STRAGGLERS: Duration = Duration::from_millis(500);
 
-/// Turns signals (TERM and PWR: power off; INT, which the kernel sends for ctrl-alt-del: boot again) into the wish to
-/// stop.
+/// Turns signals into requests to stop: TERM and PWR power off; INT, which the kernel sends for ctrl-alt-del, reboots.
 pub fn listen(handle: &Handle, mode: Mode) {
     if mode == Mode::Vm {
-        // Else ctrl-alt-del resets the machine at once.
+        // Otherwise ctrl-alt-del resets the machine at once.
         let _ = reboot(RebootCommand::CadOff);
     }
     let wishes = [
@@ -66,8 +65,8 @@ fn is_power_button(event: &[u8; EVENT_BYTES]) -> bool {
     (kind, code, value) == KEY_POWER
 }
 
-/// Turns the power button into the wish to stop, from when the kernel has its driver. Every input device is watched;
-/// those that are no buttons never send the event.
+/// Turns the power button into a request to stop, once the kernel has its driver. Every input device is watched; those
+/// that are not buttons never send the event.
 pub fn watch_buttons(handle: &Handle) {
     for entry in fs::read_dir("/dev/input").into_iter().flatten().flatten() {
         if !entry.file_name().to_string_lossy().starts_with("event") {
@@ -75,7 +74,7 @@ pub fn watch_buttons(handle: &Handle) {
         }
         let Ok(file) = fs::File::open(entry.path()) else { continue };
         let _ = rustix::io::ioctl_fionbio(&file, true);
-        // SAFETY: a `File` has one descriptor for all of its life, and closes it only when the `AsyncFd` drops it.
+        // SAFETY: a `File` has one descriptor for its whole life, and closes it only when the `AsyncFd` drops it.
         #[allow(unsafe_code)]
         let Ok(device) = (unsafe { tokio::io::unix::AsyncFd::register(file) }) else { continue };
         let handle = handle.clone();
@@ -95,11 +94,11 @@ pub fn watch_buttons(handle: &Handle) {
     }
 }
 
-/// Ends what still runs, writes everything to disk, unmounts, and leaves. Does not return when the kernel obeys: in a
-/// namespace it ends init by HUP (boot again) or INT (power off), which the machine's supervisor reads.
+/// Kills the remaining processes, syncs, unmounts, and ends the machine. Returns only if the kernel does not obey: in a
+/// namespace it ends init by HUP (reboot) or INT (power off), which the machine's supervisor reads.
 pub async fn leave(stop: Stop, mode: Mode) {
     end_stragglers().await;
-    // A slow disk takes its time for this, and the agent still answers.
+    // This may take long on a slow disk; the agent still answers.
     blocking(move || {
         rustix::fs::sync();
         unmount_all(mode);
@@ -117,7 +116,7 @@ pub async fn leave(stop: Stop, mode: Mode) {
     say(format_args!("reboot: {error:?}"));
 }
 
-/// Every process but this one and kernel threads.
+/// Every process except this one and kernel threads.
 fn others() -> Vec<Pid> {
     let me = getpid();
     fs::read_dir("/proc")
@@ -126,7 +125,7 @@ fn others() -> Vec<Pid> {
         .flatten()
         .filter_map(|e| e.file_name().to_str()?.parse().ok().and_then(Pid::from_raw))
         .filter(|pid| *pid != me)
-        // Kernel threads and zombies have no memory, hence no command line.
+        // Kernel threads and zombies have no memory and so no command line.
         .filter(|pid| {
             fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|c| !c.is_empty())
         })
@@ -148,7 +147,7 @@ async fn end_stragglers() {
     }
 }
 
-/// Unmounts what holds state on disks, last mounted first; a root on a disk is made read-only.
+/// Unmounts filesystems with state on disks, last mounted first; a root on a disk is made read-only.
 fn unmount_all(mode: Mode) {
     if getpid() != Pid::INIT {
         return;
@@ -160,7 +159,7 @@ fn unmount_all(mode: Mode) {
     }
     let _ = mount_remount("/", MountFlags::RDONLY, c"");
     if mode == Mode::Vm {
-        // The filesystem under the overlay is out of reach by path; the kernel makes every one of them read-only.
+        // The filesystem under the overlay has no path; this makes the kernel remount all filesystems read-only.
         let _ = fs::write("/proc/sysrq-trigger", "u");
     }
     rustix::fs::sync();
@@ -171,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_power_button_is_told_from_other_events() {
+    fn the_power_button_is_distinguished_from_other_events() {
         let mut event = [0u8; EVENT_BYTES];
         event[16..18].copy_from_slice(&1u16.to_ne_bytes());
         event[18..20].copy_from_slice(&116u16.to_ne_bytes());

@@ -1,7 +1,7 @@
-//! The one place that waits for children.
+//! The only place that waits for child processes.
 //!
-//! PID 1 inherits every orphan, so `waitpid(-1)` must be called, and then nobody else may wait for a child of their
-//! own: every process of the node is started through [`Reaper::spawn`] and its end is told by a channel.
+//! PID 1 inherits every orphan, so `waitpid(-1)` must be called, and then nothing else may wait for its own child:
+//! every process of the node is started by [`Reaper::spawn`], which reports its end through a channel.
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait, waitpid};
 use std::{
@@ -22,7 +22,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// As a shell tells it: the code, or 128 + signal.
+    /// The shell's exit code: the code, or 128 + signal.
     pub fn shell_code(self) -> i32 {
         match self {
             Self::Code(c) => c,
@@ -43,7 +43,7 @@ impl std::fmt::Display for Exit {
     }
 }
 
-/// A started process. Never call `wait` on `child`: take its pipes and send it signals by `pid`.
+/// A started process. Never call `wait` on `child`: only take its pipes, and send signals by `pid`.
 #[derive(Debug)]
 pub struct Running {
     /// Process id.
@@ -63,8 +63,8 @@ pub struct Reaper {
 }
 
 impl Reaper {
-    /// Starts reaping, in the current tokio runtime. `orphans`: reap every child (for PID 1), else only those started
-    /// here (for tests, where other code has children too).
+    /// Starts reaping, in the current tokio runtime. `orphans`: reap every child, for PID 1; otherwise only those
+    /// started here, for tests, where other code has children too.
     ///
     /// # Errors
     /// The SIGCHLD handler cannot be installed.
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn tells_how_each_child_ended() {
+    async fn each_childs_exit_is_reported() {
         let reaper = Reaper::start(false).unwrap();
         let mut running = Vec::new();
         for code in 0..20 {

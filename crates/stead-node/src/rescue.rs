@@ -1,18 +1,18 @@
-//! The state of a node that could not be booted: the agent answers, the console says why, again and again.
+//! The state of a node whose boot failed: the agent answers, and the console repeats the reason.
 
 use crate::handle::{Handle, say};
 use std::{io::Write, time::Duration};
 use stead_model::{NodeSpec, names::ClusterName, names::NodeName};
 
-/// Pause between two lines on the console: whoever looks sees one, and the log stays short.
+/// Pause between two lines on the console: frequent enough to be seen, rare enough for a short log.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// Says on the console why the node is in rescue, until it is stopped.
+/// Repeats on the console why the node is in rescue, until it is stopped.
 pub async fn keep_telling(handle: Handle, why: String) {
     loop {
         say(format_args!("RESCUE: {why}"));
         say(format_args!(
-            "the node is not booted; its agent answers if it has certificates; SIGTERM ends it"
+            "the boot failed; the agent answers if the spec has certificates; SIGTERM ends the node"
         ));
         let _ = std::io::stderr().flush();
         tokio::select! {
@@ -22,7 +22,7 @@ pub async fn keep_telling(handle: Handle, why: String) {
     }
 }
 
-/// The spec of a node that has none.
+/// The spec of a node without one.
 pub fn nameless() -> Option<NodeSpec> {
     Some(NodeSpec {
         schema: 1,

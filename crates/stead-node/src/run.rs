@@ -36,23 +36,24 @@ use stead_model::{
 use stead_os::mountinfo;
 use tokio::sync::oneshot;
 
-/// Where logs are.
+/// Directory of logs.
 const LOG_DIR: &str = "/var/log/stead";
-/// How long the boot waits for a first DHCP lease before it goes on without.
+/// How long the boot waits for a first DHCP lease before it continues without.
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The nice value of work that nobody waits for.
+/// Nice value of work that nothing waits for.
 const YIELDING: i32 = 10;
-/// Part of the stop's deadline that is kept for syncing and unmounting.
+/// Part of the stop's deadline reserved for syncing and unmounting.
 const LAST_STEPS: Duration = Duration::from_secs(2);
 
-/// Runs the node until it is to stop, and stops it. Returns only outside PID 1, or when the kernel does not obey.
+/// Runs the node until it is asked to stop, and stops it. Returns only outside PID 1, or if the kernel does not obey.
 ///
 /// # Errors
-/// No runtime or no reaper: nothing can be done without.
+/// The runtime or the reaper cannot be created, without which nothing works.
 pub fn node(state: BootState) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = catch_unwind(AssertUnwindSafe(|| runtime.block_on(live(state))));
-    // Not dropped: that would wait for threads of its pool, which may hang on a dead disk, and a panic must come to rescue.
+    // Not dropped: that would wait for threads of its pool, which may hang on a dead disk, and a panic must lead to
+    // rescue.
     runtime.shutdown_background();
     done.unwrap_or_else(|panic| resume_unwind(panic))
 }
@@ -64,7 +65,7 @@ async fn live(state: BootState) -> io::Result<()> {
     power::listen(&handle, mode);
     let booted = tokio::select! {
         booted = boot(&state, &handle) => booted,
-        // A stop that comes first leaves off where the boot is; no service has been started yet.
+        // A stop during the boot interrupts it; no service has been started yet.
         _ = handle.stop_requested() => Booted::default(),
     };
     let why = state.rescue.clone().or(booted.failed);
@@ -91,11 +92,11 @@ fn new_handle(state: &BootState, reaper: Reaper) -> io::Result<Handle> {
     Ok(handle)
 }
 
-/// What has been started.
+/// The result of the boot.
 #[derive(Default)]
 struct Booted {
     supervisor: Option<Supervisor>,
-    /// Why the node is in rescue though its root was made.
+    /// Why the node is in rescue although its root was made.
     failed: Option<String>,
 }
 
@@ -115,7 +116,7 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
     let wants_lease = spec.network.interfaces.iter().any(|i| i.dhcp);
     let mut later = LaterModules(state.later.clone());
     if wants_lease {
-        // Asking for one takes packet sockets.
+        // DHCP needs packet sockets.
         later.load(handle).await;
     }
     let leases = set_up_network(&spec, handle).await;
@@ -158,14 +159,14 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
     Booted { supervisor: Some(supervisor), failed: None }
 }
 
-/// The image's own system spec with what the node spec adds.
+/// The image's system spec with the additions of the node spec.
 fn system_spec(spec: &NodeSpec) -> Result<SystemSpec, String> {
     let image = match fs::read_to_string(SYSTEM_SPEC_PATH) {
         Ok(text) => {
             stead_model::text::from_json::<SystemSpec>(SYSTEM_SPEC_PATH, &text).map_err(|e| e.to_string())?
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => SystemSpec::default(),
-        Err(e) => return Err(format!("read {SYSTEM_SPEC_PATH}: {e}")),
+        Err(e) => return Err(format!("cannot read {SYSTEM_SPEC_PATH}: {e}")),
     };
     let merged = image.merged(&spec.system);
     merged.check().map_err(|(key, why)| format!("system spec: {key}: {why}"))?;
@@ -189,7 +190,7 @@ fn set_hostname(spec: &NodeSpec, system: &SystemSpec, handle: &Handle) {
     }
 }
 
-/// Returns what tells of the first lease of each interface that asks for one.
+/// Returns a receiver of the first lease for each interface with DHCP.
 async fn set_up_network(spec: &NodeSpec, handle: &Handle) -> Vec<dhcp::FirstLease> {
     let netlink = match Netlink::open() {
         Ok(netlink) => netlink,
@@ -219,7 +220,7 @@ async fn wait_for_leases(leases: Vec<dhcp::FirstLease>, handle: &Handle) {
     }
 }
 
-/// Modules of the initrd that the agent can do without.
+/// Modules of the initrd that the agent does not need.
 struct LaterModules(Vec<Module>);
 
 impl LaterModules {
@@ -228,23 +229,23 @@ impl LaterModules {
         blocking(move || modules::load(&modules)).await.into_iter().for_each(|error| handle.warn(error));
     }
 
-    /// On a thread of its own that gives way to others, when the agent listens or never will.
+    /// Loads them in a low-priority thread, once the agent listens or never will.
     async fn load_after(self, listening: oneshot::Receiver<()>, handle: Handle, mode: Mode) {
         let _ = listening.await;
         let loaded = blocking(move || {
-            // Of this thread only: to Linux, a thread is a process here.
+            // On Linux this affects only this thread.
             let _ = rustix::process::setpriority_process(None, YIELDING);
             modules::load(&self.0)
         });
         loaded.await.into_iter().for_each(|error| handle.warn(error));
         if mode == Mode::Vm {
-            // Their driver is among the modules.
+            // The buttons' driver is among the modules.
             power::watch_buttons(&handle);
         }
     }
 }
 
-/// Returns what tells that the agent listens; it ends without a word when there is none.
+/// Returns a receiver that resolves when the agent listens; its sender is dropped when there is no agent.
 fn serve_agent(spec: &NodeSpec, handle: &Handle, engine: Option<Arc<dyn Engine>>) -> oneshot::Receiver<()> {
     let (tell, listening) = oneshot::channel();
     let Some(agent) = spec.agent.clone() else {
@@ -266,18 +267,18 @@ fn serve_agent(spec: &NodeSpec, handle: &Handle, engine: Option<Arc<dyn Engine>>
     listening
 }
 
-/// Those the engine will want, by the image's own `modprobe`.
+/// Loads the engine's modules with the image's own `modprobe`.
 fn load_modules(facts: &EngineFacts, handle: &Handle) {
     let mut argv = vec!["modprobe".to_owned(), "-a".to_owned(), "-q".to_owned()];
     argv.extend(facts.kernel_modules.iter().map(|m| (*m).to_owned()));
-    // Modules that are missing are no error: they may be built in.
+    // Missing modules are not an error: they may be built in.
     if let Ok(running) = handle.reaper().spawn(&mut base_command(&argv, &Default::default())) {
         tokio::spawn(running.exit);
     }
 }
 
-/// Engines cannot keep instances on overlayfs. Without a disk mounted there, their directory goes to the data disk
-/// under the root, else to memory.
+/// Engines cannot keep instances on overlayfs. If no disk is mounted there, their directory is put on the data disk
+/// under the root or, without one, in memory.
 async fn keep_engine_off_overlay(state: &BootState, facts: &'static EngineFacts, handle: &Handle) {
     let upper = state.upper.clone();
     let mounted = blocking(move || mount_engine_folder(Path::new(facts.directory), upper.as_ref()));

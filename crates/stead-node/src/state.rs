@@ -1,5 +1,5 @@
-//! What the first stage of a boot hands to the second: in a VM the value itself, in a namespace a file that only root
-//! can read, removed once read.
+//! The state that the first stage of a boot passes to the second: in a VM as a value, in a namespace as a file that
+//! only root can read and that is removed once read.
 
 use crate::{
     handle::say,
@@ -18,24 +18,25 @@ use stead_model::{
     node::NodeSpec,
 };
 
-/// What the first stage hands to the second in a namespace; holds the agent's key, so 0600 and removed once read.
+/// The file between the stages in a namespace. It contains the agent's key, so it has mode 0600 and is removed once
+/// read.
 pub const STATE_PATH: &str = "/run/stead/boot.json";
 
-/// What a machine is, as far as booting it goes.
+/// Kind of a machine, as far as the boot depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Has its own kernel: VM or metal.
     Vm,
-    /// Shares its host's.
+    /// Shares its host's kernel.
     Namespace,
 }
 
-/// Where the root's changes go, with the device found.
+/// Where the root's changes are written, with the device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Upper {
-    /// Memory, at most so many bytes (half of memory when absent).
+    /// Memory, at most this many bytes; without a limit, half of the memory.
     Tmpfs(Option<u64>),
     /// The data disk on this device.
     Disk(PathBuf),
@@ -46,7 +47,7 @@ pub enum Upper {
 pub struct BootState {
     /// VM or namespace.
     pub mode: Mode,
-    /// When the node's init began, on the kernel's boot-time clock.
+    /// Start of the node's init, on the kernel's boot-time clock.
     pub started_ns: u64,
     /// New at each boot.
     pub boot_id: String,
@@ -58,21 +59,21 @@ pub struct BootState {
     pub timeline: Vec<TimelineEvent>,
     /// Warnings so far.
     pub warnings: Vec<String>,
-    /// Where the root's changes go.
+    /// Where the root's changes are written.
     pub upper: Option<Upper>,
-    /// Modules of a VM's initrd that are still to be loaded.
+    /// Modules of a VM's initrd that are not loaded yet.
     #[serde(skip)]
     pub later: Vec<Module>,
 }
 
-/// Now, on the kernel's boot-time clock, which no one sets.
+/// The present time on the kernel's boot-time clock, which cannot be set.
 pub fn boot_clock_ns() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 
 impl BootState {
-    /// The state of an init that begins now.
+    /// The state of an init that starts now.
     pub fn new(mode: Mode) -> Self {
         Self {
             mode,
@@ -92,7 +93,7 @@ impl BootState {
         Duration::from_nanos(boot_clock_ns().saturating_sub(self.started_ns))
     }
 
-    /// When init began, as this process' clock tells time.
+    /// Start of init, on this process' clock.
     pub fn started(&self) -> Instant {
         Instant::now().checked_sub(self.elapsed()).unwrap_or_else(Instant::now)
     }
@@ -104,19 +105,19 @@ impl BootState {
         self.timeline.push(TimelineEvent { at_ms, kind: EventKind::Boot, event: event.to_owned() });
     }
 
-    /// Notes something the operator should know.
+    /// Adds a warning for the operator.
     pub fn warn(&mut self, warning: String) {
         say(format_args!("warning: {warning}"));
         self.warnings.push(warning);
     }
 
-    /// Loads what was left for later.
+    /// Loads the modules left for later.
     pub fn load_later_modules(&mut self) {
         let modules = std::mem::take(&mut self.later);
         modules::load(&modules).into_iter().for_each(|error| self.warn(error));
     }
 
-    /// Writes it where the second stage looks.
+    /// Writes the file for the second stage.
     ///
     /// # Errors
     /// It cannot be written.
@@ -125,10 +126,10 @@ impl BootState {
         serde_json::to_writer(io::BufWriter::new(file), self).map_err(io::Error::other)
     }
 
-    /// Reads what the first stage wrote, and removes it.
+    /// Reads the first stage's file and removes it.
     ///
     /// # Errors
-    /// It is not there or not understood.
+    /// It is missing or malformed.
     pub fn take() -> io::Result<Self> {
         let text = fs::read(STATE_PATH)?;
         fs::remove_file(STATE_PATH)?;

@@ -1,18 +1,18 @@
 //! Kernel parameters.
 //!
-//! Owns the way from a dotted name to a file below `/proc/sys`, and which of them belong to a node in a namespace.
+//! Owns the mapping from names to files below `/proc/sys`, and which parameters belong to a node in a namespace.
 
 use std::{fs, path::PathBuf};
 
-/// File of a dotted parameter: `net.ipv4.ip_forward`. A name with `/` in it is taken as sysctl(8) takes it: the
-/// slashes part it, dots stay (`net/ipv4/conf/eth0.5/forwarding`).
+/// File of a dotted parameter: `net.ipv4.ip_forward`. A name with `/` is read as by sysctl(8): slashes separate it,
+/// dots stay (`net/ipv4/conf/eth0.5/forwarding`).
 pub fn path(key: &str) -> PathBuf {
     let relative = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
     PathBuf::from("/proc/sys").join(relative)
 }
 
-/// Whether the kernel keeps the parameter apart for each set of namespaces, so that a namespace node may set it
-/// without changing its host.
+/// Whether the kernel has the parameter once per namespace, so that a namespace node may set it without changing its
+/// host.
 pub fn is_namespaced(key: &str) -> bool {
     let key = key.replace('/', ".");
     key.starts_with("net.")
@@ -25,7 +25,8 @@ pub fn is_namespaced(key: &str) -> bool {
 /// Sets a parameter.
 ///
 /// # Errors
-/// A fragment for a warning: it is missing, refused, or its host's in a namespace node that wants another value.
+/// A fragment for a warning: the parameter is missing or refused, or belongs to the host of a namespace node and has
+/// another value.
 pub fn set(key: &str, value: &str, in_namespace: bool) -> Result<(), String> {
     let path = path(key);
     if in_namespace && !is_namespaced(key) {
@@ -33,10 +34,10 @@ pub fn set(key: &str, value: &str, in_namespace: bool) -> Result<(), String> {
         return if now.split_whitespace().eq(value.split_whitespace()) {
             Ok(())
         } else {
-            Err(format!("sysctl {key} is the host's ({}), not set to {value}", now.trim()))
+            Err(format!("sysctl {key} belongs to the host ({}) and is not set to {value}", now.trim()))
         };
     }
-    fs::write(&path, value).map_err(|e| format!("sysctl {key} not set to {value}: {e}"))
+    fs::write(&path, value).map_err(|e| format!("sysctl {key} cannot be set to {value}: {e}"))
 }
 
 #[cfg(test)]
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_parameters_are_not_a_namespaces() {
+    fn a_namespace_does_not_set_the_hosts_parameters() {
         for mine in
             ["net.ipv4.ip_forward", "net/ipv6/conf/all/forwarding", "kernel.shmmax", "fs.mqueue.msg_max"]
         {
@@ -62,6 +63,6 @@ mod tests {
         for hosts in ["vm.max_map_count", "kernel.panic", "fs.inotify.max_user_instances", "kernel.pid_max"] {
             assert!(!is_namespaced(hosts), "{hosts}");
         }
-        assert!(set("vm.overcommit_memory", "99", true).unwrap_err().contains("is the host's"));
+        assert!(set("vm.overcommit_memory", "99", true).unwrap_err().contains("belongs to the host"));
     }
 }

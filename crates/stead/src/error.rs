@@ -1,7 +1,7 @@
 //! The error of a command, and how it is printed.
 //!
-//! Owns the text for people, the object for programs, and the exit code. Does not own which errors are bad input or what
-//! their remedies are: each says so itself ([`stead_model::Failure`]).
+//! Owns the text for people, the object for programs, and the exit code. Does not own which errors are bad input or
+//! what their remedies are: each says so itself ([`stead_model::Failure`]).
 
 use crate::output::Output;
 use serde::Serialize;
@@ -228,7 +228,7 @@ mod tests {
             ClusterError::NameTaken { cluster: cluster(), state_dir: "/srv".into() }.into(),
             refused().into(),
             ClusterError::from(ImageError::NoImage { name: image() }).into(),
-            agent(404, "no service x", Some("there are node, ntp")).into(),
+            agent(404, "there is no service x", Some("logs: node, ntp")).into(),
             several(vec![refused(), refused()]).into(),
             ImageError::NoPackage { package: "x".into(), suite: "trixie".into() }.into(),
             RemoteError::Unknown(remote()).into(),

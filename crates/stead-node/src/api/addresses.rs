@@ -5,7 +5,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use std::{collections::BTreeSet, io, net::IpAddr};
 use tokio::sync::OnceCell;
 
-/// Reads addresses through one netlink socket, opened at the first question (then the network is there).
+/// Reads addresses through one netlink socket, opened at the first request, when the network is up.
 #[derive(Debug, Default)]
 pub struct Addresses {
     netlink: OnceCell<rtnetlink::Handle>,

@@ -1,4 +1,4 @@
-//! Answers as values, and the one place where an error becomes a status.
+//! Answers as values, and the only place where an error becomes an HTTP status.
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -8,12 +8,12 @@ use serde::Serialize;
 use std::io;
 use stead_model::agent::ErrorBody;
 
-/// Body of an answer. An error breaks the connection, so that the client sees that the answer is not whole.
+/// Body of an answer. An error breaks the connection, which shows the client that the answer is incomplete.
 pub type Body = UnsyncBoxBody<Bytes, io::Error>;
-/// What a handler makes.
+/// Result of a handler.
 pub type Answer = Result<Response<Body>, Refusal>;
 
-/// A request that is not fulfilled.
+/// A refused request.
 #[derive(Debug)]
 pub struct Refusal {
     pub status: StatusCode,

@@ -5,9 +5,8 @@
 //!                      └─ listen: stdin, resize, signals; ends when the client is gone ─► the group is killed
 //! ```
 //!
-//! Every command leads a session of its own. Output is told until the leader has ended and nothing more is in the
-//! pipes: what it left running in the background does not hold the client. Does not own waiting for processes: the
-//! reaper does.
+//! Every command leads its own session. Output is sent until the leader has ended and the pipes are empty: processes
+//! that it left in the background do not hold the client. Does not wait for processes: the reaper does.
 
 use super::process::{self, Channel, Started};
 use crate::reaper::Exit;
@@ -30,19 +29,19 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-/// The client must say what to run within this time.
+/// Time limit for the client's first frame, the request.
 const FIRST_FRAME: Duration = Duration::from_secs(10);
-/// Frames of at most 16 KiB between the command and the network: one is sent while the next is read.
+/// Frames of at most 16 KiB queued between the command and the network: one is sent while the next is read.
 const QUEUE: usize = 1;
-/// A hung-up process group gets this long before it is killed.
+/// How long a process group has after SIGHUP before it is killed.
 const HANG_UP: Duration = Duration::from_secs(2);
-/// After the exit frame the client gets this long to close. Closing while its data is unread would reset the
-/// connection, and the exit frame could be lost.
+/// How long the client has to close after the exit frame. If the node closed with the client's data unread, the
+/// connection would be reset and the exit frame could be lost.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Serves one `exec` connection from its upgrade to its end.
 pub async fn serve(upgraded: Upgraded, reaper: Reaper) {
-    // Always succeeds: the server makes all its connections of this type.
+    // Always succeeds: all connections of the server have this type.
     let Ok(parts) = upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() else { return };
     let stream = parts.io.into_inner();
     let watched = stream.get_ref().0.as_fd().try_clone_to_owned();
@@ -63,8 +62,8 @@ pub async fn serve(upgraded: Upgraded, reaper: Reaper) {
     }
 }
 
-/// Resolves when the peer has closed the connection, though data before that is unread: nobody reads while a command
-/// does not take its stdin.
+/// Resolves when the peer has closed the connection, even with data unread: nothing is read while a command does not
+/// read its standard input.
 async fn closed_by_peer(fd: io::Result<AsyncFd<std::os::fd::OwnedFd>>) {
     let Ok(fd) = fd else { return pending().await };
     loop {
@@ -112,7 +111,7 @@ where
     };
     let running = leader.borrow().is_none();
     if !finished && running {
-        // Closes a terminal, which hangs up its foreground group too.
+        // Closing a terminal also hangs up its foreground group.
         drop(channel);
         end_group(pid, &mut exit).await;
     }
@@ -127,7 +126,7 @@ async fn send<W: AsyncWrite + Unpin>(writer: &mut W, frame: Frame) -> bool {
     write_frame(writer, &mut BytesMut::new(), &frame).await.is_ok()
 }
 
-/// Tells the command's output, then how it ended.
+/// Sends the command's output, then its exit.
 async fn talk<W: AsyncWrite + Unpin>(
     channel: &Channel,
     exit: &mut oneshot::Receiver<Exit>,
@@ -137,7 +136,7 @@ async fn talk<W: AsyncWrite + Unpin>(
     let (frames, mut queue) = mpsc::channel(QUEUE);
     let hear = async {
         let leader = async {
-            // The reaper goes only with the node.
+            // The reaper lives as long as the node.
             let how = exit.await.unwrap_or(Exit::Signal(9));
             ended.send_replace(Some(how));
             how
@@ -163,8 +162,8 @@ async fn talk<W: AsyncWrite + Unpin>(
     tokio::try_join!(hear, write).map(|_| ())
 }
 
-/// Passes on one output until its end; once the leader has ended, no more than can have been in the pipe then, since
-/// others may go on writing for ever.
+/// Passes on one output until its end. Once the leader has ended, passes on at most what the pipe could hold then,
+/// since other processes may write for ever.
 async fn pump(
     output: &process::Pipe,
     frame: fn(Bytes) -> Frame,
@@ -196,7 +195,7 @@ async fn pump(
     }
 }
 
-/// Does what the client says; returns when it is gone or talks nonsense.
+/// Follows the client's frames; returns when the client is gone or breaks the protocol.
 async fn listen<R: AsyncRead + Unpin>(
     channel: &Channel,
     pid: Pid,
@@ -207,14 +206,14 @@ async fn listen<R: AsyncRead + Unpin>(
     let mut open = true;
     while let Ok(Some(frame)) = read_frame(reader, buffer).await {
         match frame {
-            // A command need not read its stdin: what it does not take is dropped once it cannot any more.
+            // A command need not read its standard input: after an error, further input is dropped.
             Frame::Stdin(data) if open => open = channel.write_stdin(&data).await.is_ok(),
             Frame::Stdin(_) => {}
             Frame::StdinClosed if open => open = channel.close_stdin().await,
             Frame::StdinClosed => {}
             Frame::Resize(size) => channel.resize(size),
             Frame::Signal(number) => {
-                // Once reaped, its number may be another's.
+                // Once reaped, its number may belong to another process.
                 if leader.borrow().is_none()
                     && let Some(signal) = Signal::from_named_raw(number.into())
                 {
@@ -228,7 +227,7 @@ async fn listen<R: AsyncRead + Unpin>(
 
 async fn end_group(pid: Pid, exit: &mut oneshot::Receiver<Exit>) {
     let _ = kill_process_group(pid, Signal::HUP);
-    // A stopped process hangs up only once it goes on.
+    // A stopped process handles the hang-up only once it continues.
     let _ = kill_process_group(pid, Signal::CONT);
     let _ = timeout(HANG_UP, exit).await;
     let _ = kill_process_group(pid, Signal::KILL);

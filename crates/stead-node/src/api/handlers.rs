@@ -1,4 +1,4 @@
-//! From a request to its answer.
+//! Handlers of requests.
 
 use super::{
     addresses::Addresses,
@@ -20,20 +20,20 @@ use stead_model::agent::{
 };
 use tokio::{sync::Semaphore, time::timeout};
 
-/// Longest JSON request. A join token is some KiB.
+/// Longest JSON request, in bytes. A join token has a few KiB.
 const MAX_JSON: usize = 64 * 1024;
-/// A JSON request must be there in this time.
+/// Time limit for receiving a JSON request.
 const JSON_TIME: Duration = Duration::from_secs(10);
-/// Commands at once; each holds a process and some 200 KiB of buffers at worst.
+/// Commands at once; each holds a process and at most about 200 KiB of buffers.
 const MAX_EXECS: usize = 32;
 /// File transfers at once; each holds a thread.
 const MAX_TRANSFERS: usize = 4;
-/// Longest grace for services: a day. Longer is a mistake.
+/// Longest grace period for services, one day: a longer one is a mistake.
 const MAX_DEADLINE_S: u32 = 86_400;
-/// The log that is no service's.
+/// Name of the node's own log.
 const NODE_LOG: &str = "node";
 
-/// What the handlers share.
+/// State shared by the handlers.
 pub struct Api {
     handle: Handle,
     engine: Option<Arc<dyn Engine>>,
@@ -146,12 +146,12 @@ impl Api {
     }
 
     async fn logs(&self, service: &str, tail: Option<u64>, follow: bool) -> Answer {
-        // Only names that are known become file names.
+        // Only known names become file names.
         let names = self.log_names().await;
         if !names.contains(service) {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            return Err(Refusal::new(StatusCode::NOT_FOUND, format!("no service {service:?}"))
-                .hint(format!("there are {}", names.join(", "))));
+            return Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is no service {service:?}"))
+                .hint(format!("logs: {}", names.join(", "))));
         }
         let (dir, service) = (self.handle.log_dir().to_owned(), service.to_owned());
         let reader = blocking(move || logs::Reader::open(&dir, &service, tail)).await.map_err(|e| {
@@ -160,7 +160,7 @@ impl Api {
         Ok(answer::stream("text/plain; charset=utf-8", logs::stream(reader, follow)))
     }
 
-    /// Every service of the node, and whatever has a log from an earlier boot.
+    /// Every service of the node, and every log from an earlier boot.
     async fn log_names(&self) -> BTreeSet<String> {
         let dir = self.handle.log_dir().to_owned();
         let files = blocking(move || {
@@ -179,11 +179,11 @@ impl Api {
         if !upgrade.is_some_and(|u| u.eq_ignore_ascii_case("stead-exec")) {
             return Err(Refusal::new(
                 StatusCode::UPGRADE_REQUIRED,
-                "exec needs the header Upgrade: stead-exec",
+                "exec requires the header Upgrade: stead-exec",
             ));
         }
         let Ok(permit) = Arc::clone(&self.execs).try_acquire_owned() else {
-            let why = format!("{MAX_EXECS} commands run already");
+            let why = format!("{MAX_EXECS} commands are already running");
             return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why));
         };
         let upgraded = hyper::upgrade::on(&mut request);
@@ -202,13 +202,13 @@ impl Api {
     }
 }
 
-/// The refusal of a request whose sender speaks another protocol. One without the header was made by hand.
+/// The refusal of a request of another protocol version. A request without the header was made by hand and is accepted.
 fn other_protocol(request: &Request<Incoming>) -> Option<Refusal> {
     let theirs = request.headers().get(PROTOCOL_HEADER)?.to_str().unwrap_or("?");
     if theirs.parse() == Ok(PROTOCOL) {
         return None;
     }
-    let why = format!("this agent speaks protocol {PROTOCOL}, the request protocol {theirs}");
+    let why = format!("this agent speaks protocol version {PROTOCOL}, the request has version {theirs}");
     Some(Refusal::new(StatusCode::BAD_REQUEST, why).hint("use the stead that built this node's image"))
 }
 
@@ -227,21 +227,24 @@ async fn json<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refu
         Ok(Err(error)) => {
             return Err(Refusal::new(StatusCode::BAD_REQUEST, format!("cannot read the request: {error}")));
         }
-        Err(_) => return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request came too slowly")),
+        Err(_) => {
+            return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time"));
+        }
     };
     serde_json::from_slice(&bytes)
         .map_err(|e| Refusal::new(StatusCode::BAD_REQUEST, format!("the request is malformed: {e}")))
 }
 
-/// Runs an engine action to its end, though the client goes away: half a join is worse than one nobody heard of.
+/// Runs an engine action to its end even if the client goes away: half a join is worse than one without an observer.
 async fn whole<T: Send + 'static>(
     action: impl Future<Output = Result<T, EngineError>> + Send + 'static,
 ) -> Result<T, Refusal> {
     match tokio::spawn(action).await {
         Ok(result) => result.map_err(refused_by_engine),
-        Err(e) => {
-            Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the engine action broke: {e}")))
-        }
+        Err(e) => Err(Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the engine action failed unexpectedly: {e}"),
+        )),
     }
 }
 
@@ -259,7 +262,7 @@ mod tests {
     use tokio::{sync::oneshot, time::sleep};
 
     #[tokio::test]
-    async fn an_engine_action_ends_though_its_client_goes_away() {
+    async fn an_engine_action_ends_even_if_its_client_goes_away() {
         let (done, seen) = oneshot::channel();
         let action = whole(async move {
             sleep(Duration::from_millis(50)).await;

@@ -1,6 +1,6 @@
-//! Reads logs: the last lines, then on as they grow, across rotation (`<service>.log` becomes `<service>.log.1`).
+//! Reads logs: the last lines, then new ones, across rotation (`<service>.log` becomes `<service>.log.1`).
 //!
-//! Does not own writing and rotating them; holds no line in memory, so that a log of any size costs one buffer.
+//! Does not write or rotate them. Holds no line in memory, so that a log of any size needs one buffer.
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -12,12 +12,12 @@ use std::{
     time::Duration,
 };
 
-/// Read at once.
+/// Bytes per read.
 const CHUNK: usize = 32 * 1024;
-/// How often a followed log is looked at: below what a person notices, and some 10 system calls a second.
+/// How often a followed log is read: less than a person notices, and about 10 system calls a second.
 const POLL: Duration = Duration::from_millis(100);
 
-/// A place in a log.
+/// A position in a log.
 #[derive(Debug)]
 pub struct Reader {
     current: PathBuf,
@@ -26,13 +26,13 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// At the beginning, or `tail` lines before the end.
+    /// Opens a log at its beginning, or `tail` lines before its end.
     pub fn open(dir: &Path, service: &str, tail: Option<u64>) -> io::Result<Self> {
         let current = dir.join(format!("{service}.log"));
         let rotated = dir.join(format!("{service}.log.1"));
         let newest = open(&current)?;
         let older = open(&rotated)?;
-        // A rotation between the two: what was opened as current has the name of the rotated one now.
+        // Rotated between the two: the file opened as current now has the name of the rotated one.
         let older = match (&newest, older) {
             (Some(n), Some(o)) if inode(n)? == inode(&o)? => None,
             (_, older) => older,
@@ -47,7 +47,7 @@ impl Reader {
         Ok(Self { current, rotated, file })
     }
 
-    /// What comes next; 0 when there is no more now.
+    /// Reads on; returns 0 when there is nothing more yet.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let Some(file) = &mut self.file else {
@@ -66,16 +66,16 @@ impl Reader {
                 if file.stream_position()? <= newest.metadata()?.len() {
                     return Ok(0);
                 }
-                // Cut off in place.
+                // Truncated in place.
                 file.rewind()?;
                 continue;
             }
-            // Rotated: what was written between our last read and the rename is still to be had.
+            // Rotated: lines written between the last read and the rename can still be read.
             let n = file.read(buffer)?;
             if n > 0 {
                 return Ok(n);
             }
-            // Rotated more than once since: the one between is in the rotated file.
+            // Rotated more than once: the log between is in the rotated file.
             let between = match open(&self.rotated)? {
                 Some(between) if inode(&between)? != inode(file)? && newer(&between, file)? => Some(between),
                 _ => None,
@@ -125,7 +125,7 @@ fn newer(a: &File, b: &File) -> io::Result<bool> {
     Ok(a.metadata()?.modified()? >= b.metadata()?.modified()?)
 }
 
-/// Seeks to `lines` lines before the end; how many lines there were too few. An unfinished last line is a line.
+/// Seeks to `lines` lines before the end; returns how many lines are missing. An unfinished last line counts.
 fn seek_back(file: Option<File>, lines: u64) -> io::Result<(Option<File>, u64)> {
     let Some(mut file) = file else { return Ok((None, lines)) };
     let end = file.metadata()?.len();
@@ -141,7 +141,7 @@ fn seek_back(file: Option<File>, lines: u64) -> io::Result<(Option<File>, u64)> 
         file.read_exact_at(part, start)?;
         for (i, byte) in part.iter().enumerate().rev() {
             let position = start + i as u64;
-            // The newline at the very end ends the last line and begins none.
+            // A newline at the very end ends the last line and begins none.
             if *byte == b'\n' && position + 1 != end {
                 found += 1;
                 if found == lines {

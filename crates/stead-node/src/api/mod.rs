@@ -1,8 +1,8 @@
 //! The agent API's server side (see `stead_model::agent` for the routes).
 //!
-//! Owns the listener, its limits, and the way from a request to an answer. Does not own the node's state (the
-//! [`Handle`] does), the engine (an [`Engine`] does), nor children (the reaper does). One thread serves all; what
-//! blocks (disks) goes to threads: logs through the runtime's pool, file transfers through a few of their own.
+//! Owns the listener, its limits, and the handling of requests. Does not own the node's state ([`Handle`]), the engine
+//! ([`Engine`]) or child processes (the reaper). One thread serves all; blocking work on disks has threads: logs use
+//! the runtime's pool, file transfers a few of their own.
 
 mod addresses;
 mod answer;
@@ -37,31 +37,31 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// Connections of clients that have shown their certificate. Each costs some 50 KiB at most while it is quick.
+/// Connections of authenticated clients. Each needs at most about 50 KiB for quick requests.
 const MAX_CONNECTIONS: usize = 64;
-/// Connections that have not (yet): strangers may hold these, for [`HANDSHAKE`] each.
+/// Connections not authenticated yet: strangers may hold these, for [`HANDSHAKE`] each.
 const MAX_HANDSHAKES: usize = 32;
-/// Time for TLS; an emulated node needs some 100 ms.
+/// Time limit for the TLS handshake; an emulated node needs about 100 ms.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Time for a refused client to close.
+/// Time a refused client has to close.
 const LINGER: Duration = Duration::from_secs(1);
-/// Encrypted data that waits for a slow client, per connection; two records' worth.
+/// Encrypted data buffered for a slow client, per connection: two records.
 const TLS_BUFFER: usize = 32 * 1024;
-/// Time for the head of a request, and how long a kept connection may be idle.
+/// Time limit for the headers of a request, and for an idle connection.
 const HEAD: Duration = Duration::from_secs(60);
-/// Headers of one request. Our client sends five.
+/// Most headers of one request. Our client sends five.
 const MAX_HEADERS: usize = 32;
-/// Size of a request's head: a path of 4096 bytes, percent-encoded, and headers.
+/// Largest size of a request's headers: a path of 4096 bytes, percent-encoded, and the header lines.
 const MAX_HEAD: usize = 16 * 1024;
-/// Read at once from a connection.
+/// Largest read buffer of a connection.
 const MAX_BUFFER: usize = 64 * 1024;
-/// An address may come late (DHCP, a bridge): binding is tried again this often.
+/// An address may appear late (DHCP, a bridge): pause between attempts to bind.
 const BIND_AGAIN: Duration = Duration::from_millis(100);
-/// A client whose machine is gone is noticed after this plus five probes.
+/// Idle time before keepalive probes; a client whose machine is gone is noticed after five of them.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Serves the agent API; goes on while the node stops, until it is dropped. Binding is retried while the address is
-/// not there yet.
+/// Serves the agent API until it is dropped, also while the node stops. Binding is retried while the address does not
+/// exist yet.
 ///
 /// # Errors
 /// The certificates are unusable, or the port is taken.
@@ -70,10 +70,10 @@ pub async fn serve(spec: AgentSpec, handle: Handle, engine: Option<Arc<dyn Engin
     serve_on(listener, &spec, handle, engine).await
 }
 
-/// Listens where the agent API is to be served.
+/// Listens on the agent API's address.
 ///
 /// # Errors
-/// The port is taken, or no such address can ever be.
+/// The port is taken, or the address is invalid.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let mut address = address;
     loop {
@@ -93,7 +93,7 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// Serves the agent API on a socket that listens already (its `spec.listen` is not looked at).
+/// Serves the agent API on a listening socket; `spec.listen` is ignored.
 ///
 /// # Errors
 /// The certificates are unusable.
@@ -112,12 +112,12 @@ pub async fn serve_on(
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(_) => {
-                // Out of descriptors, most likely: others will end. A connection that died in the queue is gone.
+                // Most likely out of descriptors: other connections will end. Or the connection died in the queue.
                 sleep(BIND_AGAIN).await;
                 continue;
             }
         };
-        // Over the limit a connection is closed at once, so that who is served already stays served.
+        // Over the limit a connection is closed at once, so that present clients stay served.
         let Ok(shaking) = Arc::clone(&handshakes).try_acquire_owned() else { continue };
         let (acceptor, connections, api) = (acceptor.clone(), Arc::clone(&connections), Arc::clone(&api));
         tokio::spawn(async move {
@@ -147,7 +147,7 @@ pub async fn serve_on(
     }
 }
 
-/// Lets a client that was refused hear why: closing while its request is unread would reset the connection.
+/// Lets a refused client read the reason: closing with its request unread would reset the connection.
 async fn linger(mut refused: TcpStream) {
     let _ = timeout(LINGER, async {
         refused.shutdown().await?;

@@ -1,4 +1,4 @@
-//! Starts a command in a session of its own, on pipes or on a terminal, and moves its bytes.
+//! Starts a command in its own session, on pipes or a terminal, and moves its bytes.
 
 use crate::reaper::{Exit, Reaper};
 use bytes::Bytes;
@@ -27,11 +27,12 @@ use tokio::{
     time::timeout,
 };
 
-/// Read at once: what a TLS record holds.
+/// Bytes per read: the size of a TLS record.
 const CHUNK: usize = 16 * 1024;
-/// What a terminal is given passes through a kernel worker, so that the last output may come after the end.
+/// Output of a terminal passes through a kernel worker, so the last of it may arrive after the command's end.
 const TTY_GRACE: Duration = Duration::from_millis(100);
-/// What the kernel holds of a terminal's output: 64 KiB of buffers (tty_buffer.c) and a line discipline's 4 KiB, rounded up.
+/// Most output of a terminal that the kernel holds: 64 KiB of buffers (tty_buffer.c) and 4 KiB of line discipline,
+/// rounded up.
 const TTY_CAPACITY: usize = 128 * 1024;
 /// The minimal environment.
 const ENVIRONMENT: [(&str, &str); 5] = [
@@ -41,7 +42,7 @@ const ENVIRONMENT: [(&str, &str); 5] = [
     ("LOGNAME", "root"),
     ("LANG", "C.UTF-8"),
 ];
-/// Typed by a terminal's user to end the input: ^D.
+/// ^D, by which a terminal's user ends the input.
 const END_OF_INPUT: u8 = 4;
 
 /// A started command.
@@ -49,11 +50,11 @@ pub struct Started {
     pub pid: Pid,
     pub exit: oneshot::Receiver<Exit>,
     pub channel: Channel,
-    /// Never waited for; the reaper does.
+    /// Not waited for here: the reaper does.
     pub _child: Child,
 }
 
-/// The ways to a command.
+/// Input and output of a command.
 pub enum Channel {
     Pipes { stdin: Mutex<Option<std::sync::Arc<Pipe>>>, stdout: Pipe, stderr: Pipe },
     Tty(Pipe),
@@ -65,17 +66,17 @@ pub struct Pipe {
     grace: Duration,
 }
 
-/// Starts what is asked for.
+/// Starts the requested command.
 ///
 /// # Errors
-/// What to answer: 127 not found, 126 anything else.
+/// The exit to answer with: 127 for not found, 126 for anything else.
 pub fn start(request: &ExecRequest, reaper: &Reaper) -> Result<Started, ExecExit> {
     let cannot = |error: String| ExecExit { code: 126, error: Some(error) };
     let [program, arguments @ ..] = request.command.as_slice() else {
         return Err(cannot("the command is empty".to_owned()));
     };
     if let Some(key) = request.environment.keys().find(|k| k.is_empty() || k.contains('=')) {
-        return Err(cannot(format!("{key:?} is no name for an environment variable")));
+        return Err(cannot(format!("{key:?} is not a valid name of an environment variable")));
     }
     let cwd = match &request.cwd {
         Some(cwd) if Path::new(cwd).is_dir() => cwd,
@@ -104,7 +105,7 @@ fn run(mut command: Command, tty: Option<Size>, reaper: &Reaper) -> io::Result<S
             unlockpt(&master)?;
             tcsetwinsize(&master, winsize(size))?;
             let slave = ioctl_tiocgptpeer(&master, flags)?;
-            // Else backspace takes one byte of a character.
+            // Otherwise backspace would remove one byte of a character.
             let mut modes = tcgetattr(&slave)?;
             modes.input_modes |= InputModes::IUTF8;
             tcsetattr(&slave, OptionalActions::Now, &modes)?;
@@ -118,7 +119,7 @@ fn run(mut command: Command, tty: Option<Size>, reaper: &Reaper) -> io::Result<S
     };
     let terminal = tty.is_some();
     // SAFETY: between fork and exec only async-signal-safe system calls are made (setsid, ioctl, umask); nothing is
-    // allocated and no lock is taken. Descriptor 0 is open: the standard library has put our stdin there.
+    // allocated and no lock is taken. Descriptor 0 is open: the standard library has put our standard input there.
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(move || {
@@ -131,7 +132,7 @@ fn run(mut command: Command, tty: Option<Size>, reaper: &Reaper) -> io::Result<S
         });
     }
     let mut running = reaper.spawn(&mut command)?;
-    // Holds the slave, without which the terminal's end is never seen.
+    // It holds the slave open, which would hide the terminal's end.
     drop(command);
     let channel = match master {
         Some(master) => Channel::Tty(Pipe::new(master, TTY_GRACE)?),
@@ -167,7 +168,7 @@ impl Channel {
             Self::Tty(_) => None,
         }
     }
-    /// Waits while the command does not read.
+    /// Writes to the command's standard input; waits while it does not read.
     pub async fn write_stdin(&self, data: &[u8]) -> io::Result<()> {
         match self {
             Self::Tty(master) => master.write_all(data).await,
@@ -184,7 +185,7 @@ impl Channel {
             }
         }
     }
-    /// Whether more may be written: a terminal stays open.
+    /// Ends the input. Returns whether more may be written: a terminal stays open.
     pub async fn close_stdin(&self) -> bool {
         match self {
             Self::Tty(master) => master.write_all(&[END_OF_INPUT]).await.is_ok(),
@@ -218,18 +219,18 @@ impl Pipe {
         let mut buffer = [0; CHUNK];
         match rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut buffer)) {
             Ok(n) => Ok(Bytes::copy_from_slice(buffer.get(..n).unwrap_or_default())),
-            // A terminal whose last user is gone.
+            // The terminal's last user is gone.
             Err(Errno::IO) => Ok(Bytes::new()),
             Err(e) => Err(e.into()),
         }
     }
 
-    /// How much can be in it, written and not yet read.
+    /// How many unread bytes it can hold.
     pub fn capacity(&self) -> usize {
         rustix::pipe::fcntl_getpipe_size(&self.fd).unwrap_or(TTY_CAPACITY)
     }
 
-    /// What comes next; empty at the end. Cancel-safe.
+    /// The next bytes; empty at the end. Cancel-safe.
     pub async fn read(&self) -> io::Result<Bytes> {
         loop {
             let mut guard = self.fd.readable().await?;
@@ -239,8 +240,8 @@ impl Pipe {
         }
     }
 
-    /// What is still there once the leader has ended; empty when nothing is. Asks the kernel, not what the event loop
-    /// knows, which may be behind.
+    /// The bytes left after the leader has ended; empty when there are none. Asks the kernel, because the event loop
+    /// may be behind.
     pub async fn read_rest(&self) -> io::Result<Bytes> {
         match Self::read_now(self.fd.get_ref()) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && !self.grace.is_zero() => {
@@ -265,9 +266,9 @@ impl Pipe {
     }
 }
 
-/// Has the event loop watch a descriptor.
+/// Registers a descriptor with the event loop.
 pub fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is an open descriptor, always the same, until it is dropped; the `AsyncFd` owns it.
+    // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped; the `AsyncFd` owns it.
     #[allow(unsafe_code)]
     let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
     Ok(registered?)

@@ -1,22 +1,22 @@
-//! From a request line to what is asked for. Pure.
+//! Parses request lines into routes. Pure.
 
 use stead_agent::query;
 
-/// Longest query value taken: PATH_MAX, since the longest ones are paths.
+/// Longest query value accepted: PATH_MAX, since the longest values are paths.
 const MAX_VALUE: usize = 4096;
 
-/// What a request asks for.
+/// The action that a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// `GET /v1/status`
     Status,
     /// `GET /v1/logs`
     Logs {
-        /// Whose; `node` for the node's own.
+        /// The service; `node` for the node's own log.
         service: String,
-        /// Only so many last lines.
+        /// Only this many last lines.
         tail: Option<u64>,
-        /// Go on as it grows.
+        /// Whether to follow the log as it grows.
         follow: bool,
     },
     /// `POST /v1/exec`
@@ -51,14 +51,14 @@ pub enum Route {
     Shutdown,
 }
 
-/// A request that asks for nothing we have.
+/// A request for something that the API does not have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     /// No such path: 404.
     #[error("no such path in the agent API")]
     NotFound,
     /// The path exists, with other methods: 405.
-    #[error("the method is not {allowed}")]
+    #[error("this path only allows {allowed}")]
     Method {
         /// For the `Allow` header.
         allowed: &'static str,
@@ -73,7 +73,7 @@ pub enum RouteError {
     },
 }
 
-/// Understands a request line.
+/// Parses a request line.
 ///
 /// # Errors
 /// [`RouteError`], one per HTTP status.
@@ -106,7 +106,7 @@ pub fn route(method: &str, path_and_query: &str) -> Result<Route, RouteError> {
                 follow: match follow.as_deref() {
                     None | Some("false") => false,
                     Some("true") => true,
-                    Some(_) => return Err(bad("follow", "is neither true nor false")),
+                    Some(_) => return Err(bad("follow", "must be true or false")),
                 },
             }
         }
@@ -148,14 +148,14 @@ fn parameters(query: &str, known: &[&str]) -> Result<Vec<Option<String>>, RouteE
     for pair in query.split('&').filter(|p| !p.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let Some(slot) = known.iter().position(|k| *k == key).and_then(|at| values.get_mut(at)) else {
-            return Err(bad(key, "is not known here"));
+            return Err(bad(key, "is unknown"));
         };
         if value.len() > MAX_VALUE {
             return Err(bad(key, "is too long"));
         }
         let value = query::decode(value).ok_or_else(|| bad(key, "is not percent-encoded UTF-8"))?;
         if slot.replace(value).is_some() {
-            return Err(bad(key, "comes twice"));
+            return Err(bad(key, "is repeated"));
         }
     }
     Ok(values)
@@ -203,16 +203,16 @@ mod tests {
             ("GET", "/", "no such path"),
             ("GET", "/v1/status/", "no such path"),
             ("GET", "/v1/../v1/status", "no such path"),
-            ("DELETE", "/v1/status", "the method is not GET"),
+            ("DELETE", "/v1/status", "this path only allows GET"),
             ("POST", "/v1/files?path=/", "GET, PUT"),
-            ("GET", "/v1/status?x=1", "\"x\" is not known"),
+            ("GET", "/v1/status?x=1", "\"x\" is unknown"),
             ("GET", "/v1/files", "\"path\" is missing"),
             ("GET", "/v1/files?path=etc", "not absolute"),
             ("GET", "/v1/files?path=/a%00b", "NUL"),
             ("GET", "/v1/files?path=%ff", "percent-encoded"),
             ("GET", "/v1/files?path=/a&path=/b", "twice"),
             ("GET", "/v1/logs?tail=-1", "not a number"),
-            ("GET", "/v1/logs?follow=yes", "neither true nor false"),
+            ("GET", "/v1/logs?follow=yes", "must be true or false"),
         ] {
             let error = route(method, target).unwrap_err().to_string();
             assert!(error.contains(want), "{method} {target}: {error}");

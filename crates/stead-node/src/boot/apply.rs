@@ -1,4 +1,4 @@
-//! Does the steps of a boot plan, one after the other; makes no choice.
+//! Executes the steps of a boot plan in order; makes no choices.
 
 use super::{BootPlan, Device, Step};
 use crate::{disks, modules, mounts::mount_filesystem};
@@ -33,10 +33,10 @@ pub enum StepError {
     Disk(#[source] disks::DiskError),
 }
 
-/// Does every step.
+/// Executes every step.
 ///
 /// # Errors
-/// The first step that failed and was not optional. `warn` is told of the others.
+/// The first step that failed and was not optional. `warn` gets the failures of optional ones.
 pub fn apply(plan: &BootPlan, mut warn: impl FnMut(String)) -> Result<(), StepError> {
     for planned in &plan.0 {
         match step(&planned.step, &mut warn) {
@@ -101,11 +101,11 @@ fn make_node(folder: &Path, device: &Device) -> io::Result<()> {
     let path = folder.join(&device.name);
     let kind = if device.block { FileType::BlockDevice } else { FileType::CharacterDevice };
     mknodat(CWD, &path, kind, Mode::from_raw_mode(device.mode), makedev(device.major, device.minor))?;
-    // mknod is subject to the umask.
+    // mknod applies the umask.
     fs::set_permissions(&path, fs::Permissions::from_mode(device.mode))
 }
 
-/// devtmpfs has some of the links' names already.
+/// devtmpfs already has some of the links' names.
 fn make_link(path: &Path, to: &Path) -> io::Result<()> {
     if fs::symlink_metadata(path).is_ok() {
         fs::remove_file(path)?;
@@ -128,7 +128,7 @@ fn show_self(path: &Path) -> io::Result<()> {
     let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     let sealed = mount_remount(path, flags, c"");
     if sealed.is_err() {
-        // Never leave it writable: it is the host's file.
+        // Never left writable, because it is the host's file.
         unmount(path, UnmountFlags::DETACH)?;
     }
     Ok(sealed?)
@@ -145,7 +145,7 @@ fn free_initrd() -> io::Result<()> {
     Ok(())
 }
 
-/// With both arguments the same directory the old root comes to lie over the new one, and is then let go of
+/// With the same directory as both arguments, the old root is mounted over the new one and then detached
 /// (pivot_root(2), "pivot_root(".", ".")").
 fn pivot(root: &Path) -> io::Result<()> {
     chdir(root)?;

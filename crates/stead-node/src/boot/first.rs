@@ -1,4 +1,4 @@
-//! The first stage: observes what the machine is made of, makes its root, and goes over into it.
+//! The first stage: observes the machine's parts, makes its root, and enters it.
 
 use super::{BootPlan, Device, Facts, SELF_PATH, apply::apply, plan};
 use crate::{
@@ -24,19 +24,20 @@ use stead_model::{
     text,
 };
 
-/// How long drives may take to show up: the kernel finds virtio drives within milliseconds, emulated or slow hosts
+/// How long drives are waited for: the kernel finds virtio drives within milliseconds, under emulation or on slow hosts
 /// within seconds.
 const DRIVES_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause between looks for drives.
+/// Pause between two looks for drives.
 const DRIVES_PAUSE: Duration = Duration::from_millis(2);
-/// Largest file taken from the spec drive: a bound against a broken one.
+/// Largest file read from the spec drive, in bytes: a bound against a broken drive.
 const MAX_SPEC_BYTES: u64 = text::MAX_TEXT_BYTES as u64;
 
-/// One entry for each virtio device that a driver of its bus has found.
+/// One entry for each virtio device that its bus driver has found.
 const VIRTIO_DEVICES: &str = "/sys/bus/virtio/devices";
 
-/// As `/init` of an initrd. What comes next goes on in this process: by starting the program again from the new root,
-/// an emulated machine would lose half a second to translating it again. When there is no new root, the state says why.
+/// Runs as `/init` of an initrd. The second stage runs in the same process: starting the program again from the new
+/// root would cost an emulated machine half a second for translating it again. Without a new root, the state has the
+/// reason.
 pub fn vm() -> BootState {
     let mut state = BootState::new(Mode::Vm);
     for (source, target, filesystem) in
@@ -59,7 +60,7 @@ pub fn vm() -> BootState {
     state
 }
 
-/// The initrd has no /dev/console when the kernel looks for it, so nothing of ours would be seen.
+/// The initrd has no /dev/console when the kernel opens it, so our output would be lost.
 fn open_console() {
     if let Ok(console) = fs::OpenOptions::new().read(true).write(true).open("/dev/console") {
         let _ = rustix::stdio::dup2_stdin(&console);
@@ -68,7 +69,7 @@ fn open_console() {
     }
 }
 
-/// Warnings and worse only: each line of an emulated serial console costs a millisecond.
+/// Only warnings and worse: each line on an emulated serial console takes a millisecond.
 fn quiet_kernel() {
     let _ = fs::write("/proc/sys/kernel/printk", "4 4 1 4");
 }
@@ -81,13 +82,13 @@ fn vm_root(state: &mut BootState) -> Result<(), String> {
     let sys_block = Path::new("/sys/block");
     let spec_drive = wait_for(&[VmBoot::SPEC_SERIAL.to_owned()], sys_block)?.remove(0);
     let (node, boot) = read_spec_drive(&spec_drive)?;
-    // The agent's certificates are in the spec: from here on a rescue answers.
+    // The agent's certificates are in the spec: from here on a rescue state can answer.
     let spec = read_spec(&node)?;
     state.spec = Some(spec.clone());
     let boot: VmBoot = text::from_json(VmBoot::FILE, &boot.ok_or("the spec drive has no boot.json")?)
         .map_err(|e| e.to_string())?;
     if boot.layers == 0 {
-        return Err("boot.json says that there are no layers".into());
+        return Err("boot.json lists no layers".into());
     }
     let most = super::MAX_LAYERS + 1;
     let wanted: Vec<String> = (0..boot.layers).take(most).map(VmBoot::layer_serial).collect();
@@ -96,7 +97,7 @@ fn vm_root(state: &mut BootState) -> Result<(), String> {
     let upper = match &spec.root {
         RootUpper::Tmpfs => Upper::Tmpfs(None),
         RootUpper::Disk(serial) => {
-            // Its filesystem is among them.
+            // The data disk's filesystem is one of them.
             state.load_later_modules();
             Upper::Disk(wait_for(std::slice::from_ref(serial), sys_block)?.remove(0))
         }
@@ -121,7 +122,7 @@ fn vm_root(state: &mut BootState) -> Result<(), String> {
     Ok(())
 }
 
-/// A directory for putting the root together, made when the initrd does not have it.
+/// The directory for assembling the root, created if the initrd lacks it.
 fn staging(path: &str) -> PathBuf {
     let _ = fs::create_dir_all(path);
     path.into()
@@ -139,7 +140,7 @@ fn make_root(state: &mut BootState, facts: &Facts) -> Result<(), String> {
     Ok(())
 }
 
-/// A root in memory with nothing but this program: the state then still can be told. `staging` is a directory.
+/// Enters a root in memory with only this program, so that the state can still be reported. `staging` is a directory.
 fn enter_rescue(state: &mut BootState, directory: &Path, why: String) {
     say(format_args!("rescue: {why}"));
     state.rescue = Some(why);
@@ -159,7 +160,7 @@ fn enter_rescue(state: &mut BootState, directory: &Path, why: String) {
     }
 }
 
-/// Starts this program again in the new root. Returns the state when that cannot be.
+/// Starts this program again in the new root. Returns the state if that fails.
 fn hand_over(mut state: BootState) -> BootState {
     if let Err(e) = close_inherited().and_then(|()| state.save()) {
         state.warn(format!("hand over to the second stage: {e}"));
@@ -171,7 +172,7 @@ fn hand_over(mut state: BootState) -> BootState {
     state
 }
 
-/// Descriptors left open by whoever started us could lead back into the host's tree.
+/// Closes inherited descriptors, which could lead back into the host's tree.
 fn close_inherited() -> io::Result<()> {
     let open: Vec<i32> = fs::read_dir("/proc/self/fd")?
         .flatten()
@@ -179,8 +180,8 @@ fn close_inherited() -> io::Result<()> {
         .filter(|fd| *fd > 2)
         .collect();
     for fd in open {
-        // SAFETY: the descriptor is borrowed only for this call, which sets a flag. If it has been closed meanwhile
-        // (the directory listing's own), the call fails with EBADF and nothing else happens.
+        // SAFETY: the descriptor is borrowed only for this call, which sets a flag. If it was closed meanwhile (the
+        // directory listing's own), the call fails with EBADF and nothing else happens.
         #[allow(unsafe_code)]
         let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
         let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC);
@@ -188,7 +189,7 @@ fn close_inherited() -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for drives by serial, in the order asked for.
+/// Waits for drives by serial; returns them in the given order.
 fn wait_for(wanted: &[String], sys_block: &Path) -> Result<Vec<PathBuf>, String> {
     let until = Instant::now() + DRIVES_TIMEOUT;
     loop {
@@ -224,7 +225,7 @@ fn read_spec_drive(device: &Path) -> Result<(String, Option<String>), String> {
 /// `node.json` and `boot.json` from a tar.
 ///
 /// # Errors
-/// A fragment: it is no tar, or has no `node.json`.
+/// A fragment: it is not a tar, or has no `node.json`.
 pub fn read_spec_tar(tar: impl io::Read) -> Result<(String, Option<String>), String> {
     use io::Read;
     let bad = |e: io::Error| format!("spec drive: {e}");
@@ -248,7 +249,7 @@ fn read_spec(text: &str) -> Result<NodeSpec, String> {
     NodeSpec::from_json("node.json", text).map_err(|e| e.to_string())
 }
 
-/// As PID 1 of a namespace machine; `file` is a [`NamespaceBoot`]. Returns only when the new root could not be
+/// Runs as PID 1 of a namespace machine; `file` is a [`NamespaceBoot`]. Returns only if the new root could not be
 /// entered.
 pub fn namespace(file: &Path) -> BootState {
     let mut state = BootState::new(Mode::Namespace);
@@ -261,38 +262,38 @@ pub fn namespace(file: &Path) -> BootState {
     hand_over(state)
 }
 
-/// Sets `staging` to where a rescue root can be put together, as soon as a better place than the default is known.
+/// Sets `staging` to the directory for a rescue root once a better one than the default is known.
 fn namespace_root(state: &mut BootState, file: &Path, staging: &mut PathBuf) -> Result<(), String> {
     let text = fs::read_to_string(file).map_err(|e| format!("read {}: {e}", file.display()))?;
     let boot: NamespaceBoot =
         text::from_json(&file.display().to_string(), &text).map_err(|e| e.to_string())?;
     let spec_dir =
         fs::canonicalize(&boot.spec_dir).map_err(|e| format!("{}: {e}", boot.spec_dir.display()))?;
-    // It exists, and nothing else that is still needed is in it once the spec has been read.
+    // It exists, and once the spec has been read nothing in it is needed any more.
     staging.clone_from(&spec_dir);
     let path = spec_dir.join("node.json");
     let text = fs::read_to_string(&path).map_err(|e| format!("read {}: {e}", path.display()))?;
     let spec = read_spec(&text)?;
     state.spec = Some(spec.clone());
     if boot.layers.is_empty() {
-        return Err(format!("{}: there are no layers", file.display()));
+        return Err(format!("{} lists no layers", file.display()));
     }
     for layer in &boot.layers {
         if !layer.is_dir() {
-            return Err(format!("layer {} is no directory", layer.display()));
+            return Err(format!("layer {} is not a directory", layer.display()));
         }
     }
     let upper = match &spec.root {
         RootUpper::Tmpfs => Upper::Tmpfs(boot.root_limit.map(|b| b.0)),
         RootUpper::Disk(serial) => match boot.disks.get(serial) {
             Some(device) => Upper::Disk(device.clone()),
-            None => return Err(format!("no disk with serial {serial}")),
+            None => return Err(format!("there is no disk with serial {serial}")),
         },
     };
     let mut attached = BTreeMap::new();
     for (serial, path) in &boot.disks {
         let device =
-            device_at(path).ok_or_else(|| format!("disk {serial}: {} is no device", path.display()))?;
+            device_at(path).ok_or_else(|| format!("disk {serial}: {} is not a device", path.display()))?;
         attached.insert(serial.clone(), device);
     }
     let facts = Facts {
@@ -313,7 +314,7 @@ fn namespace_root(state: &mut BootState, file: &Path, staging: &mut PathBuf) -> 
     Ok(())
 }
 
-/// Devices a namespace node gets when its host has them: for VMs as instances, and for pools in files.
+/// Devices that a namespace node gets if its host has them: for VMs as instances, and for pools in files.
 const OPTIONAL_DEVICES: [&str; 6] =
     ["kvm", "vhost-net", "vhost-vsock", "loop-control", "btrfs-control", "vsock"];
 
@@ -335,7 +336,7 @@ fn device_at(path: &Path) -> Option<Device> {
     })
 }
 
-/// The terminal we were given, by a path that leads to it in this mount namespace.
+/// The path, in this mount namespace, of the terminal on standard input or output.
 fn console() -> Option<PathBuf> {
     if !rustix::termios::isatty(io::stdout()) {
         return None;
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_spec_drive_with_what_follows_on_the_device() {
+    fn the_spec_drive_is_read_with_trailing_data() {
         let mut drive = tar_of(&[("boot.json", r#"{"layers":2}"#), ("./node.json", "{}"), ("x", "y")]);
         // A drive is longer than the tar on it.
         drive.resize(drive.len() + 1_000_000, 0);

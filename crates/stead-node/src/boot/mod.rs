@@ -1,8 +1,8 @@
-//! The boot plan: from what was observed to the ordered steps that make the node's root.
+//! The boot plan: the ordered steps that make the node's root, from observed facts.
 //!
-//! [`plan`] makes every choice and touches nothing; [`apply`] does the steps and chooses nothing; [`first`] observes,
-//! plans and applies for a VM and for a namespace machine, and hands over to [`crate::run`]. Services, network and
-//! data disks come after, in the new root, and are not of this module.
+//! [`plan`] makes every choice and touches nothing; [`apply`] executes the steps and makes no choices; [`first`]
+//! observes, plans and applies for a VM and for a namespace machine, and hands over to [`crate::run`]. Does not own
+//! services, network and data disks, which follow in the new root.
 
 pub mod apply;
 pub mod first;
@@ -18,10 +18,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Where `stead-node` lies in the root of a namespace, and is started again as PID 1.
+/// Where `stead-node` is in the root of a namespace, and is started again as PID 1.
 pub const SELF_PATH: &str = "/run/stead/stead-node";
 
-/// Most layers in one root: overlayfs takes 500 lower layers.
+/// Most layers in one root: overlayfs allows 500 lower layers.
 pub const MAX_LAYERS: usize = 500;
 
 /// A device node.
@@ -47,9 +47,9 @@ pub struct Facts {
     /// Layers, lowest first: block devices with squashfs (VM) or directories (namespace). Empty: an empty root in
     /// memory, for rescue.
     pub layers: Vec<PathBuf>,
-    /// A directory that exists, on which everything is put together.
+    /// An existing directory on which everything is assembled.
     pub staging: PathBuf,
-    /// Where changes go.
+    /// Where changes are written.
     pub upper: Upper,
     /// Hierarchies to mount.
     pub cgroups: Layout,
@@ -65,21 +65,21 @@ pub struct Facts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
-    /// Cut this mount namespace off from its host's.
+    /// Separate this mount namespace from its host's.
     MakePrivate,
     /// Make a directory and its parents.
     Directory {
         /// Where.
         path: PathBuf,
     },
-    /// Work in this directory: overlay options hold 4096 bytes, so layers are named relative to it.
+    /// Change into this directory: overlay options are limited to 4096 bytes, so layers are named relative to it.
     Enter {
         /// Where.
         path: PathBuf,
     },
     /// Mount a filesystem.
     Mount {
-        /// Device or word.
+        /// A device or another word.
         source: String,
         /// Where; it exists.
         target: PathBuf,
@@ -90,7 +90,7 @@ pub enum Step {
         /// Options of the filesystem's own.
         data: String,
     },
-    /// Show a directory or file in a second place.
+    /// Bind a directory or file to a second place.
     Bind {
         /// What.
         source: PathBuf,
@@ -125,20 +125,20 @@ pub enum Step {
         /// A root that has the tools.
         tools: PathBuf,
     },
-    /// Take a mount away.
+    /// Unmount.
     Unmount {
         /// Where.
         path: PathBuf,
     },
-    /// Show the file this program was started from, read-only, in the new root: one file's pages in memory then serve
-    /// every node of the host. It is copied where it cannot be shown.
+    /// Bind this program's file, read-only, into the new root, so that all nodes of the host share its pages in memory.
+    /// If it cannot be bound, it is copied.
     InstallSelf {
-        /// At this path.
+        /// The path in the new root.
         path: PathBuf,
     },
-    /// Remove the initrd's files, which would stay in memory.
+    /// Remove the initrd's files, which otherwise stay in memory.
     FreeInitrd,
-    /// Make this the root by pivot_root and let go of everything of the host.
+    /// Make this the root by pivot_root and detach everything of the host.
     PivotRoot {
         /// The new root.
         root: PathBuf,
@@ -150,13 +150,13 @@ pub enum Step {
     },
 }
 
-/// A step, and whether the boot can go on without it.
+/// A step, and whether the boot can continue without it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Planned {
     /// The step.
     #[serde(flatten)]
     pub step: Step,
-    /// Its failure is a warning.
+    /// Whether its failure is only a warning.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub optional: bool,
 }
@@ -166,11 +166,11 @@ pub struct Planned {
 #[serde(transparent)]
 pub struct BootPlan(pub Vec<Planned>);
 
-/// No plan can be made.
+/// A plan is impossible.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// Too many layers.
-    #[error("{0} layers are more than the {MAX_LAYERS} overlayfs takes")]
+    #[error("{0} layers are more than the {MAX_LAYERS} that overlayfs allows")]
     TooManyLayers(usize),
 }
 
@@ -204,7 +204,7 @@ fn mount(source: &str, target: PathBuf, filesystem: &str, flags: &[Flag], data: 
 /// The plan for these facts.
 ///
 /// # Errors
-/// More layers than overlayfs takes.
+/// More layers than overlayfs allows.
 pub fn plan(facts: &Facts) -> Result<BootPlan, PlanError> {
     if facts.layers.len() > MAX_LAYERS {
         return Err(PlanError::TooManyLayers(facts.layers.len()));
@@ -288,7 +288,7 @@ fn plan_root(facts: &Facts, plan: &mut BootPlan) {
     ));
 }
 
-/// What the tools that prepare a disk (mkfs, modprobe) want to see.
+/// Folders that the tools for preparing a disk (mkfs, modprobe) need.
 const TOOL_FOLDERS: [&str; 3] = ["dev", "proc", "sys"];
 
 /// overlayfs names the topmost layer first.
@@ -305,7 +305,7 @@ fn plan_kernel_filesystems(facts: &Facts, root: &Path, plan: &mut BootPlan) {
     match facts.mode {
         Mode::Vm => plan.mount("devtmpfs", dev.clone(), "devtmpfs", &[Nosuid], "mode=0755"),
         Mode::Namespace => {
-            // 64 KiB would do for nodes and links; 4 MiB leaves room for what engines put there.
+            // 64 KiB would be enough for nodes and links; 4 MiB leaves room for engines' files.
             plan.mount("dev", dev.clone(), "tmpfs", &[Nosuid], "mode=0755,size=4m");
             plan_namespace_devices(facts, &dev, plan);
         }
@@ -334,14 +334,14 @@ fn plan_kernel_filesystems(facts: &Facts, root: &Path, plan: &mut BootPlan) {
     plan.mount("run", root.join("run"), "tmpfs", &[Nosuid, Nodev], "mode=0755");
     plan.mount("tmp", root.join("tmp"), "tmpfs", &[Nosuid, Nodev], "mode=1777");
     if facts.mode == Mode::Vm {
-        // They hold nothing in a namespace, where the host has them.
+        // In a namespace they are empty: they belong to the host.
         plan.may_mount("securityfs", root.join("sys/kernel/security"), "securityfs", &all, "");
         plan.may_mount("tracefs", root.join("sys/kernel/tracing"), "tracefs", &all, "");
         plan.may_mount("bpf", root.join("sys/fs/bpf"), "bpf", &all, "mode=0700");
     }
 }
 
-/// A serial becomes a file's name, and comes from outside.
+/// Whether a serial, which comes from outside, is usable as a file name.
 fn is_file_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
@@ -378,7 +378,7 @@ fn plan_namespace_devices(facts: &Facts, dev: &Path, plan: &mut BootPlan) {
             plan.may(Step::File { path: dev.join("console") });
             plan.may(Step::Bind { source: path.clone(), target: dev.join("console") });
         }
-        // Programs that write to the console find one; what they say goes nowhere.
+        // Programs that write to the console find one, which discards their output.
         None => {
             plan.may(node(Device { name: "console".into(), block: false, major: 1, minor: 3, mode: 0o600 }))
         }

@@ -1,4 +1,4 @@
-//! Whatever the facts, a plan that cannot trip over itself.
+//! Whatever the facts, a plan uses nothing before it is made.
 
 use super::*;
 use proptest::prelude::*;
@@ -48,7 +48,7 @@ fn check(facts: &Facts, plan: &BootPlan) -> Result<(), String> {
             }
             Step::Mount { target, data, filesystem, .. } => {
                 has(&there, target)?;
-                // What was below is covered.
+                // The mount covers what was below.
                 there.retain(|p| p == target || !p.starts_with(target));
                 if filesystem == "overlay" {
                     for option in data.split(',') {
@@ -57,7 +57,7 @@ fn check(facts: &Facts, plan: &BootPlan) -> Result<(), String> {
                             has(&there, &cwd.join(dir))?;
                         }
                     }
-                    // A root has these: they are in every layer.
+                    // Every layer has these.
                     there.extend(["dev", "proc", "sys"].map(|d| target.join(d)));
                 }
             }
@@ -102,7 +102,7 @@ proptest! {
         let facts = facts(mode, layers, disk, v1, &serials);
         let plan = plan(&facts).unwrap();
         prop_assert_eq!(check(&facts, &plan), Ok(()));
-        // It survives being written down.
+        // The plan survives serialisation.
         let text = serde_json::to_string(&plan).unwrap();
         prop_assert_eq!(serde_json::from_str::<BootPlan>(&text).unwrap(), plan);
     }

@@ -1,7 +1,7 @@
-//! Data disks: finding the device a rule means, formatting it only when it is blank, mounting it.
+//! Data disks: finds the device of a rule, formats it only if it is blank, mounts it.
 //!
-//! Owns what happens to block devices. The root's own disk is prepared in the first stage by [`prepare_root_disk`],
-//! everything else by [`set_up`] once the root is there.
+//! Owns all changes to block devices. The first stage prepares the root's own disk by [`prepare_root_disk`], the second
+//! one everything else by [`set_up`].
 
 pub mod probe;
 
@@ -32,17 +32,17 @@ use stead_model::{
     recipe::{DiskMatch, DiskRule, Filesystem},
 };
 
-/// Where links from serials to device nodes are.
+/// Directory of the links from serials to device nodes.
 pub const BY_SERIAL: &str = "/dev/disk/by-serial";
 
-/// Formatting takes this long at most: mkfs of a large disk with lazy initialisation takes seconds.
+/// Time limit for formatting: mkfs of a large disk with lazy initialisation takes seconds.
 const FORMAT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A disk cannot be used. It has been left alone.
+/// A disk cannot be used. It is left unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// Reading failed.
-    #[error("read {device}")]
+    #[error("cannot read {device}")]
     Read {
         /// Device.
         device: PathBuf,
@@ -50,22 +50,22 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
-    /// It is not blank and not what the rule asks for.
-    #[error("{device} carries {content}, not {wanted}; left alone")]
+    /// It is neither blank nor what the rule asks for.
+    #[error("{device} contains {content}, not {wanted}; left unchanged")]
     Occupied {
         /// Device.
         device: PathBuf,
-        /// What it carries.
+        /// Its content.
         content: String,
         /// What was asked for.
         wanted: String,
     },
-    /// It has the filesystem, but that cannot be mounted.
-    #[error("{device} carries {content} that cannot be mounted on {target}; left alone")]
+    /// It has the filesystem, which cannot be mounted.
+    #[error("{device} contains {content}, which cannot be mounted on {target}; left unchanged")]
     Mount {
         /// Device.
         device: PathBuf,
-        /// What it carries.
+        /// Its content.
         content: String,
         /// Where.
         target: PathBuf,
@@ -73,8 +73,8 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
-    /// The mark of a format under way.
-    #[error("mark {device}")]
+    /// The mark of a format in progress.
+    #[error("cannot mark {device} as being formatted")]
     Mark {
         /// Device.
         device: PathBuf,
@@ -83,7 +83,7 @@ pub enum DiskError {
         source: io::Error,
     },
     /// A blank device could not be formatted.
-    #[error("format {device} with {program}: {why}")]
+    #[error("cannot format {device} with {program}: {why}")]
     Format {
         /// Device.
         device: PathBuf,
@@ -93,7 +93,7 @@ pub enum DiskError {
         why: String,
     },
     /// A directory or bind mount.
-    #[error("bind {path}")]
+    #[error("cannot bind {path}")]
     Bind {
         /// Where.
         path: PathBuf,
@@ -103,7 +103,7 @@ pub enum DiskError {
     },
 }
 
-/// What a device carries. Reads only.
+/// The content of a device. Only reads.
 ///
 /// # Errors
 /// It cannot be opened or read.
@@ -114,18 +114,18 @@ pub fn look(device: &Path) -> Result<Content, DiskError> {
     probe::probe(&mut file, size).map_err(read)
 }
 
-/// What is to be done with a device, by what it carries.
+/// What to do with a device, by its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// It is blank: format it.
     Format,
     /// It has what the rule asks for.
     Use,
-    /// It carries something else.
+    /// It has other content.
     Refuse,
 }
 
-/// Decides. Only a device that is blank, or was when a format of ours began on it, is ever formatted.
+/// Decides. Only a device that is blank, or was blank when a format of ours began, is ever formatted.
 pub fn decide(content: &Content, filesystem: Filesystem, label: &str) -> Decision {
     match content {
         Content::Blank => Decision::Format,
@@ -139,8 +139,8 @@ pub fn decide(content: &Content, filesystem: Filesystem, label: &str) -> Decisio
     }
 }
 
-/// The tool and arguments that make a filesystem on a device of `size` bytes, leaving room for the mark at its end.
-/// None is told to overwrite: the tools look for signatures too.
+/// The tool and arguments that make a filesystem on a device of `size` bytes, without the space of the mark at its end.
+/// No tool is told to overwrite, since the tools also look for signatures.
 pub fn format_command(
     filesystem: Filesystem,
     label: &str,
@@ -148,11 +148,11 @@ pub fn format_command(
     size: u64,
 ) -> (&'static str, Vec<String>) {
     let device = device.to_string_lossy().into_owned();
-    // Whole KiB, which every tool takes.
+    // Whole KiB, which every tool accepts.
     let kib = size.saturating_sub(MARK_BYTES) / 1024;
     let bytes = format!("{}", kib * 1024);
     let (program, options): (_, Vec<String>) = match filesystem {
-        // A blank disk needs no discard, and its inode tables can be zeroed while it is in use.
+        // A blank disk needs no discard, and its inode tables can be zeroed in use.
         Filesystem::Ext4 => {
             let options = ["-q", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", "-L", label];
             let mut options: Vec<String> = options.map(str::to_owned).to_vec();
@@ -165,7 +165,7 @@ pub fn format_command(
     (program, [options, vec!["-L".into(), label.to_owned(), device]].concat())
 }
 
-/// Puts the mark of a format under way on a device, or (without a label) takes it off again.
+/// Writes the mark of a format in progress on a device, or removes it if there is no label.
 fn set_mark(device: &Path, label: Option<&str>) -> Result<(), DiskError> {
     let failed = |source| DiskError::Mark { device: device.to_owned(), source };
     let mut file = File::options().read(true).write(true).open(device).map_err(failed)?;
@@ -175,7 +175,7 @@ fn set_mark(device: &Path, label: Option<&str>) -> Result<(), DiskError> {
     file.write_all(&mark).and_then(|()| file.sync_all()).map_err(failed)
 }
 
-/// Marks a device, then takes off what an earlier try has left.
+/// Marks a device, then removes the remains of an earlier attempt.
 fn begin_format(device: &Path, content: &Content, label: &str) -> Result<(), DiskError> {
     set_mark(device, Some(label))?;
     if matches!(content, Content::Unfinished { .. }) {
@@ -184,7 +184,7 @@ fn begin_format(device: &Path, content: &Content, label: &str) -> Result<(), Dis
     Ok(())
 }
 
-/// Takes off what a cut-off format of ours has left, so that tools which refuse to overwrite see a blank device.
+/// Removes the remains of an interrupted format of ours, so that tools that refuse to overwrite see a blank device.
 fn clear_unfinished(device: &Path) -> Result<(), DiskError> {
     let failed = |source| DiskError::Mark { device: device.to_owned(), source };
     let size = size_of(device)?;
@@ -240,11 +240,11 @@ fn occupied(device: &Path, content: &Content, filesystem: Filesystem, label: &st
     }
 }
 
-/// Formats the root's data disk when it is blank, with the `mkfs.ext4` of the root at `tools`, and mounts it on
-/// `target`. For the first stage: waits, and no reaper runs yet.
+/// Formats the root's data disk if it is blank, with the `mkfs.ext4` of the root at `tools`, and mounts it on `target`.
+/// For the first stage: it waits, since no reaper runs yet.
 ///
 /// # Errors
-/// The disk cannot be used; it has been left alone.
+/// The disk cannot be used; it is left unchanged.
 pub fn prepare_root_disk(
     device: &Path,
     target: &Path,
@@ -255,7 +255,7 @@ pub fn prepare_root_disk(
     if let Content::Blank | Content::Filesystem { .. } = content
         && !kernel_knows(name(Filesystem::Ext4))
     {
-        // The kernel asks for its modules with the initrd's modprobe, and there is none.
+        // The kernel would load modules with the initrd's modprobe, which does not exist.
         let _ = in_root(tools, "modprobe", &["-q".to_owned(), name(Filesystem::Ext4).to_owned()]).status();
     }
     match decide(&content, Filesystem::Ext4, DATA_LABEL) {
@@ -266,7 +266,9 @@ pub fn prepare_root_disk(
             begin_format(device, &content, DATA_LABEL)?;
             let failed = |why: String| DiskError::Format { device: device.to_owned(), program, why };
             let output = in_root(tools, program, &arguments).output().map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => failed("the image has no such program (Debian: e2fsprogs)".into()),
+                io::ErrorKind::NotFound => {
+                    failed("the image lacks this program (Debian package e2fsprogs)".into())
+                }
                 _ => failed(e.to_string()),
             })?;
             if !output.status.success() {
@@ -294,7 +296,7 @@ fn in_root(root: &Path, program: &str, arguments: &[String]) -> Command {
     let root = root.to_owned();
     // SAFETY: between fork and exec only chroot(2) and chdir(2) are called, with a path made before; both are
     // async-signal-safe and allocate nothing (the path is shorter than rustix' stack buffer of 256 bytes, or the
-    // process has a single thread, as the first stage has).
+    // process has a single thread, as in the first stage).
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(move || {
@@ -309,7 +311,7 @@ fn last_line(text: &str) -> &str {
     text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message").trim()
 }
 
-/// Devices a rule without a serial may take: whole disks, by name, without those the machine is made of.
+/// Devices that a rule without a serial may use: whole disks, by name, without the machine's own.
 pub fn candidates(sys_block: &Path, serials: &[(String, PathBuf)]) -> Vec<PathBuf> {
     let taken: BTreeSet<&Path> =
         serials.iter().filter(|(s, _)| is_machine_drive(s)).map(|(_, d)| d.as_path()).collect();
@@ -333,7 +335,7 @@ pub fn is_machine_drive(serial: &str) -> bool {
             .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Drives and their serials as the kernel tells them (`/sys/block/*/serial` for virtio, `device/serial` for NVMe).
+/// Drives and their serials from sysfs (`/sys/block/*/serial` for virtio, `device/serial` for NVMe).
 pub fn serials(sys_block: &Path) -> Vec<(String, PathBuf)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(sys_block).into_iter().flatten().flatten() {
@@ -351,7 +353,7 @@ pub fn serials(sys_block: &Path) -> Vec<(String, PathBuf)> {
     found
 }
 
-/// Sets up every rule's disk and tells the outcome to the node's handle.
+/// Sets up every rule's disk and reports the results to the node's handle.
 pub async fn set_up(rules: &[DiskRule], handle: &Handle, in_namespace: bool) -> Vec<DiskStatus> {
     let mut outcomes = Vec::new();
     let mut used = BTreeSet::new();
@@ -446,7 +448,7 @@ async fn set_up_one(
     Ok((outcome, blocking(move || mount_rule(&of, &path, content)).await?))
 }
 
-/// Looks at a device and decides; begins the format of a blank one, whose size it returns then. Blocks.
+/// Looks at a device and decides; begins the format of a blank one and then returns its size. Blocks.
 fn begin(rule: &DiskRule, device: &Path) -> Result<(Content, Option<u64>), DiskError> {
     let content = look(device)?;
     match decide(&content, rule.filesystem, &rule.label) {
@@ -459,8 +461,8 @@ fn begin(rule: &DiskRule, device: &Path) -> Result<(Content, Option<u64>), DiskE
     }
 }
 
-/// Mounts the filesystem and its binds, as far as the rule wants that; details for a person. `content`: what is on the
-/// device, when somebody has looked since it was formatted. Blocks, long when the kernel replays a journal.
+/// Mounts the filesystem and its binds, as far as the rule asks for them; returns details for people. `content` is the
+/// device's content, if it is known since the format. Blocks, for long if the kernel replays a journal.
 fn mount_rule(rule: &DiskRule, device: &Path, content: Option<Content>) -> Result<String, DiskError> {
     let content = content.map_or_else(|| look(device), Ok)?;
     let mut detail = content.to_string();
@@ -526,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn tools_are_never_told_to_overwrite() {
+    fn tools_never_get_an_option_to_overwrite() {
         for filesystem in [Filesystem::Ext4, Filesystem::Xfs, Filesystem::Btrfs] {
             let (program, arguments) = format_command(filesystem, "l", Path::new("/dev/vdb"), 10 << 20);
             assert!(!arguments.iter().any(|a| a == "-f" || a == "-F" || a == "--force"), "{program}");
@@ -537,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn drives_of_the_machine_are_no_data_disks() {
+    fn drives_of_the_machine_are_not_data_disks() {
         let dir = tempfile::tempdir().unwrap();
         for (name, serial) in [("vda", "layer0"), ("vdb", "spec"), ("vdc", "data"), ("loop0", "")] {
             fs::create_dir(dir.path().join(name)).unwrap();

@@ -1,7 +1,7 @@
-//! What a block device carries.
+//! The content of a block device.
 //!
-//! The rule that keeps data safe: [`Content::Blank`] means that every place in which any signature known to blkid is
-//! kept is zero. Anything else "carries something", whether it has a name here or not.
+//! The rule that keeps data safe: [`Content::Blank`] means that every place where blkid knows a signature is zero.
+//! Anything else is content, whether it has a name here or not.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 };
 use stead_model::recipe::Filesystem;
 
-/// What was found.
+/// Content of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// Nothing at all.
@@ -20,12 +20,12 @@ pub enum Content {
         kind: Filesystem,
         /// Its label, maybe empty.
         label: String,
-        /// It says of itself that it has errors.
+        /// Whether its superblock records errors.
         damaged: bool,
     },
-    /// It was blank, and a format of ours was cut off.
+    /// It was blank, and a format of ours was interrupted.
     Unfinished {
-        /// The label it was to get.
+        /// The label of that format.
         label: String,
     },
     /// Something else, by name when it has one.
@@ -37,7 +37,7 @@ impl fmt::Display for Content {
         match self {
             Self::Blank => f.write_str("nothing"),
             Self::Filesystem { kind, label, damaged } => {
-                let damaged = if *damaged { " that says it has errors" } else { "" };
+                let damaged = if *damaged { " with recorded errors" } else { "" };
                 write!(f, "{}{damaged} labelled {label:?}", name(*kind))
             }
             Self::Unfinished { label } => write!(f, "an unfinished format for label {label:?}"),
@@ -55,22 +55,22 @@ pub fn name(kind: Filesystem) -> &'static str {
     }
 }
 
-/// Beginning of the device that must be zero: holds every signature that is not in the tail. The farthest known is
-/// btrfs' first superblock at 64 KiB and ZFS' labels up to 512 KiB; 4 MiB leaves room for partitions aligned to 1 MiB
-/// whose table was wiped.
+/// Length of the beginning that must be zero: it has every signature that is not in the tail. The farthest known are
+/// btrfs' first superblock at 64 KiB and ZFS' labels up to 512 KiB; 4 MiB also covers partitions aligned to 1 MiB whose
+/// table was wiped.
 const HEAD: u64 = 4 << 20;
-/// Beginning that is looked at for signatures with a name; the last is btrfs' label.
+/// Length of the beginning that is searched for named signatures; the last one is btrfs' label.
 const IDENTIFIED: u64 = 128 << 10;
-/// End of the device that must be zero: backup GPT (last sector), md 0.90 and 1.0 (last 128 KiB), ZFS (last 512 KiB).
+/// Length of the end that must be zero: backup GPT (last sector), md 0.90 and 1.0 (last 128 KiB), ZFS (last 512 KiB).
 const TAIL: u64 = 1 << 20;
-/// Second superblock of btrfs, which outlives a wiped head.
+/// Offset of btrfs' second superblock, which survives a wiped beginning.
 const BTRFS_MIRROR: u64 = 64 << 20;
-/// Length of the area looked at there.
+/// Length of the area checked there.
 const BTRFS_MIRROR_LENGTH: u64 = 64 << 10;
 
-/// Length of the mark of a format under way, at the very end of the device. Filesystems are made shorter by it.
+/// Length of the mark of a format in progress, at the very end of the device. Filesystems are made shorter by this.
 pub const MARK_BYTES: u64 = 4096;
-/// What the mark begins with; the label follows.
+/// Beginning of the mark; the label follows.
 const MARK: &[u8] = b"stead-node: formatting a blank device; label ";
 
 /// The mark of a format that gives `label`.
@@ -81,7 +81,7 @@ pub fn mark(label: &str) -> Vec<u8> {
     mark
 }
 
-/// The label in a mark, when that is all the bytes are.
+/// The label in a mark, if the bytes are exactly a mark.
 fn marked(bytes: &[u8]) -> Option<String> {
     let label = bytes.strip_prefix(MARK)?;
     let end = label.iter().position(|b| *b == 0)?;
@@ -89,7 +89,7 @@ fn marked(bytes: &[u8]) -> Option<String> {
     is_zero(&label[end..]).then(|| text.to_owned())
 }
 
-/// Where signatures are on a device of `size` bytes, without the mark's place: start and length.
+/// Areas of signatures on a device of `size` bytes, without the mark's: start and length.
 pub fn signature_areas(size: u64) -> Vec<(u64, u64)> {
     let end = size.saturating_sub(MARK_BYTES);
     let areas = [(0, HEAD), (BTRFS_MIRROR, BTRFS_MIRROR_LENGTH), (size.saturating_sub(TAIL), TAIL)];
@@ -100,7 +100,7 @@ pub fn signature_areas(size: u64) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// Looks at a device of `size` bytes. Reads only.
+/// Looks at a device of `size` bytes. Only reads.
 ///
 /// # Errors
 /// It cannot be read.
@@ -108,7 +108,7 @@ pub fn probe(device: &mut (impl Read + Seek), size: u64) -> io::Result<Content> 
     let head = read_at(device, 0, IDENTIFIED.min(size))?;
     let mark_start = size.saturating_sub(MARK_BYTES);
     if let Some(label) = marked(&read_at(device, mark_start, size - mark_start)?) {
-        // What a cut-off mkfs has left has our label or none yet. Anything else came later.
+        // An interrupted mkfs leaves our label or none. Anything else came later.
         match identify(&head) {
             Some(Content::Filesystem { label: found, .. }) if found == label || found.is_empty() => {}
             None => {}
@@ -120,14 +120,14 @@ pub fn probe(device: &mut (impl Read + Seek), size: u64) -> io::Result<Content> 
         return Ok(content);
     }
     if !is_zero_at(device, 0, HEAD.min(size))? {
-        return Ok(Content::Other("data of no known kind"));
+        return Ok(Content::Other("unknown data"));
     }
     let tail_start = size.saturating_sub(TAIL);
     if !is_zero_at(device, tail_start, size - tail_start)? {
-        return Ok(Content::Other("something at its end (an old partition table or RAID)"));
+        return Ok(Content::Other("data at its end (an old partition table or RAID)"));
     }
     if size > BTRFS_MIRROR + BTRFS_MIRROR_LENGTH && !is_zero_at(device, BTRFS_MIRROR, BTRFS_MIRROR_LENGTH)? {
-        return Ok(Content::Other("something at 64 MiB (maybe a wiped btrfs)"));
+        return Ok(Content::Other("data at 64 MiB (perhaps a wiped btrfs)"));
     }
     Ok(Content::Blank)
 }
@@ -139,7 +139,7 @@ fn read_at(device: &mut (impl Read + Seek), offset: u64, length: u64) -> io::Res
     Ok(buffer)
 }
 
-/// Reads piece by piece: what PID 1 once held in memory it keeps.
+/// Reads piece by piece, because PID 1 never returns memory to the kernel.
 fn is_zero_at(device: &mut (impl Read + Seek), offset: u64, length: u64) -> io::Result<bool> {
     device.seek(SeekFrom::Start(offset))?;
     let mut rest = device.take(length);
@@ -161,7 +161,7 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|b| *b == 0)
 }
 
-/// Signatures with a name, from the beginning of a device.
+/// Named signatures in the beginning of a device.
 fn identify(head: &[u8]) -> Option<Content> {
     let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
     let label = |offset: usize, length: usize| {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn names_what_it_knows() {
+    fn known_content_is_named() {
         let mut ext4 = vec![0u8; 8 << 20];
         ext4[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xef]);
         ext4[1024 + 0x78..1024 + 0x7d].copy_from_slice(b"label");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_format_of_ours_is_told_from_what_came_later() {
+    fn an_unfinished_format_is_distinguished_from_later_content() {
         let mut disk = vec![0u8; 8 << 20];
         let end = disk.len() - MARK_BYTES as usize;
         disk[end..].copy_from_slice(&mark("mine"));
@@ -250,12 +250,12 @@ mod tests {
         let last = disk.len() - 1;
         disk[4086..4096].fill(0);
         disk[last] = 1;
-        assert!(matches!(of(disk), Content::Other(_)), "a mark with more in it is none");
+        assert!(matches!(of(disk), Content::Other(_)), "a mark with other bytes is not a mark");
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        /// One byte anywhere in head or tail is enough to be left alone.
+        /// One byte anywhere in head or tail is enough for a device to be left unchanged.
         #[test]
         fn one_byte_saves_a_disk(size in 1usize..(9 << 20), at: prop::sample::Index, byte in 1u8..) {
             let mut disk = vec![0u8; size];

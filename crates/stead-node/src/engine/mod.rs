@@ -1,8 +1,8 @@
-//! Engines: what the node needs of one, whichever it is.
+//! Engines: the interface between the node and any engine.
 //!
-//! Owns the seam: [`Engine`], and [`of`], which alone names implementations. Each implementation is a folder: [`incus`]
-//! serves Incus and LXD. What is known of an engine without asking it (directory, sockets, modules) is a row of
-//! [`stead_model::engine`]. The daemons themselves are services of the image, and none of this crate's.
+//! Owns the seam: [`Engine`], and [`of`], the only place that names implementations. Each implementation is a folder:
+//! [`incus`] serves Incus and LXD. Static facts about an engine (directory, sockets, modules) are a row of
+//! [`stead_model::engine`]. The daemons are services of the image and do not belong to this crate.
 //!
 //! ```text
 //!            API answers        journal written     bootstrap done, own member online
@@ -10,7 +10,7 @@
 //!                         |                                          ^
 //!                         +---> Waiting (join) --token--> Forming ---+
 //! ```
-//! Anything that fails on the way is `Failed` with the reason, and tried again.
+//! A failure at any point is `Failed` with the reason, and retried.
 
 pub mod incus;
 
@@ -27,65 +27,65 @@ use stead_model::{
     node::EngineSpec,
 };
 
-/// Something that is being done.
+/// A future of an engine.
 pub type Work<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// An engine refused, or something failed on the way; its source and text are the implementation's own.
+/// An engine refused, or an action failed; source and message are the implementation's own.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct EngineError(Box<dyn Error + Send + Sync>);
 
 impl EngineError {
-    /// Of an implementation's own error.
+    /// Wraps an implementation's error.
     pub fn new(error: impl Error + Send + Sync + 'static) -> Self {
         Self(Box::new(error))
     }
 }
 
-/// What the node needs of its engine. All of it may be asked for at the same time: an implementation puts in order what
-/// must not overlap, and answers [`Engine::status`] meanwhile.
+/// What the node needs of its engine. All methods may be called at the same time: an implementation serialises actions
+/// that must not overlap, and answers [`Engine::status`] meanwhile.
 ///
-/// The requests are the agent's messages, so that what one engine needs beside the others (Kubernetes: whether a node that
-/// joins is a control plane or a worker) is a field there and not another method here. Nothing says that nodes join one
-/// after the other: an engine whose members join at once is asked for many tokens, and each node for its own join.
+/// The requests are the agent's messages, so that what only one engine needs (Kubernetes: whether a joining node is a
+/// control plane or a worker) is a field there and not another method here. Nodes need not join one after the other: an
+/// engine whose members join at once is asked for many tokens, and each node for its own join.
 pub trait Engine: Send + Sync {
-    /// Gets ready for the first start of the daemon. To be done once, before services are started.
+    /// Prepares the first start of the daemon. To be called once, before services are started.
     fn prepare(self: Arc<Self>) -> Work<'static, ()>;
 
-    /// Brings the engine from a daemon that was just started to a member of its cluster, or to one that waits for a token,
-    /// whatever was cut short before; then watches it. Ends when the node stops.
+    /// Brings a started daemon to be a member of its cluster, or to wait for a token, also after an interruption; then
+    /// watches it. Ends when the node stops.
     fn settle(self: Arc<Self>) -> Work<'static, ()>;
 
-    /// The state as last seen, at once.
+    /// The last observed state, at once.
     fn status(&self) -> EngineStatus;
 
-    /// The state as the engine says now; as last seen while it is being formed.
+    /// The present state, from the engine; the last observed one while it is being formed.
     fn status_now(&self) -> Work<'_, EngineStatus>;
 
-    /// A one-time token for another node to join with. What an interrupted join of that node left in the cluster is
-    /// removed first.
+    /// A one-time token with which another node may join. First removes the remains of an interrupted join of that node
+    /// from the cluster.
     fn join_token<'a>(&'a self, request: &'a JoinTokenRequest) -> Work<'a, Result<Token, EngineError>>;
 
-    /// Joins; the end is a member that is online. Succeeds on one that is a member already; after a failure the node is
-    /// ready for another token.
+    /// Joins; returns once the node is an online member. Succeeds if it already is; after a failure the node is ready
+    /// for another token.
     fn join<'a>(&'a self, request: &'a JoinRequest) -> Work<'a, Result<EngineStatus, EngineError>>;
 
-    /// Moves everything off another member (unless forced) and removes it. One that is not there succeeds.
+    /// Evacuates another member (unless forced) and removes it. Succeeds if it does not exist.
     fn remove<'a>(&'a self, request: &'a RemoveMemberRequest) -> Work<'a, Result<(), EngineError>>;
 
-    /// Takes a member back whose removal was begun, here (then its end is waited for) or elsewhere. One that is not there
-    /// succeeds: it was removed.
+    /// Restores a member whose removal was begun, here (then waits for its end) or elsewhere. Succeeds if it does not
+    /// exist, since it was removed.
     fn restore<'a>(&'a self, request: &'a RestoreMemberRequest) -> Work<'a, Result<(), EngineError>>;
 
-    /// What runs on the whole cluster.
+    /// The instances of the whole cluster.
     fn workloads(&self) -> Work<'_, Result<Vec<InstanceStatus>, EngineError>>;
 
-    /// Has the engine trust a client, and gives what the engine's stock client needs: environment and files (for Incus a
-    /// configuration with one remote; for Kubernetes a kubeconfig).
+    /// Makes the engine trust a client, and returns what the engine's stock client needs: environment and files (for
+    /// Incus a configuration with one remote; for Kubernetes a kubeconfig).
     fn access<'a>(&'a self, request: &'a AccessRequest) -> Work<'a, Result<Access, EngineError>>;
 }
 
-/// The engine of a node. The only place that knows which implementation serves which kind.
+/// The engine of a node. The only place that maps kinds to implementations.
 pub fn of(spec: EngineSpec, node: &NodeName, handle: &Handle) -> Option<Arc<dyn Engine>> {
     let made = match spec.kind {
         EngineKind::None => return None,

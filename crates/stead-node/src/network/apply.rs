@@ -1,4 +1,4 @@
-//! Does network steps by netlink.
+//! Executes network steps by netlink.
 
 use super::{Link, NetworkPlan, Step, plan};
 use crate::sysctl;
@@ -21,14 +21,14 @@ use stead_model::{
     node::{NetworkSpec, Route},
 };
 
-/// A netlink operation that failed.
+/// A failed netlink operation.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// No netlink socket.
-    #[error("open a netlink socket")]
+    /// A netlink socket cannot be opened.
+    #[error("cannot open a netlink socket")]
     Socket(#[source] io::Error),
     /// The kernel refused.
-    #[error("{what}")]
+    #[error("cannot {what}")]
     Netlink {
         /// The operation, as a fragment.
         what: String,
@@ -36,8 +36,8 @@ pub enum NetworkError {
         #[source]
         source: rtnetlink::Error,
     },
-    /// A link that should be there is not.
-    #[error("interface {0} is not there")]
+    /// A link is missing.
+    #[error("interface {0} does not exist")]
     NoLink(String),
 }
 
@@ -58,7 +58,7 @@ impl Netlink {
         Ok(Self { handle })
     }
 
-    /// The links there are.
+    /// The node's links.
     ///
     /// # Errors
     /// The kernel refused.
@@ -79,9 +79,9 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Sets up a network: plans it for the links that are there, and does every step that can be done.
+    /// Sets up a network: plans it for the present links, and executes every step that can be.
     ///
-    /// Returns what could not be: the rest of the network is up all the same.
+    /// Returns the failures; the rest of the network is up.
     pub async fn set_up(&self, spec: &NetworkSpec) -> Vec<String> {
         let links = match self.links().await {
             Ok(links) => links,
@@ -89,12 +89,12 @@ impl Netlink {
         };
         let plan = plan(spec, &links);
         let mut errors: Vec<String> =
-            plan.missing.iter().map(|m| format!("interface {m} is not there")).collect();
+            plan.missing.iter().map(|m| format!("interface {m} does not exist")).collect();
         errors.extend(self.apply(&plan, &links).await);
         errors
     }
 
-    /// Does every step; returns the errors.
+    /// Executes every step; returns the errors.
     pub async fn apply(&self, plan: &NetworkPlan, links: &[Link]) -> Vec<String> {
         let mut indexes: HashMap<String, u32> = links.iter().map(|l| (l.name.clone(), l.index)).collect();
         let mut errors = Vec::new();
@@ -123,7 +123,7 @@ impl Netlink {
                 Ok(())
             }
             Step::Bridge { name, mac } => {
-                // Ports forward at once: there is no second bridge to make a loop with.
+                // Ports forward at once: without a second bridge there can be no loop.
                 let mut message = LinkBridge::new(name).forward_delay(0);
                 if let Some(mac) = mac {
                     message = message.address(mac.0.to_vec());
@@ -144,7 +144,7 @@ impl Netlink {
                 self.set(message, || format!("set the mtu of {name} to {mtu}")).await
             }
             Step::Sysctl { key, value } => {
-                // Without IPv6 in the kernel there is nothing to set.
+                // Fails without IPv6 in the kernel, where there is nothing to set.
                 let _ = std::fs::write(sysctl::path(key), value);
                 Ok(())
             }
@@ -166,8 +166,8 @@ impl Netlink {
             .map_err(|source| NetworkError::Netlink { what: what(), source })
     }
 
-    /// Adds an address, or leaves it as it is when it is there. IPv6 ones are usable at once: addresses of nodes are
-    /// given out by one place, and looking for a second owner would take a second.
+    /// Adds an address, unless it exists. IPv6 addresses are usable at once, without duplicate address detection, which
+    /// would take a second: all nodes' addresses come from one plan.
     ///
     /// # Errors
     /// The kernel refused.
@@ -191,7 +191,7 @@ impl Netlink {
         request.execute().await.map_err(refused(&format!("add address {address}")))
     }
 
-    /// Takes an address away; one that is not there is no error.
+    /// Removes an address; a missing one is not an error.
     pub async fn remove_address(&self, index: u32, address: IpNet) {
         let mut found = self.handle.address().get().set_link_index_filter(index).execute();
         while let Ok(Some(message)) = found.try_next().await {

@@ -1,7 +1,7 @@
 //! A small DHCPv4 client (RFC 2131): asks for a lease, sets address, routes and nameservers, and renews.
 //!
-//! Owns the conversation on one interface; [`wire`] owns the bytes. Replies are asked for by broadcast, since the
-//! interface has no address to send them to yet.
+//! Owns the exchange on one interface; [`wire`] owns the bytes. Requests ask for broadcast replies, since the interface
+//! has no address yet.
 
 pub mod wire;
 
@@ -24,17 +24,17 @@ use wire::{Kind, Message};
 /// Resolves when an interface has its first lease.
 pub type FirstLease = oneshot::Receiver<()>;
 
-/// First wait for a reply; doubled each time (RFC 2131 says 4 s, made for networks that are shared by thousands).
+/// First wait for a reply, doubled each time (RFC 2131 says 4 s, for networks shared by thousands of hosts).
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// Longest wait for a reply.
 const LONGEST_WAIT: Duration = Duration::from_secs(16);
-/// A lease is taken to be at least so long, so that a wrong server does not keep us busy.
+/// Shortest lease assumed, so that a wrong server does not keep us busy.
 const SHORTEST_LEASE: Duration = Duration::from_secs(30);
 
 /// A lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    /// Ours.
+    /// The leased address.
     pub address: Ipv4Net,
     /// Default gateways.
     pub routers: Vec<Ipv4Addr>,
@@ -42,16 +42,16 @@ pub struct Lease {
     pub nameservers: Vec<Ipv4Addr>,
     /// Domain to search.
     pub domain: Option<String>,
-    /// Who gave it.
+    /// The server.
     pub server: Ipv4Addr,
-    /// For how long.
+    /// Its duration.
     pub duration: Duration,
-    /// After how long it is asked to be longer (T1).
+    /// When to renew it, since its start (T1).
     pub renew: Duration,
 }
 
 impl Lease {
-    /// From an acknowledgement. `None` when it lacks what a lease needs.
+    /// The lease in an acknowledgement. `None` when it lacks a required option.
     pub fn from_ack(ack: &Message) -> Option<Self> {
         let mask =
             ack.addresses(wire::SUBNET_MASK).first().copied().unwrap_or(Ipv4Addr::new(255, 255, 255, 0));
@@ -112,7 +112,7 @@ impl Client {
         let link = links
             .into_iter()
             .find(|l| l.name == interface)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the interface is not there"))?;
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the interface does not exist"))?;
         let mac = link.mac.ok_or_else(|| io::Error::other("the interface has no hardware address"))?;
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, wire::CLIENT_PORT)).await;
         let socket = match socket {
@@ -125,7 +125,7 @@ impl Client {
         Ok(Self { interface: interface.to_owned(), index: link.index, mac: mac.0, socket, hostname })
     }
 
-    /// One life of a lease: got, renewed as long as it can be, and lost.
+    /// The life of one lease: obtained, renewed as long as possible, and lost.
     async fn keep(
         &self,
         spec: &NetworkSpec,
@@ -160,7 +160,7 @@ impl Client {
         }
     }
 
-    /// DISCOVER and REQUEST until there is a lease.
+    /// Repeats DISCOVER and REQUEST until there is a lease.
     async fn ask(&self) -> Lease {
         let mut wait = FIRST_WAIT;
         loop {
@@ -183,7 +183,7 @@ impl Client {
         }
     }
 
-    /// Asks for the lease to go on, first its server, then (from 7/8 of its time) anyone. `None`: it has ended.
+    /// Asks to renew the lease, first its server, then (from 7/8 of its time) any server. `None`: it has ended.
     async fn renew(&self, lease: &Lease, end: Instant) -> Option<Lease> {
         let rebind = end - lease.duration / 8;
         let mut wait = Duration::from_secs(1);
@@ -202,7 +202,7 @@ impl Client {
         None
     }
 
-    /// Sends, and waits for an answer of these kinds to this transaction.
+    /// Sends a message and waits for an answer of these kinds to its transaction.
     async fn exchange(
         &self,
         message: &Message,
@@ -212,7 +212,7 @@ impl Client {
     ) -> Option<Message> {
         self.socket.send_to(&message.encode(), SocketAddr::V4(to)).await.ok()?;
         let until = Instant::now() + wait;
-        // A reply with every option fits an Ethernet frame.
+        // A reply with all options fits into an Ethernet frame.
         let mut buffer = [0u8; 1500];
         loop {
             let (n, _) =
@@ -241,7 +241,7 @@ impl Client {
                 errors.push(crate::chain(&e));
             }
         }
-        // What the spec says goes before what a server says.
+        // The spec takes precedence over the server.
         if spec.nameservers.is_empty() && !lease.nameservers.is_empty() {
             let servers: Vec<IpAddr> = lease.nameservers.iter().map(|a| IpAddr::V4(*a)).collect();
             let search = if spec.search.is_empty() {
@@ -259,7 +259,7 @@ impl Client {
     }
 }
 
-/// Random, so that two clients do not take each other's answers.
+/// Random, so that clients do not accept each other's answers.
 fn transaction_id() -> u32 {
     let mut bytes = [0u8; 4];
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());

@@ -1,9 +1,9 @@
-//! Texts of /etc that tell programs about the network.
+//! Files of /etc that describe the network to programs.
 
 use std::{collections::BTreeMap, fs, io, net::IpAddr, path::Path};
 use stead_model::node::NetworkSpec;
 
-/// Most nameservers the C library asks (MAXNS of resolv.h).
+/// Most nameservers that the C library asks (MAXNS of resolv.h).
 const MAX_NAMESERVERS: usize = 3;
 
 /// First lines of every /etc/hosts.
@@ -28,7 +28,7 @@ pub fn hosts(hostname: &str, domain: &str, spec: &NetworkSpec) -> String {
     let own: Vec<IpAddr> =
         spec.interfaces.iter().flat_map(|i| i.addresses.iter().map(|a| a.addr())).collect();
     let mut names: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
-    // As Debian does it: a node without a fixed address still finds its own name.
+    // As in Debian: a node without a fixed address still resolves its own name.
     names.insert(hostname, if own.is_empty() { vec![IpAddr::from([127, 0, 1, 1])] } else { own });
     for (name, addresses) in &spec.hosts {
         names.entry(name).or_insert_with(|| addresses.clone());
@@ -45,7 +45,7 @@ pub fn hosts(hostname: &str, domain: &str, spec: &NetworkSpec) -> String {
     text
 }
 
-/// Writes a file of /etc in one piece; a symbolic link (as systemd-resolved leaves) is replaced, not followed.
+/// Writes a file of /etc atomically; a symbolic link, as systemd-resolved leaves, is replaced, not followed.
 ///
 /// # Errors
 /// It cannot be written.

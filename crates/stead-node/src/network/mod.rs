@@ -1,7 +1,7 @@
-//! The node's network: from its spec and the links that are there to ordered steps.
+//! The node's network: ordered steps from its spec and its links.
 //!
-//! [`plan`] chooses, [`apply`] talks netlink, [`dhcp`] keeps leases, [`files`] makes the texts of /etc. Instances'
-//! networks are the engine's.
+//! [`plan`] chooses, [`apply`] uses netlink, [`dhcp`] keeps leases, [`files`] makes the files of /etc. Does not own
+//! instances' networks, which are the engine's.
 
 pub mod apply;
 pub mod dhcp;
@@ -14,12 +14,12 @@ use stead_model::{
     node::{Interface, NetworkSpec, Route},
 };
 
-/// A link the kernel has.
+/// A link of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     /// Its index.
     pub index: u32,
-    /// Its name now.
+    /// Its present name.
     pub name: String,
     /// Its hardware address, when it has an Ethernet one.
     pub mac: Option<MacAddress>,
@@ -31,21 +31,21 @@ pub struct Link {
 pub enum Step {
     /// Bring a link up.
     Up(String),
-    /// Give a link another name; it is taken down for that.
+    /// Rename a link, which is taken down for it.
     Rename {
-        /// Which.
+        /// The link's index.
         index: u32,
-        /// To what.
+        /// Its new name.
         name: String,
     },
     /// Make a bridge.
     Bridge {
         /// Its name.
         name: String,
-        /// Its hardware address; the kernel's choice would change with the ports.
+        /// Its hardware address; the kernel's choice would change with its ports.
         mac: Option<MacAddress>,
     },
-    /// Put a link into a bridge.
+    /// Add a link to a bridge.
     Port {
         /// The link.
         name: String,
@@ -77,12 +77,12 @@ pub enum Step {
     Route {
         /// The link.
         name: String,
-        /// Where to.
+        /// The route.
         route: Route,
     },
 }
 
-/// The steps, and interfaces of the spec that are not there.
+/// The steps, and the spec's interfaces that are missing.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct NetworkPlan {
     /// In order.
@@ -91,7 +91,7 @@ pub struct NetworkPlan {
     pub missing: Vec<String>,
 }
 
-/// Plans the network. Links are told apart by hardware address before name; two that swap names go through a third.
+/// Plans the network. Links are identified by hardware address, then by name; two that swap names use a third one.
 pub fn plan(spec: &NetworkSpec, links: &[Link]) -> NetworkPlan {
     let mut plan = NetworkPlan::default();
     let mut now: Vec<Link> = links.to_vec();
@@ -157,13 +157,13 @@ fn plan_addresses(interface: &Interface, plan: &mut NetworkPlan) {
         plan.steps
             .push(Step::Sysctl { key: format!("net/ipv6/conf/{name}/{file}"), value: value.to_owned() });
     };
-    // 2: also when the node forwards, as engines make it do.
+    // 2: also if the node forwards, which engines enable.
     sysctl("accept_ra", if interface.accept_ra { "2" } else { "0" });
     if !interface.accept_ra {
         sysctl("autoconf", "0");
     }
     if interface.dhcp {
-        // A reply comes from an address to which there is no route yet.
+        // A DHCP reply comes from an address without a route yet.
         plan.steps.push(Step::Sysctl { key: format!("net/ipv4/conf/{name}/rp_filter"), value: "0".into() });
     }
     plan.steps.push(Step::Up(name.clone()));
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_interface_is_told_and_left_out() {
+    fn a_missing_interface_is_reported_and_left_out() {
         let plan = plan(
             &spec(
                 r#"{"interfaces":[{"name":"eth7","addresses":["10.0.0.2/24"]},{"name":"br0","bridge_ports":["eth7"]}]}"#,
@@ -229,7 +229,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever names links have and are to have: no name is ever given twice, and each ends where it belongs.
+        /// Whatever names links have and get, no name is ever used twice, and each link ends with its own.
         #[test]
         fn names_never_collide(order in Just(vec![0usize, 1, 2, 3]).prop_shuffle(), named in 0usize..5) {
             let links: Vec<Link> = (0..4).map(|n| link(n as u32 + 2, &format!("eth{}", order[n]))).collect();

@@ -9,8 +9,8 @@
 //!     └─(again: Starting)──── Backoff                 Done (exit 0) / Failed
 //!                          on stop, from anywhere: Stopped
 //! ```
-//! One task per service. A service starts as soon as everything it comes after has once been ready, and is stopped
-//! once everything that comes after it has stopped. No end of a service is the node's end.
+//! One task per service. A service starts once each service in its `after` has been ready once, and is stopped once
+//! each service that comes after it has stopped. The end of a service never ends the node.
 
 pub mod ready;
 
@@ -37,15 +37,15 @@ use stead_model::{
 };
 use tokio::sync::watch;
 
-/// First pause before a service is started again.
+/// First pause before a service is restarted.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause: a service that fails for ever costs two starts a minute.
+/// Longest pause: a service that always fails is started twice a minute.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// After this long a run counts as good, and the next pause is the first again.
+/// A run of this length counts as good, and the next pause is the first again.
 const GOOD_RUN: Duration = Duration::from_secs(60);
-/// Seconds between the stop signal and KILL when the service does not say.
+/// Seconds between the stop signal and SIGKILL, unless the service sets another value.
 const STOP_TIMEOUT_S: u32 = 20;
-/// Seconds an onboot command may take when it does not say.
+/// Time limit of an onboot command in seconds, unless it sets another value.
 const ONBOOT_TIMEOUT_S: u32 = 60;
 
 /// The next pause after one of `last`.
@@ -56,7 +56,7 @@ pub fn next_pause(last: Option<Duration>, ran: Duration) -> Duration {
     }
 }
 
-/// Signal of a name as kill(1) knows it, with or without `SIG`.
+/// A signal by its name as in kill(1), with or without `SIG`.
 pub fn signal_of(name: &str) -> Option<Signal> {
     let name = name.strip_prefix("SIG").unwrap_or(name);
     let known = [
@@ -74,7 +74,7 @@ pub fn signal_of(name: &str) -> Option<Signal> {
     known.iter().find(|(n, _)| *n == name).map(|(_, s)| *s)
 }
 
-/// Whether a service that ended so is started again.
+/// Whether a service with this exit is restarted.
 pub fn restarts(policy: Restart, exit: Option<Exit>) -> bool {
     match policy {
         Restart::Always => true,
@@ -83,21 +83,21 @@ pub fn restarts(policy: Restart, exit: Option<Exit>) -> bool {
     }
 }
 
-/// Has the process begin in its own session, in the cgroups whose `cgroup.procs` are given, with this many files.
+/// Makes the process start in its own session, in the cgroups with these `cgroup.procs`, with this limit of open files.
 fn isolate(command: &mut Command, mut entrances: Vec<File>, nofile: Option<u64>) {
-    // SAFETY: between fork and exec only write(2), getrlimit(2), setrlimit(2) and setsid(2) are called, on descriptors opened
-    // before; all are async-signal-safe, nothing allocates, and errors are returned as numbers.
+    // SAFETY: between fork and exec only write(2), getrlimit(2), setrlimit(2) and setsid(2) are called, on descriptors
+    // opened before; all are async-signal-safe, nothing allocates, and errors are returned as numbers.
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(move || {
             setsid()?;
             for entrance in &mut entrances {
-                // A hierarchy that refuses (a v1 controller without its set-up) is done without.
+                // A hierarchy that refuses, e.g. a version 1 controller before its configuration, is skipped.
                 let _ = entrance.write_all(b"0");
             }
             if let Some(limit) = nofile {
-                // Raising the hard limit takes CAP_SYS_RESOURCE, which a node in a container may lack: then it gets
-                // as many as it may.
+                // Raising the hard limit needs CAP_SYS_RESOURCE, which a node in a container may lack: then it gets
+                // the highest limit allowed.
                 if setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).is_err()
                 {
                     let hard = getrlimit(Resource::Nofile).maximum;
@@ -117,7 +117,7 @@ fn logged(command: &mut Command, log: &Log) -> io::Result<()> {
     Ok(())
 }
 
-/// Runs onboot commands one after the other. A failure is told, and the next one run.
+/// Runs onboot commands one after the other. A failure becomes a warning, and the next command runs.
 pub async fn run_onboot(steps: &[Onboot], handle: &Handle, tree: &Tree) {
     for step in steps {
         let log = Log::new(
@@ -146,28 +146,28 @@ pub async fn run_onboot(steps: &[Onboot], handle: &Handle, tree: &Tree) {
     }
 }
 
-/// A recipe's name of an onboot step may hold anything.
+/// Makes a file name from an onboot step's name, which may contain any character.
 fn file_name(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect()
 }
 
-/// Where one service is, for the others.
+/// Progress of one service, for the others.
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
-    /// It has been ready once, or ended well.
+    /// It has been ready once, or exited with success.
     ready: bool,
-    /// It is stopped and stays so.
+    /// It is stopped and will not be restarted.
     stopped: bool,
 }
 
-/// Services running under supervision.
+/// The supervised services.
 #[derive(Debug)]
 pub struct Supervisor {
     stop: watch::Sender<Option<Instant>>,
     progress: Vec<watch::Receiver<Progress>>,
 }
 
-/// What the tasks share.
+/// State shared by the tasks.
 #[derive(Debug)]
 struct Shared {
     handle: Handle,
@@ -176,8 +176,8 @@ struct Shared {
 }
 
 impl Supervisor {
-    /// Starts services, each as soon as those it comes after are ready. `services` has passed
-    /// [`stead_model::recipe::SystemSpec::check`]: names in `after` exist and there is no cycle.
+    /// Starts services, each once those in its `after` are ready. `services` has passed
+    /// [`stead_model::recipe::SystemSpec::check`]: the names in `after` exist and there is no cycle.
     pub fn start(services: Vec<Service>, handle: &Handle, tree: &Tree) -> Self {
         let (stop, _) = watch::channel(None);
         let channels: Vec<_> = services.iter().map(|_| watch::channel(Progress::default())).collect();
@@ -230,13 +230,13 @@ impl Supervisor {
         Self { stop, progress }
     }
 
-    /// Stops all, each after those that come after it, and returns when all have stopped. What still runs at
-    /// `deadline` is killed.
+    /// Stops all, each after those that come after it, and returns when all have stopped. Those still running at
+    /// `deadline` are killed.
     pub async fn stop(&mut self, deadline: Instant) {
         self.stop.send_replace(Some(deadline));
         let all = async {
             for progress in &mut self.progress {
-                // An error means that the task is gone, and with it the service.
+                // An error means that the task has ended, and the service with it.
                 let _ = progress.wait_for(|p| p.stopped).await;
             }
         };
@@ -266,7 +266,7 @@ impl Shared {
     }
 }
 
-/// The node's phase by its services' states and restarts.
+/// The node's phase from its services' states and restarts.
 fn phase_of(states: impl Iterator<Item = (ServiceState, u32)>) -> NodePhase {
     let mut phase = NodePhase::Running;
     for (state, restarts) in states {
@@ -291,11 +291,11 @@ struct Task {
     stop: watch::Receiver<Option<Instant>>,
 }
 
-/// How one run of a service ended.
+/// The end of one run of a service.
 enum Ended {
     /// By itself; `None` when it could not be started.
     Itself(Option<Exit>, String),
-    /// The node stops: by this deadline.
+    /// The node is stopping, with this deadline.
     Stopping(Option<Running>, Group, Instant),
 }
 
@@ -341,7 +341,7 @@ impl Task {
         }
     }
 
-    /// Resolves when everything before this service is ready, or with the deadline when the node stops first.
+    /// Resolves when all services in `after` are ready, or with the deadline if the node stops first.
     async fn wait_for_needs(&mut self) -> Option<Instant> {
         let needs = &mut self.needs;
         let ready = async {
@@ -407,7 +407,7 @@ impl Task {
         }
     }
 
-    /// The main process has ended: what it left behind would be in the way of the next.
+    /// The main process has ended: its leftover processes would obstruct the next run.
     fn ended(&self, exit: Option<Exit>, group: &Group) -> Ended {
         if !self.service.stop_main_only {
             group.kill();
@@ -415,7 +415,7 @@ impl Task {
         Ended::Itself(exit, exit.map_or_else(|| "lost".to_owned(), |e| e.to_string()))
     }
 
-    /// Stops the process, if one runs, after everything that comes after it; then the task is over.
+    /// Stops the process, if one runs, after all services that come after it; then the task ends.
     async fn stopped(mut self, running: Option<Running>, group: Group, deadline: Instant) {
         let dependents = &mut self.dependents;
         let all = async {
@@ -464,9 +464,9 @@ impl Task {
         self.shared.handle.note(kind, format!("service {} {what}", self.service.name));
     }
 
-    /// Every call is a change of state; that is why it sets `since_ms`.
+    /// Sets the state. Every call is a change, so it also sets `since_ms`.
     fn tell(&mut self, state: ServiceState, pid: Option<u32>) {
-        // A readiness check holds for one run.
+        // A readiness check is valid for one run.
         self.status.checked &= state == ServiceState::Ready;
         self.status.state = state;
         self.status.since_ms = self.shared.handle.uptime_ms();
@@ -475,7 +475,7 @@ impl Task {
     }
 }
 
-/// Resolves with the deadline once the node stops.
+/// Resolves with the deadline once the node is asked to stop.
 async fn stop_wanted(stop: &mut watch::Receiver<Option<Instant>>) -> Instant {
     loop {
         if let Some(deadline) = *stop.borrow_and_update() {

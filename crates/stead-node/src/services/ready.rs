@@ -1,4 +1,4 @@
-//! When a service counts as ready.
+//! Readiness checks of services.
 
 use crate::{
     command::{base_command, wait_bounded},
@@ -12,14 +12,14 @@ use std::{
 use stead_model::recipe::Readiness;
 use tokio::net::{TcpStream, UnixStream};
 
-/// Pause between looks. Short: a look costs some microseconds, and every dependent waits for it.
+/// Pause between two checks: short, because a check takes microseconds and every dependent waits for it.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Pause between runs of a check command, which costs a process.
+/// Pause between two runs of a check command, each of which is a process.
 const COMMAND_PAUSE: Duration = Duration::from_millis(100);
 /// A check command that runs longer is killed and counts as not ready.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Resolves once the service is ready; the caller gives up when it ends.
+/// Resolves once the service is ready; the caller drops this when the service ends.
 pub async fn wait(readiness: &Readiness, reaper: &Reaper) {
     while !is_ready(readiness, reaper).await {
         let pause = if matches!(readiness, Readiness::Command(_)) { COMMAND_PAUSE } else { PAUSE };

@@ -1,4 +1,4 @@
-//! The rules of supervision that need no process; those that do are in `tests/` of this crate.
+//! Rules of supervision that need no process; the others are tested in `tests/` of this crate.
 
 use super::*;
 
@@ -38,7 +38,7 @@ fn phases() {
     assert_eq!(of(&[(Ready, 0), (Done, 0)]), NodePhase::Running);
     assert_eq!(of(&[(Ready, 0), (Waiting, 0)]), NodePhase::Starting);
     assert_eq!(of(&[(Waiting, 0), (Backoff, 0)]), NodePhase::Degraded);
-    assert_eq!(of(&[(Starting, 1)]), NodePhase::Degraded, "it has ended before");
+    assert_eq!(of(&[(Starting, 1)]), NodePhase::Degraded, "it has ended once");
     assert_eq!(of(&[(Ready, 3)]), NodePhase::Running, "it has recovered");
 }
 
@@ -50,6 +50,6 @@ fn signals_by_name() {
 }
 
 #[test]
-fn names_of_steps_make_safe_files() {
+fn names_of_steps_become_safe_file_names() {
     assert_eq!(file_name("../a b"), ".._a_b");
 }

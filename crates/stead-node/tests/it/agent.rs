@@ -1,10 +1,10 @@
-//! What a node's agent says of it, asked of a real node in namespaces.
+//! Status of a real node in namespaces, from its agent.
 
 use crate::common::{Layers, Node, PATIENCE, agent::Trust, skip};
 use std::time::{Duration, Instant};
 use stead_model::agent::{EventKind, NodePhase, NodeStatus, ServiceState};
 
-/// How long a service without a readiness check must have lived to count as up.
+/// How long a service without a readiness check must have run to count as up.
 const SETTLED_MS: u64 = 250;
 
 #[tokio::test]
@@ -22,7 +22,7 @@ async fn a_service_that_dies_every_200_ms_does_not_count_as_settled() {
     node.wait_for("agent listening");
     let agent = trust.client(&mut node);
     let until = Instant::now() + PATIENCE;
-    // Looks at a run after the first in which the service is ready but has not settled.
+    // Observations, after the first run, in which the service is ready but has not settled.
     let mut unsettled_reruns = 0;
     let status = loop {
         let status = agent.status().await.unwrap();
@@ -31,7 +31,7 @@ async fn a_service_that_dies_every_200_ms_does_not_count_as_settled() {
             let started = last_start(&status);
             assert!(flap.since_ms >= started, "{flap:?} was started at {started} ms");
             if status.phase == NodePhase::Running && status.settled() {
-                // Only a run that a busy machine has made longer.
+                // A run that a busy machine made longer.
                 assert!(started + SETTLED_MS <= status.uptime_ms, "{status:?}");
             } else if flap.restarts > 0 {
                 unsettled_reruns += 1;

@@ -1,4 +1,4 @@
-//! Disks of a node: formatted only when blank, kept over reboots, left alone when they carry anything else.
+//! Disks of a node: formatted only when blank, kept over reboots, left unchanged when they have other content.
 
 use crate::common::{Disk, Layers, Node, agent::Trust, command, run, skip};
 use rustix::process::Signal;
@@ -29,7 +29,7 @@ fn write_at(file: &Path, offset: u64, bytes: &[u8]) {
     file.write_all(bytes).unwrap();
 }
 
-/// Loop devices keep pages of their own: what the file has is what counts.
+/// Digest of the file: loop devices have a page cache of their own.
 fn digest(file: &Path) -> String {
     run("sha256sum", &[file.to_str().unwrap()]).split(' ').next().unwrap().to_owned()
 }
@@ -58,8 +58,8 @@ fn a_blank_disk_is_formatted_once_and_keeps_what_is_written() {
 }
 
 #[test]
-fn what_a_disk_carries_is_left_alone_byte_for_byte() {
-    if skip("what_a_disk_carries_is_left_alone_byte_for_byte", &[MKFS, "losetup"]) {
+fn other_content_of_a_disk_is_left_unchanged() {
+    if skip("other_content_of_a_disk_is_left_unchanged", &[MKFS, "losetup"]) {
         return;
     }
     let layers = Layers::new().with_program(MKFS);
@@ -71,7 +71,7 @@ fn what_a_disk_carries_is_left_alone_byte_for_byte() {
     let mine = ext4("mine");
     let disks = [
         ("foreign", Disk::prepared(16, ext4("theirs")), "labelled \"theirs\""),
-        // The root directory's inode, the group descriptors and more are gone, the superblock is not.
+        // The root directory's inode, the group descriptors and more are gone, but not the superblock.
         (
             "damaged",
             Disk::prepared(16, move |f| {
@@ -87,11 +87,11 @@ fn what_a_disk_carries_is_left_alone_byte_for_byte() {
                 ext4("mine")(f);
                 write_at(f, 1024 + 0x3a, &[2]);
             }),
-            "has errors",
+            "recorded errors",
         ),
         ("table", Disk::prepared(16, |f| write_at(f, 510, &[0x55, 0xaa])), "a partition table"),
-        ("tail", Disk::prepared(16, |f| write_at(f, (16 << 20) - 512, b"EFI PART")), "something at its end"),
-        ("data", Disk::prepared(16, |f| write_at(f, 3_000_000, b"x")), "data of no known kind"),
+        ("tail", Disk::prepared(16, |f| write_at(f, (16 << 20) - 512, b"EFI PART")), "data at its end"),
+        ("data", Disk::prepared(16, |f| write_at(f, 3_000_000, b"x")), "unknown data"),
     ];
     let before: Vec<String> = disks.iter().map(|(_, d, _)| digest(&d.file)).collect();
     let rules: Vec<String> = disks.iter().map(|(n, _, _)| rule(n, "mine")).collect();
@@ -103,7 +103,10 @@ fn what_a_disk_carries_is_left_alone_byte_for_byte() {
         let console = node.console();
         let warning =
             console.lines().find(|l| l.contains(&format!("warning: disk {name}: "))).unwrap_or_default();
-        assert!(warning.contains(why) && warning.contains("left alone"), "{name}: no {why:?} in\n{console}");
+        assert!(
+            warning.contains(why) && warning.contains("left unchanged"),
+            "{name}: no {why:?} in\n{console}"
+        );
     }
     node.shut_down();
     run("sync", &[]);
@@ -113,8 +116,8 @@ fn what_a_disk_carries_is_left_alone_byte_for_byte() {
 }
 
 #[test]
-fn a_format_that_was_cut_off_is_done_again() {
-    if skip("a_format_that_was_cut_off_is_done_again", &[MKFS, "losetup"]) {
+fn an_interrupted_format_is_repeated() {
+    if skip("an_interrupted_format_is_repeated", &[MKFS, "losetup"]) {
         return;
     }
     let layers = Layers::new().with_program(MKFS);
@@ -148,7 +151,7 @@ fn the_first_blank_disk_is_taken_unless_one_has_the_label() {
     node.wait_for("] running");
     assert!(node.console().contains("disk any formatted"), "{}", node.console());
     node.shut_down();
-    // The same disk again, though another blank one now comes before it.
+    // The same disk again, although another blank one now comes first.
     let node = Node::boot(&layers, spec, &[("a", &spare), ("b", &blank)]);
     node.wait_for("] running");
     assert!(node.console().contains("disk any found"), "{}", node.console());
@@ -194,7 +197,7 @@ fn a_root_whose_disk_is_foreign_ends_in_rescue() {
     let node = Node::boot(&layers, r#""root":{"disk":"data"}"#, &[("data", &disk)]);
     node.wait_for("RESCUE: ");
     assert!(
-        node.console().contains("carries swap, not ext4 labelled \"stead-data\"; left alone"),
+        node.console().contains("contains swap, not ext4 labelled \"stead-data\"; left unchanged"),
         "{}",
         node.console()
     );
@@ -202,10 +205,10 @@ fn a_root_whose_disk_is_foreign_ends_in_rescue() {
     assert_eq!(digest(&disk.file), before);
 }
 
-/// A filesystem in a file, with a disk's file on it. While it is frozen (fsfreeze(8)) whoever writes to the disk waits.
+/// A filesystem in a file, with a disk's file on it. While it is frozen (fsfreeze(8)), writes to the disk block.
 struct Host {
     dir: tempfile::TempDir,
-    /// Of the disk, once it is attached.
+    /// The disk's device, once it is attached.
     device: Option<String>,
 }
 
@@ -233,7 +236,7 @@ impl Host {
         fs::create_dir(self.path("in/sub")).unwrap();
         fs::write(self.path("in/sub/kept"), "kept").unwrap();
         run("sync", &["-f", &inside]);
-        // As it is while it is mounted.
+        // A copy while it is mounted.
         fs::copy(&disk, self.path("copy")).unwrap();
         run("umount", &[&inside]);
         fs::copy(self.path("copy"), &disk).unwrap();
@@ -250,7 +253,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // Each of these is refused when there is nothing to undo.
+        // Each of these fails when there is nothing to undo.
         let _ = command("fsfreeze", &["--unfreeze", &self.path("on")]).output();
         for inner in ["in", "on"] {
             if let Some(device) = self.device.as_ref().filter(|_| inner == "on") {
@@ -273,11 +276,11 @@ async fn the_agent_answers_while_a_mount_replays_a_journal() {
     let trust = Trust::new();
     let spec = format!(r#"{},"system":{{"disks":[{}]}}"#, trust.spec(), rule("data", "mine"));
     host.freeze();
-    // Declared after the host: gone before it, so that a failure here leaves no mount behind.
+    // Declared after the host and so dropped before it: a failure here leaves no mount behind.
     let mut node = Node::boot_with_devices(&layers, &spec, &[("data", Path::new(&disk))]);
     node.wait_for("agent listening");
     let agent = trust.client(&mut node);
-    // The mount is under way when one of init's threads waits for the disk, uninterruptibly, in the mount's system call.
+    // The mount is in progress when one of init's threads waits for the disk, uninterruptibly, in mount(2).
     let init = node.init().as_raw_nonzero();
     node.wait_until("a thread that mounts", || {
         let tasks = fs::read_dir(format!("/proc/{init}/task")).unwrap().flatten();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use stead_agent::pki::{ClusterCa, OffsetDateTime};
 use stead_model::agent::Access;
 
-/// Longer than an engine that was cut short is given to come to something (45 s).
+/// Longer than an interrupted engine is given to make progress (45 s).
 const PATIENCE: Duration = Duration::from_secs(120);
 
 macro_rules! need {
@@ -65,7 +65,7 @@ fn three_incus_nodes_form_a_cluster() {
         let status = nodes[i].tell(&format!("join {t}")).unwrap();
         assert_eq!(status["state"], "online");
         println!("{name} joined after {:?}", began.elapsed());
-        // Again, with a token that is used up: it is a member already.
+        // A second join with a used token succeeds: it is already a member.
         assert_eq!(nodes[i].tell(&format!("join {t}")).unwrap()["state"], "online");
     }
     assert_eq!(nodes[2].members(), online(&["node1", "node2", "node3"]));
@@ -78,11 +78,11 @@ fn three_incus_nodes_form_a_cluster() {
     let profile = nodes[2].client(&["profile", "device", "get", "default", "eth0", "parent"]).unwrap();
     assert_eq!(profile.trim(), "br0");
 
-    assert!(nodes[0].tell("join-token node2").unwrap_err().contains("a member already"));
+    assert!(nodes[0].tell("join-token node2").unwrap_err().contains("already a member"));
     trusts_a_client(&mut nodes[1], "INCUS_CONF");
     assert_eq!(nodes[1].tell("instances").unwrap(), json!([]));
 
-    // Removed in good order, twice; then it joins again.
+    // Removed properly, twice; then it joins again.
     nodes[0].tell("remove node3").unwrap();
     nodes[0].tell("remove node3").unwrap();
     assert_eq!(nodes[0].members(), online(&["node1", "node2"]));
@@ -90,7 +90,7 @@ fn three_incus_nodes_form_a_cluster() {
     let t = token(nodes[1].tell("join-token node3"));
     assert_eq!(nodes[2].tell(&format!("join {t}")).unwrap()["state"], "online");
 
-    // Two of three are gone: the third says so.
+    // Two of three are gone: the third reports it.
     nodes[1].power_off();
     nodes[2].power_off();
     nodes[0].await_state("offline", PATIENCE);
@@ -115,7 +115,7 @@ fn two_lxd_nodes_form_a_cluster() {
     nodes[1].await_state("waiting", PATIENCE);
 }
 
-/// The pool is btrfs on the disk, comes back after a reboot, and a disk with somebody's data is left alone.
+/// The pool is btrfs on the disk, comes back after a reboot, and a disk with other data is left unchanged.
 #[test]
 fn the_storage_disk_becomes_the_pool() {
     need!("the_storage_disk_becomes_the_pool", Kind::Incus);
@@ -143,8 +143,8 @@ fn the_storage_disk_becomes_the_pool() {
 }
 
 #[test]
-fn a_disk_with_data_is_left_alone() {
-    need!("a_disk_with_data_is_left_alone", Kind::Incus);
+fn a_disk_with_data_is_left_unchanged() {
+    need!("a_disk_with_data_is_left_unchanged", Kind::Incus);
     let lan = Lan::new();
     let disk = lan.disk(1);
     let made = std::process::Command::new("mkfs.ext4").arg("-q").arg(&disk.device).status().unwrap();
@@ -155,12 +155,12 @@ fn a_disk_with_data_is_left_alone() {
         let status = node.tell("status").unwrap();
         (status["state"] == "failed").then(|| status["detail"].to_string())
     });
-    assert!(detail.contains("carries something that is no pool"), "{detail}");
+    assert!(detail.contains("contains something other than a pool"), "{detail}");
     assert!(std::fs::read(&disk.device).unwrap() == before, "the disk was written to");
 }
 
-/// Power fails at moments spread over the whole initialisation; afterwards the node always comes to be the one online
-/// member.
+/// Power fails at moments spread over the whole initialisation; afterwards the node always becomes the only member,
+/// online.
 #[test]
 fn power_cuts_while_initialising() {
     need!("power_cuts_while_initialising", Kind::Incus);
@@ -179,13 +179,13 @@ fn power_cuts_while_initialising() {
     }
 }
 
-/// How often something is done: `few` times in CI, `many` when asked for (`make faults`).
+/// Number of repetitions: `few` in CI, `many` on request (`make faults`).
 fn often(few: u64, many: u64) -> u64 {
     if std::env::var_os("STEAD_TEST_FAULTS").is_some() { many } else { few }
 }
 
-/// The joiner loses power, or only its daemon is killed, at moments spread over the whole join; it ends online, at once
-/// or by a new token, and nothing of the failed try stays in the cluster.
+/// The joining node loses power, or its daemon is killed, at moments spread over the whole join; it ends online, at
+/// once or by a new token, and nothing of the failed attempt stays in the cluster.
 #[test]
 fn a_joiner_dies_at_any_moment() {
     need!("a_joiner_dies_at_any_moment", Kind::Incus);

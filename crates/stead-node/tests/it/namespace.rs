@@ -23,8 +23,8 @@ fn position(console: &str, text: &str) -> usize {
 }
 
 #[test]
-fn services_start_when_those_before_are_ready_and_stop_the_other_way_round() {
-    if skip("services_start_when_those_before_are_ready_and_stop_the_other_way_round", &[]) {
+fn services_start_in_order_of_readiness_and_stop_in_reverse() {
+    if skip("services_start_in_order_of_readiness_and_stop_in_reverse", &[]) {
         return;
     }
     let layers = Layers::new();
@@ -68,8 +68,8 @@ fn services_start_when_those_before_are_ready_and_stop_the_other_way_round() {
 }
 
 #[test]
-fn a_failing_service_is_started_again_and_the_node_lives() {
-    if skip("a_failing_service_is_started_again_and_the_node_lives", &[]) {
+fn a_failing_service_is_restarted_and_the_node_lives() {
+    if skip("a_failing_service_is_restarted_and_the_node_lives", &[]) {
         return;
     }
     let layers = Layers::new();
@@ -115,12 +115,12 @@ fn a_service_that_does_not_stop_is_killed_with_its_children() {
 }
 
 #[test]
-fn what_a_service_leaves_behind_is_gone_before_its_next_start() {
-    if skip("what_a_service_leaves_behind_is_gone_before_its_next_start", &[]) {
+fn leftover_processes_of_a_service_end_before_its_next_start() {
+    if skip("leftover_processes_of_a_service_end_before_its_next_start", &[]) {
         return;
     }
     let layers = Layers::new();
-    // The child would live on and hold, say, a port.
+    // The child would live on and hold e.g. a port.
     let spec = services(&[sh(
         "leaver",
         "test -e /run/child && kill -0 $(cat /run/child) && echo LEFTOVER; (exec sleep 1000) & echo $! > /run/child; exit 1",
@@ -177,8 +177,8 @@ fn the_root_is_the_layers_and_nothing_of_the_host() {
     assert!(console.contains("onboot look done"), "{console}");
     assert!(console.contains("onboot slow failed: took longer than 1 s"), "{console}");
     assert!(console.contains("onboot bad failed: exit 7"), "{console}");
-    assert!(console.contains("sysctl vm.overcommit_memory is the host's"), "{console}");
-    assert!(console.contains("sysctl net.ipv4.no_such not set to 1"), "{console}");
+    assert!(console.contains("sysctl vm.overcommit_memory belongs to the host"), "{console}");
+    assert!(console.contains("sysctl net.ipv4.no_such cannot be set to 1"), "{console}");
     assert!(console.contains("state is lost at reboot"), "{console}");
     assert_eq!(node.read("/etc/layer"), "over", "the last layer is on top");
     assert!(!console.contains("ip_forward"), "{console}");
@@ -192,7 +192,7 @@ fn the_root_is_the_layers_and_nothing_of_the_host() {
         look.contains(" lo\n") && !look.contains(" eth0\n"),
         "sysfs shows another network namespace: {look}"
     );
-    // Every mount is one of ours; nothing of the host's tree but the program itself.
+    // Every mount is the node's own; nothing of the host's tree but the program itself.
     let ours = ["/proc", "/sys", "/dev", "/run", "/tmp"];
     for line in look.lines().filter(|l| l.contains(" - ")) {
         let fields: Vec<&str> = line.split(' ').collect();
@@ -216,7 +216,7 @@ fn an_impossible_boot_ends_in_rescue() {
     }
     let layers = tempfile::tempdir().unwrap();
     let cases = [
-        (layers.path().join("gone"), r#"{"schema":1,"cluster":"c","name":"n1"}"#, "is no directory"),
+        (layers.path().join("gone"), r#"{"schema":1,"cluster":"c","name":"n1"}"#, "is not a directory"),
         (
             layers.path().to_owned(),
             r#"{"schema":1,"cluster":"c","name":"n1","nme":1}"#,
@@ -233,7 +233,7 @@ fn an_impossible_boot_ends_in_rescue() {
         let mut node = Node::boot_raw(&[layer], spec, &[], None);
         node.wait_for("RESCUE: ");
         assert!(node.console().contains(why), "no {why:?} in {}", node.console());
-        // It is still there, in a root of its own.
+        // It still runs, in its own root.
         std::thread::sleep(Duration::from_millis(300));
         let root: Vec<PathBuf> =
             fs::read_dir(node.path("/")).unwrap().flatten().map(|e| e.file_name().into()).collect();

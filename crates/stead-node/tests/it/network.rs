@@ -93,7 +93,7 @@ fn a_bridge_with_addresses_and_routes() {
     assert!(!addresses.lines().any(|l| l.contains("fd99::2") && l.contains("tentative")), "{addresses}");
     assert!(cable.show(&["route"]).contains("default via 10.99.0.1 dev br0"));
     assert!(cable.show(&["-6", "route"]).contains("fd98::/64 via fd99::1 dev br0"));
-    assert!(console.contains("interface eth9 is not there"), "{console}");
+    assert!(console.contains("interface eth9 does not exist"), "{console}");
     assert_eq!(node.read("/etc/resolv.conf"), "nameserver 10.99.0.1\nsearch c\n");
     let hosts = node.read("/etc/hosts");
     assert!(hosts.contains("10.99.0.2 n1.c n1\n") && hosts.contains("10.99.0.3 n2.c n2\n"), "{hosts}");
@@ -102,8 +102,8 @@ fn a_bridge_with_addresses_and_routes() {
 }
 
 #[test]
-fn a_lease_is_got_kept_and_used() {
-    if skip("a_lease_is_got_kept_and_used", &["ip", "dnsmasq"]) {
+fn a_lease_is_obtained_kept_and_used() {
+    if skip("a_lease_is_obtained_kept_and_used", &["ip", "dnsmasq"]) {
         return;
     }
     let cable = Cable::new("dh", "02:00:00:00:99:04");
@@ -147,7 +147,7 @@ fn a_lease_is_got_kept_and_used() {
     assert_eq!(node.read("/etc/resolv.conf"), "nameserver 10.99.0.9\nsearch lan\n");
     let lease = || fs::read_to_string(&leases).unwrap_or_default();
     assert!(lease().contains("02:00:00:00:99:04") && lease().contains(" n1 "), "{}", lease());
-    // Renewed after the time the server says (our least is 15 s): its end, the first word, moves on.
+    // Renewed after the server's time (our least is 15 s): its end, the first word, advances.
     let (first, until) = (lease(), Instant::now() + Duration::from_secs(90));
     while lease() == first {
         assert!(Instant::now() < until, "not renewed: {first}");

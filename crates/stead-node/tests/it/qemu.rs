@@ -1,4 +1,4 @@
-//! A node as `/init` of a VM: real kernel, real drives, by emulation.
+//! A node as `/init` of a VM: real kernel, real drives, under emulation.
 //!
 //! Needs an image store with an image that has a kernel and e2fsprogs: its path in `STEAD_TEST_STORE`, the image's name
 //! in `STEAD_TEST_IMAGE` (`incus-node` when absent). The store's kernel, initrd and layers are used, with the
@@ -14,7 +14,7 @@ use std::{
 use stead_model::{Manifest, node::VmBoot};
 use tempfile::TempDir;
 
-/// An emulated machine on a busy host needs its time.
+/// An emulated machine on a busy host needs a long time.
 const PATIENCE: Duration = Duration::from_secs(240);
 
 struct Image {
@@ -173,8 +173,8 @@ fn a_vm_boots_from_drives_and_keeps_its_data_disk() {
 }
 
 #[test]
-fn a_vm_without_its_layers_says_so() {
-    let Some(image) = Image::find("a_vm_without_its_layers_says_so") else { return };
+fn a_vm_without_its_layers_reports_it() {
+    let Some(image) = Image::find("a_vm_without_its_layers_reports_it") else { return };
     let dir = tempfile::tempdir().unwrap();
     let layers = image.manifest.layers.len() as u32 + 1;
     let vm = Vm::boot(&image, &dir, r#"{"schema":1,"cluster":"c","name":"vm1"}"#, layers, &[]);

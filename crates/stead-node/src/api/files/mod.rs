@@ -1,7 +1,7 @@
-//! Files to and from a client, as tars that stream: memory is bounded by a few chunks, whatever the size.
+//! Files to and from a client, as tar streams: memory is bounded by a few chunks, whatever the size.
 //!
-//! Packing and unpacking block on disks, so each transfer has a thread; a channel of chunks joins it to the
-//! connection. A client that stalls ends its transfer.
+//! Packing and unpacking block on disks, so each transfer has a thread, connected by a channel of chunks. A client that
+//! stalls ends its transfer.
 
 pub mod pack;
 pub mod unpack;
@@ -23,13 +23,13 @@ use tokio::{
     time::timeout,
 };
 
-/// Chunks on their way in one transfer.
+/// Chunks queued in one transfer.
 const QUEUE: usize = 2;
 /// Size of a chunk towards the client.
 const CHUNK: usize = 64 * 1024;
-/// A client that neither takes nor gives a chunk for this long is given up.
+/// A transfer ends when its client neither sends nor receives a chunk for this long.
 const STALL: Duration = Duration::from_secs(60);
-/// After a refusal the rest of a tar is read for this long and this far, so that the client hears the refusal and not
+/// After a refusal the rest of the tar is read for this long and this far, so that the client sees the refusal and not
 /// a reset connection.
 const DISCARD_TIME: Duration = Duration::from_secs(5);
 const DISCARD: usize = 64 << 20;
@@ -56,7 +56,12 @@ pub async fn get(path: String, transfers: &Arc<Semaphore>) -> Answer {
     match exists.await {
         Ok(Ok(())) => {}
         Ok(Err(e)) => return Err(refusal(&e)),
-        Err(_) => return Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "packing broke")),
+        Err(_) => {
+            return Err(Refusal::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "packing the files failed unexpectedly",
+            ));
+        }
     }
     Ok(answer::stream(
         "application/x-tar",
@@ -81,7 +86,10 @@ pub async fn put(path: String, mut body: Incoming, transfers: &Arc<Semaphore>) -
                 Err(_) => continue,
             },
             Ok(Some(Err(e))) => Err(io::Error::other(e)),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the tar came too slowly")),
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the next part of the tar did not arrive in time",
+            )),
         };
         let last = chunk.is_err();
         if chunks.send(chunk).await.is_err() {
@@ -92,8 +100,9 @@ pub async fn put(path: String, mut body: Incoming, transfers: &Arc<Semaphore>) -
         }
     }
     drop(chunks);
-    let result =
-        result.await.unwrap_or_else(|_| Err(unpack::UnpackError::Read(io::Error::other("unpacking broke"))));
+    let result = result.await.unwrap_or_else(|_| {
+        Err(unpack::UnpackError::Read(io::Error::other("unpacking failed unexpectedly")))
+    });
     if let Err(error) = result {
         let _ = timeout(DISCARD_TIME, discard(&mut body)).await;
         let status = match &error {
@@ -118,8 +127,8 @@ async fn discard(body: &mut Incoming) {
 
 fn permit(transfers: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Refusal> {
     Arc::clone(transfers).try_acquire_owned().map_err(|_| {
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many file transfers run already")
-            .hint("try again when one has ended")
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "too many file transfers are running")
+            .hint("try again once one has ended")
     })
 }
 
@@ -148,7 +157,7 @@ fn refusal(error: &io::Error) -> Refusal {
     Refusal::new(status, error.to_string())
 }
 
-/// Writes, from a thread, to a connection.
+/// Writes to a connection from a thread.
 struct ChunkWriter {
     runtime: Handle,
     chunks: mpsc::Sender<io::Result<Bytes>>,
@@ -157,7 +166,7 @@ struct ChunkWriter {
 
 impl ChunkWriter {
     fn send(&self, chunk: io::Result<Bytes>) -> io::Result<()> {
-        // The timer is made inside the runtime.
+        // The timer must be created inside the runtime.
         match self.runtime.block_on(async { timeout(STALL, self.chunks.send(chunk)).await }) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(io::ErrorKind::BrokenPipe.into()),
@@ -180,7 +189,7 @@ impl Write for ChunkWriter {
     }
 }
 
-/// Reads, in a thread, from a connection.
+/// Reads from a connection in a thread.
 struct ChunkReader {
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     chunk: Bytes,

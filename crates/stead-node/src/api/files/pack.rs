@@ -1,8 +1,8 @@
-//! A tar of a file or tree.
+//! Packs a file or tree as a tar.
 //!
-//! Keeps modes, owners, times, symbolic links, FIFOs and device nodes; leaves out sockets, extended attributes and what
-//! other filesystems of the kernel's own (proc, sysfs, cgroups, …) hold below the asked-for path. A file linked twice
-//! is packed twice: remembering every inode would not be bounded.
+//! Keeps modes, owners, times, symbolic links, FIFOs and device nodes; leaves out sockets, extended attributes and
+//! kernel filesystems (proc, sysfs, cgroups, …) mounted below the requested path. A file linked twice is packed twice:
+//! remembering every inode would need unbounded memory.
 
 use rustix::fs::statfs;
 use std::{
@@ -13,12 +13,12 @@ use std::{
 };
 use tar::{Builder, EntryType, Header, HeaderMode};
 
-/// Files of /proc and /sys say size 0 and hold something: read up to this much to see.
+/// Files of /proc and /sys have size 0 but contents: they are read up to this length.
 const PSEUDO_FILE: u64 = 1 << 20;
-/// A tree deeper than this is a loop of mounts.
+/// A deeper tree is a loop of mounts.
 const MAX_DEPTH: usize = 128;
-/// statfs(2) types of filesystems that hold the kernel's state, no files: proc, sysfs, cgroup, cgroup2, devpts, debugfs,
-/// tracefs, securityfs, bpf, binfmt_misc, mqueue, configfs, efivarfs, pstore.
+/// statfs(2) types of filesystems that contain the kernel's state instead of files: proc, sysfs, cgroup, cgroup2,
+/// devpts, debugfs, tracefs, securityfs, bpf, binfmt_misc, mqueue, configfs, efivarfs, pstore.
 const KERNEL_FILESYSTEMS: [u64; 14] = [
     0x9fa0,
     0x6265_6572,
@@ -36,7 +36,7 @@ const KERNEL_FILESYSTEMS: [u64; 14] = [
     0x6165_676c,
 ];
 
-/// What will be packed, known to exist.
+/// A file or tree to pack, known to exist.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
@@ -47,7 +47,7 @@ impl Source {
     /// Looks the path up. A symbolic link at its end is packed as a link.
     ///
     /// # Errors
-    /// It does not exist or cannot be seen; the error names it.
+    /// It does not exist or cannot be read; the error names it.
     pub fn find(path: PathBuf) -> io::Result<Self> {
         let metadata = fs::symlink_metadata(&path).map_err(|e| about(&path, e))?;
         Ok(Self { path, metadata })
@@ -104,14 +104,14 @@ fn append_entries<W: Write>(
     depth: usize,
 ) -> io::Result<()> {
     if depth >= MAX_DEPTH {
-        return Err(about(path, io::Error::other("the tree is too deep")));
+        return Err(about(path, io::Error::other("the tree is nested too deeply")));
     }
     for entry in fs::read_dir(path).map_err(|e| about(path, e))? {
         let entry = entry.map_err(|e| about(path, e))?;
         let (path, name) = (entry.path(), name.join(entry.file_name()));
         let child = match fs::symlink_metadata(&path) {
             Ok(child) => child,
-            // Gone meanwhile: a living tree.
+            // Removed meanwhile: the tree is in use.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(about(&path, e)),
         };
@@ -127,7 +127,7 @@ fn append_entries<W: Write>(
     Ok(())
 }
 
-/// The header's size and the bytes that follow always agree, though the file grows or shrinks meanwhile.
+/// The header's size and the bytes that follow always agree, even if the file grows or shrinks meanwhile.
 fn append_file<W: Write>(
     builder: &mut Builder<W>,
     path: &Path,
@@ -142,7 +142,7 @@ fn append_file<W: Write>(
     let size = file.metadata().map_err(|e| about(path, e))?.len();
     if size == 0 {
         let mut start = Vec::new();
-        // Some files of /sys cannot be read at all: as empty as they say.
+        // Some files of /sys cannot be read: they are packed as empty.
         if (&file).take(PSEUDO_FILE).read_to_end(&mut start).is_err() {
             start.clear();
         }
@@ -153,7 +153,7 @@ fn append_file<W: Write>(
     builder.append_data(&mut header, name, Exactly { file, left: size, path })
 }
 
-/// Exactly so many bytes of a file: zeros once it has ended.
+/// Exactly this many bytes of a file, padded with zeros.
 struct Exactly<'a> {
     file: File,
     left: u64,

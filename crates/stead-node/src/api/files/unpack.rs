@@ -1,9 +1,10 @@
-//! Unpacks a tar so that nothing outside the target directory is touched, whatever the tar says.
+//! Unpacks a tar without touching anything outside the target directory, whatever the tar contains.
 //!
-//! Every entry's parent is opened by the kernel *beneath* the target (openat2, `RESOLVE_BENEATH`), so that neither `..`
-//! nor a symbolic link, of the tar or found there, leads out; entries are made under a name of ours in that directory and
-//! renamed, so that no file is seen half-written and no link is followed. For the target `/` links are resolved as
-//! ever, since nothing is outside. Device nodes are refused. Directories that exist keep their mode and owner.
+//! The kernel opens every entry's parent *beneath* the target (openat2, `RESOLVE_BENEATH`), so that neither `..` nor a
+//! symbolic link, from the tar or already there, leads out. Entries are created under a temporary name in that
+//! directory and renamed, so that no file is seen half-written and no link is followed. For the target `/` links are
+//! resolved as usual, since nothing is outside. Device nodes are refused. Existing directories keep their mode and
+//! owner.
 
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -23,12 +24,12 @@ use std::{
 };
 use tar::{Archive, Entry, EntryType, Header};
 
-/// Bytes of a symbolic link's target: PATH_MAX.
+/// Longest target of a symbolic link, in bytes: PATH_MAX.
 const MAX_LINK: usize = 4096;
-/// What follows a tar's end (padding of tape blocks) is read, up to this.
+/// How much padding after a tar's end is read, in bytes.
 const MAX_PADDING: u64 = 1 << 20;
 
-/// A tar was not unpacked, or not all of it.
+/// A tar was not unpacked, or only in part.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
     /// The target directory cannot be used.
@@ -40,7 +41,7 @@ pub enum UnpackError {
         #[source]
         source: io::Error,
     },
-    /// It is no tar, or it breaks off.
+    /// It is not a tar, or it is truncated.
     #[error("cannot read the tar")]
     Read(#[source] io::Error),
     /// An entry is not allowed.
@@ -67,7 +68,7 @@ pub enum UnpackError {
 pub struct Target {
     directory: OwnedFd,
     beneath: ResolveFlags,
-    /// Only root gives files away.
+    /// Whether owners are set: only root may.
     owner: bool,
 }
 
@@ -93,7 +94,7 @@ impl Target {
     /// Unpacks everything, in order.
     ///
     /// # Errors
-    /// At the first entry that is refused or fails; those before it stay.
+    /// The first entry that is refused or fails; earlier ones stay.
     pub fn unpack(&self, reader: &mut impl Read) -> Result<(), UnpackError> {
         {
             let mut archive = Archive::new(&mut *reader);
@@ -117,7 +118,7 @@ impl Target {
         let failed = |source: io::Error| UnpackError::Write { entry: shown(), source };
         let parts = parts(path).map_err(refused)?;
         let Some((name, parents)) = parts.split_last() else {
-            // The target itself: `./`, as in many tars.
+            // The target itself: many tars contain `./`.
             return if kind == EntryType::Directory { Ok(()) } else { Err(refused("has no name")) };
         };
         let parent = self.directory(parents).map_err(|e| self.explain(e, &shown))?;
@@ -131,26 +132,27 @@ impl Target {
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
                 if target.is_empty() || target.len() > MAX_LINK || target.contains(&0) {
-                    return Err(refused("is a link to nothing"));
+                    return Err(refused("is a link without a target"));
                 }
                 place.symlink(&target, entry.header()).map_err(failed)
             }
             EntryType::Link => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                let target = self::parts(&target).map_err(|_| refused("is a link out of the directory"))?;
+                let target =
+                    self::parts(&target).map_err(|_| refused("is a link that leads out of the directory"))?;
                 let Some((target_name, parents)) = target.split_last() else {
-                    return Err(refused("is a link to nothing"));
+                    return Err(refused("is a link without a target"));
                 };
                 let from = self.open_beneath(parents).map_err(|e| self.explain(e, &shown))?;
                 place.link(&from, target_name).map_err(failed)
             }
             EntryType::Fifo => place.fifo(entry.header()).map_err(failed),
             EntryType::Block | EntryType::Char => Err(refused("is a device node")),
-            _ => Err(refused("is of a kind that is not known")),
+            _ => Err(refused("is of an unknown type")),
         }
     }
 
-    /// Opens a directory beneath the target, making what is not there.
+    /// Opens a directory beneath the target, creating missing ones.
     fn directory(&self, parts: &[&OsStr]) -> Result<OwnedFd, Errno> {
         match self.open_beneath(parts) {
             Err(Errno::NOENT) => {}
@@ -171,7 +173,7 @@ impl Target {
     fn open_beneath(&self, parts: &[&OsStr]) -> Result<OwnedFd, Errno> {
         let path: PathBuf = if parts.is_empty() { ".".into() } else { parts.iter().collect() };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // EAGAIN: something was renamed meanwhile (openat2(2)); a tree that never rests is an error.
+        // EAGAIN: something was renamed meanwhile (openat2(2)); a tree that changes all the time is an error.
         for _ in 0..100 {
             match openat2(&self.directory, &path, flags, Mode::empty(), self.beneath) {
                 Err(Errno::AGAIN) => {}
@@ -184,7 +186,7 @@ impl Target {
     fn explain(&self, error: Errno, shown: &dyn Fn() -> String) -> UnpackError {
         match error {
             Errno::XDEV => {
-                UnpackError::Refused { entry: shown(), why: "leads out of the directory by a link" }
+                UnpackError::Refused { entry: shown(), why: "leads out of the directory through a link" }
             }
             Errno::LOOP => {
                 UnpackError::Refused { entry: shown(), why: "goes through a link that cannot be followed" }
@@ -197,7 +199,7 @@ impl Target {
 /// The parts of an entry's path.
 fn parts(path: &[u8]) -> Result<Vec<&OsStr>, &'static str> {
     if path.contains(&0) {
-        return Err("holds a NUL");
+        return Err("contains a NUL");
     }
     let path = Path::new(OsStr::from_bytes(path));
     let mut parts = Vec::new();
@@ -205,14 +207,14 @@ fn parts(path: &[u8]) -> Result<Vec<&OsStr>, &'static str> {
         match component {
             Component::Normal(part) => parts.push(part),
             Component::CurDir => {}
-            Component::ParentDir => return Err("leads out of the directory by \"..\""),
+            Component::ParentDir => return Err("leads out of the directory through \"..\""),
             Component::RootDir | Component::Prefix(_) => return Err("is absolute"),
         }
     }
     Ok(parts)
 }
 
-/// Where an entry goes: a name in a directory that is held open.
+/// Where an entry is written: a name in an open directory.
 struct Place<'a> {
     parent: &'a OwnedFd,
     name: &'a OsStr,
@@ -226,7 +228,7 @@ impl Place<'_> {
         format!(".stead-put.{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Makes something under a name of ours and gives it the entry's name.
+    /// Creates the entry under a temporary name and renames it.
     fn replace(&self, make: impl FnOnce(&str) -> Result<(), Errno>) -> io::Result<()> {
         let temporary = Self::temporary();
         let renamed =
@@ -234,7 +236,7 @@ impl Place<'_> {
         if renamed.is_err() {
             let _ = unlinkat(self.parent, &temporary, AtFlags::empty());
         } else {
-            // rename(2) does nothing when both are the same file already.
+            // rename(2) does nothing if both names are the same file.
             let _ = unlinkat(self.parent, &temporary, AtFlags::empty());
         }
         Ok(renamed?)
@@ -293,7 +295,7 @@ impl Place<'_> {
         match mkdirat(self.parent, self.name, Mode::from_raw_mode(0o700)) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
-                // A directory, or a link to one: then entries below go there, when it is beneath the target.
+                // A directory, or a link to one: entries below go there if it is beneath the target.
                 return match statat(self.parent, self.name, AtFlags::empty()) {
                     Ok(s) if rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir() => Ok(()),
                     _ => Err(Errno::EXIST.into()),
@@ -316,7 +318,7 @@ impl Place<'_> {
     }
 
     fn link(&self, from: impl AsFd, target: &OsStr) -> io::Result<()> {
-        // Without AT_SYMLINK_FOLLOW: a link to a symbolic link is one.
+        // Without AT_SYMLINK_FOLLOW: a hard link to a symbolic link stays one.
         self.replace(|name| linkat(from, target, self.parent, name, AtFlags::empty()))
     }
 
@@ -330,7 +332,7 @@ impl Place<'_> {
         result
     }
 
-    /// For what we just made, which is no symbolic link.
+    /// For an entry just created, which is not a symbolic link.
     fn attributes(&self, name: &OsStr, header: &Header) -> io::Result<()> {
         if self.owner {
             let (uid, gid) = owner(header);
@@ -346,7 +348,7 @@ fn mode(header: &Header) -> Mode {
 }
 
 fn owner(header: &Header) -> (Option<Uid>, Option<Gid>) {
-    // u32::MAX means "leave it" to the kernel, and no id.
+    // To the kernel u32::MAX is not an id but means "leave unchanged".
     let id = |n: io::Result<u64>| n.ok().and_then(|n| u32::try_from(n).ok()).filter(|n| *n != u32::MAX);
     (id(header.uid()).map(Uid::from_raw), id(header.gid()).map(Gid::from_raw))
 }
@@ -410,7 +412,7 @@ mod tests {
             inventory(&out, &mut before);
             let mut builder = tar::Builder::new(Vec::new());
             for (parts, kind, link) in &entries {
-                // Kinds that say something about the next entry are the library's to read.
+                // Types that describe the next entry are read by the library.
                 if !matches!(kind, b'L' | b'K' | b'x' | b'g' | b'S') {
                     entry(&mut builder, &parts.join("/"), *kind, &link.replace("ABS", out.to_str().unwrap()));
                 }
@@ -444,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn in_the_root_absolute_links_are_followed_as_ever() {
+    fn in_the_root_absolute_links_are_followed_as_usual() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("run")).unwrap();
         fs::create_dir(root.path().join("var")).unwrap();

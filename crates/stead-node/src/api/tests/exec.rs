@@ -5,7 +5,7 @@ use std::time::Duration;
 use stead_agent::{Event, ExecOutput};
 use stead_model::agent::{ExecExit, ExecRequest, Size};
 
-/// What is said at all is said within this.
+/// Time limit for any output.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn request(command: &[&str]) -> ExecRequest {
@@ -23,7 +23,7 @@ struct Heard {
     exit: ExecExit,
 }
 
-/// Waits for this to be said first. A terminal's lines come in any number of pieces.
+/// Waits for output that begins with this. A terminal's lines arrive in any number of pieces.
 async fn begins_with(output: &mut ExecOutput, want: &str) {
     let mut said = Vec::new();
     while said.len() < want.len() {
@@ -73,7 +73,7 @@ async fn codes_come_through() {
 }
 
 #[tokio::test]
-async fn what_cannot_run_says_why() {
+async fn a_command_that_cannot_run_gives_the_reason() {
     let node = node().await;
     let missing = run(&node, &request(&["no-such-command"])).await.exit;
     assert_eq!(missing, ExecExit { code: 127, error: Some("\"no-such-command\" not found".into()) });
@@ -141,7 +141,7 @@ async fn a_command_that_does_not_read_its_input_still_ends() {
     let (mut input, mut output) =
         node.client.exec(&request(&["sh", "-c", "head -c 1 >/dev/null; echo done"])).await.unwrap().split();
     let feed = tokio::spawn(async move {
-        // Fails when the node closes; what it said is still heard.
+        // Fails when the node closes; output sent before is still received.
         let _ = input.stdin(vec![b'x'; 5 << 20]).await;
     });
     let heard = hear(&mut output).await;
@@ -151,11 +151,11 @@ async fn a_command_that_does_not_read_its_input_still_ends() {
 }
 
 #[tokio::test]
-async fn what_is_left_in_the_background_does_not_hold_the_client() {
+async fn background_processes_do_not_hold_the_client() {
     let node = node().await;
     let heard = sh(&node, "sleep 3600 & echo started").await;
     assert_eq!((heard.stdout.as_str(), heard.exit.code), ("started\n", 0));
-    // Not even when it never stops talking.
+    // Not even if they never stop writing.
     for tty in [None, Some(Size { rows: 24, columns: 80 })] {
         let talking =
             ExecRequest { tty, ..request(&["sh", "-c", "trap '' HUP; echo started; yes & exit 6"]) };
@@ -179,20 +179,20 @@ async fn signals_reach_the_process_group() {
         .unwrap()
         .split();
     assert_eq!(output.next().await.unwrap(), Some(Event::Stdout("ready\n".into())));
-    // No signal of such a number: nothing happens.
+    // There is no signal of this number: nothing happens.
     input.signal(200).await.unwrap();
     input.signal(10).await.unwrap();
     let heard = hear(&mut output).await;
-    // The sleep of the group got it too, and dies of it.
+    // The group's sleep got the signal too and dies of it.
     assert!(heard.stdout.ends_with("caught\n"), "{:?}", heard.stdout);
     assert_eq!(heard.exit.code, 9);
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_takes_its_command_along() {
+async fn a_command_ends_with_its_client() {
     let node = node().await;
     for (script, stdin) in [
-        // Reads nothing, and the pipe is full: the node cannot read frames any more, and still notices.
+        // Reads nothing, and the pipe is full: the node cannot read frames any more, but still notices.
         ("echo $$; exec sleep 1000", 5 << 20),
         // Ignores the hang-up, and so do its children.
         ("trap '' HUP; sleep 1000 & echo $!; wait", 0),
@@ -209,7 +209,7 @@ async fn a_client_that_goes_away_takes_its_command_along() {
         let _ = feed.await;
         drop(output);
         eventually(script, || {
-            // A zombie whose parent is not us has ended too.
+            // A zombie of another parent has ended too.
             test_kill_process(pid).is_err()
                 || std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
                     .map_or(true, |s| s.contains(") Z "))
@@ -251,7 +251,7 @@ async fn a_terminal_resizes_interrupts_and_ends_its_input() {
 
     // ^C typed; a signal sent; ^D by closing stdin.
     for how in 0..3 {
-        // No `exec`: a shell that is interrupted just before it becomes something else forgets that it was.
+        // No `exec`: a shell interrupted right before it loses the interrupt.
         let script = match how {
             2 => "stty -echo; echo ready; cat; exit 5",
             _ => "echo ready; while :; do sleep 0.05; done",
@@ -285,7 +285,7 @@ async fn commands_run_side_by_side_up_to_the_limit() {
         let heard = hear(s.output()).await;
         assert_eq!((heard.stdout, heard.exit.code), (format!("hello {n}"), n as i32));
     }
-    // Their places are free again, once the node has seen them close.
+    // Their slots are free again once the node has seen them close.
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(sh(&node, "exit 4").await.exit.code, 4);
 }

@@ -16,7 +16,7 @@ fn entry(builder: &mut Builder<Vec<u8>>, path: &str, kind: EntryType, link: Opti
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(1_000_000_000);
-    // Written by hand: the library refuses to make hostile names.
+    // Written by hand, because the library refuses hostile names.
     let name = &mut header.as_gnu_mut().unwrap().name;
     name[..path.len()].copy_from_slice(path.as_bytes());
     if let Some(link) = link {
@@ -77,7 +77,7 @@ async fn a_tree_goes_there_and_back_unchanged() {
     assert_eq!(fs::read_to_string(back.join("sub").join("ü".repeat(90))).unwrap(), "long name");
     assert_eq!(fs::read_link(back.join("sub/link")).unwrap(), Path::new("../script"));
     assert_eq!(fs::read_link(back.join("dangling")).unwrap(), Path::new("/absolute/nowhere"));
-    // Again over itself: replaced, links not followed.
+    // Unpacked over itself: files are replaced, links are not followed.
     put(&node, &to, &packed).await.unwrap();
     assert_eq!(fs::read_dir(&back).unwrap().count(), 5, "no temporary file is left");
 }
@@ -123,17 +123,20 @@ async fn hostile_tars_are_refused_and_leave_nothing_outside() {
         ("..", tar(&[("../outside/evil", Regular, None, b"x")])),
         ("..", tar(&[("a/../../outside/evil", Regular, None, b"x")])),
         ("..", tar(&[("..", Directory, None, b"")])),
-        ("by a link", tar(&[("l", Symlink, Some(out), b""), ("l/evil", Regular, None, b"x")])),
-        ("by a link", tar(&[("l", Symlink, Some("../outside"), b""), ("l/evil", Regular, None, b"x")])),
-        ("by a link", tar(&[("l", Symlink, Some("../outside"), b""), ("l/new/evil", Regular, None, b"x")])),
-        ("by a link", tar(&[("a", Symlink, Some(".."), b""), ("a/outside/evil", Directory, None, b"")])),
-        ("by a link", tar(&[("found/evil", Regular, None, b"x")])),
-        ("link out", tar(&[("h", Link, Some("../outside/file"), b"")])),
-        ("link out", tar(&[("h", Link, Some(out_file), b"")])),
-        ("by a link", tar(&[("l", Symlink, Some(out), b""), ("h", Link, Some("l/file"), b"")])),
+        ("through a link", tar(&[("l", Symlink, Some(out), b""), ("l/evil", Regular, None, b"x")])),
+        ("through a link", tar(&[("l", Symlink, Some("../outside"), b""), ("l/evil", Regular, None, b"x")])),
+        (
+            "through a link",
+            tar(&[("l", Symlink, Some("../outside"), b""), ("l/new/evil", Regular, None, b"x")]),
+        ),
+        ("through a link", tar(&[("a", Symlink, Some(".."), b""), ("a/outside/evil", Directory, None, b"")])),
+        ("through a link", tar(&[("found/evil", Regular, None, b"x")])),
+        ("link that leads out", tar(&[("h", Link, Some("../outside/file"), b"")])),
+        ("link that leads out", tar(&[("h", Link, Some(out_file), b"")])),
+        ("through a link", tar(&[("l", Symlink, Some(out), b""), ("h", Link, Some("l/file"), b"")])),
         ("device", tar(&[("d", EntryType::Char, None, b"")])),
         ("device", tar(&[("d", EntryType::Block, None, b"")])),
-        ("link to nothing", tar(&[("l", Symlink, None, b"")])),
+        ("link without a target", tar(&[("l", Symlink, None, b"")])),
         ("kind", tar(&[("k", EntryType::new(b'Q'), None, b"")])),
         ("cannot be followed", tar(&[("l", Symlink, Some("l"), b""), ("l/x", Regular, None, b"x")])),
         ("cannot read the tar", vec![b'x'; 5000]),
@@ -187,14 +190,14 @@ async fn links_within_are_followed_and_hard_links_made() {
     assert_eq!(
         fs::metadata(target.join("usr")).unwrap().mode() & 0o7777,
         0o711,
-        "what is there keeps its mode"
+        "an existing directory keeps its mode"
     );
     assert!(fs::symlink_metadata(target.join("lib")).unwrap().is_symlink());
     assert_eq!(fs::read_dir(&target).unwrap().count(), 5);
 }
 
 #[tokio::test]
-async fn a_sender_that_fails_is_told_and_leaves_no_half_file() {
+async fn a_failing_sender_gets_an_error_and_leaves_no_half_file() {
     let node = node().await;
     let whole = tar(&[("f", EntryType::Regular, None, &vec![b'x'; 1 << 20])]);
     struct Failing(io::Cursor<Vec<u8>>);
@@ -221,7 +224,7 @@ async fn a_sender_that_fails_is_told_and_leaves_no_half_file() {
 }
 
 #[tokio::test]
-async fn a_tar_refused_early_is_refused_though_much_follows() {
+async fn an_early_refusal_arrives_although_much_data_follows() {
     let node = node().await;
     let target = node.dir.path().join("t");
     fs::create_dir(&target).unwrap();
@@ -250,5 +253,5 @@ async fn a_reader_that_leaves_frees_the_transfer() {
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    panic!("the transfers are still held");
+    panic!("the transfers are still taken");
 }

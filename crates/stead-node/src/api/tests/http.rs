@@ -1,4 +1,4 @@
-//! Requests that our client never sends.
+//! Requests that Stead's client never sends.
 
 use super::{Node, name, node};
 use bytes::BytesMut;

@@ -34,7 +34,7 @@ async fn only_services_have_logs() {
     for name in ["nosuch", "../secret", "", "/etc/passwd", "ntp.log", "ntp.log.1", "."] {
         let error = node.client.logs(Some(name), None, false).await.unwrap_err();
         assert_eq!(code(&error), 404, "{name:?}");
-        assert_eq!(error.hint().as_deref(), Some("there are node, ntp"));
+        assert_eq!(error.hint().as_deref(), Some("logs: node, ntp"));
     }
 }
 
@@ -47,7 +47,7 @@ async fn followed_across_rotation() {
     let mut seen = String::new();
     let mut wait_for = async |want: &str| {
         while seen != want {
-            assert!(want.starts_with(&seen), "{seen:?} is not the way to {want:?}");
+            assert!(want.starts_with(&seen), "{seen:?} is not a prefix of {want:?}");
             let chunk = tokio::time::timeout(Duration::from_secs(60), chunks.next_chunk()).await;
             let Ok(chunk) = chunk else { panic!("{seen:?} instead of {want:?}") };
             seen.push_str(std::str::from_utf8(&chunk.unwrap().unwrap()).unwrap());

@@ -76,7 +76,7 @@ pub async fn serve_as(identity: Identity) -> (SocketAddr, Handle, tempfile::Temp
     (address, handle, dir)
 }
 
-/// The status an error tells, or panic.
+/// The HTTP status of an error.
 pub fn code(error: &ClientError) -> u16 {
     match error {
         ClientError::Status { code, .. } => *code,
@@ -84,7 +84,7 @@ pub fn code(error: &ClientError) -> u16 {
     }
 }
 
-/// Waits until something holds, or panics.
+/// Waits until a condition holds, or panics.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..500 {
         if holds() {
@@ -96,7 +96,7 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn status_tells_the_node_and_keeps_its_connection() {
+async fn status_describes_the_node_and_keeps_its_connection() {
     let node = node().await;
     node.handle.note(EventKind::Boot, "root mounted");
     node.handle.set_phase(NodePhase::Running);
@@ -140,7 +140,7 @@ impl Dial for CountingDialer {
 }
 
 #[tokio::test]
-async fn many_ask_at_once() {
+async fn many_requests_are_answered_at_once() {
     let node = node().await;
     let asked: Vec<_> = (0..20)
         .map(|_| {
@@ -154,7 +154,7 @@ async fn many_ask_at_once() {
 }
 
 #[tokio::test]
-async fn a_node_that_comes_back_is_found_again() {
+async fn a_restarted_node_is_found_again() {
     let ca = ca();
     let now = OffsetDateTime::now_utc();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -165,7 +165,7 @@ async fn a_node_that_comes_back_is_found_again() {
     let spec_json = NodeSpec::from_json("t", r#"{"schema":1,"cluster":"demo","name":"n1"}"#).unwrap();
     let mut listener = Some(listener);
     for boot in ["first", "second"] {
-        // Connections too end with a runtime of their own.
+        // With its own runtime, the connections end too.
         let (spec, node, taken) = (spec.clone(), spec_json.clone(), listener.take());
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let server = std::thread::spawn(move || {
@@ -205,7 +205,7 @@ async fn a_node_that_comes_back_is_found_again() {
 }
 
 #[tokio::test]
-async fn stops_are_passed_on_and_the_first_wins() {
+async fn stops_are_passed_on_and_the_first_counts() {
     let node = node().await;
     let error = node.client.reboot(&StopRequest { deadline_s: 100_000 }).await.unwrap_err();
     assert_eq!(code(&error), 400);
@@ -227,7 +227,7 @@ async fn a_node_without_engine_says_so() {
 
 #[tokio::test]
 async fn a_late_address_is_waited_for_and_a_taken_port_is_an_error() {
-    // TEST-NET-3: nobody's.
+    // TEST-NET-3: assigned to no host.
     let late = super::bind("203.0.113.254:8484".parse().unwrap());
     assert!(tokio::time::timeout(Duration::from_millis(300), late).await.is_err());
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();

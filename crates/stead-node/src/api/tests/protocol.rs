@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-/// An agent of another age: real TLS with the cluster's certificates, and this answer to whatever it is asked.
+/// An agent of another version: real TLS with the cluster's certificates, and this answer to every request.
 async fn agent_that_answers(answer: String) -> stead_agent::Client {
     let (ca, now) = (ca(), OffsetDateTime::now_utc());
     let identity = ca.issue_node(&name("n1"), &[], now).unwrap();
@@ -36,7 +36,7 @@ fn http(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n{headers}\r\n{body}")
 }
 
-/// What a status was before agents said which protocol they speak.
+/// A status from before agents sent their protocol version.
 const FIRST_STATUS: &str = r#"{"name":"n1","cluster":"demo","phase":"running","boot_id":"b","uptime_ms":1,"timeline":[{"at_ms":0,
     "event":"init began"}],"services":[],"disks":[],"warnings":[],"addresses":[],"kernel":"6","agent_rss_bytes":1,"version":"0.1.0"}"#;
 
@@ -48,7 +48,7 @@ fn version(error: ClientError) -> (u32, String, String) {
             assert_eq!((node.as_str(), ours), ("n1", PROTOCOL));
             (theirs, text, hint)
         }
-        other => panic!("not told of its version: {other:?}"),
+        other => panic!("not a version error: {other:?}"),
     }
 }
 
@@ -65,7 +65,7 @@ async fn an_older_agent_is_named_with_both_versions_and_the_remedy() {
         assert!(text.contains("on n1: its agent speaks protocol 1"), "{text}");
         assert!(text.ends_with(&format!("this stead protocol {PROTOCOL}")), "{text}");
         assert!(hint.contains("rebuild the node's image"), "{hint}");
-        // So for requests that change something, and for streams.
+        // Likewise for requests that change something, and for streams.
         version(agent.engine().await.unwrap_err());
         version(agent.logs(None, None, false).await.unwrap_err());
         let command = serde_json::from_str(r#"{"command":["true"]}"#).unwrap();
@@ -74,7 +74,7 @@ async fn an_older_agent_is_named_with_both_versions_and_the_remedy() {
 }
 
 #[tokio::test]
-async fn a_newer_agent_is_told_from_an_older_one() {
+async fn a_newer_agent_is_distinguished_from_an_older_one() {
     let newer = PROTOCOL + 1;
     let agent = agent_that_answers(http("200 OK", &format!("{PROTOCOL_HEADER}: {newer}\r\n"), "{}")).await;
     let (theirs, _, hint) = version(agent.status().await.unwrap_err());

@@ -29,7 +29,7 @@ async fn strangers_are_refused() {
     client(&good, node.address).status().await.unwrap();
 
     let foreign = ca();
-    // They believe our CA, but theirs has signed them; and it has the very same name.
+    // The stranger trusts our CA, but its certificate is from another one with the same name.
     let stranger = Identity { ca_pem: good.ca_pem.clone(), ..foreign.issue_client("good", now()).unwrap() };
     refused(&node, stranger, "a client of another cluster's CA").await;
 
@@ -55,7 +55,7 @@ fn time_of_leaf() -> Duration {
 async fn without_a_certificate_there_is_no_answer() {
     let node = node().await;
     let identity = node.ca.issue_client("x", now()).unwrap();
-    // The client's own configuration, less its certificate.
+    // The client's own configuration without its certificate.
     let mut config = (*tls::client_config(&identity).unwrap()).clone();
     config.client_auth_cert_resolver = Arc::new(NoCertificate);
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
@@ -89,7 +89,7 @@ async fn plain_http_gets_no_answer() {
     let mut tcp = TcpStream::connect(node.address).await.unwrap();
     tcp.write_all(b"GET /v1/status HTTP/1.1\r\nhost: n1\r\n\r\n").await.unwrap();
     let mut answer = Vec::new();
-    // Its end or a reset, and in it at most a TLS alert (record type 21).
+    // The end or a reset, preceded at most by a TLS alert (record type 21).
     let _ = timeout(Duration::from_secs(60), tcp.read_to_end(&mut answer)).await.unwrap();
     assert!(answer.is_empty() || answer[0] == 21, "{answer:?}");
     node.client.status().await.unwrap();
@@ -108,7 +108,7 @@ async fn silent_strangers_are_dropped_and_do_not_lock_clients_out() {
 }
 
 #[tokio::test]
-async fn the_client_believes_only_the_node_it_means() {
+async fn the_client_trusts_only_the_node_it_names() {
     let node = node().await;
     let good = node.ca.issue_client("good", now()).unwrap();
     let status = |identity: Identity, node_name: &str, address| {
@@ -150,7 +150,7 @@ async fn a_ca_kept_as_pem_still_issues_for_its_cluster() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_unreachable_not_untrusted() {
+async fn a_silent_address_is_unreachable_not_untrusted() {
     let identity = ca().issue_client("x", now()).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! What the stock client (`incus`, `lxc`) needs: trust in its certificate, and a configuration with one remote.
+//! Access for the stock client (`incus`, `lxc`): trust in its certificate, and a configuration with one remote.
 
 use super::{IncusError, engine};
 use serde_json::json;
@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use stead_incus::{Client, tls};
 use stead_model::agent::{Access, AccessFile, AccessRequest};
 
-/// Files that only the client's owner may read.
+/// Mode of files that only the client's owner may read.
 const PRIVATE: u32 = 0o600;
 
-/// Has the engine trust the client's certificate unless it does already, and says how the client finds the engine.
+/// Makes the engine trust the client's certificate, if it does not yet, and returns how the client finds the engine.
 ///
 /// # Errors
-/// The certificate is none, or the engine refuses or does not answer.
+/// The certificate is invalid, or the engine refuses or does not answer.
 pub async fn give(client: &Client, request: &AccessRequest) -> Result<Access, IncusError> {
     let der = tls::certificate_from_pem(&request.certificate_pem)
         .map_err(engine("read the client's certificate"))?;
@@ -21,7 +21,7 @@ pub async fn give(client: &Client, request: &AccessRequest) -> Result<Access, In
     Ok(configuration(client.dialect(), request, &server.environment.certificate))
 }
 
-/// The client keeps its certificate and key in the same directory, under the names that the stock client expects.
+/// The client has its certificate and key in the same directory, under the names that the stock client expects.
 fn configuration(dialect: stead_incus::Dialect, request: &AccessRequest, certificate: &str) -> Access {
     let facts = dialect.facts();
     let name = request.cluster.as_str();
@@ -44,7 +44,7 @@ fn configuration(dialect: stead_incus::Dialect, request: &AccessRequest, certifi
         )]),
         files: vec![
             file(format!("servercerts/{name}.crt"), certificate.as_bytes().to_vec()),
-            // JSON is YAML; the clients rewrite the file in their own style when asked to change it.
+            // JSON is YAML; the clients rewrite the file in their own style when they change it.
             file("config.yml".to_owned(), format!("{config:#}\n").into_bytes()),
         ],
     }

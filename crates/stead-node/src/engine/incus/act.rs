@@ -1,4 +1,4 @@
-//! Looks at an engine and carries steps out on it. Makes no choices: those are `plan`'s.
+//! Observes an engine and executes steps on it. Makes no choices: `plan` does.
 
 use super::{
     disk::{self, Content, Disk},
@@ -26,21 +26,22 @@ use stead_incus::{
     types::Server,
 };
 
-/// A member of the token that is up answers a handshake in milliseconds.
+/// Time limit for a member's TLS handshake; a running member answers in milliseconds.
 const HANDSHAKE: Duration = Duration::from_secs(3);
-/// mkfs takes some tens of milliseconds; the engine looks for the link right after it, then only every 500 ms.
+/// Pause between looks for a new filesystem: mkfs takes tens of milliseconds; the engine looks for the link right after
+/// it, then only every 500 ms.
 const LINK_POLL: Duration = Duration::from_millis(3);
 
-/// The kernel may be unmounting a killed node's pool still.
+/// How long an unmount is waited for: the kernel may still be unmounting a killed node's pool.
 const UNMOUNT: Duration = Duration::from_secs(20);
 
-/// A step or a look failed.
+/// A step or an observation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ActError {
-    /// The engine's.
+    /// A request to the engine failed.
     #[error(transparent)]
     Engine(#[from] Error),
-    /// The storage disk's.
+    /// An operation on the storage disk failed.
     #[error("cannot {action} storage disk {device}")]
     Disk {
         /// What was tried.
@@ -51,8 +52,8 @@ pub enum ActError {
         #[source]
         source: std::io::Error,
     },
-    /// What is left of a pool.
-    #[error("cannot remove what is left of the storage pool in {path}")]
+    /// The remains of a pool cannot be removed.
+    #[error("cannot remove the remains of the storage pool in {path}")]
     Leftover {
         /// Its directory.
         path: PathBuf,
@@ -60,24 +61,24 @@ pub enum ActError {
         #[source]
         source: std::io::Error,
     },
-    /// No member the token names can be reached.
+    /// No member in the token can be reached.
     #[error("none of the members that the token names ({addresses}) can be reached")]
     Unreachable {
-        /// Those.
+        /// The addresses.
         addresses: String,
-        /// The last one's answer.
+        /// The error of the last one.
         #[source]
         source: Option<Error>,
     },
-    /// Somebody else answers at a member's address.
-    #[error("{address} shows another certificate than the cluster's of the token")]
+    /// Another server answers at a member's address.
+    #[error("the certificate of {address} is not that of the cluster in the token")]
     Stranger {
         /// The address.
         address: String,
     },
 }
 
-/// Everything plans need to know. `device`: the storage disk's; `directory`: the engine's.
+/// Observes everything that plans need. `device` is the storage disk's, `directory` the engine's.
 ///
 /// # Errors
 /// The engine does not answer, or the disk cannot be read.
@@ -124,14 +125,14 @@ pub async fn observe(
     })
 }
 
-/// What is on the storage disk and in the engine's directory.
+/// Contents of the storage disk and of the engine's directory.
 struct Storage {
     disk: Option<Disk>,
     disk_unused: bool,
     leftovers: Vec<(PathBuf, bool)>,
 }
 
-/// Reads the disk, and mounts its pool when that tells whether anybody has used it: blocks.
+/// Reads the disk, and mounts its pool if needed to see whether it was used. Blocks.
 fn look_at_storage(
     device: Option<PathBuf>,
     directory: &Path,
@@ -148,7 +149,7 @@ fn look_at_storage(
             };
             let content = disk::probe(&device).map_err(failed("read"))?;
             if matches!(content, Content::Btrfs { .. }) && pools.is_empty() {
-                // Still mounted where the engine left it, it cannot be mounted a second time read-only.
+                // If it is still mounted where the engine left it, it cannot be mounted read-only a second time.
                 let mounted = leftovers.iter().find(|(path, _)| is_mount_point(path));
                 disk_unused = match mounted {
                     Some((_, holds_files)) => !holds_files,
@@ -161,8 +162,8 @@ fn look_at_storage(
     Ok(Storage { disk, disk_unused, leftovers })
 }
 
-/// Directories under `storage-pools` that are none of the engine's pools, and whether they hold files (or cannot be
-/// looked into).
+/// Directories under `storage-pools` that belong to none of the engine's pools, and whether they contain files or
+/// cannot be read.
 fn leftovers(directory: &Path, pools: &[String]) -> Vec<(PathBuf, bool)> {
     reset::entries(&directory.join("storage-pools"))
         .into_iter()
@@ -179,7 +180,7 @@ fn is_mount_point(path: &Path) -> bool {
     path.parent().is_some_and(|parent| device(path) != device(parent))
 }
 
-/// The request that a step is; none for what is done without the engine.
+/// The request of a step; `None` for a step without the engine.
 pub fn request(step: &Step) -> Option<Request> {
     let request = match step {
         Step::WipeDisk { .. } | Step::RemoveLeftover { .. } => return None,
@@ -207,10 +208,10 @@ pub fn request(step: &Step) -> Option<Request> {
     Some(request.within(OPERATION_TIMEOUT))
 }
 
-/// Carries out one step.
+/// Executes one step.
 ///
 /// # Errors
-/// The engine's or the disk's.
+/// Those of the engine or the disk.
 pub async fn apply(client: &Client, step: &Step) -> Result<(), ActError> {
     if let Step::RemoveLeftover { path } = step {
         let owned = path.clone();
@@ -241,8 +242,8 @@ pub async fn apply(client: &Client, step: &Step) -> Result<(), ActError> {
     Ok(())
 }
 
-/// Makes the by-uuid link of the storage disk as soon as there is a filesystem on it. Never ends without one; run it
-/// beside what makes the pool.
+/// Makes the by-uuid link of the storage disk as soon as it has a filesystem. Never ends; runs beside the step that
+/// makes the pool.
 pub async fn link_when_formatted(device: &Path, dev: &Path) -> std::convert::Infallible {
     let unwanted = Arc::new(AtomicBool::new(false));
     let _when_dropped = Flag(Arc::clone(&unwanted));
@@ -250,7 +251,7 @@ pub async fn link_when_formatted(device: &Path, dev: &Path) -> std::convert::Inf
     blocking(move || {
         while !unwanted.load(Ordering::Relaxed) {
             if let Some(uuid) = disk::btrfs_uuid(&device) {
-                // A wiped pool's filesystem is made anew with another UUID: keep looking.
+                // A wiped pool gets a new filesystem with another UUID: keep looking.
                 let _ = disk::link_by_uuid(&uuid, &device, &dev);
             }
             thread::sleep(LINK_POLL);
@@ -260,7 +261,7 @@ pub async fn link_when_formatted(device: &Path, dev: &Path) -> std::convert::Inf
     future::pending().await
 }
 
-/// Raised when it is dropped.
+/// A flag that is set when this is dropped.
 struct Flag(Arc<AtomicBool>);
 
 impl Drop for Flag {
@@ -269,11 +270,11 @@ impl Drop for Flag {
     }
 }
 
-/// Asks all members that the token names at once for the cluster's certificate; the first that answers with the one the
-/// token is about wins: its address, and the certificate as PEM.
+/// Asks all members in the token at once for the cluster's certificate. Returns the address of the first that answers
+/// with the token's certificate, and the certificate as PEM.
 ///
 /// # Errors
-/// None answers, or a stranger does.
+/// None answers, or another server does.
 pub async fn cluster_certificate(token: &JoinToken) -> Result<(String, String), ActError> {
     let mut asked: FuturesUnordered<_> = token
         .addresses

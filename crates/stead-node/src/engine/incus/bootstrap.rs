@@ -1,5 +1,5 @@
-//! From a daemon that was just started to a member of a cluster, or to one that waits for a token: once, and whatever was
-//! cut short before.
+//! Brings a started daemon to be a member of a cluster, or to wait for a token; also after an interruption at any
+//! point.
 
 use super::{
     EAGER_POLL, Incus, IncusError, ONLINE_PATIENCE, WATCH_TIMEOUT, act, chain, daemon, engine, is_online,
@@ -19,10 +19,10 @@ use stead_model::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-/// A half-formed engine that has not come to anything by then is put away; the next time it gets twice as long. Under
+/// A half-formed engine that makes no progress for this long is reset; the next attempt gets twice as long. Under
 /// emulation a daemon takes 30 s from its start to its first answer.
 const HALF_FORMED_PATIENCE: Duration = Duration::from_secs(45);
-/// Pause after a failure, at first and at most.
+/// Pause after a failure: the first and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 
 impl Incus {
@@ -37,19 +37,19 @@ impl Incus {
         Ok(preseed::wanted(&self.spec, source.as_deref())?)
     }
 
-    /// Notes a first start that is yet to come; what one that was cut short left is taken away, since the daemon may wait
-    /// for ever on what it had half made. To be called while it does not run. Blocks.
+    /// Notes that the first start is still to come. The remains of an interrupted first start are removed, since the
+    /// daemon may wait for ever on its half-made state. To be called while the daemon does not run. Blocks.
     pub(super) fn begin_anew_if_cut_short(&self) -> Result<(), IncusError> {
         let journal = |source| IncusError::Journal { directory: self.directory.clone(), source };
         self.journal.note_first_start().map_err(journal)?;
         if self.journal.read() == Phase::Starting && self.directory.join("database").exists() {
-            self.handle.note(EventKind::Engine, "engine: its first start was cut short: it begins anew");
+            self.handle.note(EventKind::Engine, "engine: the first start was interrupted: starting over");
             reset::discard(&self.directory)?;
         }
         Ok(())
     }
 
-    /// Until the engine is settled: a member, or waiting for a token.
+    /// Runs until the engine is settled: a member, or waiting for a token.
     pub(super) async fn bootstrap(&self) {
         let (mut pause, mut patience) = (RETRY.0, HALF_FORMED_PATIENCE);
         loop {
@@ -82,7 +82,7 @@ impl Incus {
         }
         let server = self.await_api(Duration::MAX).await?;
         if server.environment.server_clustered {
-            // Whether it is online is for the watch to tell, once it has been.
+            // Once it has been a member, the watch reports whether it is online.
             if self.is_unfinished() {
                 self.await_online(ONLINE_PATIENCE).await?;
             }
@@ -90,7 +90,7 @@ impl Incus {
         }
         match (self.spec.role, self.journal.read()) {
             (_, Phase::Joining) => {
-                // Its database may hold any part of what a join leaves there; a fresh one is a second's work.
+                // Its database may contain any part of a join; a fresh one takes a second.
                 self.handle.note(EventKind::Engine, "engine: a join was interrupted: starting over");
                 self.put_away().await?;
                 self.await_api(Duration::MAX).await?;
@@ -111,14 +111,14 @@ impl Incus {
         Ok(())
     }
 
-    /// Begun, by the engine or by us, and not seen to succeed.
+    /// Whether bootstrap was begun, by the engine or by us, and has not succeeded yet.
     pub(super) fn is_unfinished(&self) -> bool {
         matches!(self.journal.read(), Phase::Starting | Phase::Initialising | Phase::Joining)
     }
 
-    /// An untouched engine again; the supervisor starts it.
+    /// Resets the engine to an untouched one; the supervisor starts it.
     async fn put_away(&self) -> Result<(), IncusError> {
-        // A first node that joins was removed before, and must not begin a cluster of its own now.
+        // A first node that joins was removed before, and must not form a cluster of its own now.
         let then = match (self.spec.role, self.journal.read()) {
             (EngineRole::Init, Phase::Joining) => Phase::Removed,
             _ => Phase::Starting,
@@ -127,7 +127,7 @@ impl Incus {
         self.write_journal(then).await
     }
 
-    /// An interrupted forming has come to a good end either way: not clustered, or a member and online.
+    /// Waits for the result of an interrupted bootstrap: not clustered, or a member and online.
     async fn await_formed(&self) {
         loop {
             if let Ok(server) = self.ask_server().await {
@@ -223,7 +223,7 @@ impl Incus {
         Ok(())
     }
 
-    /// Whether an engine whose join had no answer comes up as a member and online.
+    /// Whether an engine whose join was not answered becomes an online member.
     async fn is_member_after_all(&self) -> bool {
         tokio::select! {
             () = self.await_formed() => {
@@ -233,7 +233,7 @@ impl Incus {
         }
     }
 
-    /// Nothing that was left by an earlier try stands in the way of a join.
+    /// Removes the remains of an earlier attempt that would prevent a join.
     async fn clear_way(&self, server: &Server) -> Result<(), IncusError> {
         let device = self.device();
         let observed = act::observe(&self.client, server, device.as_deref(), &self.directory)
@@ -245,7 +245,7 @@ impl Incus {
         Ok(())
     }
 
-    /// Does `work` while the storage disk's link is made as soon as it can be.
+    /// Does `work`, and makes the storage disk's link meanwhile, as soon as possible.
     async fn beside_linking<T>(&self, device: Option<&Path>, work: impl Future<Output = T>) -> T {
         match device {
             None => work.await,
@@ -256,7 +256,7 @@ impl Incus {
         }
     }
 
-    /// The API answers; the server as it is.
+    /// Waits until the API answers; returns the server's description.
     pub(super) async fn await_api(&self, patience: Duration) -> Result<Server, IncusError> {
         let begun = Instant::now();
         loop {
@@ -289,14 +289,14 @@ impl Incus {
     }
 }
 
-/// What a join that failed has made of this server.
+/// State of this server after a failed join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {
-    /// Nothing: the request itself was refused, or trust was.
+    /// Unchanged: the request or the trust was refused.
     Untouched,
-    /// Nobody said how it ended.
+    /// Unknown: the join was not answered.
     Unknown,
-    /// Neither a member nor what it was.
+    /// Changed, but not a member.
     HalfFormed,
 }
 
@@ -320,18 +320,18 @@ fn action_of(step: &plan::Step) -> &'static str {
     use plan::Step;
     match step {
         Step::SetConfig { .. } => "change the server's settings",
-        Step::RemoveLeftover { .. } => "remove what is left of a storage pool",
-        Step::WipeDisk { .. } => "take the unused pool off the storage disk",
+        Step::RemoveLeftover { .. } => "remove the remains of a storage pool",
+        Step::WipeDisk { .. } => "wipe the unused pool from the storage disk",
         Step::CreatePool { .. } => "make the storage pool",
         Step::PatchPool { .. } => "change the storage pool",
-        Step::DeletePool { .. } => "delete the storage pool of an earlier try",
+        Step::DeletePool { .. } => "delete the storage pool of an earlier attempt",
         Step::CreateNetwork { .. } => "make the network",
         Step::PatchNetwork { .. } => "change the network",
-        Step::DeleteNetwork { .. } => "delete the network of an earlier try",
+        Step::DeleteNetwork { .. } => "delete the network of an earlier attempt",
         Step::CreateProject { .. } => "make the project",
         Step::PatchProject { .. } => "change the project",
         Step::CreateProfile { .. } => "make the profile",
         Step::PatchProfile { .. } => "change the profile",
-        Step::Bootstrap { .. } => "begin the cluster",
+        Step::Bootstrap { .. } => "form the cluster",
     }
 }

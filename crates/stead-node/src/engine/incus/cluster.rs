@@ -1,20 +1,20 @@
-//! What a member does to the cluster on behalf of others: makes way for one that joins again, removes one.
+//! A member's actions on the cluster on behalf of others: clearing the way for one that joins again, removing one.
 
 use super::{IncusError, chain, engine};
 use std::time::Duration;
 use stead_incus::{Client, Error, requests, requests::cluster::MemberAction, tls, types::Member};
 use tokio::time::{Instant, sleep};
 
-/// A member that is up shows its certificate in milliseconds.
+/// Time limit for probing a member; a running one shows its certificate in milliseconds.
 const PROBE: Duration = Duration::from_secs(2);
-/// State of a member that was accepted and has not finished joining (`nodes.state` in both engines' schema).
+/// State of a member that was accepted but has not finished joining (`nodes.state` in both engines' schema).
 const PENDING: u8 = 1;
 
-/// Removes what an interrupted join of `name` left in the cluster: a pending member, which the API does not show, or a
-/// member that does not answer as one and holds nothing.
+/// Removes the remains of an interrupted join of `name` from the cluster: a pending member, which the API does not
+/// show, or an empty member that does not answer as one.
 ///
 /// # Errors
-/// There is such a member, and it is well or not empty.
+/// The member exists and is alive or not empty.
 pub async fn make_way(client: &Client, name: &str) -> Result<(), IncusError> {
     unpend(client, name).await?;
     let found = members(client).await?;
@@ -28,7 +28,7 @@ pub async fn make_way(client: &Client, name: &str) -> Result<(), IncusError> {
     remove_now(client, name, true).await
 }
 
-/// Evacuates (unless forced) and removes. A member that is not there succeeds.
+/// Evacuates (unless forced) and removes a member. Succeeds if it does not exist.
 ///
 /// # Errors
 /// The engine's.
@@ -42,7 +42,7 @@ pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), Incu
     remove_now(client, name, force).await
 }
 
-/// Has a member that is evacuated take instances again. One that is not there, or not evacuated, is fine.
+/// Restores an evacuated member. Does nothing if it does not exist or is not evacuated.
 ///
 /// # Errors
 /// The engine's.
@@ -62,8 +62,8 @@ async fn remove_now(client: &Client, name: &str, force: bool) -> Result<(), Incu
     }
 }
 
-/// Turns a pending member into an ordinary one, which can be removed, and removes it. The API neither shows pending
-/// members nor removes them, and refuses their names and addresses to others.
+/// Turns a pending member into an ordinary one and removes it. The API neither shows nor removes pending members, and
+/// refuses their names and addresses to others.
 async fn unpend(client: &Client, name: &str) -> Result<(), IncusError> {
     let failed = || engine("look for a half-joined member");
     let question = requests::server::sql(
@@ -83,7 +83,7 @@ async fn unpend(client: &Client, name: &str) -> Result<(), IncusError> {
     remove_now(client, name, true).await
 }
 
-/// Asks again while another writer holds the database: the engine itself waits for nobody there.
+/// Retries while another writer holds the database, for which the engine itself does not wait.
 async fn unlocked<T, A: Future<Output = Result<T, Error>>>(ask: impl Fn() -> A) -> Result<T, Error> {
     const TRIES: u32 = 20;
     const PAUSE: Duration = Duration::from_millis(250);
@@ -103,13 +103,13 @@ async fn members(client: &Client) -> Result<Vec<Member>, IncusError> {
     unlocked(|| client.members()).await.map_err(engine("list members"))
 }
 
-/// For an SQL string literal.
+/// Escapes text for an SQL string literal.
 fn quoted(text: &str) -> String {
     text.replace('\'', "''")
 }
 
-/// How a member shows that it is one, if it does: by the cluster's certificate, or by nothing at all while the cluster takes
-/// it for online. A connection that breaks is tried again: a daemon that was just killed takes some in and answers none.
+/// Evidence that a member is alive, if any: it shows the cluster's certificate, or it cannot be asked and the cluster
+/// considers it online. A broken connection is retried: a daemon that was just killed accepts some and answers none.
 ///
 /// # Errors
 /// This member does not answer.
@@ -128,12 +128,12 @@ async fn sign_of_life(client: &Client, member: &Member) -> Result<Option<String>
             }
             Err(_) if begun.elapsed() < PROBE => sleep(PROBE / 40).await,
             Err(_) if member.status == "Offline" => return Ok(None),
-            Err(e) => return Ok(Some(format!("is taken for online ({})", chain(&e)))),
+            Err(e) => return Ok(Some(format!("counts as online ({})", chain(&e)))),
         }
     }
 }
 
-/// What is on the member, if anything.
+/// Description of the member's contents, if any.
 async fn holds(client: &Client, name: &str) -> Result<Option<String>, IncusError> {
     let instances = client.instances().await.map_err(engine("list instances"))?;
     Ok(instances.into_iter().find(|i| i.location == name).map(|i| format!("instance {}", i.name)))

@@ -1,5 +1,5 @@
-//! The engine's daemon as a process: which one it is, whether it runs, whether it dies at every start. A daemon that is
-//! starting listens to nobody yet, so it is found by what it is and where it keeps its state.
+//! The engine's daemon as a process: which one it is, whether it runs, whether it dies at every start. A starting
+//! daemon does not listen yet, so it is identified by its executable and its state directory.
 
 use crate::blocking::blocking;
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,18 +14,18 @@ use std::{
 use stead_model::EngineFacts;
 use tokio::time::{Instant, sleep, timeout};
 
-/// A killed process is gone within milliseconds; one that hangs in the kernel (on a dead disk) may take for ever.
+/// How long a killed process is waited for: it ends within milliseconds, unless it hangs in the kernel on a dead disk.
 const DEATH: Duration = Duration::from_secs(10);
-/// So many starts without an answer, each ended by the daemon itself, and it will not come to anything.
+/// After this many starts without an answer, each ended by the daemon itself, it will not succeed.
 const DEATHS: usize = 3;
-/// Far below the shortest pause between two starts, so that none is missed.
+/// Pause between two looks: far below the shortest pause between two starts, so that none is missed.
 const LOOK: Duration = Duration::from_millis(25);
 
-/// Name of a process' executable; none while it is dying, or when it is no business of ours.
+/// Name of a process' executable; `None` while it is dying or if we may not see it.
 pub fn executable(pid: i32) -> Option<String> {
     let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let name = exe.file_name()?.to_string_lossy();
-    // An upgraded package leaves "incusd (deleted)".
+    // After an upgrade of the package it is "incusd (deleted)".
     Some(name.split(' ').next()?.to_owned())
 }
 
@@ -39,7 +39,7 @@ fn facts(daemon: &str) -> Option<&'static EngineFacts> {
     EngineFacts::all().find(|f| f.daemon == daemon)
 }
 
-/// The processes of the engine whose state is in `directory`, wherever that is in their view of the files.
+/// The processes of the engine with its state in `directory`, whatever its path in their mount namespace.
 pub fn running(directory: &Path) -> BTreeSet<i32> {
     let identity = |path: &Path| fs::metadata(path).map(|m| (m.dev(), m.ino())).ok();
     let Some(ours) = identity(directory) else { return BTreeSet::new() };
@@ -53,7 +53,7 @@ pub fn running(directory: &Path) -> BTreeSet<i32> {
         .collect()
 }
 
-/// Where an engine's process keeps its state, as seen from here.
+/// The state directory of an engine's process, as seen from here.
 fn state_directory(pid: i32) -> Option<PathBuf> {
     let name = executable(pid)?;
     let facts = facts(&name)?;
@@ -66,13 +66,13 @@ fn state_directory(pid: i32) -> Option<PathBuf> {
     Some(Path::new(&format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?))
 }
 
-/// A zombie is dead: only its parent has not looked yet.
+/// A zombie counts as dead: its parent has not reaped it yet.
 fn alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|s| s.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z')))
 }
 
-/// Sends a signal to each; those that are gone are gone.
+/// Sends a signal to each process; those that have ended are ignored.
 pub fn signal(pids: &BTreeSet<i32>, signal: Signal) {
     for pid in pids.iter().filter_map(|p| Pid::from_raw(*p)) {
         let _ = kill_process(pid, signal);
@@ -82,7 +82,7 @@ pub fn signal(pids: &BTreeSet<i32>, signal: Signal) {
 /// Waits until all of them have ended.
 ///
 /// # Errors
-/// The one that does not.
+/// The process that does not end.
 pub async fn await_death(pids: &BTreeSet<i32>) -> Result<(), i32> {
     let deadline = Instant::now() + DEATH;
     while let Some(pid) = pids.iter().find(|p| alive(**p)) {
@@ -94,10 +94,10 @@ pub async fn await_death(pids: &BTreeSet<i32>) -> Result<(), i32> {
     Ok(())
 }
 
-/// Ends when the daemon has died so many times since this was begun. Whether it answers in between is not looked at:
-/// whoever waits for that ends this with it.
+/// Ends when the daemon has died `times` times since this was called. Does not notice whether it answers in between:
+/// the caller that waits for an answer drops this.
 async fn died(directory: &Path, times: usize) {
-    // Looking through all processes takes long on a host with many, and locks that others hold.
+    // Searching all processes takes long on a host with many, and needs locks that others hold.
     let look = || {
         let directory = directory.to_owned();
         blocking(move || running(&directory))
@@ -106,7 +106,7 @@ async fn died(directory: &Path, times: usize) {
     while deaths < times {
         sleep(LOOK).await;
         let now = look().await;
-        // Helpers come and go beside their daemon; it has died when nothing of it is left.
+        // The daemon has short-lived helpers; it has died when none of its processes is left.
         if !last.is_empty() && now.is_disjoint(&last) {
             deaths += 1;
         }
@@ -114,22 +114,22 @@ async fn died(directory: &Path, times: usize) {
     }
 }
 
-/// Ends when a daemon that was interrupted will not come to anything, and says what it does instead: it dies at every
-/// start, or does nothing for as long as it is given.
+/// Ends when an interrupted daemon will not succeed, and returns what it does instead: it dies at every start, or makes
+/// no progress within `patience`.
 pub async fn comes_to_nothing(directory: &Path, patience: Duration) -> &'static str {
     match timeout(patience, died(directory, DEATHS)).await {
         Ok(()) => "dies at every start",
-        Err(_) => "comes to nothing",
+        Err(_) => "makes no progress",
     }
 }
 
-/// As [`comes_to_nothing`] with a daemon that has not been interrupted yet; without that this never ends.
+/// As [`comes_to_nothing`], for a daemon that was not interrupted yet; without an interruption this never ends.
 pub async fn interrupted_for_good(directory: &Path, patience: Duration) -> &'static str {
     died(directory, 1).await;
     comes_to_nothing(directory, patience).await
 }
 
-/// The process at the other end of the engine's socket, if somebody listens there.
+/// The process that listens on the engine's socket, if any.
 pub fn listener(socket: &Path) -> io::Result<Pid> {
     let stream = std::os::unix::net::UnixStream::connect(socket)?;
     Ok(rustix::net::sockopt::socket_peercred(&stream)?.pid)
@@ -140,14 +140,14 @@ mod tests {
     use super::*;
     use std::process::{Child, Command};
 
-    /// Something that runs under an engine's name, as the kernel tells it, with its state in `directory`.
+    /// A process with an engine's executable name and its state in `directory`.
     fn engine(directory: &Path) -> Child {
         let program = directory.join("incusd");
         if !program.exists() {
             fs::copy("/bin/sleep", &program).unwrap();
         }
         let child = Command::new(program).arg("60").env("INCUS_DIR", directory).spawn().unwrap();
-        // It runs before the kernel has put its environment together.
+        // It runs before the kernel has set up its environment.
         while fs::read(format!("/proc/{}/environ", child.id())).is_ok_and(|e| e.is_empty()) {
             std::thread::yield_now();
         }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_is_known_by_where_it_keeps_its_state() {
+    fn a_daemon_is_identified_by_its_state_directory() {
         let (ours, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         assert!(running(ours.path()).is_empty());
         let (a, b) = (engine(ours.path()), engine(other.path()));
@@ -199,7 +199,7 @@ mod tests {
         assert!(timeout(LOOK * 16, &mut watch).await.is_err(), "nothing had interrupted it");
         end(child);
         let again = engine(dir.path());
-        assert_eq!(timeout(LOOK * 32, &mut watch).await, Ok("comes to nothing"));
+        assert_eq!(timeout(LOOK * 32, &mut watch).await, Ok("makes no progress"));
         end(again);
     }
 }

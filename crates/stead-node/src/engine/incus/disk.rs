@@ -1,6 +1,6 @@
-//! The storage disk: which device it is, what is on it, and the links the engine looks for.
+//! The storage disk: its device, its content, and the links that the engine looks for.
 //!
-//! Formatting is the engine's; this only tells blank from pool from somebody's data, and takes away a pool that was
+//! The engine formats it. This module only distinguishes a blank disk, a pool and other data, and wipes a pool that was
 //! never used.
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -11,18 +11,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// All signatures that matter lie in the first or the last MiB of a device: btrfs at 64 KiB, ext4 at 1 KiB, LVM, LUKS
-/// and GPT at its start, GPT's copy and md's superblock at its end.
+/// All relevant signatures are in the first or the last MiB of a device: btrfs at 64 KiB, ext4 at 1 KiB, LVM, LUKS and
+/// GPT at its start, GPT's copy and md's superblock at its end.
 const EDGE: u64 = 1 << 20;
-/// Where btrfs has its first superblock, and its first copy (btrfs(5)).
+/// Offsets of btrfs' first superblock and its first copy (btrfs(5)).
 const BTRFS_SUPERBLOCKS: [u64; 2] = [64 << 10, 64 << 20];
 /// Length of a btrfs superblock.
 const BTRFS_SUPERBLOCK_LENGTH: usize = 4096;
 
-/// What a disk carries.
+/// Content of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Nothing: its first and last MiB are zero.
+    /// None: its first and last MiB are zero.
     Blank,
     /// A btrfs filesystem.
     Btrfs {
@@ -31,22 +31,22 @@ pub enum Content {
         /// Its label: the pool's name when an engine made it.
         label: String,
     },
-    /// A btrfs filesystem whose mkfs was interrupted: nobody has ever put anything on it.
+    /// A btrfs filesystem whose mkfs was interrupted, so it was never used.
     HalfMade,
     /// Anything else.
     Other,
 }
 
-/// The storage disk and what is on it.
+/// The storage disk and its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// Device node, as the engine is to name it.
+    /// Device node, as the engine names it.
     pub device: PathBuf,
-    /// What is on it.
+    /// Its content.
     pub content: Content,
 }
 
-/// Finds the device with a serial: `dev/disk/by-serial/SERIAL`, else by `sys/block/*/serial`.
+/// Finds the device with a serial: by `dev/disk/by-serial/SERIAL`, otherwise by `sys/block/*/serial`.
 pub fn find(serial: &str, dev: &Path, sys: &Path) -> Option<PathBuf> {
     let link = dev.join("disk/by-serial").join(serial);
     if link.exists() {
@@ -79,7 +79,7 @@ pub fn probe(device: &Path) -> io::Result<Content> {
     Ok(if blank { Content::Blank } else { Content::Other })
 }
 
-/// UUID of the btrfs filesystem on the device, if there is one. Reads 4 KiB.
+/// UUID of the btrfs filesystem on the device, if any. Reads 4 KiB.
 pub fn btrfs_uuid(device: &Path) -> Option<String> {
     let mut file = File::open(device).ok()?;
     let mut block = [0; BTRFS_SUPERBLOCK_LENGTH];
@@ -106,11 +106,11 @@ fn btrfs(block: &[u8]) -> Option<Content> {
     Some(Content::Btrfs { uuid, label: String::from_utf8_lossy(label).into_owned() })
 }
 
-/// Makes `dev/disk/by-uuid/UUID`. There is no udev on a node, and the engine waits ten seconds for this link when it
-/// makes a pool, and mounts by it ever after.
+/// Makes `dev/disk/by-uuid/UUID`. A node has no udev, the engine waits ten seconds for this link when it makes a pool,
+/// and later mounts by it.
 ///
 /// # Errors
-/// Of making directory and link.
+/// Those of creating the directory and the link.
 pub fn link_by_uuid(uuid: &str, device: &Path, dev: &Path) -> io::Result<()> {
     let directory = dev.join("disk/by-uuid");
     fs::create_dir_all(&directory)?;
@@ -126,7 +126,7 @@ pub fn link_by_uuid(uuid: &str, device: &Path, dev: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, link)
 }
 
-/// Whether there is nothing but directories (pools have a fixed set of them) in this tree.
+/// Whether this tree contains only directories, of which pools have a fixed set.
 ///
 /// # Errors
 /// It cannot be read.
@@ -140,7 +140,7 @@ pub fn only_directories(tree: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether the btrfs pool on the device holds nothing but its own empty directories. Mounts it read-only meanwhile.
+/// Whether the btrfs pool on the device contains only its own empty directories. Mounts it read-only meanwhile.
 ///
 /// # Errors
 /// It cannot be mounted or read.
@@ -154,11 +154,11 @@ pub fn is_unused_pool(device: &Path, scratch: &Path) -> io::Result<bool> {
     answer
 }
 
-/// Takes away the filesystem, so that the device is blank.
+/// Removes the filesystem's signatures, so that the device is blank.
 ///
 /// # Errors
-/// It is no block device, or cannot be written; `ResourceBusy` while it is mounted anywhere: a filesystem that is still
-/// being unmounted (by a node killed a moment ago) would write its superblock back.
+/// It is not a block device or cannot be written; `ResourceBusy` while it is mounted anywhere: a filesystem that is
+/// still being unmounted (by a node that was just killed) would write its superblock back.
 pub fn wipe(device: &Path) -> io::Result<()> {
     let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
     let mut file = OpenOptions::new().read(true).write(true).custom_flags(exclusive).open(device)?;
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tells_blank_from_data() {
+    fn blank_and_data_are_distinguished() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("disk");
         let disk = File::create(&file).unwrap();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_what_mkfs_made() {
+    fn filesystems_of_mkfs_are_recognised() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("disk");
         File::create(&file).unwrap().set_len(200 << 20).unwrap();
@@ -217,7 +217,7 @@ mod tests {
             .arg(&file)
             .status();
         if !made.is_ok_and(|s| s.success()) {
-            println!("SKIP knows_what_mkfs_made: no mkfs.btrfs here");
+            println!("SKIP filesystems_of_mkfs_are_recognised: mkfs.btrfs is not installed");
             return;
         }
         assert_eq!(probe(&file).unwrap(), Content::Btrfs { uuid: uuid.into(), label: "default".into() });

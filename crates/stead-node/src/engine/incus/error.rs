@@ -1,13 +1,13 @@
-//! Why something that was asked of Incus or LXD failed.
+//! Errors of the Incus and LXD engine.
 
 use super::{act, plan, preseed, reset};
 use std::{path::PathBuf, time::Duration};
 use stead_incus::Error;
 
-/// What was asked of the engine failed.
+/// An action on the engine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum IncusError {
-    /// Asking the engine failed.
+    /// A request to the engine failed.
     #[error("cannot {action}")]
     Engine {
         /// What was tried.
@@ -25,16 +25,16 @@ pub enum IncusError {
         #[source]
         source: act::ActError,
     },
-    /// The preseed.
+    /// The preseed is unusable.
     #[error("cannot use the preseed")]
     Preseed(#[from] preseed::PreseedError),
-    /// No way from here.
-    #[error("cannot form")]
+    /// There is no plan from the present state.
+    #[error("cannot form or join a cluster")]
     Plan(#[from] plan::PlanError),
-    /// The half-formed engine cannot be put away.
-    #[error("cannot put the half-formed engine away")]
+    /// The half-formed engine cannot be reset.
+    #[error("cannot reset the half-formed engine")]
     Reset(#[from] reset::ResetError),
-    /// The journal.
+    /// The journal cannot be written.
     #[error("cannot write the journal in {directory}")]
     Journal {
         /// The engine's directory.
@@ -43,50 +43,50 @@ pub enum IncusError {
         #[source]
         source: std::io::Error,
     },
-    /// The storage disk is not there.
+    /// The storage disk is missing.
     #[error("storage disk {0:?} is not attached")]
     NoDisk(String),
-    /// Not a token.
+    /// The token is malformed.
     #[error("cannot read the join token")]
     Token(#[from] stead_incus::token::TokenError),
-    /// A token for somebody else.
-    #[error("join token is for {wanted:?}, this node is {node:?}")]
+    /// The token is for another node.
+    #[error("the join token is for {wanted:?}, but this node is {node:?}")]
     OtherName {
-        /// The token's.
+        /// The token's member.
         wanted: String,
-        /// Ours.
+        /// This node.
         node: String,
     },
-    /// The member is there and well.
-    #[error("{member:?} is a member already and {sign}")]
+    /// The member exists and is alive.
+    #[error("{member:?} is already a member and {sign}")]
     AlreadyMember {
         /// Its name.
         member: String,
-        /// How it shows that.
+        /// The evidence.
         sign: String,
     },
-    /// Its name is taken by a member that is gone but not empty.
-    #[error("{member:?} is a member that does not answer and still holds {holds}: remove it first")]
+    /// Its name belongs to a member that does not answer but is not empty.
+    #[error("{member:?} is a member that does not answer and still has {holds}: remove it first")]
     StaleMember {
         /// Its name.
         member: String,
-        /// What it holds.
+        /// Its contents.
         holds: String,
     },
-    /// Took too long.
+    /// A time limit passed.
     #[error("{what} did not happen within {} s", after.as_secs())]
     Patience {
         /// What was waited for.
         what: &'static str,
-        /// How long.
+        /// The time limit.
         after: Duration,
     },
-    /// The daemon died on the way and is not what it was.
-    #[error("cannot {action}: the engine was killed meanwhile and {what} since")]
+    /// The daemon died meanwhile and has not recovered.
+    #[error("cannot {action}: the engine was killed meanwhile and now {what}")]
     Interrupted {
-        /// What was under way.
+        /// The interrupted action.
         action: &'static str,
-        /// What the engine does instead.
+        /// What the engine does now.
         what: &'static str,
     },
 }

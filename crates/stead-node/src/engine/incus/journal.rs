@@ -1,4 +1,4 @@
-//! How far bootstrap came, in a small file beside the engine's own state, so that both live and die together.
+//! Records the progress of bootstrap in a small file beside the engine's own state, so that both live and die together.
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -10,23 +10,23 @@ use std::{
 /// Name of the file in the engine's directory.
 const FILE: &str = "stead-bootstrap.json";
 
-/// How far this node's engine came.
+/// Progress of this node's engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Nothing was begun by Stead.
+    /// Stead has begun nothing.
     #[default]
     Fresh,
-    /// The engine has never answered: a first start that was cut short may never succeed (Incus takes its half-made
-    /// database for one of an older version), and nobody has used it yet.
+    /// The engine has never answered, so nobody has used it yet. An interrupted first start may never succeed: Incus
+    /// takes its half-made database for one of an older version.
     Starting,
-    /// Stead has begun to initialise and has not seen it succeed: whatever is there, nobody has used it yet.
+    /// Stead has begun to initialise it and has not seen success: nobody has used it yet.
     Initialising,
-    /// Stead has begun to join and has not seen it succeed: as above.
+    /// Stead has begun a join and has not seen success: nobody has used it yet.
     Joining,
-    /// It was a member and online.
+    /// It was an online member.
     Member,
-    /// It was a member and was removed: it joins again only with a new token, and never begins a cluster of its own.
+    /// It was a member and was removed: it joins again only with a new token, and never forms a cluster of its own.
     Removed,
 }
 
@@ -42,12 +42,12 @@ struct Content {
 }
 
 impl Journal {
-    /// Of the engine whose state is in `directory`.
+    /// The journal of the engine with its state in `directory`.
     pub fn new(directory: &Path) -> Self {
         Self { directory: directory.to_owned() }
     }
-    /// What it says. No file: [`Phase::Fresh`]. A file that cannot be read as one (it is only ever replaced whole) was
-    /// not written by us: then nothing may be taken for unused, so [`Phase::Member`].
+    /// The recorded phase; [`Phase::Fresh`] without a file. A malformed file was not written by us, since it is only
+    /// ever replaced atomically: nothing may then count as unused, so it means [`Phase::Member`].
     pub fn read(&self) -> Phase {
         match fs::read(self.directory.join(FILE)) {
             Ok(bytes) => serde_json::from_slice::<Content>(&bytes).map_or(Phase::Member, |c| c.phase),
@@ -55,18 +55,18 @@ impl Journal {
             Err(_) => Phase::Member,
         }
     }
-    /// Notes that the engine is yet to start for the first time, if that is so; to be called while it does not run.
+    /// Notes that the first start is still to come, if so; to be called while the engine does not run.
     ///
     /// # Errors
-    /// Of writing.
+    /// Those of writing.
     pub fn note_first_start(&self) -> io::Result<()> {
         let never_started = self.directory.is_dir() && !self.directory.join("database").exists();
         if never_started && self.read() == Phase::Fresh { self.write(Phase::Starting) } else { Ok(()) }
     }
-    /// Replaces it, on disk before this returns.
+    /// Replaces the file, which is on disk when this returns.
     ///
     /// # Errors
-    /// Of writing, renaming, syncing.
+    /// Those of writing, renaming and syncing.
     pub fn write(&self, phase: Phase) -> io::Result<()> {
         let temporary = self.directory.join(format!("{FILE}.new"));
         let mut file = File::create(&temporary)?;
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_was_written() {
+    fn a_written_phase_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::new(dir.path());
         assert_eq!(journal.read(), Phase::Fresh);

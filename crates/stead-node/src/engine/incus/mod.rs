@@ -1,8 +1,8 @@
-//! Incus and LXD, through the API on their unix socket: initialises or joins, hands out tokens, reads their state.
+//! Incus and LXD, through the API on their unix socket: initialises or joins, issues tokens, reads their state.
 //!
-//! Owns what the node asks of the engine and says of it. Below it, bootstrap ([`bootstrap`]: observe -> plan -> apply,
-//! [`plan`]) and what becomes of it when power fails half-way ([`journal`], [`reset`]). A join that failed is put away
-//! first, so that the next one starts from an untouched server.
+//! Owns the node's requests to the engine and the engine's status. Its parts: bootstrap ([`bootstrap`]: observe -> plan
+//! -> apply, [`plan`]) and recovery from an interruption ([`journal`], [`reset`]). After a failed join the engine is
+//! reset first, so that the next join starts from an untouched server.
 
 mod access;
 mod act;
@@ -39,21 +39,22 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// While the engine starts or forms, every millisecond counts and asking costs little.
+/// Interval while the engine starts or forms: every millisecond counts and a request costs little.
 const EAGER_POLL: Duration = Duration::from_millis(4);
-/// Otherwise: fresh enough for a person, cheap enough for ever.
+/// Interval otherwise: frequent enough for a person, cheap enough to go on for ever.
 const WATCH_POLL: Duration = Duration::from_secs(1);
-/// An engine that has lost its quorum never answers; a healthy one takes milliseconds.
+/// Time limit for reading the state: an engine without quorum never answers, a healthy one takes milliseconds.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
-/// Who asks for the state of now waits so long for a join to end; with two questions to the engine it stays within the ten
-/// seconds that a request to the agent is given.
+/// How long a request for the present state waits for a join to end; with two requests to the engine it stays within
+/// the ten seconds of a request to the agent.
 const LOOK_PATIENCE: Duration = Duration::from_secs(3);
-/// `join` waits so long for the API of an engine that is only just being started.
+/// How long `join` waits for the API of an engine that is just starting.
 const START_PATIENCE: Duration = Duration::from_secs(60);
-/// A new member counts as online with its first heartbeat, at once as a rule, after ten seconds at the latest.
+/// How long a new member may take to be online: it is with its first heartbeat, usually at once, at the latest after
+/// ten seconds.
 const ONLINE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Adds what was tried to the engine's error.
+/// Adds the action to the engine's error.
 fn engine(action: &'static str) -> impl FnOnce(Error) -> IncusError {
     move |source| IncusError::Engine { action, source }
 }
@@ -76,17 +77,17 @@ pub struct Incus {
     journal: Journal,
     client: Client,
     state: Mutex<EngineStatus>,
-    /// Held by whoever changes this engine's own membership.
+    /// Held while this engine's own membership changes.
     forming: AsyncMutex<()>,
-    /// Held by whoever removes another member, which may outlive the request, or takes one back.
+    /// Held while another member is removed, which may outlive the request, or restored.
     removing: AsyncMutex<()>,
 }
 
 impl Incus {
-    /// The engine whose API speaks `dialect`, where its row of the table says that it is.
+    /// The engine of `dialect`, at the paths in its row of the table of engines.
     ///
     /// # Errors
-    /// Never as far as is known: a unix socket needs no certificate that could be wrong.
+    /// None known: a unix socket needs no certificate that could be wrong.
     pub fn new(
         spec: EngineSpec,
         dialect: Dialect,
@@ -117,10 +118,10 @@ impl Incus {
         }))
     }
 
-    /// Notes a first start, and makes the link by which the engine finds its storage disk. Blocks.
+    /// Notes the first start, and makes the link by which the engine finds its storage disk. Blocks.
     fn make_ready(&self) {
         if let Err(e) = self.begin_anew_if_cut_short() {
-            self.handle.warn(format!("engine: cannot begin its first start: {}", chain(&e)));
+            self.handle.warn(format!("engine: cannot prepare the first start: {}", chain(&e)));
         }
         if let Some(device) = self.device()
             && let Some(uuid) = disk::btrfs_uuid(&device)
@@ -137,7 +138,7 @@ impl Incus {
             self.bootstrap().await;
             loop {
                 if self.is_unfinished() && self.forming.try_lock().is_ok() {
-                    // A join failed and could not be put away.
+                    // A join failed and the engine could not be reset.
                     self.bootstrap().await;
                 }
                 self.look().await;
@@ -173,7 +174,7 @@ impl Incus {
         if !server.environment.server_clustered {
             let joined = self.join_with(&server, &token.token).await;
             if let Err(e) = joined {
-                self.set(EngineState::Waiting, Some(format!("last join failed: {}", chain(&e))));
+                self.set(EngineState::Waiting, Some(format!("the last join failed: {}", chain(&e))));
                 self.handle.note(EventKind::Engine, format!("engine: join failed: {}", chain(&e)));
                 return Err(e);
             }
@@ -210,14 +211,14 @@ impl Incus {
         s.certificate = Some(e.certificate.clone()).filter(|c| !c.is_empty());
     }
 
-    /// On disk when this returns.
+    /// Writes the journal, which is on disk when this returns.
     async fn write_journal(&self, phase: Phase) -> Result<(), IncusError> {
         let journal = self.journal.clone();
         let written = blocking(move || journal.write(phase)).await;
         written.map_err(|source| IncusError::Journal { directory: self.directory.clone(), source })
     }
 
-    /// The storage disk's device, when the spec names one and it is attached.
+    /// The storage disk's device, if the spec names one and it is attached.
     fn device(&self) -> Option<PathBuf> {
         disk::find(self.spec.storage_disk.as_deref()?, &self.dev, &self.sys)
     }
@@ -247,7 +248,7 @@ impl Incus {
         Ok(())
     }
 
-    /// Refreshes the state, unless somebody is changing it.
+    /// Refreshes the state, unless the membership is changing.
     async fn look(&self) {
         if let Ok(_settled) = self.forming.try_lock() {
             self.look_now().await;
@@ -257,7 +258,7 @@ impl Incus {
     async fn look_now(&self) {
         match self.ask_server().await {
             Err(Error::Connect { .. }) => {
-                self.set(EngineState::Starting, Some("the engine does not run".into()));
+                self.set(EngineState::Starting, Some("the engine is not running".into()));
             }
             Err(e) => self.set(EngineState::Offline, Some(chain(&e))),
             Ok(server) => {

@@ -1,4 +1,4 @@
-//! What is to be done to make the engine as wanted, given what is there. Pure.
+//! The steps that bring the engine from its observed state to the wanted one. Pure.
 
 use super::{
     disk::{Content, Disk},
@@ -8,16 +8,16 @@ use serde::Serialize;
 use std::path::PathBuf;
 use stead_incus::types::{Config, Devices, Network, Profile, Project, StoragePool};
 
-/// One change. Doing it twice does no harm, or the second time it is not planned.
+/// One change. Repeating it does no harm, or it is not planned a second time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)] // The fields are those of the API.
 pub enum Step {
     /// Change server settings.
     SetConfig { config: Config },
-    /// Take an unused pool's filesystem away.
+    /// Wipe an unused pool's filesystem.
     WipeDisk { device: PathBuf },
-    /// Remove what is left of a pool that the engine does not know.
+    /// Remove the remains of a pool that the engine does not know.
     RemoveLeftover { path: PathBuf },
     /// Make a pool.
     CreatePool { name: String, driver: String, config: Config, description: String },
@@ -39,14 +39,14 @@ pub enum Step {
     CreateProfile { project: String, name: String, config: Config, devices: Devices, description: String },
     /// Change a profile.
     PatchProfile { project: String, name: String, config: Config, devices: Devices },
-    /// Become the first member.
+    /// Become the first member of a cluster.
     Bootstrap { member: String },
 }
 
-/// What is there.
+/// The observed state.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Observed {
-    /// A member of a cluster.
+    /// Whether it is a member of a cluster.
     pub clustered: bool,
     /// Server settings.
     pub config: Config,
@@ -60,33 +60,33 @@ pub struct Observed {
     pub profiles: Vec<(String, Profile)>,
     /// The storage disk.
     pub disk: Option<Disk>,
-    /// The disk carries a pool that holds no instance, image or volume.
+    /// Whether the disk has a pool without any instance, image or volume.
     pub disk_unused: bool,
-    /// Directories of pools that the engine does not know, and whether they hold files: it was killed while it made
-    /// them, and will not make them again over these.
+    /// Directories of pools that the engine does not know, and whether they contain files: it was killed while it made
+    /// them, and cannot make them again over these.
     pub leftovers: Vec<(PathBuf, bool)>,
-    /// Where the engine has its pools.
+    /// Directory of the engine's pools.
     pub pools_directory: PathBuf,
 }
 
-/// There is no way from here.
+/// There is no plan from the observed state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// Somebody's data.
+    /// The disk has other data.
     #[error(
-        "storage disk {0} carries something that is no pool of this engine: wipe it (wipefs -a) if it may go"
+        "storage disk {0} contains something other than a pool of this engine: wipe it (wipefs -a) if it is not needed"
     )]
     DiskForeign(PathBuf),
     /// A pool with contents that this engine does not know.
     #[error(
-        "storage disk {0} carries a pool with data that this engine does not know: recover it (admin recover) or wipe it (wipefs -a)"
+        "storage disk {0} contains a pool with data that this engine does not know: recover it (admin recover) or wipe it (wipefs -a)"
     )]
     DiskInUse(PathBuf),
     /// Files in the directory of a pool that this engine does not know.
-    #[error("{0} holds files of a storage pool that this engine does not know: move them away")]
+    #[error("{0} contains files of a storage pool that this engine does not know: move them away")]
     LeftoverInUse(PathBuf),
-    /// A pool of the name has another driver.
-    #[error("storage pool {name} is {found}, not {wanted}")]
+    /// A pool of this name has another driver.
+    #[error("storage pool {name} has the driver {found}, not {wanted}")]
     PoolDriver {
         /// Pool.
         name: String,
@@ -96,7 +96,7 @@ pub enum PlanError {
         wanted: String,
     },
     /// A server with pools in use cannot join.
-    #[error("storage pool {name} is used by {by}: a server that joins may have none")]
+    #[error("storage pool {name} is used by {by}: a server that joins must not have pools in use")]
     PoolInUse {
         /// Pool.
         name: String,
@@ -105,8 +105,8 @@ pub enum PlanError {
     },
 }
 
-/// To become the first member of a cluster as the preseed wants it. Nothing when it is clustered already: bootstrap
-/// comes last, so then all was done.
+/// Steps to become the first member of a cluster as in the preseed. None if it is already clustered: bootstrap is the
+/// last step, so everything was done.
 ///
 /// # Errors
 /// [`PlanError`].
@@ -119,7 +119,7 @@ pub fn init(wanted: &Preseed, member: &str, observed: &Observed) -> Result<Vec<S
     if !config.is_empty() {
         steps.push(Step::SetConfig { config });
     }
-    // As the engines' own tool: networks of the default project, projects, the other networks.
+    // In the order of the engines' own tool: networks of the default project, projects, the other networks.
     remove_leftovers(observed, &mut steps)?;
     plan_networks(wanted, observed, true, &mut steps);
     plan_projects(wanted, observed, &mut steps);
@@ -130,7 +130,7 @@ pub fn init(wanted: &Preseed, member: &str, observed: &Observed) -> Result<Vec<S
     Ok(steps)
 }
 
-/// To be ready to join: no pool, no network, a blank disk. Nothing when it is clustered already.
+/// Steps to be ready for a join: no pool, no network, a blank disk. None if it is already clustered.
 ///
 /// # Errors
 /// [`PlanError`].
@@ -148,11 +148,11 @@ pub fn before_join(observed: &Observed) -> Result<Vec<Step>, PlanError> {
             return Err(PlanError::PoolInUse { name: pool.name.clone(), by: by.clone() });
         }
         steps.push(Step::DeletePool { name: pool.name.clone() });
-        // After a crash the engine may have mounted it twice, and unmounts it once.
+        // After a crash the engine may have mounted it twice, but unmounts it only once.
         steps.push(Step::RemoveLeftover { path: observed.pools_directory.join(&pool.name) });
     }
     if let Some(disk) = &observed.disk {
-        // An unused pool of the engine that is deleted by the steps above leaves its filesystem behind.
+        // An unused pool that the steps above delete leaves its filesystem behind.
         make_blank(disk, observed.disk_unused || !observed.pools.is_empty(), &mut steps)?;
     }
     Ok(steps)
@@ -179,7 +179,7 @@ fn make_blank(disk: &Disk, unused: bool, steps: &mut Vec<Step>) -> Result<(), Pl
     Ok(())
 }
 
-/// Settings wanted that are not so.
+/// The wanted settings that differ from the present ones.
 fn changed(wanted: &Config, found: &Config) -> Config {
     wanted
         .iter()
@@ -199,7 +199,7 @@ fn plan_pools(wanted: &Preseed, observed: &Observed, steps: &mut Vec<Step>) -> R
                 });
             }
             Some(found) => {
-                // Where a pool lives cannot be changed, and the engine rewrites it (to a UUID).
+                // A pool's source cannot be changed, and the engine rewrites it to a UUID.
                 let mut config = changed(&pool.config, &found.config);
                 config.retain(|k, _| !super::preseed::MEMBER_POOL_KEYS.contains(&k.as_str()));
                 if !config.is_empty() {
@@ -266,7 +266,7 @@ fn plan_projects(wanted: &Preseed, observed: &Observed, steps: &mut Vec<Step>) {
 fn plan_profiles(wanted: &Preseed, observed: &Observed, steps: &mut Vec<Step>) {
     for p in &wanted.profiles {
         let (project, name) = (p.project.clone(), p.name.clone());
-        // A new project comes with a profile `default`, which is not there yet when this is planned.
+        // A new project comes with a profile `default`, which does not exist yet at the time of planning.
         let born_with_project = name == "default";
         match observed.profiles.iter().find(|(q, f)| *q == project && f.name == name) {
             None if !born_with_project => steps.push(Step::CreateProfile {

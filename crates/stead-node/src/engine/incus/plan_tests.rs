@@ -18,7 +18,7 @@ fn spec(preseed: Value) -> EngineSpec {
     }
 }
 
-/// A server as it is when nobody has touched it: no pool, and empty profiles called default.
+/// An untouched server: no pool, and empty profiles called default.
 fn untouched() -> Observed {
     Observed {
         projects: vec![Project { name: "default".into(), ..Project::default() }],
@@ -30,7 +30,7 @@ fn empty_profile(name: &str) -> Profile {
     Profile { name: name.into(), ..Profile::default() }
 }
 
-/// What a step does to a server, as the real one would.
+/// Applies a step to a server, as the real one would.
 fn apply(server: &mut Observed, step: &Step) {
     match step.clone() {
         Step::SetConfig { config } => server.config.extend(config),
@@ -252,10 +252,9 @@ fn any_preseed() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// A power cut after any number of steps, then another after any number of the rest: the next plan completes, and
-    /// the result is the same as without them.
+    /// After power cuts at any steps, the next plan completes, and the result is the same as without them.
     #[test]
-    fn every_interruption_is_gone_on_from(user in any_preseed(), disk: bool, cuts in prop::collection::vec(0usize..12, 0..4)) {
+    fn every_interruption_is_recovered(user in any_preseed(), disk: bool, cuts in prop::collection::vec(0usize..12, 0..4)) {
         let wanted = preseed::wanted(&spec(user), disk.then_some("/dev/vdb")).unwrap();
         let fresh = || Observed { disk: if disk { blank_disk() } else { None }, ..untouched() };
         let mut straight = fresh();

@@ -1,6 +1,6 @@
-//! What the engine is to look like: the generated preseed, the user's merged over it, read into types.
+//! The wanted configuration of the engine: the generated preseed with the user's merged over it, as types.
 //!
-//! Pure. The shape is that of `incus admin init --preseed`.
+//! Pure. The format is that of `incus admin init --preseed`.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -29,12 +29,12 @@ const MEMBER_SERVER_KEYS: [&str; 8] = [
 /// The user's preseed cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PreseedError {
-    /// Of the wrong shape; the source names the key.
-    #[error("the engine's preseed has not the shape of `admin init --preseed`")]
+    /// It does not have the format; the source names the key.
+    #[error("the engine's preseed does not have the format of `admin init --preseed`")]
     Shape(#[source] serde_json::Error),
 }
 
-/// A preseed, read.
+/// A parsed preseed.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Preseed {
@@ -49,8 +49,8 @@ pub struct Preseed {
     pub projects: Vec<Project>,
     /// Profiles.
     pub profiles: Vec<Profile>,
-    /// Accepted for the sake of preseeds made for the engines' own tool and not used: name, addresses and token of a
-    /// member are Stead's to choose.
+    /// Accepted because preseeds for the engines' own tool have it, but not used: Stead chooses name, addresses and
+    /// token of a member.
     pub cluster: Value,
 }
 
@@ -65,7 +65,7 @@ pub struct Pool {
     /// Settings.
     #[serde(default, deserialize_with = "texts")]
     pub config: Config,
-    /// For people.
+    /// Description for people.
     #[serde(default)]
     pub description: String,
 }
@@ -82,7 +82,7 @@ pub struct Network {
     /// Settings.
     #[serde(default, deserialize_with = "texts")]
     pub config: Config,
-    /// For people.
+    /// Description for people.
     #[serde(default)]
     pub description: String,
     /// Its project.
@@ -99,7 +99,7 @@ pub struct Project {
     /// Settings.
     #[serde(default, deserialize_with = "texts")]
     pub config: Config,
-    /// For people.
+    /// Description for people.
     #[serde(default)]
     pub description: String,
 }
@@ -116,7 +116,7 @@ pub struct Profile {
     /// Devices.
     #[serde(default, deserialize_with = "device_texts")]
     pub devices: Devices,
-    /// For people.
+    /// Description for people.
     #[serde(default)]
     pub description: String,
     /// Its project.
@@ -135,7 +135,7 @@ fn text(v: Value) -> String {
         other => other.to_string(),
     }
 }
-/// The engines' own tool writes any scalar as text.
+/// Reads any scalar as text, as the engines' own tool does.
 fn texts<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Config, D::Error> {
     let raw = BTreeMap::<String, Value>::deserialize(d)?;
     Ok(raw.into_iter().map(|(k, v)| (k, text(v))).collect())
@@ -148,7 +148,7 @@ fn device_texts<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Devices, D::Er
         .collect())
 }
 
-/// What Stead wants by itself. `source`: the storage disk as the engine is to name it.
+/// Stead's own preseed. `source`: the storage disk as the engine names it.
 pub fn generated(spec: &EngineSpec, source: Option<&str>) -> Value {
     let address = spec.address.to_string();
     let pool = match source {
@@ -170,10 +170,10 @@ pub fn generated(spec: &EngineSpec, source: Option<&str>) -> Value {
     })
 }
 
-/// The user's preseed over the generated one, read.
+/// The user's preseed merged over the generated one, parsed.
 ///
 /// # Errors
-/// [`PreseedError`] when the user's has another shape.
+/// [`PreseedError`] when the user's does not have the format.
 pub fn wanted(spec: &EngineSpec, source: Option<&str>) -> Result<Preseed, PreseedError> {
     let mut merged = merge(generated(spec, source), spec.preseed.clone());
     if let Value::Object(map) = &mut merged {
@@ -182,9 +182,9 @@ pub fn wanted(spec: &EngineSpec, source: Option<&str>) -> Result<Preseed, Presee
     Preseed::deserialize(merged).map_err(PreseedError::Shape)
 }
 
-/// `over` merged into `base`: maps key by key, lists of named things by name (and project), anything else replaced.
-/// `null` in a map takes the key away. A pool of another driver, and a device or network that says its `type`, replaces
-/// ours whole: their settings would not fit together.
+/// `over` merged into `base`: maps key by key, lists of named objects by name (and project), anything else replaced.
+/// `null` in a map removes the key. A pool with another driver, and a device or network with a `type`, replaces ours as
+/// a whole, since their settings do not fit together.
 pub fn merge(base: Value, over: Value) -> Value {
     match (base, over) {
         (base, Value::Null) => base,
@@ -232,7 +232,7 @@ fn merge_named(mut base: Vec<Value>, over: Vec<Value>) -> Vec<Value> {
 }
 
 impl Preseed {
-    /// Settings a joining member gives for itself.
+    /// Settings that a joining member provides for itself.
     pub fn member_config(&self) -> Vec<stead_incus::types::MemberConfigKey> {
         let pools =
             self.storage_pools.iter().map(|p| ("storage-pool", &p.name, &p.config, &MEMBER_POOL_KEYS[..]));
@@ -255,7 +255,7 @@ impl Preseed {
             })
             .collect()
     }
-    /// Server settings that are this member's own.
+    /// Server settings that belong to this member.
     pub fn member_settings(&self) -> Config {
         self.config
             .iter()
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn other_shapes_are_refused() {
+    fn other_formats_are_refused() {
         assert!(wanted(&spec(json!({ "storagepools": [] })), None).is_err());
         assert!(wanted(&spec(json!([1])), None).is_err());
     }

@@ -1,8 +1,8 @@
-//! Puts away an engine that was interrupted half-way into a cluster, so that it begins anew.
+//! Resets an engine that was interrupted while it formed or joined a cluster, so that it starts over.
 //!
-//! A server killed while it joins (or initialises) can come back with a local database that names a cluster which does
-//! not know it; no API undoes that. As long as the journal says so, nobody has used the engine, so its database
-//! may go. Files anywhere in its storage pools are taken as a sign to the contrary: then nothing is touched.
+//! A server killed while it joins or initialises can come back with a local database that names a cluster which does
+//! not know it; no API undoes that. According to the journal nobody has used the engine yet, so its database may be
+//! deleted. Files anywhere in its storage pools show the contrary: then nothing is touched.
 
 use super::{daemon, disk};
 use crate::blocking::blocking;
@@ -16,11 +16,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The engine could not be put away.
+/// The engine could not be reset.
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
-    /// Not ours to throw away.
-    #[error("storage pools of the half-formed engine hold files ({0}): they are left alone")]
+    /// It may contain data.
+    #[error(
+        "storage pools of the half-formed engine contain files ({0}), so it is left unchanged: move them away"
+    )]
     InUse(PathBuf),
     /// A file operation failed.
     #[error("cannot {action} {path}")]
@@ -33,24 +35,24 @@ pub enum ResetError {
         #[source]
         source: io::Error,
     },
-    /// What listens is no engine.
-    #[error("process {pid} that listens on the engine's socket is {name:?}, not an engine")]
+    /// Another program listens on the socket.
+    #[error("process {pid}, which listens on the engine's socket, is {name:?}, not an engine")]
     NotEngine {
         /// Process.
         pid: i32,
         /// Name of its executable.
         name: String,
     },
-    /// It does not die.
+    /// A process does not end.
     #[error("engine process {0} does not end")]
     Alive(i32),
 }
 
-/// Stops the daemon, discards its database and cluster certificate, and takes its empty pools away. The supervisor
-/// starts it again.
+/// Stops the daemon, discards its database and cluster certificate, and removes its empty pools. The supervisor starts
+/// it again.
 ///
 /// # Errors
-/// [`ResetError`]; nothing is changed by [`ResetError::InUse`] and [`ResetError::NotEngine`].
+/// [`ResetError`]; after [`ResetError::InUse`] and [`ResetError::NotEngine`] nothing has changed.
 pub async fn reset(socket: &Path, directory: &Path) -> Result<(), ResetError> {
     let (socket, owned) = (socket.to_owned(), directory.to_owned());
     let (stopped, discarded) = blocking(move || stop_and_discard(&socket, &owned)).await?;
@@ -64,7 +66,7 @@ pub async fn reset(socket: &Path, directory: &Path) -> Result<(), ResetError> {
     .await
 }
 
-/// The processes that were stopped and now must end, and whether the database could be discarded. Blocks.
+/// Returns the processes that were stopped and must now end, and whether the database could be discarded. Blocks.
 fn stop_and_discard(
     socket: &Path,
     directory: &Path,
@@ -75,8 +77,8 @@ fn stop_and_discard(
         }
     }
     refuse_strangers(socket)?;
-    // Stopped first: it must not write while its files are taken away, and dead it would be started again. Whatever was
-    // started before the database was gone has seen it: then there is one more round.
+    // Stopped, not killed: it must not write while its files are removed, and a dead one would be started again. A
+    // process started before the database was gone has seen it, so there is one more round.
     let mut stopped = BTreeSet::new();
     let discarded = loop {
         let daemons = daemon::running(directory);
@@ -95,12 +97,12 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ResetE
     move |source| ResetError::File { action, path, source }
 }
 
-/// What is in a directory; nothing when there is none.
+/// Entries of a directory; empty when it does not exist.
 pub fn entries(directory: &Path) -> Vec<PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).collect()
 }
 
-/// Whoever listens on the engine's socket is an engine, or nobody does.
+/// Refuses when a program other than an engine listens on the engine's socket.
 fn refuse_strangers(socket: &Path) -> Result<(), ResetError> {
     let Ok(pid) = daemon::listener(socket) else { return Ok(()) };
     let pid = pid.as_raw_nonzero().get();
@@ -111,10 +113,10 @@ fn refuse_strangers(socket: &Path) -> Result<(), ResetError> {
 }
 
 /// Moves the database aside in one step, then deletes it: a crash in between leaves either the old state, from which
-/// this is done again, or a fresh one. The daemon must be stopped.
+/// this is repeated, or a fresh one. The daemon must be stopped.
 ///
 /// # Errors
-/// Of moving and deleting.
+/// Those of moving and deleting.
 pub fn discard(directory: &Path) -> Result<(), ResetError> {
     for name in ["cluster.crt", "cluster.key", "cluster.ca"] {
         let path = directory.join(name);
@@ -136,14 +138,14 @@ pub fn discard(directory: &Path) -> Result<(), ResetError> {
     Ok(())
 }
 
-/// Unmounts and removes what is left of a pool without files.
+/// Unmounts and removes the remains of a pool without files.
 ///
 /// # Errors
-/// It holds files, or its disk is in use.
+/// It contains files, or its disk is in use.
 pub fn remove_pool(pool: &Path) -> io::Result<()> {
     loop {
         match unmount(pool, UnmountFlags::empty()) {
-            // There may be another mount below.
+            // There may be another mount underneath.
             Ok(()) => {}
             // Not a mount point: a pool of plain directories.
             Err(rustix::io::Errno::INVAL) => break,
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_in_a_pool_stop_it() {
+    async fn files_in_a_pool_prevent_a_reset() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("database")).unwrap();
         fs::create_dir_all(dir.path().join("storage-pools/default/containers/c1")).unwrap();

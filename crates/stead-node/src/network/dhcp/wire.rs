@@ -17,39 +17,39 @@ pub const NAMESERVERS: u8 = 6;
 pub const HOSTNAME: u8 = 12;
 /// Option: domain name.
 pub const DOMAIN: u8 = 15;
-/// Option: address asked for.
+/// Option: requested address.
 pub const REQUESTED_ADDRESS: u8 = 50;
 /// Option: lease time in seconds.
 pub const LEASE_TIME: u8 = 51;
-/// Option: kind of message.
+/// Option: message type.
 pub const KIND: u8 = 53;
 /// Option: the server's address.
 pub const SERVER: u8 = 54;
-/// Option: options asked for.
+/// Option: requested options.
 pub const PARAMETERS: u8 = 55;
 /// Option: time until renewal in seconds.
 pub const RENEWAL_TIME: u8 = 58;
 
-/// After 236 bytes of fields.
+/// Magic cookie, after 236 bytes of fields.
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 const FIELDS_BYTES: usize = 236;
-/// Some servers drop messages shorter than a BOOTP one.
+/// Shortest message sent: some servers drop messages shorter than BOOTP's.
 const SHORTEST_BYTES: usize = 300;
-/// "Answer by broadcast", the only flag.
+/// The only flag: answer by broadcast.
 const BROADCAST: u16 = 0x8000;
 
-/// Kinds of messages a client meets.
+/// Message types that a client sends or receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A client looks for servers.
+    /// A client searches for servers.
     Discover,
     /// A server offers an address.
     Offer,
-    /// A client asks for one.
+    /// A client requests an address.
     Request,
-    /// The server agrees.
+    /// The server accepts.
     Ack,
-    /// The server does not.
+    /// The server refuses.
     Nak,
 }
 
@@ -62,7 +62,7 @@ pub struct Message {
     pub transaction: u32,
     /// The client's address, when it has one.
     pub client_address: Ipv4Addr,
-    /// The address given.
+    /// The assigned address.
     pub your_address: Ipv4Addr,
     /// The client's hardware address.
     pub hardware_address: [u8; 6],
@@ -87,12 +87,12 @@ impl Message {
         }
     }
 
-    /// Looks for servers.
+    /// A message that searches for servers.
     pub fn discover(transaction: u32, hardware_address: [u8; 6], hostname: &str) -> Self {
         Self::from_client(1, transaction, hardware_address, hostname)
     }
 
-    /// Asks for an address: with `server` one that it offered, without one to keep what we have.
+    /// A message that requests an address: with `server` one that it offered, without to keep the present one.
     pub fn request(
         transaction: u32,
         hardware_address: [u8; 6],
@@ -108,7 +108,7 @@ impl Message {
         message
     }
 
-    /// Its kind, when it is one a client meets.
+    /// Its type, if it is one of [`Kind`].
     pub fn kind(&self) -> Option<Kind> {
         match self.option(KIND)? {
             [1] => Some(Kind::Discover),
@@ -124,18 +124,18 @@ impl Message {
         self.options.iter().find(|(c, _)| *c == code).map(|(_, v)| v.as_slice())
     }
 
-    /// An option that holds addresses; none when it is absent or cut short.
+    /// An option with addresses; empty when it is absent or truncated.
     pub fn addresses(&self, code: u8) -> Vec<Ipv4Addr> {
         let bytes = self.option(code).unwrap_or_default();
         bytes.chunks_exact(4).map(|c| Ipv4Addr::new(c[0], c[1], c[2], c[3])).collect()
     }
 
-    /// An option that holds a number.
+    /// An option with a number.
     pub fn number(&self, code: u8) -> Option<u32> {
         Some(u32::from_be_bytes(self.option(code)?.try_into().ok()?))
     }
 
-    /// An option that holds a domain name; `None` when it is none, since it goes into a file.
+    /// An option with a domain name; `None` when it is not a valid one, since it is written into a file.
     pub fn text(&self, code: u8) -> Option<String> {
         let bytes = self.option(code)?;
         let text = String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned();
@@ -168,7 +168,7 @@ impl Message {
         out
     }
 
-    /// From bytes; `None` when they are no DHCP message for Ethernet.
+    /// From bytes; `None` when they are not a DHCP message for Ethernet.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let field = |at: usize| -> Option<[u8; 4]> { bytes.get(at..at + 4)?.try_into().ok() };
         if bytes.get(1..3)? != [1, 6] || field(FIELDS_BYTES)? != COOKIE {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_none_stays_out_of_files() {
+    fn an_invalid_name_stays_out_of_files() {
         let mut message = Message::discover(1, [0; 6], "");
         message.options.push((DOMAIN, b"demo\nnameserver 6.6.6.6".to_vec()));
         assert_eq!(message.text(DOMAIN), None);

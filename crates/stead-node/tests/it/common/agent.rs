@@ -1,4 +1,4 @@
-//! A node's agent, reached with certificates of a CA made here, from inside the node's network namespace.
+//! Access to a node's agent, with certificates of a CA made here, from inside the node's network namespace.
 
 use super::Node;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -19,7 +19,7 @@ use stead_model::NodeName;
 /// The node in every test here.
 const NAME: &str = "n1";
 
-/// What a node and its client need of each other.
+/// Identities of a node and its client.
 pub struct Trust {
     node: Identity,
     client: Identity,
@@ -61,7 +61,7 @@ impl Dial for Inside {
     fn dial(&self, address: SocketAddr) -> DialFuture<'_> {
         let netns = Arc::clone(&self.0);
         Box::pin(async move {
-            // A thread of its own: the namespace is the thread's, and ends with it.
+            // A separate thread: the namespace is entered by the thread and left at its end.
             let dialled = tokio::task::spawn_blocking(move || {
                 std::thread::spawn(move || {
                     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;

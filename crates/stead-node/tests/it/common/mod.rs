@@ -1,4 +1,4 @@
-//! Starts `stead-node` as PID 1 of namespaces, as the machine supervisor does, on roots made here.
+//! Starts `stead-node` as PID 1 of new namespaces, as the machine supervisor does, on roots made here.
 
 pub mod agent;
 
@@ -15,10 +15,10 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// Longest wait for anything: generous, since other tests run beside.
+/// Longest wait for anything: generous, since other tests run at the same time.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Prints why a test cannot run here. `true`: it cannot.
+/// Whether a test cannot run here; prints the reason.
 pub fn skip(test: &str, tools: &[&str]) -> bool {
     let why = if !rustix::process::geteuid().is_root() {
         Some("needs root".to_owned())
@@ -43,7 +43,7 @@ pub fn command(program: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command that must succeed; returns what it said.
+/// Runs a command that must succeed; returns its output.
 pub fn run(program: &str, arguments: &[&str]) -> String {
     let output = command(program, arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -51,7 +51,7 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A root of busybox alone, in two layers.
+/// A root with only busybox, in two layers.
 pub struct Layers {
     dir: TempDir,
 }
@@ -104,11 +104,11 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A blank one of so many MiB.
+    /// A blank disk of this many MiB.
     pub fn blank(mib: u64) -> Self {
         Self::prepared(mib, |_| {})
     }
-    /// One whose file has been worked on before it is attached.
+    /// A disk whose file is prepared by `work` before it is attached.
     pub fn prepared(mib: u64, work: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::Builder::new().prefix("stead-node-disk-").tempdir().unwrap();
         let file = dir.path().join("disk");
@@ -151,7 +151,7 @@ impl Drop for Cgroups {
                     remove(&entry.path());
                 }
             }
-            // The kernel lets go of processes just ended a little later.
+            // The kernel releases ended processes a little later.
             let until = Instant::now() + Duration::from_secs(5);
             while fs::remove_dir(folder).is_err() && folder.exists() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(10));
@@ -178,20 +178,20 @@ impl Node {
         Self::boot_in(layers, spec, disks, None)
     }
 
-    /// With one more layer on top.
+    /// Boots with one more layer on top.
     pub fn boot_over(layers: &Layers, over: &Path, spec: &str) -> Self {
         let mut paths = layers.paths();
         paths.push(over.to_owned());
         Self::boot_raw(&paths, &format!(r#"{{"schema":1,"cluster":"c","name":"n1"{spec}}}"#), &[], None)
     }
 
-    /// With devices attached by somebody else.
+    /// Boots with devices attached by the caller.
     pub fn boot_with_devices(layers: &Layers, spec: &str, devices: &[(&str, &Path)]) -> Self {
         let spec = format!(r#"{{"schema":1,"cluster":"c","name":"n1",{spec}}}"#);
         Self::boot_devices(&layers.paths(), &spec, devices, None)
     }
 
-    /// The same in a network namespace that is there already.
+    /// Boots in an existing network namespace.
     pub fn boot_in(layers: &Layers, spec: &str, disks: &[(&str, &Disk)], netns: Option<&str>) -> Self {
         let spec = format!(
             r#"{{"schema":1,"cluster":"c","name":"n1"{}{spec}}}"#,
@@ -200,7 +200,7 @@ impl Node {
         Self::boot_raw(&layers.paths(), &spec, disks, netns)
     }
 
-    /// With any text as spec and any layers.
+    /// Boots with any text as spec and any layers.
     pub fn boot_raw(layers: &[PathBuf], spec: &str, disks: &[(&str, &Disk)], netns: Option<&str>) -> Self {
         let devices: Vec<(&str, &Path)> = disks.iter().map(|(s, d)| (*s, d.device.as_path())).collect();
         Self::boot_devices(layers, spec, &devices, netns)

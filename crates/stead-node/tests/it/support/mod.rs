@@ -41,7 +41,7 @@ impl Kind {
             }
         }
     }
-    /// A daemon that ends is started again, as the node's supervisor does.
+    /// A script that restarts the daemon when it ends, as the node's supervisor does.
     fn supervised(self) -> &'static str {
         match self {
             Self::Incus => {
@@ -54,7 +54,7 @@ impl Kind {
     }
 }
 
-/// The tree, made if it is not there; else why not.
+/// The tree, made if it does not exist; or the reason why it cannot be.
 pub fn tree(kind: Kind) -> Result<PathBuf, String> {
     if !rustix::process::geteuid().is_root() {
         return Err("needs root".into());
@@ -66,7 +66,7 @@ pub fn tree(kind: Kind) -> Result<PathBuf, String> {
         return Ok(tree);
     }
     fs::create_dir_all(&roots).map_err(|e| e.to_string())?;
-    // Tests run beside each other: one makes the tree, the others wait for it.
+    // Tests run at the same time: one makes the tree, the others wait for it.
     let lock = fs::File::create(roots.join(format!("{}.lock", kind.name()))).map_err(|e| e.to_string())?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).map_err(|e| e.to_string())?;
     if tree.is_dir() {
@@ -91,7 +91,7 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(out.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// A bridge in a network namespace of its own, and a scratch directory. Nodes borrow their names from it.
+/// A bridge in its own network namespace, and a scratch directory, from which nodes derive their names.
 pub struct Lan {
     pub id: String,
     scratch: tempfile::TempDir,
@@ -156,7 +156,7 @@ pub struct Disk {
     pub device: PathBuf,
 }
 impl Disk {
-    /// Blank again; only while no node has it.
+    /// Makes it blank again; only while no node uses it.
     pub fn clear(&self) {
         run("blkdiscard", &["-f", "-z", &self.device.display().to_string()]);
     }
@@ -191,7 +191,7 @@ impl Node {
         format!("10.77.0.{}", self.number)
     }
 
-    /// As after the power button.
+    /// Starts the node.
     pub fn power_on(&mut self) {
         let port = format!("port{}", self.number);
         run("ip", &["netns", "add", &self.netns]);
@@ -233,7 +233,7 @@ impl Node {
         self.init = eventually("the node's init", Duration::from_secs(60), || {
             fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()
         });
-        // The script has ended with exec: before that, its root is this machine's.
+        // The script has ended with exec; before that, its root is this machine's.
         let root = self.root();
         eventually("the node's root", Duration::from_secs(60), || {
             let argv = fs::read(format!("/proc/{}/cmdline", self.init)).ok()?;
@@ -245,17 +245,17 @@ impl Node {
             run("cp", &["-a", &device.display().to_string(), &root.join("dev").display().to_string()]);
             std::os::unix::fs::symlink(device, root.join("dev/disk/by-serial/pool")).unwrap();
         }
-        // As in a node: the manager is there before the engine's service is started.
+        // As in a node, the manager runs before the engine's service is started.
         self.drive();
         self.tell("status").unwrap();
         fs::write(self.root().join("run/go"), "").unwrap();
     }
-    /// Everything the engine knew is gone; only while off.
+    /// Deletes the engine's state; only while the node is off.
     pub fn forget(&self) {
         fs::remove_dir_all(&self.state).unwrap();
         fs::create_dir_all(&self.state).unwrap();
     }
-    /// The daemon alone is killed; the node's supervisor starts it again.
+    /// Kills only the daemon; the node's supervisor restarts it.
     pub fn kill_daemon(&self) {
         let _ = self.exec(&["pkill", "-KILL", "-x", if self.kind == Kind::Incus { "incusd" } else { "lxd" }]);
     }
@@ -377,7 +377,7 @@ impl Node {
             .map(|m| (m["server_name"].as_str().unwrap().into(), m["status"].as_str().unwrap().into()))
             .collect()
     }
-    /// As when the power fails: everything in the node is killed at once.
+    /// Kills everything in the node at once, like a power failure.
     pub fn power_off(&mut self) {
         if let Ok(init) = i32::try_from(self.init)
             && let Some(pid) = rustix::process::Pid::from_raw(init)
@@ -392,7 +392,7 @@ impl Node {
             let _ = child.wait();
         }
         let _ = Command::new("ip").args(["netns", "delete", &self.netns]).status();
-        // The port goes with its peer, a moment after the namespace.
+        // The port disappears with its peer, a moment after the namespace.
         let port = format!("port{}", self.number);
         let _ = Command::new("ip").args(["-n", &self.lan, "link", "delete", &port]).output();
     }
@@ -416,7 +416,7 @@ impl Drop for Node {
     }
 }
 
-/// Asks every few milliseconds.
+/// Polls every few milliseconds.
 pub fn eventually<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
