@@ -117,7 +117,7 @@ pub fn route(method: &str, path_and_query: &str) -> Result<Route, RouteError> {
                 return Err(bad("path", "is not absolute"));
             }
             if path.contains('\0') {
-                return Err(bad("path", "holds a NUL"));
+                return Err(bad("path", "contains a NUL"));
             }
             if method == "GET" { Route::GetFiles { path } } else { Route::PutFiles { path } }
         }
@@ -210,7 +210,7 @@ mod tests {
             ("GET", "/v1/files?path=etc", "not absolute"),
             ("GET", "/v1/files?path=/a%00b", "NUL"),
             ("GET", "/v1/files?path=%ff", "percent-encoded"),
-            ("GET", "/v1/files?path=/a&path=/b", "twice"),
+            ("GET", "/v1/files?path=/a&path=/b", "repeated"),
             ("GET", "/v1/logs?tail=-1", "not a number"),
             ("GET", "/v1/logs?follow=yes", "must be true or false"),
         ] {

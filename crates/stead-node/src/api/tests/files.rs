@@ -137,7 +137,7 @@ async fn hostile_tars_are_refused_and_leave_nothing_outside() {
         ("device", tar(&[("d", EntryType::Char, None, b"")])),
         ("device", tar(&[("d", EntryType::Block, None, b"")])),
         ("link without a target", tar(&[("l", Symlink, None, b"")])),
-        ("kind", tar(&[("k", EntryType::new(b'Q'), None, b"")])),
+        ("unknown type", tar(&[("k", EntryType::new(b'Q'), None, b"")])),
         ("cannot be followed", tar(&[("l", Symlink, Some("l"), b""), ("l/x", Regular, None, b"x")])),
         ("cannot read the tar", vec![b'x'; 5000]),
         ("cannot read the tar", tar(&[("f", Regular, None, &[b'x'; 5000])])[..3000].to_vec()),
