@@ -1,8 +1,8 @@
-//! Work that blocks, off the thread on which everything else waits.
+//! Runs blocking work outside the async thread.
 
 use crate::ClusterError;
 
-/// Runs `f` on a thread of its own; `task` names it.
+/// Runs `f` on its own thread; `task` names it in the error.
 ///
 /// # Errors
 /// It panicked.

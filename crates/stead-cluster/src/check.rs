@@ -1,15 +1,16 @@
-//! An independent look at a plan before it is carried out. Pure.
+//! An independent check of a plan before it is executed. Pure.
 //!
-//! Owns what must hold of every plan, whatever order its steps come in within what they wait for. Shares no code with the
-//! maker of plans and asks nothing of why: a plan that was made by hand, or read from a file, is checked just as well.
+//! Owns the rules for every plan, in whatever order its steps run as far as their waits allow. Shares no code with the
+//! planner and ignores its reasons, so a plan made by hand or read from a file can be checked too.
 //!
-//! What is claimed:
-//! - nothing waits on itself, and no step is about a node that nobody knows;
-//! - every node that should be ends up running as it should, waited for, and a member of the engine's cluster;
-//! - a member that others go through is one by then, and is not stopped meanwhile;
-//! - members are restarted one at a time, when all others are there, and who is a member does not change meanwhile;
-//! - a cluster is formed anew only when no member has kept its state;
-//! - what carries data is stopped cleanly, and only what should not be is deleted, after it was evacuated and stopped.
+//! The rules:
+//! - no step waits for itself, and no step names an unknown node;
+//! - every wanted node ends up running as desired, waited for, and a member of the engine's cluster;
+//! - a member that others go through is a member by then, and is not stopped meanwhile;
+//! - members are restarted one at a time, while all others are online, and the membership does not change meanwhile;
+//! - a new cluster is formed only when no member has kept its state;
+//! - machines with data are stopped cleanly, and only unwanted nodes are deleted, after they were evacuated and
+//! stopped.
 
 mod flaw;
 mod order;
@@ -58,7 +59,7 @@ struct Check<'a> {
     desired: &'a Desired,
     observed: &'a Observed,
     order: Order,
-    /// The engine's cluster is formed anew.
+    /// Whether a new engine cluster is formed.
     anew: bool,
 }
 
@@ -91,7 +92,7 @@ impl<'a> Check<'a> {
     fn state(&self, node: &NodeName) -> Option<EngineState> {
         self.seen(node)?.engine()
     }
-    /// Whether a node runs, and its engine has not lost its state.
+    /// Whether a node runs and its engine has kept its state.
     fn is_there(&self, node: &NodeName) -> bool {
         self.is_up(node) && self.state(node) != Some(EngineState::Waiting)
     }
@@ -101,7 +102,7 @@ impl<'a> Check<'a> {
     fn recorded(&self, node: &NodeName) -> bool {
         self.observed.members.contains(node)
     }
-    /// Whether what the engine keeps on a node is there after a restart.
+    /// Whether the engine's state on a node survives a restart.
     fn keeps_state(&self, want: &DesiredNode) -> bool {
         let Some(disk) = &want.data_disk else { return false };
         match self.seen(&want.machine.name).map(|o| &o.machine) {
@@ -112,7 +113,7 @@ impl<'a> Check<'a> {
     fn before(&self, first: &Step, then: &Step) -> bool {
         self.order.before(first.id, then.id)
     }
-    /// The last start of a machine that comes before a step, if there is one.
+    /// The last start of a machine before a step, if any.
     fn started_before(&self, node: &NodeName, step: &Step) -> Option<&'a Step> {
         self.starts(node).filter(|s| self.before(s, step)).last()
     }
@@ -170,7 +171,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Stops and starts of a machine come one after the other, each where it has something to do, and leave it running.
+    /// Stops and starts of a machine alternate, each has an effect, and they leave it running.
     fn machine(&self, want: &DesiredNode) -> Result<(), Flaw> {
         let node = &want.machine.name;
         let seen = self.seen(node);
@@ -223,7 +224,7 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// A cluster is formed anew by one node that boots for it, and only when no member has kept its state.
+    /// A new cluster is formed by one node that boots for it, and only when no member has kept its state.
     fn formation(&self) -> Result<(), Flaw> {
         let initialise: Vec<&Step> =
             self.plan.steps.iter().filter(|s| matches!(s.action, Action::Initialise { .. })).collect();
@@ -269,7 +270,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// A node that should be ends up as a member, in a way that fits what is left of its state.
+    /// A wanted node ends up as a member, in a way that fits the state it has kept.
     fn membership(&self, want: &DesiredNode) -> Result<(), Flaw> {
         let node = &want.machine.name;
         let waits = self.state(node) == Some(EngineState::Waiting);
@@ -318,7 +319,7 @@ impl<'a> Check<'a> {
         self.readmission(want)
     }
 
-    /// A removal that was cut short has ended and is undone before anybody builds on its member.
+    /// An interrupted removal has ended and is undone before other steps rely on its member.
     fn readmission(&self, want: &DesiredNode) -> Result<(), Flaw> {
         let node = &want.machine.name;
         let readmit = self.steps(node).find(|s| matches!(s.action, Action::Readmit { .. }));
@@ -334,7 +335,7 @@ impl<'a> Check<'a> {
         if self.anew || (lost && !at_work) {
             return Ok(());
         }
-        // What it is after that shows when it is waited for.
+        // A later wait shows whether it is a member after that.
         let shown = |r: &Step, stop: &Step| {
             !self.before(r, stop) || self.arrivals(node).any(|a| self.before(r, a) && self.before(a, stop))
         };
@@ -344,7 +345,7 @@ impl<'a> Check<'a> {
         first.map(drop).ok_or_else(|| Flaw::NotReadmitted { node: node.clone() })
     }
 
-    /// Whether a node is a member when a step runs: it has arrived, and is not stopped before or meanwhile.
+    /// Whether a node is a member when a step runs: it has become one, and is not stopped before or meanwhile.
     fn is_member_at(&self, node: &NodeName, step: &Step) -> bool {
         let settled = |s: &Step| s.id == step.id || self.before(s, step) || self.before(step, s);
         if !self.stops(node).chain(self.starts(node)).all(settled) {
@@ -365,7 +366,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Whoever something goes through is a member then.
+    /// The node that a step goes through is a member then.
     fn ways(&self) -> Result<(), Flaw> {
         for step in &self.plan.steps {
             let (Some(node), Some(through)) = (step.action.node(), step.action.through()) else { continue };
@@ -375,7 +376,7 @@ impl<'a> Check<'a> {
                     _ => return Err(Flaw::ThroughItself { step: step.id, node: node.clone() }),
                 }
             }
-            // Who drove a removal is asked about it, though it may itself be about to go.
+            // The node that drove a removal is asked about it, even if it is about to be removed itself.
             let drove = matches!(step.action, Action::Readmit { .. })
                 && self.observed.leaving.get(node) == Some(through)
                 && self.recorded(through)
@@ -391,7 +392,7 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// While there is a quorum, a member is stopped only when all others are there, and who is a member does not change
+    /// While there is a quorum, a member is stopped only when all others are online, and the membership does not change
     /// until it is back.
     fn quorum(&self) -> Result<(), Flaw> {
         let names = || self.desired.nodes.iter().map(|d| &d.machine.name);
@@ -411,7 +412,7 @@ impl<'a> Check<'a> {
         for node in names().filter(member) {
             for stop in self.stops(node) {
                 for other in names().filter(|n| *n != node) {
-                    // One that is not well either waits for its own turn.
+                    // Another unhealthy member waits for its own turn.
                     let later = !self.seen_online(other) && self.stops(other).any(|s| self.before(stop, s));
                     if !later && !self.is_member_at(other, stop) {
                         return Err(Flaw::QuorumAtRisk {
@@ -421,7 +422,7 @@ impl<'a> Check<'a> {
                         });
                     }
                 }
-                // A voter that is gone for good counts until it is removed.
+                // A voter that is permanently gone counts until it is removed.
                 let gone = |n: &&NodeName| {
                     self.wanted(n).is_none() && self.recorded(n) && !self.is_there(n) && {
                         let mut steps = self.steps(n);
@@ -445,7 +446,7 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// At the end all members are looked at, at once.
+    /// At the end all members are checked at once.
     fn steady(&self) -> Result<(), Flaw> {
         let wanted: BTreeSet<&NodeName> = self.desired.nodes.iter().map(|d| &d.machine.name).collect();
         let all = |s: &&Step| matches!(&s.action, Action::AwaitSteady { nodes } if nodes.iter().collect::<BTreeSet<_>>() == wanted);
@@ -454,7 +455,7 @@ impl<'a> Check<'a> {
         if after_all { Ok(()) } else { Err(Flaw::NotSteady) }
     }
 
-    /// Nodes that should not be are deleted: last, stopped, and out of the engine's cluster.
+    /// Unwanted nodes are deleted: last, stopped, and removed from the engine's cluster.
     fn surplus(&self) -> Result<(), Flaw> {
         for node in self.observed.nodes.keys().filter(|n| self.wanted(n).is_none()) {
             let delete = self.steps(node).find(|s| matches!(s.action, Action::Delete { .. }));
@@ -492,8 +493,8 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Whether a machine runs with what it should run with. The engine's role and the node's certificate do not count: they
-/// are for its next boot.
+/// Whether a machine runs with the desired configuration. The engine's role and the node's certificate do not count:
+/// they take effect at its next boot.
 fn is_as_wanted(want: &DesiredNode, seen: &ObservedNode) -> bool {
     let (Some(machine), Some(spec)) = (&seen.machine, &seen.spec) else { return false };
     let mut spec = spec.clone();

@@ -1,8 +1,8 @@
-//! Who uses a cluster's name on this machine. Network namespaces and cgroups are named by the cluster, not by its state
-//! directory: two state directories with a cluster of one name would take each other's machines apart.
+//! Claims of cluster names on this machine. Network namespaces and cgroups are named after the cluster, not after its
+//! state directory: two state directories with clusters of the same name would destroy each other's machines.
 //!
-//! Owns `/run/stead/clusters/NAME`, which names the directory of the cluster that has the name. It goes with `down`, and
-//! with a reboot, as everything does that it stands for. A claim whose cluster is no more counts for nothing.
+//! Owns `/run/stead/clusters/NAME`, which contains the directory of the cluster with that name. A claim ends with
+//! `down` and with a reboot, like everything it protects. A claim of a cluster that no longer exists is ignored.
 
 use crate::{ClusterError, Layout, files};
 use std::{
@@ -15,7 +15,7 @@ use std::{
 /// Beside `/run/netns`, which it guards.
 const CLAIMS: &str = "/run/stead/clusters";
 
-/// Refuses a name that a cluster of another state directory has.
+/// Refuses a name that a cluster in another state directory has claimed.
 ///
 /// # Errors
 /// [`ClusterError::NameTaken`].
@@ -23,7 +23,7 @@ pub(crate) fn check(layout: &Layout) -> Result<(), ClusterError> {
     check_in(Path::new(CLAIMS), layout)
 }
 
-/// Takes the name for this cluster.
+/// Claims the name for this cluster.
 ///
 /// # Errors
 /// [`ClusterError::NameTaken`], or the claim cannot be written.
@@ -31,7 +31,7 @@ pub(crate) fn take(layout: &Layout) -> Result<(), ClusterError> {
     take_in(Path::new(CLAIMS), layout)
 }
 
-/// Gives the name back, if this cluster has it.
+/// Releases the name, if this cluster has claimed it.
 pub(crate) fn release(layout: &Layout) {
     release_in(Path::new(CLAIMS), layout);
 }
@@ -42,7 +42,7 @@ fn holder(claims: &Path, layout: &Layout) -> Option<PathBuf> {
     Some(Path::new(OsStr::from_bytes(&said)).to_owned())
 }
 
-/// The directory as it is known under whatever name.
+/// The directory's canonical path.
 fn real(dir: &Path) -> PathBuf {
     fs::canonicalize(dir).or_else(|_| std::path::absolute(dir)).unwrap_or_else(|_| dir.to_owned())
 }
@@ -62,10 +62,10 @@ fn check_in(claims: &Path, layout: &Layout) -> Result<(), ClusterError> {
 
 fn take_in(claims: &Path, layout: &Layout) -> Result<(), ClusterError> {
     files::private_dir(claims)?;
-    // Two that claim at the same moment take turns.
+    // Simultaneous claims take turns.
     let _turn = files::wait_lock(&claims.join(".lock"))?;
     check_in(claims, layout)?;
-    // The directory must be there to be known by its real name.
+    // The directory must exist to have a canonical path.
     files::private_dir(&layout.dir())?;
     files::write(&claims.join(layout.cluster().as_str()), real(&layout.dir()).as_os_str().as_bytes())
         .map(drop)
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_had_by_one_state_directory_at_a_time() {
+    fn only_one_state_directory_has_a_name_at_a_time() {
         let tmp = tempfile::tempdir().unwrap();
         let claims = tmp.path().join("claims");
         let (one, two) = (layout(&tmp.path().join("one")), layout(&tmp.path().join("two")));
@@ -97,10 +97,10 @@ mod tests {
         assert!(error.is_bad_input());
         let text = format!("{error}; {}", error.hint().unwrap());
         assert!(text.contains(&tmp.path().join("one").display().to_string()), "{text}");
-        // Its own claim hinders nobody, by whatever path.
+        // Its own claim is no obstacle, through any path.
         std::os::unix::fs::symlink(tmp.path().join("one"), tmp.path().join("link")).unwrap();
         take_in(&claims, &layout(&tmp.path().join("link"))).unwrap();
-        // Another's is not given back.
+        // Another's claim is not released.
         release_in(&claims, &two);
         assert!(check_in(&claims, &two).is_err());
         release_in(&claims, &one);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_of_a_cluster_that_is_no_more_counts_for_nothing() {
+    fn a_claim_of_a_removed_cluster_is_ignored() {
         let tmp = tempfile::tempdir().unwrap();
         let claims = tmp.path().join("claims");
         let (one, two) = (layout(&tmp.path().join("one")), layout(&tmp.path().join("two")));

@@ -1,5 +1,5 @@
-//! The stock client's way in. The agent has the engine trust the operator's certificate and says which environment and
-//! files the client needs; they are written here, whatever engine it is.
+//! Access for the engine's stock client. The agent makes the engine trust the operator's certificate and returns the
+//! environment and files that the client needs; this module writes them, for any engine.
 
 use crate::{ClusterError, Host, Record, files, identities, remote};
 use serde::Serialize;
@@ -16,24 +16,24 @@ use stead_model::{
     agent::{Access, AccessFile, AccessRequest, CLIENT_CERTIFICATE, CLIENT_KEY},
 };
 
-/// What the stock client needs.
+/// The stock client's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClientEnv {
-    /// The client's environment variables: all lead into [`Self::dir`].
+    /// The client's environment variables, whose paths are all below [`Self::dir`].
     pub environment: BTreeMap<String, String>,
     /// The directory with its files.
     pub dir: PathBuf,
-    /// Where the engine is, `https://127.0.0.1:PORT`.
+    /// URL of the engine, `https://127.0.0.1:PORT`.
     pub url: String,
 }
 
-/// The way to a cluster's engine, which trusts the operator.
+/// Access to a cluster's engine, which trusts the operator.
 struct Way {
     access: Access,
     operator: stead_agent::Identity,
-    /// Where the engine's API is published on this host.
+    /// Address on this host at which the engine's API is published.
     address: SocketAddr,
-    /// Whose engine that is.
+    /// The node of that engine.
     node: NodeName,
     agent: stead_agent::Client,
 }
@@ -52,7 +52,7 @@ async fn way(host: &Host, cluster: &ClusterName, record: &Record) -> Result<Way,
         .and_then(|s| s.listening.first().copied())
         .ok_or_else(|| ClusterError::NotUp(format!("cluster {cluster} is not up")))?;
     let operator = identities::operator(&layout)?;
-    // The engine's API of the first node is what is published: see `desired`.
+    // The engine's API of the first node is published: see `desired`.
     let node = record
         .spec
         .node_names()
@@ -75,7 +75,7 @@ async fn way(host: &Host, cluster: &ClusterName, record: &Record) -> Result<Way,
     Ok(Way { access, operator, address, node, agent })
 }
 
-/// A client of a cluster's Incus or LXD, which is made to trust the operator's certificate.
+/// A client of a cluster's Incus or LXD. Makes the engine trust the operator's certificate.
 ///
 /// # Errors
 /// The cluster has no engine with that API, is not up, or its engine does not answer.
@@ -115,7 +115,7 @@ pub async fn engine_client(host: &Host, cluster: &ClusterName) -> Result<Client,
     .map_err(engine_error("prepare a connection to the engine"))
 }
 
-/// Writes the stock client's files, once the engine trusts the operator's certificate.
+/// Makes the engine trust the operator's certificate and writes the stock client's files.
 ///
 /// # Errors
 /// The cluster has no engine, is not up, its engine does not answer, or the node asks for more than a client's files.
@@ -124,7 +124,7 @@ pub async fn client_env(host: &Host, cluster: &ClusterName) -> Result<ClientEnv,
     let Way { access, operator, address, node, .. } = way(host, cluster, &Record::require(&layout)?).await?;
     let dir = layout.client();
     check(&access, &dir)
-        .map_err(|why| ClusterError::Refused(format!("the access that {node} gives {why}")))?;
+        .map_err(|why| ClusterError::Refused(format!("the client configuration from {node} {why}")))?;
     let own = |name: &str, text: &str| AccessFile { name: name.into(), mode: 0o600, bytes: text.into() };
     let own = [own(CLIENT_CERTIFICATE, &operator.certificate_pem), own(CLIENT_KEY, &operator.key_pem)];
     for file in own.iter().chain(&access.files) {
@@ -133,28 +133,28 @@ pub async fn client_env(host: &Host, cluster: &ClusterName) -> Result<ClientEnv,
     Ok(ClientEnv { environment: access.environment, dir, url: format!("https://{address}") })
 }
 
-/// A node says what its client is to write and to set: nothing outside the client's directory, and no variable but those
-/// that lead engines' clients to their configuration.
+/// Checks the files and variables that a node sends: no file outside the client's directory, and no variable except
+/// those that point engines' clients to their configuration.
 fn check(access: &Access, dir: &Path) -> Result<(), String> {
     for file in &access.files {
         let plain = Path::new(&file.name).components().all(|c| matches!(c, Component::Normal(_)));
         if file.name.is_empty() || !plain || [CLIENT_CERTIFICATE, CLIENT_KEY].contains(&file.name.as_str()) {
-            return Err(format!("names a file {:?}", file.name));
+            return Err(format!("has a file with the invalid name {:?}", file.name));
         }
     }
     for (name, value) in &access.environment {
         if !EngineFacts::all().any(|f| f.client_variable == name) {
-            return Err(format!("sets the variable {name:?}"));
+            return Err(format!("sets the variable {name:?}, which is not allowed"));
         }
         let inside = Path::new(value).strip_prefix(dir);
         if !inside.is_ok_and(|i| i.components().all(|c| matches!(c, Component::Normal(_)))) {
-            return Err(format!("sets {name} to {value:?}, outside of {}", dir.display()));
+            return Err(format!("sets {name} to {value:?}, outside {}", dir.display()));
         }
     }
     Ok(())
 }
 
-/// For its owner only, whatever its mode says.
+/// Writes a file for its owner only, whatever its mode says.
 fn write(dir: &Path, file: &AccessFile) -> Result<(), ClusterError> {
     let path = dir.join(&file.name);
     files::private_dir(path.parent().unwrap_or(dir))?;
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_sets_and_writes_nothing_but_a_clients() {
+    fn a_node_only_sets_and_writes_what_a_client_needs() {
         let dir = Path::new("/s/client");
         for (variable, value) in [("INCUS_CONF", "/s/client"), ("LXD_CONF", "/s/client/a/b")] {
             assert_eq!(check(&access(variable, value, "servercerts/demo.crt"), dir), Ok(()));
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_reads_what_is_written() {
+    fn written_files_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let [file] = <[AccessFile; 1]>::try_from(access("INCUS_CONF", "", "a/b").files).unwrap();
         write(dir.path(), &file).unwrap();

@@ -1,4 +1,4 @@
-//! What should be: from record, image and identities to the network and machines, with nothing left to choose. Pure.
+//! The desired state: network and machines, from record, image and identities, with nothing left to choose. Pure.
 
 use crate::{ClusterError, Layout, Record};
 use ipnet::IpNet;
@@ -26,7 +26,7 @@ use stead_model::{
     recipe::SystemSpec,
 };
 
-/// What should be.
+/// The desired state of a cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
     /// The host network.
@@ -37,25 +37,25 @@ pub struct Desired {
     pub nodes: Vec<DesiredNode>,
 }
 
-/// What one node should be.
+/// The desired state of one node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DesiredNode {
     /// Its machine.
     pub machine: MachineSpec,
-    /// What it boots with; the engine's role is `Join` here, the plan decides who initialises.
+    /// Its node spec. The engine's role is always `Join` here; the plan decides which node initialises.
     pub spec: NodeSpec,
-    /// Where its agent answers.
+    /// Address of its agent.
     pub agent: SocketAddr,
-    /// The disk on which the engine's state outlives a restart; without one it is lost.
+    /// The disk on which the engine's state survives a restart; without one it is lost.
     pub data_disk: Option<String>,
 }
 
-/// Everything [`desired`] is worked out from.
+/// Inputs of [`desired`].
 #[derive(Debug)]
 pub struct Inputs<'a> {
     /// Paths.
     pub layout: &'a Layout,
-    /// What the cluster is to be.
+    /// The record.
     pub record: &'a Record,
     /// Its image.
     pub manifest: &'a Manifest,
@@ -67,20 +67,20 @@ pub struct Inputs<'a> {
     pub identities: &'a BTreeMap<NodeName, Identity>,
     /// The host.
     pub host: &'a HostFacts,
-    /// What `auto` means on it.
+    /// The backend that `auto` means on it.
     pub auto: Backend,
 }
 
-/// Works out what should be.
+/// Computes the desired state.
 ///
 /// # Errors
-/// [`ClusterError::Refused`] when the image cannot run as asked (no kernel for qemu, no such engine).
+/// [`ClusterError::Refused`] when the image cannot run as requested (no kernel for qemu, no such engine).
 pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, ClusterError> {
     let spec = &inputs.record.spec;
     let refused = |why: String| Err(ClusterError::Refused(why));
     let Some(boot) = &inputs.manifest.boot else {
         return refused(format!(
-            "image {} is for instances, not for nodes: it has nothing to boot",
+            "image {} is for instances, not for nodes: it cannot boot",
             inputs.manifest.name
         ));
     };

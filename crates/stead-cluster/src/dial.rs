@@ -1,11 +1,11 @@
-//! Reaching agents, which listen inside the cluster's own network namespace.
+//! Connections to agents, which listen inside the cluster's own network namespace.
 
 use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 use stead_agent::Identity;
 use stead_agent::{Client, ClientError, Dial};
 use stead_model::NodeName;
 
-/// A connection to a node on this host is up within this or not at all: it crosses no wire.
+/// Time limit for connecting to a node on this host: no cable is involved, so a slower connection never succeeds.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// Dials from inside a network namespace.
@@ -15,7 +15,7 @@ pub struct NetnsDialer {
 }
 
 impl NetnsDialer {
-    /// Of the namespace named so by `ip netns`.
+    /// A dialler inside the network namespace with this name, as in `ip netns`.
     pub fn new(netns: impl Into<String>) -> Self {
         Self { netns: netns.into() }
     }

@@ -1,4 +1,4 @@
-//! `down`: everything of a cluster goes, in reverse order, and every error is reported, not the first.
+//! `down`: removes everything of a cluster, in reverse order, and reports every error, not only the first.
 
 use crate::{
     ClusterError, Events, Host, Layout, blocking::blocking, claim, dial, files, identities, machines, observe,
@@ -11,13 +11,13 @@ use stead_model::{ClusterName, NodeName, NodeSpec};
 /// How a cluster is taken down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DownMode {
-    /// Everything is deleted, disks too; machines are killed, for nothing of theirs is wanted any more.
+    /// Everything is deleted, including disks; machines are killed, since nothing of them is needed any more.
     Delete,
-    /// Machines are stopped cleanly and disks, certificates and the record stay: `up` goes on with them.
+    /// Machines are stopped cleanly; disks, certificates and the record stay, and `up` continues with them.
     KeepDisks,
 }
 
-/// Takes a cluster down. One that is not there is an error; one that is half there is cleaned.
+/// Takes a cluster down. A missing cluster is an error; an incomplete one is cleaned up.
 ///
 /// # Errors
 /// [`ClusterError::Several`] with everything that could not be removed.
@@ -52,7 +52,7 @@ pub async fn down(
         result
     });
     errors.extend(join_all(stops).await.into_iter().filter_map(Result::err));
-    // Locks of the machines are held until their directories are gone.
+    // The machines' locks are held until their directories are gone.
     let mut guards = Vec::new();
     for node in &nodes {
         match machines::hold(&layout.node(node), node) {
@@ -75,7 +75,7 @@ pub async fn down(
         errors.push(ClusterError::Layers { cluster: cluster.clone(), source: e });
     }
     if !errors.is_empty() {
-        // The files stay: they say what is left, and `down` again tries it again.
+        // The files stay: they record what is left, and another `down` tries again.
         return ClusterError::all(errors);
     }
     claim::release(&layout);
@@ -105,7 +105,7 @@ async fn stop_cleanly(layout: &Layout, node: &NodeName) -> Result<(), ClusterErr
 }
 
 async fn network_down(layout: &Layout, cluster: &ClusterName) -> Result<(), ClusterError> {
-    // Without a readable spec an empty one does: names follow from the cluster's.
+    // Without a readable spec an empty one is enough: all names derive from the cluster's.
     let spec =
         files::read_json::<HostNetworkSpec>(&layout.network().join("network.json")).unwrap_or_default();
     let spec = spec.unwrap_or_else(|| HostNetworkSpec {

@@ -1,4 +1,4 @@
-//! What can go wrong with a cluster.
+//! Errors of clusters.
 
 use std::{io, path::PathBuf};
 use stead_agent::{ClientError, pki::PkiError};
@@ -18,16 +18,16 @@ pub enum ClusterError {
     NoNode {
         /// The cluster.
         cluster: ClusterName,
-        /// The node asked for.
+        /// The requested node.
         node: String,
-        /// Those it has.
+        /// The nodes it has.
         have: Vec<String>,
     },
     /// Another command works on the cluster.
     #[error("another command is working on cluster {0}")]
     Busy(ClusterName),
-    /// A cluster of another state directory has the name.
-    #[error("the name {cluster} is taken on this machine, by the cluster of that name in state directory {}", .state_dir.display())]
+    /// A cluster in another state directory has the name.
+    #[error("the name {cluster} is taken on this machine by a cluster in state directory {}", .state_dir.display())]
     NameTaken {
         /// The name.
         cluster: ClusterName,
@@ -39,7 +39,7 @@ pub enum ClusterError {
     File {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
         /// Why not.
         #[source]
@@ -48,27 +48,27 @@ pub enum ClusterError {
     /// A state file is damaged.
     #[error("state file {path} is damaged: {why}")]
     Damaged {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// How.
+        /// The damage.
         why: String,
     },
     /// The request does not fit the cluster.
     #[error("{0}")]
     Refused(String),
-    /// The cluster, a node or its engine has not been started, or not completely.
+    /// The cluster, a node or its engine was not started, or not completely.
     #[error("{0}")]
     NotUp(String),
-    /// A task of this process broke off.
-    #[error("the task that should {task} broke off")]
+    /// A task of this process panicked.
+    #[error("cannot {task}: an internal task failed")]
     Task {
         /// Its purpose, a verb.
         task: &'static str,
-        /// How it ended.
+        /// Its failure.
         #[source]
         source: JoinError,
     },
-    /// Root layers stay mounted.
+    /// Root layers are still mounted.
     #[error("cannot unmount the layers of cluster {cluster}")]
     Layers {
         /// Whose.
@@ -109,12 +109,12 @@ pub enum ClusterError {
         #[source]
         source: Box<PkiError>,
     },
-    /// A node did not get as far as it should.
+    /// A node did not reach its desired state.
     #[error("node {node}: {why}{}", if .tail.is_empty() { String::new() } else { format!("\n{}", .tail) })]
     Node {
         /// Which.
         node: NodeName,
-        /// What it did not do.
+        /// What it failed to do.
         why: String,
         /// The end of its console and logs.
         tail: String,
@@ -141,32 +141,32 @@ pub enum ClusterError {
         #[source]
         source: Box<stead_incus::Error>,
     },
-    /// A plan did not pass its check. Nothing of it was done.
-    #[error("the plan for cluster {cluster} is not sound, nothing of it was done")]
+    /// A plan did not pass its check. Nothing was changed.
+    #[error("the plan for cluster {cluster} is not sound; nothing was changed")]
     Unsound {
         /// Whose.
         cluster: ClusterName,
-        /// What is wrong with it.
+        /// The flaw.
         #[source]
         flaw: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The cluster changed while plans were carried out, each time anew.
-    #[error("cluster {cluster} changed while each of {plans} plans was carried out; last: {why}")]
+    /// The cluster changed during each plan's execution.
+    #[error("cluster {cluster} changed during the execution of each of {plans} plans; last: {why}")]
     Unsettled {
         /// Which.
         cluster: ClusterName,
         /// How many plans were made.
         plans: usize,
-        /// In what the last one did not fit any more.
+        /// The last change.
         why: String,
     },
-    /// What was left of the engine's cluster was lost while a plan was carried out. It is not formed anew by a command whose
-    /// plan did not say so.
+    /// The last state of the engine's cluster was lost during the execution of a plan. A command does not form a new
+    /// cluster when its first plan did not.
     #[error("cluster {cluster}: {why}, and no member is left that kept the state of its engine")]
     LostMeanwhile {
         /// Which.
         cluster: ClusterName,
-        /// In what the plan did not fit any more.
+        /// The change.
         why: String,
     },
     /// Several things failed.
@@ -202,7 +202,7 @@ impl Failure for ClusterError {
             Self::Image(source) => source.failure_kind(),
             Self::Agent { source, .. } => source.failure_kind(),
             Self::Engine { source, .. } => source.failure_kind(),
-            // What one node refused, another may have failed at: the request is at fault only when all say so.
+            // Bad input only if all errors are: one node may refuse a request while another fails.
             Self::Several(errors) if errors.iter().all(Self::is_bad_input) => FailureKind::BadInput,
             _ => FailureKind::Failed,
         }
@@ -220,12 +220,12 @@ impl Failure for ClusterError {
                 "see `stead logs CLUSTER {node}` and `stead console CLUSTER {node}`; `stead up FILE` continues from here"
             )),
             Self::Unsound { .. } => Some(
-                "this is a fault of stead: report it with what `stead status CLUSTER --json` and the cluster file say"
+                "this is a bug in stead: report it with the output of `stead status CLUSTER --json` and the cluster file"
                     .into(),
             ),
             Self::Unsettled { .. } => Some("`stead up FILE` continues from here".into()),
             Self::LostMeanwhile { .. } => Some(
-                "`stead up FILE --dry-run` shows what is left to do: the engine's cluster is formed anew, empty".into(),
+                "`stead up FILE --dry-run` shows what is left to do: a new, empty engine cluster would be formed".into(),
             ),
             Self::Machine { .. } => Some("`stead doctor` checks what machines need on this host".into()),
             Self::Image(source) => source.hint(),

@@ -1,44 +1,44 @@
-//! What happens during a verb, for whoever watches.
+//! Progress events of a verb.
 
 use serde::Serialize;
 use stead_model::NodeName;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Something happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Event {
-    /// A step of the whole began.
+    /// A step of the verb started.
     Step {
         /// What.
         text: String,
     },
-    /// A node got further.
+    /// A node made progress.
     Node {
         /// Which.
         node: NodeName,
         /// `starting`, `agent`, `engine`, `joining`, `online`, `running`, `stopping`, `stopped`, `failed`.
         phase: &'static str,
-        /// More, for people.
+        /// Details for people.
         detail: String,
     },
-    /// The operator should know.
+    /// A warning for the operator.
     Warning {
         /// What.
         text: String,
     },
 }
 
-/// Where events go. Cheap to clone; a receiver that is gone is no error.
+/// A sink of events. Cheap to clone; a missing receiver is not an error.
 #[derive(Debug, Clone)]
 pub struct Events(Option<UnboundedSender<Event>>);
 
 impl Events {
-    /// To a channel.
+    /// Sends events to a channel.
     pub fn to(sender: UnboundedSender<Event>) -> Self {
         Self(Some(sender))
     }
-    /// To nobody.
+    /// Discards events.
     pub fn none() -> Self {
         Self(None)
     }
@@ -47,15 +47,15 @@ impl Events {
             let _ = s.send(event);
         }
     }
-    /// A step began.
+    /// Reports the start of a step.
     pub fn step(&self, text: impl Into<String>) {
         self.send(Event::Step { text: text.into() });
     }
-    /// A node got further.
+    /// Reports progress of a node.
     pub fn node(&self, node: &NodeName, phase: &'static str, detail: impl Into<String>) {
         self.send(Event::Node { node: node.clone(), phase, detail: detail.into() });
     }
-    /// The operator should know.
+    /// Reports a warning.
     pub fn warning(&self, text: impl Into<String>) {
         self.send(Event::Warning { text: text.into() });
     }

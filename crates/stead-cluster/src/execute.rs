@@ -1,8 +1,8 @@
-//! Carries plans out and chooses nothing: a step begins when the steps it waits for have succeeded, steps that change who
-//! is a member take turns, and what depends on a step that failed is not begun.
+//! Executes plans and makes no choices: a step starts when the steps it waits for have succeeded, steps that change the
+//! membership take turns, and steps that depend on a failed one are not started.
 //!
-//! When the world turns out not to be what the plan was made for, no further step begins, and [`converge`] looks again and
-//! plans again, a bounded number of times.
+//! When the world does not match the plan any more, no further step starts, and [`converge`] observes and plans again,
+//! a bounded number of times.
 
 use crate::{
     ClusterError, Events, Plan, check,
@@ -13,16 +13,15 @@ use crate::{
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use std::collections::BTreeSet;
 
-/// How often a plan is made again in one command. A member that is chosen and dies is rare; one that does so four times
-/// has another trouble.
+/// How often one command plans again. It is rare that a chosen member dies; four times in a row has another cause.
 const REPLANS: usize = 3;
 
 /// Why a step did not succeed.
 #[derive(Debug)]
 pub(crate) enum Setback {
-    /// The world is not what the plan was made for: in what.
+    /// The world does not match the plan any more, with the difference.
     Moved(String),
-    /// It went wrong.
+    /// The step failed.
     Failed(ClusterError),
 }
 
@@ -32,22 +31,22 @@ impl From<ClusterError> for Setback {
     }
 }
 
-/// What plans are made of and carried out on: the cluster on this host, or one in memory.
+/// What plans are made from and executed on: the cluster on this host, or one in memory.
 pub(crate) trait World {
-    /// Looks at everything, as far as plans need it.
+    /// Observes everything that plans need.
     async fn look(&mut self) -> Result<Observed, ClusterError>;
-    /// Notes that this plan is begun, before anything is done.
+    /// Records that this plan starts, before anything is changed.
     async fn begin(&mut self, plan: &Plan) -> Result<(), ClusterError>;
-    /// Does what a step says.
+    /// Executes a step.
     async fn perform(&self, action: &Action) -> Result<(), Setback>;
 }
 
-/// Plans, checks and carries out, until the world is what it should be: the plan that was carried out, and those that came
-/// after it because the world had changed.
+/// Plans, checks and executes until the world is as desired. Returns the first plan, and the later ones made because
+/// the world had changed.
 ///
 /// # Errors
-/// What each node failed with; [`ClusterError::Unsound`] before anything is done; [`ClusterError::Unsettled`] when the world
-/// changed too often.
+/// Each node's failure; [`ClusterError::Unsound`] before anything is changed; [`ClusterError::Unsettled`] when the
+/// world changed too often.
 pub(crate) async fn converge(
     world: &mut impl World,
     desired: &Desired,
@@ -81,7 +80,7 @@ pub(crate) async fn converge(
     }
 }
 
-/// The plan for what was seen, checked.
+/// The checked plan for the observed state.
 ///
 /// # Errors
 /// [`ClusterError::Unsound`].
@@ -92,16 +91,16 @@ pub(crate) fn planned(desired: &Desired, observed: &Observed) -> Result<Plan, Cl
     Ok(plan)
 }
 
-/// What came of a plan.
+/// Result of executing a plan.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    /// What went wrong.
+    /// Failures.
     pub(crate) failed: Vec<ClusterError>,
-    /// In what the world is not what the plan was made for.
+    /// Differences between the world and the plan.
     pub(crate) moved: Vec<String>,
 }
 
-/// Carries a plan out as far as it goes.
+/// Executes a plan as far as possible.
 pub(crate) async fn execute(plan: &Plan, world: &impl World) -> Outcome {
     let mut outcome = Outcome::default();
     let mut done: BTreeSet<StepId> = BTreeSet::new();
@@ -142,7 +141,7 @@ mod tests {
     use std::cell::RefCell;
     use stead_model::EngineKind;
 
-    /// Notes when steps begin and end; each takes a few turns of the others.
+    /// Logs when steps begin and end; each takes a few turns of the others.
     #[derive(Default)]
     struct Watched {
         log: RefCell<Vec<String>>,
@@ -180,7 +179,7 @@ mod tests {
         }
     }
 
-    /// Carries out the first `up` of four nodes.
+    /// Executes the first `up` of four nodes.
     fn carried_out(world: &Watched) -> (Plan, Outcome, Vec<String>) {
         let plan = planned(&want("nodes: 4", 1, EngineKind::Incus), &Observed::default()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_wait_for_what_they_must_and_for_nothing_else() {
+    fn steps_wait_only_for_their_dependencies() {
         let (plan, outcome, log) = carried_out(&Watched::default());
         assert!(outcome.failed.is_empty() && outcome.moved.is_empty());
         assert_eq!(log.len(), plan.steps.len() * 2);
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_depend_on_a_failure_goes_on() {
+    fn steps_independent_of_a_failure_go_on() {
         let fails = Some(Action::AwaitAgent { node: name("node2") });
         let (_, outcome, log) = carried_out(&Watched { fails, ..Watched::default() });
         assert_eq!(outcome.failed.len(), 1);
@@ -219,18 +218,18 @@ mod tests {
     }
 
     #[test]
-    fn nothing_begins_in_a_world_that_has_moved() {
+    fn no_step_starts_after_the_world_has_moved() {
         let moves = Some(Action::Start { node: name("node4"), initialises: false });
         let (_, outcome, log) = carried_out(&Watched { moves, ..Watched::default() });
         assert_eq!(outcome.moved, ["elsewhere"]);
         let moved = at(&log, "end node4: start");
         assert!(!log[moved..].iter().any(|l| l.starts_with("begin")), "{log:#?}");
-        // What was under way is waited for.
+        // Running steps are waited for.
         at(&log, "end node1: start as the first of incus");
     }
 
     #[test]
-    fn a_world_that_keeps_moving_is_given_up() {
+    fn a_world_that_keeps_moving_is_an_error() {
         let moves = Some(Action::Network { change: plan::NetworkChange::Make });
         let mut world = Watched { moves, ..Watched::default() };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -1,11 +1,11 @@
-//! State files of clusters, by `stead-files`, with errors that name them.
+//! State files of clusters, through `stead-files`, with errors that name the file.
 
 use crate::ClusterError;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{fs, io, path::Path, time::Duration};
 use stead_files::{Durability, Lock};
 
-/// Makes a directory (and its parents) that only root may enter.
+/// Creates a directory and its parents that only their owner may enter.
 ///
 /// # Errors
 /// As mkdir(2).
@@ -13,11 +13,11 @@ pub fn private_dir(path: &Path) -> Result<(), ClusterError> {
     stead_files::private_dir(path).map_err(ClusterError::file("make directory", path))
 }
 
-/// Writes a file whole, readable for root only, on the disk when this returns. A file that has this content already is
-/// left alone; says whether it was written.
+/// Writes a file atomically, readable only for its owner, on the disk when this returns. A file that already has this
+/// content is left unchanged. Returns whether it was written.
 ///
 /// # Errors
-/// Any step fails; the old content is then still there.
+/// A step fails; the file then has its old content.
 pub fn write(path: &Path, content: &[u8]) -> Result<bool, ClusterError> {
     if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(false);
@@ -29,13 +29,13 @@ pub fn write(path: &Path, content: &[u8]) -> Result<bool, ClusterError> {
 /// Writes a value as JSON, as [`write`].
 ///
 /// # Errors
-/// As there.
+/// As [`write`].
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<bool, ClusterError> {
     let text = stead_files::to_json(value).map_err(ClusterError::file("write", path))?;
     write(path, &text)
 }
 
-/// Reads a JSON state file; `None` when it is not there.
+/// Reads a JSON state file; `None` when it does not exist.
 ///
 /// # Errors
 /// It cannot be read or is damaged.
@@ -46,11 +46,11 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ClusterE
     })
 }
 
-/// A command that was killed while it started a process leaves its lock to that one until it has become its program. That
-/// takes a millisecond, and on a host with far too much to do this long.
+/// A command that was killed while it started a process leaves its lock to that process until exec. That takes a
+/// millisecond, on an overloaded host up to this long.
 const INHERITED_LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Takes an exclusive lock on a file, made when missing; `None` when somebody else holds it and goes on to. Held until
+/// Takes an exclusive lock on a file, created when missing; `None` when another process keeps holding it. Held until
 /// dropped.
 ///
 /// # Errors
@@ -59,7 +59,7 @@ pub fn try_lock(path: &Path) -> Result<Option<Lock>, ClusterError> {
     Lock::take(path, INHERITED_LOCK_PATIENCE).map_err(ClusterError::file("lock", path))
 }
 
-/// Waits for an exclusive lock on a file, made when missing. Held until dropped.
+/// Waits for an exclusive lock on a file, created when missing. Held until dropped.
 ///
 /// # Errors
 /// The file cannot be opened.
@@ -67,7 +67,7 @@ pub fn wait_lock(path: &Path) -> Result<Lock, ClusterError> {
     Lock::wait(path).map_err(ClusterError::file("lock", path))
 }
 
-/// The last `lines` lines of a file, reading at most its last 64 KiB; empty when it is not there.
+/// The last `lines` lines of a file, reading at most its last 64 KiB; empty when it does not exist.
 pub fn tail(path: &Path, lines: usize) -> String {
     const READ_BYTES: u64 = 64 << 10;
     let text = stead_files::tail(path, READ_BYTES);

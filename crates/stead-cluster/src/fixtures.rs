@@ -16,7 +16,7 @@ use stead_model::{
     recipe::RecipeKind,
 };
 
-/// Disks with which a node keeps its state.
+/// Disks that keep a node's state.
 pub(crate) const DATA: &str = "machine: {disks: [{name: data, size: 1GiB, role: data}]}";
 
 fn digest(n: u8) -> Digest {
@@ -49,7 +49,7 @@ fn manifest(layer: u8, engine: EngineKind) -> Manifest {
     }
 }
 
-/// What should be by a cluster file (its name and image are given), with an image whose root layer has this number.
+/// The desired state for a cluster file, given without name and image, and an image whose root layer has this number.
 pub(crate) fn want(yaml: &str, layer: u8, engine: EngineKind) -> Desired {
     let spec = ClusterSpec::from_yaml("c", &format!("name: demo\nimage: incus-node\n{yaml}")).unwrap();
     let identity = Identity { ca_pem: "ca".into(), certificate_pem: "c".into(), key_pem: "k".into() };
@@ -84,7 +84,7 @@ pub(crate) fn machine_state(phase: MachinePhase) -> MachineState {
     MachineState { supervisor_pid: 1, machine_pid: Some(2), boots: 1, phase, error: None }
 }
 
-/// What an agent reports; `engine`: its state, and the certificate of its cluster.
+/// An agent's status; `engine`: its state and the certificate of its cluster.
 pub(crate) fn status(node: &NodeName, engine: Option<(EngineState, Option<String>)>) -> NodeStatus {
     NodeStatus {
         name: node.clone(),
@@ -111,7 +111,7 @@ pub(crate) fn status(node: &NodeName, engine: Option<(EngineState, Option<String
     }
 }
 
-/// The world as it is once `desired` was applied, with every engine in this state.
+/// The observed state after `desired` was applied, with every engine in this state.
 pub(crate) fn as_applied(desired: &Desired, engine: EngineState, members: &[&str]) -> Observed {
     Observed {
         network: Some(desired.network.clone()),

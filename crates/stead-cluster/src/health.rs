@@ -1,9 +1,9 @@
-//! How a node is, read from what its agent says. Pure.
+//! The health of a node, from its agent's status. Pure.
 
 use serde::Serialize;
 use stead_model::agent::{EngineState, NodePhase, NodeStatus, ServiceState, ServiceStatus};
 
-/// The agent's word for a value, such as `online`.
+/// The serialised form of a value, such as `online`.
 pub(crate) fn word<T: Serialize>(value: &T) -> String {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
@@ -13,12 +13,12 @@ pub(crate) fn is_running(s: &NodeStatus) -> bool {
     s.phase == NodePhase::Running
 }
 
-/// Whether all services run, none of them only just started.
+/// Whether all services run and have settled.
 pub(crate) fn runs(s: &NodeStatus) -> bool {
     is_running(s) && s.settled()
 }
 
-/// How far its engine is.
+/// State of its engine.
 pub(crate) fn engine(s: &NodeStatus) -> Option<EngineState> {
     s.engine.as_ref().map(|e| e.state)
 }
@@ -28,29 +28,29 @@ pub(crate) fn engine_answers(s: &NodeStatus) -> bool {
     engine(s).is_some_and(|e| e != EngineState::Starting)
 }
 
-/// Whether the engine is a member that the cluster counts as there.
+/// Whether the engine is an online member (or was evacuated).
 pub(crate) fn is_online(state: EngineState) -> bool {
     matches!(state, EngineState::Online | EngineState::Evacuated)
 }
 
-/// What a node that is not well yet says of its way there.
+/// Prospects of a node that is not healthy yet.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Outlook {
     /// It could not boot.
     Rescue(String),
-    /// A service of it will not run.
+    /// A service failed for good.
     Failed { service: String, why: String },
-    /// What it waits for.
+    /// It waits for something.
     Waits(String),
 }
 
-/// What becomes of a node that is not well yet.
+/// The prospects of a node that is not healthy yet.
 pub(crate) fn outlook(s: &NodeStatus) -> Outlook {
     if let Some(why) = &s.rescue {
         return Outlook::Rescue(why.clone());
     }
     if let Some(x) = s.services.iter().find(|x| x.state == ServiceState::Failed) {
-        let why = x.last_exit.as_deref().unwrap_or("no reason given").to_owned();
+        let why = x.last_exit.as_deref().unwrap_or("no reason known").to_owned();
         return Outlook::Failed { service: x.name.clone(), why };
     }
     let engine = s.engine.iter().map(|e| {
@@ -65,7 +65,7 @@ pub(crate) fn outlook(s: &NodeStatus) -> Outlook {
     Outlook::Waits(engine.chain(services).collect::<Vec<_>>().join("; "))
 }
 
-/// How long after its power-on this was.
+/// Time since its power-on, as text.
 pub(crate) fn uptime(status: &NodeStatus) -> String {
     format!("{:.1} s", status.uptime_ms as f64 / 1000.0)
 }
@@ -107,7 +107,7 @@ mod tests {
                 kind: EngineKind::Incus,
                 state: EngineState::Starting,
                 version: None,
-                detail: Some("the engine does not run".into()),
+                detail: Some("the engine is not running".into()),
                 certificate: None,
             }),
             addresses: vec![],
@@ -118,9 +118,9 @@ mod tests {
     }
 
     #[test]
-    fn a_node_says_what_it_waits_for() {
+    fn a_waiting_node_gives_the_reasons() {
         let mut s = status();
-        let why = "engine is starting (the engine does not run); service incusd is backoff (exit 1); service web is waiting";
+        let why = "engine is starting (the engine is not running); service incusd is backoff (exit 1); service web is waiting";
         assert_eq!(outlook(&s), Outlook::Waits(why.into()));
         assert_eq!(uptime(&s), "1.2 s");
         s.services.retain(|x| x.name == "ntp");
@@ -129,10 +129,10 @@ mod tests {
     }
 
     #[test]
-    fn what_will_never_be_well_is_reported_at_once() {
+    fn a_final_failure_is_reported_at_once() {
         let mut s = status();
         s.services[2].state = ServiceState::Failed;
-        assert_eq!(outlook(&s), Outlook::Failed { service: "web".into(), why: "no reason given".into() });
+        assert_eq!(outlook(&s), Outlook::Failed { service: "web".into(), why: "no reason known".into() });
         s.rescue = Some("no root".into());
         assert_eq!(outlook(&s), Outlook::Rescue("no root".into()));
     }

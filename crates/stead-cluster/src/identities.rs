@@ -1,4 +1,4 @@
-//! Certificates of a cluster: its CA, the operator's identity and that of every node.
+//! Certificates of a cluster: its CA, and the identities of the operator and of every node.
 
 use crate::{ClusterError, Layout, Record, files};
 use std::{collections::BTreeMap, fs, io, net::IpAddr, path::Path, time::SystemTime};
@@ -16,7 +16,7 @@ pub(crate) struct Pki {
 }
 
 impl Pki {
-    /// From the files; what is missing, or due for renewal, is made now and not yet written.
+    /// Loads them from the files. Missing ones, and those due for renewal, are made now but not written yet.
     ///
     /// # Errors
     /// A file cannot be read, or a certificate cannot be made.
@@ -51,7 +51,7 @@ impl Pki {
         Ok(Self { ca, operator, nodes })
     }
 
-    /// Writes them, what has not changed excepted.
+    /// Writes those that have changed.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -68,10 +68,10 @@ impl Pki {
     }
 }
 
-/// The operator's identity of a cluster that is there.
+/// The operator's identity of an existing cluster.
 ///
 /// # Errors
-/// It was never written: the first `up` was cut short.
+/// It was never written, because the first `up` was interrupted.
 pub(crate) fn operator(layout: &Layout) -> Result<Identity, ClusterError> {
     files::read_json(&layout.pki().join("operator.json"))?.ok_or_else(|| {
         ClusterError::NotUp(format!("cluster {} was never brought up completely", layout.cluster()))

@@ -1,4 +1,4 @@
-//! Where the files of a cluster are.
+//! Paths of a cluster's files.
 //!
 //! ```text
 //! <state>/clusters/<name>/
@@ -27,14 +27,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Of `cluster` under `state_dir`.
+    /// The paths of `cluster` under `state_dir`.
     pub fn new(state_dir: &Path, cluster: &ClusterName) -> Self {
         Self { clusters: state_dir.join("clusters"), cluster: cluster.clone() }
     }
     /// The clusters under `state_dir`, sorted.
     ///
     /// # Errors
-    /// The directory is there but cannot be read.
+    /// The directory exists but cannot be read.
     pub fn list(state_dir: &Path) -> Result<Vec<ClusterName>, ClusterError> {
         let dir = state_dir.join("clusters");
         let entries = match fs::read_dir(&dir) {
@@ -51,15 +51,15 @@ impl Layout {
     pub fn cluster(&self) -> &ClusterName {
         &self.cluster
     }
-    /// The directory of everything.
+    /// The cluster's directory.
     pub fn dir(&self) -> PathBuf {
         self.clusters.join(self.cluster.as_str())
     }
-    /// Where the directory is moved before it is deleted, so that a half-deleted cluster is never seen.
+    /// The path that the directory is moved to before it is deleted, so that a half-deleted cluster is never visible.
     pub fn trash(&self) -> PathBuf {
         self.clusters.join(format!(".removed-{}", self.cluster))
     }
-    /// The lock. It lies beside the directory, so that it outlives it.
+    /// The lock. It is beside the directory, so that it survives its removal.
     pub fn lock(&self) -> PathBuf {
         self.clusters.join(format!(".lock-{}", self.cluster))
     }
@@ -87,7 +87,7 @@ impl Layout {
     pub fn node(&self, node: &NodeName) -> PathBuf {
         self.nodes().join(node.as_str())
     }
-    /// The directory that carries a node's spec to it.
+    /// The directory by which a node gets its spec.
     pub fn node_spec_dir(&self, node: &NodeName) -> PathBuf {
         self.node(node).join("spec")
     }
@@ -98,7 +98,7 @@ impl Layout {
     /// Nodes that have a directory, sorted.
     ///
     /// # Errors
-    /// The directory is there but cannot be read.
+    /// The directory exists but cannot be read.
     pub fn existing_nodes(&self) -> Result<Vec<NodeName>, ClusterError> {
         let dir = self.nodes();
         let entries = match fs::read_dir(&dir) {
@@ -111,7 +111,7 @@ impl Layout {
         names.sort();
         Ok(names)
     }
-    /// Takes the cluster's lock and sweeps what an interrupted `down` left in the trash.
+    /// Takes the cluster's lock and deletes what an interrupted `down` left in the trash.
     ///
     /// # Errors
     /// [`ClusterError::Busy`] when another command holds it.

@@ -1,12 +1,11 @@
-//! Our clusters: a cluster file becomes machines, networks and one engine, and stays so.
+//! Clusters made by Stead: turns a cluster file into machines, networks and one engine, and keeps them so.
 //!
-//! look -> plan -> check -> carry out: [`desired`] says what should be, [`observe`] what is, [`plan`] (pure) what is to be
-//! done in which order, [`check`] (pure, and on its own) whether that is sound, and [`up`] has it done. State is files
-//! under one directory ([`layout`]), written whole and guarded by a lock; whatever is killed when, `up` can go on and
-//! `down` can clean up.
+//! observe -> plan -> check -> execute: [`desired`] computes what should be, [`observe`] what is, [`plan`] (pure) the
+//! steps and their order, [`check`] (pure and independent) whether the plan is sound, and [`up`] executes it. State is
+//! files under one directory ([`layout`]), written atomically and guarded by a lock; whatever is killed at whatever
+//! moment, `up` can continue and `down` can clean up.
 //!
-//! Does not own: how a machine or a network is started (`stead-machine`), what a node does (`stead-node`), how an
-//! image is made (`stead-image`).
+//! Does not own machines and networks (`stead-machine`), nodes (`stead-node`) or images (`stead-image`).
 
 mod blocking;
 pub mod check;
@@ -47,12 +46,12 @@ pub use record::Record;
 use std::path::PathBuf;
 use stead_image::Store;
 
-/// Where things are on this host; everything a verb needs besides its arguments.
+/// Paths on this host: everything a verb needs besides its arguments.
 #[derive(Debug, Clone)]
 pub struct Host {
     /// State directory, e.g. `/var/lib/stead`.
     pub state_dir: PathBuf,
-    /// The `stead` binary itself: supervisors are started from it.
+    /// The `stead` binary, from which supervisors are started.
     pub exe: PathBuf,
 }
 

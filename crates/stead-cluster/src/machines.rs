@@ -1,7 +1,7 @@
-//! Machines of a cluster on this host: started, stopped, killed, deleted.
+//! Machines of a cluster on this host: starts, stops, kills and deletes them.
 //!
-//! Owns what is done to a machine by its supervisor and its files. Does not own when or why (`plan`), nor what runs in
-//! it.
+//! Owns the actions on a machine's supervisor and files. Does not own when or why they happen (`plan`), or what runs in
+//! the machine.
 
 use crate::{ClusterError, Layout, blocking::blocking, files};
 use futures_util::future::join_all;
@@ -15,9 +15,9 @@ use stead_files::Lock;
 use stead_machine::{MachineSpec, supervise};
 use stead_model::{NodeName, NodeSpec, agent::StopRequest};
 
-/// Time a node has to stop its services.
+/// Time limit for a node to stop its services.
 const STOP_SECONDS: u32 = stead_model::engine::LONGEST_STOP_SECONDS;
-/// Time a machine has to stop, with all that is in it.
+/// Time limit for a machine to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(STOP_SECONDS as u64 + 5);
 
 fn machine<E: std::error::Error + Send + Sync + 'static>(
@@ -43,8 +43,8 @@ pub(crate) async fn start(exe: PathBuf, spec: MachineSpec, node: &NodeSpec) -> R
     Ok(())
 }
 
-/// Stops a machine: its agent, if it can be asked, ends the services in order; what is left after their time is killed.
-/// Nothing is done to one that does not run.
+/// Stops a machine: its agent, if there is one, ends the services in order; what is left after the deadline is killed.
+/// Does nothing to a machine that does not run.
 ///
 /// # Errors
 /// It still runs.
@@ -52,9 +52,9 @@ pub(crate) async fn stop(dir: &Path, node: &NodeName, agent: Option<&Client>) ->
     if let Some(agent) = agent
         && supervise::observe(dir).is_some()
     {
-        // Noted before the agent is asked: the end of a machine that was told to end is no crash.
+        // Recorded before the agent is asked: a machine that is told to end does not crash.
         supervise::announce_end(dir).map_err(machine("stop", node))?;
-        // An agent that does not answer leaves it to the supervisor's signal.
+        // If the agent does not answer, the supervisor's signal ends the machine.
         let _ = agent.shutdown(&StopRequest { deadline_s: STOP_SECONDS }).await;
     }
     let dir = dir.to_owned();
@@ -63,7 +63,7 @@ pub(crate) async fn stop(dir: &Path, node: &NodeName, agent: Option<&Client>) ->
         .map_err(machine("stop", node))
 }
 
-/// Ends a machine at once. Nothing is done to one that does not run.
+/// Kills a machine. Does nothing to a machine that does not run.
 ///
 /// # Errors
 /// It still runs.
@@ -72,7 +72,7 @@ pub(crate) async fn kill(dir: &Path, node: &NodeName) -> Result<(), ClusterError
     blocking("kill a machine", move || supervise::kill(&dir)).await?.map_err(machine("kill", node))
 }
 
-/// Ends the machines that an interrupted command had told to end.
+/// Ends the machines that an interrupted command had begun to end.
 ///
 /// # Errors
 /// One does not end.
@@ -85,7 +85,7 @@ pub(crate) async fn finish_ends(layout: &Layout) -> Result<(), ClusterError> {
     ClusterError::all(join_all(ends).await.into_iter().filter_map(Result::err).collect())
 }
 
-/// Takes the lock of a machine that was stopped, so that nobody starts it any more. `None` when it never had a directory.
+/// Takes the lock of a stopped machine, so that no process can start it. `None` when it never had a directory.
 ///
 /// # Errors
 /// It runs, or the lock cannot be opened.
@@ -95,14 +95,14 @@ pub(crate) fn hold(dir: &Path, node: &NodeName) -> Result<Option<Lock>, ClusterE
         Ok(None) => Err(ClusterError::Machine {
             action: "stop",
             node: node.clone(),
-            source: Box::new(io::Error::other("it was started again meanwhile")),
+            source: Box::new(io::Error::other("it was started again")),
         }),
         Err(ClusterError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }
 }
 
-/// Removes what a killed supervisor left on the host. The machine must not run.
+/// Removes the remains of a killed supervisor from the host. The machine must not run.
 ///
 /// # Errors
 /// Something cannot be removed.
@@ -115,7 +115,7 @@ pub(crate) async fn clean_up(dir: &Path, node: &NodeName) -> Result<(), ClusterE
         .map_err(machine("clean up after", node))
 }
 
-/// Deletes what is left of a stopped machine, its disks too.
+/// Deletes the files of a stopped machine, including its disks.
 ///
 /// # Errors
 /// It runs again, or something cannot be removed.

@@ -1,7 +1,7 @@
-//! Members of the engine's cluster, through the agents: joining, taking back, removing, waiting until they are online.
+//! Members of the engine's cluster, through the agents: joining, restoring, removing, waiting until they are online.
 //!
-//! Owns how each of these is done with the members that it is given. Does not own who that is: that stands in the plan. A
-//! member that turns out to be of no use is a [`Setback::Moved`], and the plan is made again.
+//! Owns how each of these works with given members. Does not choose the members: the plan does. A member that turns out
+//! to be unusable is a [`Setback::Moved`], and the plan is made again.
 
 use crate::{
     ClusterError, Events,
@@ -20,21 +20,21 @@ use stead_model::{
     },
 };
 
-/// How often a node tries to join before `up` gives up on it.
+/// How often a node tries to join before `up` gives up.
 const JOIN_TRIES: u32 = 3;
-/// How often a member is asked to take another back: it may be amid a change of the database's leader.
+/// How often a member is asked to restore another: the database's leader may just be changing.
 const RESTORE_TRIES: u32 = 3;
-/// A member that has lost the database's leader has another one within this: an election takes one to a few seconds.
+/// How long a member may be without a leader of the database: an election takes one to a few seconds.
 const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
-/// An agent on this host that has not answered for this long does not answer.
+/// How long an agent on this host may take to answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
-/// Every member answers and is online within this after the last of them joined. A change of the database's leader, which
-/// joins and removals bring about, takes a second or two; a first heartbeat that was missed ten.
+/// How long after the last join all members may take to be online. A change of the database's leader, caused by joins
+/// and removals, takes a second or two; a missed first heartbeat takes ten.
 const STEADY_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks at an engine.
 const POLL: Duration = Duration::from_millis(50);
 
-/// A node, and the way to it.
+/// A node and a client of its agent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer<'a> {
     pub(crate) machine: &'a MachineSpec,
@@ -51,8 +51,8 @@ impl<'a> Peer<'a> {
     }
 }
 
-/// Why a member through which something was to be done is of no use, if it is not: its machine has ended, its agent does
-/// not answer, or its engine is not online and does not come to be.
+/// Why a member cannot be gone through, if so: its machine has ended, its agent does not answer, or its engine is not
+/// online and does not become so.
 async fn useless(peer: Peer<'_>) -> Option<String> {
     let began = Instant::now();
     loop {
@@ -61,7 +61,7 @@ async fn useless(peer: Peer<'_>) -> Option<String> {
         }
         let (why, patience) = match peer.agent.engine().await {
             Ok(e) if is_online(e.state) => return None,
-            Ok(e) if e.state == EngineState::Waiting => return Some("it is no member any more".into()),
+            Ok(e) if e.state == EngineState::Waiting => return Some("it is no longer a member".into()),
             Ok(e) => (format!("its engine is {}", word(&e.state)), ELECTION_PATIENCE),
             Err(e) => (crate::error::chain(&e), ANSWER_PATIENCE),
         };
@@ -72,7 +72,7 @@ async fn useless(peer: Peer<'_>) -> Option<String> {
     }
 }
 
-/// The setback that an error is: the member is of no use, or is and the thing itself failed.
+/// Turns an error into a setback: either the member gone through is unusable, or the action itself failed.
 async fn setback(node: &NodeName, through: Peer<'_>, error: ClusterError) -> Setback {
     match useless(through).await {
         Some(why) => Setback::Moved(format!("{node} cannot go through {}: {why}", through.name())),
@@ -80,13 +80,13 @@ async fn setback(node: &NodeName, through: Peer<'_>, error: ClusterError) -> Set
     }
 }
 
-/// What is known when the engine has come to rest.
+/// Whether the engine has settled, according to this status.
 fn at_rest(s: &NodeStatus) -> bool {
     health::engine(s).is_some_and(|e| is_online(e) || e == EngineState::Waiting)
 }
 
-/// Waits until the engine of a node has come to rest, as it says when it is asked now: what the agent saw last may be from
-/// before an end that an interrupted command has brought about.
+/// Waits until the engine of a node has settled, and returns its present state: the agent's last observation may be
+/// older than the effect of an interrupted command.
 async fn rest(watch: &Watch<'_>) -> Result<EngineState, ClusterError> {
     loop {
         watch.until("its engine", at_rest).await?;
@@ -108,7 +108,7 @@ pub(crate) async fn well(watch: &Watch<'_>) -> Result<NodeStatus, ClusterError> 
     watch.until("its engine to be online", well).await
 }
 
-/// Waits until a member is online. Others can join through it then, whatever else still starts on its node.
+/// Waits until a member is online. Others can then join through it, even while its node still starts services.
 async fn online(watch: &Watch<'_>) -> Result<NodeStatus, ClusterError> {
     watch.until("its engine to be online", |s| health::engine(s).is_some_and(is_online)).await
 }
@@ -116,26 +116,26 @@ async fn online(watch: &Watch<'_>) -> Result<NodeStatus, ClusterError> {
 /// Waits until a node that should be a member without joining is online.
 ///
 /// # Errors
-/// [`Setback::Moved`] when it is none any more; otherwise it does not come online.
+/// [`Setback::Moved`] when it is no longer a member; otherwise it does not come online.
 pub(crate) async fn await_member(watch: &Watch<'_>) -> Result<NodeStatus, Setback> {
     if rest(watch).await? == EngineState::Waiting {
-        return Err(Setback::Moved(format!("{} is no member any more", watch.machine.name)));
+        return Err(Setback::Moved(format!("{} is no longer a member", watch.machine.name)));
     }
     Ok(well(watch).await?)
 }
 
-/// Waits until a node that initialises the cluster is its first member, and online.
+/// Waits until a node that initialises the cluster is its first, online member.
 ///
 /// # Errors
-/// It is not.
+/// It does not become one.
 pub(crate) async fn initialise(watch: &Watch<'_>) -> Result<NodeStatus, ClusterError> {
     online(watch).await
 }
 
-/// Has a node join. One that is a member already need not.
+/// Makes a node join. Does nothing if it is already a member.
 ///
 /// # Errors
-/// [`Setback::Moved`] when the member it goes through is of no use; otherwise it cannot join, thrice.
+/// [`Setback::Moved`] when the member it goes through is unusable; otherwise three attempts to join failed.
 pub(crate) async fn join(
     watch: &Watch<'_>,
     engine: EngineKind,
@@ -153,8 +153,8 @@ pub(crate) async fn join(
             if let Some(why) = useless(through).await {
                 return Err(Setback::Moved(format!("{name} cannot join through {}: {why}", through.name())));
             }
-            // A token works once: a join that broke off (the daemon died, the machine was rebooted) needs another, once
-            // the node has put away what it had begun.
+            // A token works once: an interrupted join (the daemon died, the machine was rebooted) needs another, once
+            // the node has cleaned up.
             if attempt == JOIN_TRIES {
                 return Err(Setback::Failed(error));
             }
@@ -168,8 +168,8 @@ pub(crate) async fn join(
     Ok(online(watch).await?)
 }
 
-/// Joins by a fresh token. `clean`: what the cluster still knows of this node is removed before, as it also is when no
-/// token is given otherwise: this node's engine says that it is in no cluster, so that is of the past.
+/// Joins with a new token. `clean`: first removes this node's old membership from the cluster. This is also done when
+/// no token can be had otherwise: this node's engine is in no cluster, so the membership is obsolete.
 async fn join_once(
     node: Peer<'_>,
     engine: EngineKind,
@@ -183,7 +183,7 @@ async fn join_once(
     let token = match token {
         Some(token) => token,
         None => {
-            events.warning(format!("{name}: what {engine} still knows of it is removed before it joins"));
+            events.warning(format!("{name}: its old membership of {engine} is removed before it joins"));
             let request = RemoveMemberRequest { member: name.clone(), force: true };
             let removed = through.agent.remove_member(&request).await;
             removed.map_err(through.failed("remove the old membership"))?;
@@ -195,24 +195,24 @@ async fn join_once(
     joined.map(drop).map_err(node.failed("join the engine's cluster"))
 }
 
-/// Undoes the removal of a member that was cut short; see [`crate::plan::Action::Readmit`]. The engine of the member may
-/// turn out to be removed: whoever waits for it sees that.
+/// Undoes the interrupted removal of a member; see [`crate::plan::Action::Readmit`]. If the member turns out to be
+/// removed, the step that waits for it notices.
 ///
 /// # Errors
-/// [`Setback::Moved`] when the node it goes through is of no use; otherwise it refuses.
+/// [`Setback::Moved`] when the node it goes through is unusable; otherwise it refuses.
 pub(crate) async fn readmit(watch: &Watch<'_>, through: Peer<'_>) -> Result<(), Setback> {
     let request = RestoreMemberRequest { member: watch.machine.name.clone() };
     if through.name() == &watch.machine.name {
         if rest(watch).await? == EngineState::Waiting {
-            // It was removed: there is nothing to restore.
+            // It was removed, so there is nothing to restore.
             return Ok(());
         }
         let restored = watch.agent.restore_member(&request).await;
-        return Ok(restored.map_err(through.failed("take back the member"))?);
+        return Ok(restored.map_err(through.failed("restore the member"))?);
     }
     for attempt in 1.. {
         let Err(e) = through.agent.restore_member(&request).await else { break };
-        let error = through.failed("take back the member")(e);
+        let error = through.failed("restore the member")(e);
         match setback(&watch.machine.name, through, error).await {
             Setback::Failed(_) if attempt < RESTORE_TRIES => {}
             setback => return Err(setback),
@@ -224,7 +224,7 @@ pub(crate) async fn readmit(watch: &Watch<'_>, through: Peer<'_>) -> Result<(), 
 /// Evacuates (unless forced) and removes a member.
 ///
 /// # Errors
-/// [`Setback::Moved`] when the member it goes through is of no use; otherwise the engine refuses.
+/// [`Setback::Moved`] when the member it goes through is unusable; otherwise the engine refuses.
 pub(crate) async fn remove(node: &NodeName, through: Peer<'_>, force: bool) -> Result<(), Setback> {
     let request = RemoveMemberRequest { member: node.clone(), force };
     match through.agent.remove_member(&request).await {
@@ -236,11 +236,11 @@ pub(crate) async fn remove(node: &NodeName, through: Peer<'_>, force: bool) -> R
     }
 }
 
-/// Waits until all members at once say that they are online, each asked now: a cluster whose database is just changing its
-/// leader, or a member that had its last look before a removal, is not what `up` promises.
+/// Waits until all members report at once that they are online, each asked for its present state: `up` does not succeed
+/// while the database's leader changes, or with a status from before a removal.
 ///
 /// # Errors
-/// One is not.
+/// A member is not online.
 pub(crate) async fn steady(peers: &[Peer<'_>]) -> Result<(), ClusterError> {
     let deadline = Instant::now() + STEADY_PATIENCE;
     loop {
@@ -259,7 +259,7 @@ pub(crate) async fn steady(peers: &[Peer<'_>]) -> Result<(), ClusterError> {
         });
         let Some((machine, why)) = not_yet else { return Ok(()) };
         if Instant::now() > deadline {
-            return Err(failed(machine, format!("was online and is not any more: {why}"), None, &[]));
+            return Err(failed(machine, format!("was online and is no longer: {why}"), None, &[]));
         }
         tokio::time::sleep(POLL).await;
     }

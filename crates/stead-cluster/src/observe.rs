@@ -1,4 +1,4 @@
-//! What is: read from the state files, the locks, and the agents that answer.
+//! The observed state: from the state files, the locks, and the agents that answer.
 
 use crate::{ClusterError, Events, Layout, Record, dial, files};
 use futures_util::future::join_all;
@@ -16,56 +16,56 @@ use stead_model::{
     node::AGENT_PORT,
 };
 
-/// An agent that is silent for this long does not answer.
+/// How long an agent may take to answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// An engine that has lost its leader has another one within this: an election takes one to a few seconds. If it has none
-/// by then, it has lost its quorum.
+/// How long an engine may be without a leader: an election takes one to a few seconds. After this, it has lost its
+/// quorum.
 const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
-/// A leader of the engines' database that has lost its quorum goes on answering until it notices, after 3 s without a word
-/// of the others (the election timeout of dqlite and cowsql).
+/// A leader of the engines' database that has lost its quorum keeps answering until it notices, after 3 s without the
+/// others (the election timeout of dqlite and cowsql).
 const STEP_DOWN_PATIENCE: Duration = Duration::from_secs(5);
 /// After this, what is waited for is reported.
 const REPORT_AFTER: Duration = Duration::from_secs(1);
 /// Pause between two looks at an engine that is not settled.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
-/// What is.
+/// The observed state of a cluster.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
-    /// The network as it was last made; `None` when there is none.
+    /// The network as last made; `None` when there is none.
     pub network: Option<HostNetworkSpec>,
     /// Whether the network's supervisor runs.
     pub network_runs: bool,
-    /// Members of the engine's cluster, as far as the record knows.
+    /// Members of the engine's cluster, by the record.
     pub members: BTreeSet<NodeName>,
-    /// Members whose removal was begun and cut short, and the node that drove it, by the record.
+    /// Members whose removal was interrupted, with the node that drove it, by the record.
     pub leaving: BTreeMap<NodeName, NodeName>,
     /// Every node that has a directory.
     pub nodes: BTreeMap<NodeName, ObservedNode>,
 }
 
-/// What is there of one node.
+/// The observed state of one node.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ObservedNode {
-    /// What its supervisor reports, when it runs.
+    /// Its supervisor's report, when it runs.
     pub running: Option<MachineState>,
-    /// The machine as it was last started.
+    /// The machine as last started.
     pub machine: Option<MachineSpec>,
-    /// The spec it was last given.
+    /// The node spec it last got.
     pub spec: Option<NodeSpec>,
-    /// What its agent reports, when it answers.
+    /// Its agent's status, when it answers.
     pub status: Option<NodeStatus>,
-    /// Why its agent cannot be understood: it speaks another version of the protocol.
+    /// The error of an agent that speaks another version of the protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other_version: Option<String>,
 }
 
-/// Clients of the agents of the nodes that run; their connections are kept.
+/// Clients of the running nodes' agents, which keep their connections.
 pub type Agents = BTreeMap<NodeName, Client>;
 
-/// Looks at everything of a cluster; with the agents that can be asked for more. Damaged state files of a node count as
-/// missing: it is then made anew. What the record knows is not looked up.
+/// Observes everything of a cluster; also returns the agents, for further requests. Damaged state files of a node count
+/// as missing, so that it is made again. The record is not read.
 ///
 /// # Errors
 /// The cluster's directory cannot be read.
@@ -106,7 +106,7 @@ pub async fn observe(
     Ok((observed, agents))
 }
 
-/// Looks at everything as plans need it: with what the record knows, and engines that have settled.
+/// Observes everything that plans need: with the record, and after engines have settled.
 ///
 /// # Errors
 /// As [`observe`].
@@ -126,13 +126,13 @@ pub(crate) async fn settled(
 }
 
 impl ObservedNode {
-    /// Whether its machine runs and is not on its way down, as far as anybody knows.
+    /// Whether its machine runs and is not known to be ending.
     pub fn is_up(&self) -> bool {
         let stopping = self.status.as_ref().is_some_and(|s| s.phase == NodePhase::Stopping);
         let runs = |s: &MachineState| matches!(s.phase, MachinePhase::Starting | MachinePhase::Running);
         self.running.as_ref().is_some_and(runs) && !stopping
     }
-    /// How far its engine is, when its agent answers.
+    /// State of its engine, when its agent answers.
     pub fn engine(&self) -> Option<EngineState> {
         Some(self.status.as_ref()?.engine.as_ref()?.state)
     }
@@ -144,9 +144,8 @@ impl ObservedNode {
     }
 }
 
-/// Waits until the engines of nodes that run have come to an end of what an interrupted command began or ended, so that a
-/// plan builds on members that are: asks each one, past what its agent has seen last. `members`: those of the engine's
-/// cluster as far as is known.
+/// Waits until the engines of running nodes have finished what an interrupted command began, so that a plan builds on
+/// real members. Asks each engine for its present state. `members`: the known members of the engine's cluster.
 async fn settle_engines(
     observed: &mut Observed,
     members: &BTreeSet<NodeName>,
@@ -161,7 +160,7 @@ async fn settle_engines(
         let (began, mut reported) = (Instant::now(), false);
         loop {
             let engine = match agent.engine().await {
-                // It will not speak another one later.
+                // Its version will not change later.
                 Err(e) if e.is_version() => return None,
                 engine => engine.ok(),
             };
@@ -177,7 +176,7 @@ async fn settle_engines(
             }
             if !reported && began.elapsed() > REPORT_AFTER {
                 reported = true;
-                events.node(name, "engine", "asked until it has settled");
+                events.node(name, "engine", "waiting until it has settled");
             }
             tokio::time::sleep(SETTLE_POLL).await;
         }
@@ -189,7 +188,7 @@ async fn settle_engines(
     }
 }
 
-/// Where a node with this spec serves its agent: its first address.
+/// Address of the agent of a node with this spec: the node's first address.
 pub fn agent_address(spec: &NodeSpec) -> Option<SocketAddr> {
     let address = spec.network.interfaces.iter().find_map(|i| i.addresses.first())?.addr();
     Some(SocketAddr::new(address, spec.agent.as_ref().map_or(AGENT_PORT, |a| a.listen.port())))

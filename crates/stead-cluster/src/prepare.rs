@@ -1,4 +1,4 @@
-//! Everything `up` needs before it looks and plans: image, overlays, certificates, and what should be.
+//! Preparations of `up` before it observes and plans: image, overlays, certificates, and the desired state.
 
 use crate::{
     ClusterError, Events, Host, Layout, Record,
@@ -11,22 +11,22 @@ use futures_util::future::join_all;
 use std::{collections::BTreeMap, path::PathBuf};
 use stead_model::{ClusterSpec, Digest, NodeName, recipe::OverlaySource};
 
-/// What `up` is asked for.
+/// A request for `up`.
 #[derive(Debug, Clone)]
 pub struct UpRequest {
     /// The cluster file.
     pub spec: ClusterSpec,
-    /// Directory that its relative paths start from.
+    /// Directory that its relative paths are relative to.
     pub base_dir: PathBuf,
 }
 
-/// Everything `up` needs, prepared. Only the image store's layer cache was touched.
+/// Everything `up` needs. Preparing it only changes the image store's layer cache.
 pub(crate) struct Prepared {
     pub(crate) layout: Layout,
     pub(crate) record: Record,
     pub(crate) desired: Desired,
     pub(crate) pki: Pki,
-    /// Why the backend is what it is.
+    /// The reason for the choice of the backend.
     pub(crate) backend_why: String,
 }
 
@@ -43,7 +43,7 @@ pub(crate) async fn prepare(
     let engine = spec.engine_kind().unwrap_or(manifest.engine);
     if !engine.is_none() && engine != manifest.engine {
         return Err(ClusterError::Refused(format!(
-            "cluster {} asks for {engine}, but image {} carries {}",
+            "cluster {} asks for {engine}, but image {} has {}",
             spec.name, spec.image, manifest.engine
         )));
     }
@@ -74,7 +74,7 @@ pub(crate) async fn prepare(
     Ok(Prepared { layout, record, desired, pki, backend_why: choice.why })
 }
 
-/// Builds (or finds in the cache) the boot overlays of all nodes, each one once, in parallel.
+/// Builds the boot overlays of all nodes, or finds them in the cache, each once, in parallel.
 async fn overlay_layers(
     store: &stead_image::Store,
     record: &Record,

@@ -1,4 +1,4 @@
-//! The record of a cluster: what it should be, and what must be remembered between commands.
+//! The record of a cluster: what it should be, and what commands must remember.
 
 use crate::{ClusterError, Layout, files};
 use serde::{Deserialize, Serialize};
@@ -8,24 +8,24 @@ use std::{
 };
 use stead_model::{ClusterSpec, Digest, EngineKind, NodeName};
 
-/// What is remembered of a cluster. Written as `cluster.json` before anything is made.
+/// The record of a cluster. Written as `cluster.json` before anything is made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     /// Version of this format: 1.
     pub schema: u32,
-    /// The cluster file as understood (after `scale`: with the new number).
+    /// The parsed cluster file; after `scale`, with the new number of nodes.
     pub spec: ClusterSpec,
-    /// Directory that relative paths in the spec are meant from.
+    /// Directory that relative paths in the spec are relative to.
     pub base_dir: PathBuf,
     /// Manifest of the image it was last brought up with.
     pub image: Digest,
-    /// Engine, worked out of spec and image.
+    /// The engine, from spec and image.
     pub engine: EngineKind,
-    /// Nodes that are members of the engine's cluster, as far as this tool saw to it. Empty: it was never formed.
+    /// Nodes that Stead has made members of the engine's cluster. Empty: the cluster was never formed.
     #[serde(default)]
     pub members: BTreeSet<NodeName>,
-    /// Members whose removal was begun, and the node through which. Empty unless that was cut short.
+    /// Members whose removal was begun, with the node it goes through. Empty unless a removal was interrupted.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub leaving: BTreeMap<NodeName, NodeName>,
 }
@@ -38,7 +38,7 @@ impl Record {
     pub fn load(layout: &Layout) -> Result<Option<Self>, ClusterError> {
         files::read_json(&layout.record())
     }
-    /// Reads the record of a cluster that must be there.
+    /// Reads the record of a cluster that must exist.
     ///
     /// # Errors
     /// [`ClusterError::NoCluster`], or as [`Record::load`].

@@ -1,4 +1,4 @@
-//! Reaching one node of a cluster: for exec, logs, cp, reboot.
+//! Access to one node of a cluster, for exec, logs, cp and reboot.
 
 use crate::{ClusterError, Host, Record, dial, files, identities, observe};
 use stead_agent::client::Client;
@@ -25,7 +25,7 @@ pub fn connect(host: &Host, cluster: &ClusterName, node: &str) -> Result<Client,
     })
 }
 
-/// The name, when the cluster has such a node.
+/// The node's name, if the cluster has it.
 ///
 /// # Errors
 /// [`ClusterError::NoCluster`] or [`ClusterError::NoNode`].

@@ -1,4 +1,4 @@
-//! A cluster on this host: looks at it, and does what single steps say, by its machines, agents and network.
+//! A cluster on this host: observes it, and executes single steps through its machines, agents and network.
 
 use crate::{
     ClusterError, Events, Host, Layout, Plan, Record,
@@ -34,14 +34,14 @@ pub(crate) struct Site {
     pki: Pki,
     desired: Desired,
     events: Events,
-    /// Why the backend is what it is.
+    /// The reason for the choice of the backend.
     backend_why: String,
-    /// Agents of the nodes that should be; their connections are kept until their machines are started anew.
+    /// Agents of the wanted nodes, with their connections, which are kept until the machine is restarted.
     agents: Mutex<BTreeMap<NodeName, Client>>,
 }
 
 impl Site {
-    /// Of what was prepared; nothing is done yet.
+    /// The site of prepared inputs; changes nothing yet.
     pub(crate) fn new(host: &Host, prepared: Prepared, events: &Events) -> Self {
         let Prepared { layout, record, desired, pki, backend_why } = prepared;
         Self {
@@ -65,7 +65,7 @@ impl Site {
         })
     }
 
-    /// A client of a node's agent, with the connections that are kept.
+    /// A client of a node's agent, with its connections.
     async fn agent(&self, node: &NodeName) -> Result<Client, ClusterError> {
         if let Some(agent) = self.agents.lock().await.get(node) {
             return Ok(agent.clone());
@@ -83,7 +83,7 @@ impl Site {
         Ok(agent)
     }
 
-    /// What a node boots with.
+    /// The spec that a node boots with.
     fn spec(&self, node: &DesiredNode, initialises: bool) -> NodeSpec {
         let mut spec = node.spec.clone();
         if initialises && let Some(e) = &mut spec.engine {
@@ -105,14 +105,14 @@ impl Site {
         match how {
             StopHow::Kill => machines::kill(&dir, node).await,
             StopHow::Clean => {
-                // A node that should not be is left to its supervisor's signal.
+                // An unwanted node is ended by its supervisor's signal.
                 let agent = self.agent(node).await.ok();
                 machines::stop(&dir, node, agent.as_ref()).await
             }
         }
     }
 
-    /// The record knows the member, and its spec never again has it initialise a cluster.
+    /// Records the member, and sets its spec so that it never initialises a cluster again.
     async fn remember(&self, node: &NodeName, status: &NodeStatus) -> Result<(), ClusterError> {
         let mut record = self.record.lock().await;
         let new = record.members.insert(node.clone());
@@ -142,7 +142,7 @@ impl Site {
         Ok(record.save(&self.layout)?)
     }
 
-    /// Steps of a node that is to be well: they watch it.
+    /// Executes the steps that wait for a node to be healthy.
     async fn bring(&self, node: &NodeName, action: &Action) -> Result<(), Setback> {
         let machine = &self.desired(node)?.machine;
         let agent = self.agent(node).await?;
@@ -167,7 +167,7 @@ impl Site {
                 self.remember(node, &status).await?;
             }
             Action::Readmit { through, .. } => {
-                self.events.node(node, "engine", "its removal was cut short: it is taken back");
+                self.events.node(node, "engine", "its removal was interrupted: it is restored");
                 let (way, machine) = (self.agent(through).await?, &self.desired(through)?.machine);
                 members::readmit(&watch(&quiet), Peer { machine, agent: &way }).await?;
             }
@@ -246,7 +246,7 @@ impl World for Site {
         files::private_dir(&self.layout.network())?;
         let started: BTreeSet<&NodeName> = plan.started().collect();
         for node in self.desired.nodes.iter().filter(|d| !started.contains(&d.machine.name)) {
-            // What it takes at its next boot, such as a renewed certificate.
+            // Changes for its next boot, such as a renewed certificate.
             let spec = self.spec(node, initialises == Some(&node.machine.name));
             files::write_json(&node.machine.spec_dir.join("node.json"), &spec)?;
         }

@@ -1,4 +1,4 @@
-//! `status`: what a cluster is, for people and machines.
+//! `status`: the state of a cluster, for people and programs.
 
 use crate::{ClusterError, Host, Record, health::word, identities, observe};
 use serde::Serialize;
@@ -9,10 +9,10 @@ use stead_model::{
     cluster::BackendChoice,
 };
 
-/// The engine lists its instances within this or not at all (quorum lost).
+/// Time limit for the engine's list of instances: without a quorum it never answers.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A cluster as it is.
+/// The state of a cluster.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClusterStatus {
     /// Its name.
@@ -21,7 +21,7 @@ pub struct ClusterStatus {
     pub nodes: Vec<NodeLine>,
     /// Instances of its engine.
     pub instances: Vec<InstanceStatus>,
-    /// What is wrong.
+    /// Problems.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -31,16 +31,16 @@ pub struct ClusterStatus {
 pub struct NodeLine {
     /// Its name.
     pub name: NodeName,
-    /// `stopped`, `unreachable`, or the agent's own word: `booting`, `starting`, `running`, `degraded`, `rescue`,
+    /// `stopped`, `unreachable`, or the agent's own value: `booting`, `starting`, `running`, `degraded`, `rescue`,
     /// `stopping`.
     pub phase: String,
-    /// How it is run.
+    /// Its backend.
     pub backend: BackendChoice,
     /// Its addresses.
     pub addresses: Vec<String>,
     /// The engine on it.
     pub engine: EngineLine,
-    /// Everything the agent says.
+    /// The agent's whole status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<NodeStatus>,
 }
@@ -48,14 +48,14 @@ pub struct NodeLine {
 /// The engine on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EngineLine {
-    /// Which.
+    /// Its kind.
     pub kind: EngineKind,
-    /// `none`, `unknown`, or the agent's word: `starting`, `waiting`, `forming`, `online`, `offline`, `evacuated`,
+    /// `none`, `unknown`, or the agent's value: `starting`, `waiting`, `forming`, `online`, `offline`, `evacuated`,
     /// `failed`.
     pub state: String,
 }
 
-/// Asks everybody.
+/// Asks all agents.
 ///
 /// # Errors
 /// There is no such cluster.

@@ -1,4 +1,4 @@
-//! `up` and `scale`: prepare, look, plan, check, and do what the plan says.
+//! `up` and `scale`: prepare, observe, plan, check and execute.
 
 use crate::{
     ClusterError, Events, Host, Plan, Record, execute, machines, observe,
@@ -11,22 +11,22 @@ use stead_model::{ClusterName, cluster::Nodes};
 
 pub use prepare::UpRequest;
 
-/// What came of it.
+/// The result of `up`.
 #[derive(Debug, Clone, Serialize)]
 pub struct UpReport {
-    /// The plan that was carried out.
+    /// The executed plan.
     pub plan: Plan,
-    /// Plans that came after it, because the cluster changed meanwhile.
+    /// Later plans, made because the cluster changed meanwhile.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub later: Vec<Plan>,
-    /// How long it took, in seconds.
+    /// Its duration in seconds.
     pub seconds: f64,
 }
 
-/// What is to be done for this request; nothing but the image store's layer cache is touched.
+/// The plan for this request; only the image store's layer cache changes.
 ///
 /// # Errors
-/// The request cannot be carried out, or the state cannot be read.
+/// The request is impossible, or the state cannot be read.
 pub async fn dry_run(host: &Host, request: UpRequest, events: &Events) -> Result<Plan, ClusterError> {
     let prepared = prepare(host, request, events).await?;
     let observed =
@@ -34,15 +34,15 @@ pub async fn dry_run(host: &Host, request: UpRequest, events: &Events) -> Result
     execute::planned(&prepared.desired, &observed)
 }
 
-/// Makes the cluster what the request says, from whatever is there.
+/// Brings the cluster to the requested state, from any state.
 ///
 /// # Errors
-/// The first thing of each node that went wrong; what is up stays up, and `up` again goes on from there.
+/// The first failure of each node; running nodes stay up, and another `up` continues from there.
 pub async fn up(host: &Host, request: UpRequest, events: &Events) -> Result<UpReport, ClusterError> {
     let began = Instant::now();
     let layout = host.layout(&request.spec.name);
     let _lock = layout.take_lock()?;
-    // First what an interrupted command began to end, so that the plan is not built on what is on its way down.
+    // First finish what an interrupted command began to end, so that the plan does not rely on ending machines.
     machines::finish_ends(&layout).await?;
     let prepared = prepare(host, request, events).await?;
     let desired = prepared.desired.clone();
@@ -51,10 +51,10 @@ pub async fn up(host: &Host, request: UpRequest, events: &Events) -> Result<UpRe
     Ok(UpReport { plan, later, seconds: began.elapsed().as_secs_f64() })
 }
 
-/// Changes the number of nodes and brings the cluster there.
+/// Changes the number of nodes and brings the cluster to it.
 ///
 /// # Errors
-/// As [`up`]; or the nodes are listed by name and more are asked for.
+/// As [`up`]; or the nodes are listed by name and more are requested.
 pub async fn scale(
     host: &Host,
     cluster: &ClusterName,
@@ -71,7 +71,7 @@ pub async fn scale(
         }
         Nodes::List(list) => {
             return Err(ClusterError::Refused(format!(
-                "cluster {cluster} lists its {} nodes by name, so {count} cannot be made by number: add them to its file and run `stead up FILE`",
+                "cluster {cluster} lists its {} nodes by name, so it cannot be scaled to {count}: add nodes to its file and run `stead up FILE`",
                 list.len()
             )));
         }

@@ -1,4 +1,4 @@
-//! Waiting until a node is well, and what is said when it never will be.
+//! Waits until a node is healthy, and makes the error when it never will be.
 
 use crate::{
     ClusterError, Events, files,
@@ -9,33 +9,33 @@ use stead_agent::client::Client;
 use stead_machine::{MachinePhase, MachineSpec, backend, supervise};
 use stead_model::agent::NodeStatus;
 
-/// Pause between two looks at a node that is starting: small against the second that a start takes.
+/// Pause between two looks at a starting node: small compared with the second that a start takes.
 const POLL: Duration = Duration::from_millis(15);
-/// Pause when the agent does not even listen yet.
+/// Pause while the agent does not listen yet.
 const POLL_UNREACHABLE: Duration = Duration::from_millis(10);
 /// Lines of console and service logs shown for a node that failed.
 const TAIL_LINES: usize = 15;
 
-/// A node that is watched on its way.
+/// A node that is being waited for.
 pub(crate) struct Watch<'a> {
     pub(crate) machine: &'a MachineSpec,
     pub(crate) agent: &'a Client,
-    /// Where the agent's first answer is reported; to nobody where that is old news.
+    /// Where the agent's first answer is reported; discarded if it was reported before.
     pub(crate) events: &'a Events,
     deadline: Instant,
 }
 
 impl<'a> Watch<'a> {
-    /// For as long as a machine of its kind may take, from now.
+    /// Waits as long, from now, as a machine of its backend may take.
     pub(crate) fn new(machine: &'a MachineSpec, agent: &'a Client, events: &'a Events) -> Self {
         let deadline = Instant::now() + backend::patience(machine).running;
         Self { machine, agent, events, deadline }
     }
 
-    /// Polls its agent until it is `well`; `what` names that.
+    /// Polls its agent until `well` holds; `what` names the condition.
     ///
     /// # Errors
-    /// [`ClusterError::Node`]: its machine ended, it is in rescue, a service failed for good, or it takes too long;
+    /// [`ClusterError::Node`]: its machine ended, it is in rescue, a service failed for good, or the time limit passed;
     /// [`ClusterError::Agent`]: its agent speaks another version of the protocol.
     pub(crate) async fn until(
         &self,
@@ -101,7 +101,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// The end of a service's log, or nothing.
+/// The end of a service's log, or an empty text.
 async fn agent_log(agent: &Client, service: &str) -> String {
     let mut text = Vec::new();
     if let Ok(mut chunks) = agent.logs(Some(service), Some(TAIL_LINES as u64), false).await {
@@ -112,7 +112,7 @@ async fn agent_log(agent: &Client, service: &str) -> String {
     String::from_utf8_lossy(&text).trim_end().to_owned()
 }
 
-/// The error of a node that did not get as far as it should, with the ends of its logs.
+/// The error of a node that did not reach its desired state, with the ends of its logs.
 pub(crate) fn failed(
     machine: &MachineSpec,
     why: String,

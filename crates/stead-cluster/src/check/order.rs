@@ -1,4 +1,4 @@
-//! Which step comes before which, whatever else happens: by what steps wait for, and what those wait for.
+//! Which step always comes before which: the transitive closure of waits.
 
 use super::flaw::Flaw;
 use crate::plan::{Step, StepId};
@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 /// The order of the steps of a plan.
 pub(super) struct Order {
     at: BTreeMap<StepId, usize>,
-    /// For each step a bit for each step that comes before it.
+    /// For each step, a bit for each step that comes before it.
     before: Vec<Vec<u64>>,
 }
 
 impl Order {
     /// # Errors
-    /// Two steps have the same number, or a step waits for one that is not there, or not before it.
+    /// Two steps have the same number, or a step waits for one that is missing or does not come before it.
     pub(super) fn new(steps: &[Step]) -> Result<Self, Flaw> {
         let mut at = BTreeMap::new();
         let mut before: Vec<Vec<u64>> = Vec::with_capacity(steps.len());

@@ -1,12 +1,12 @@
 //! Makes plans.
 //!
-//! In this order, each part only where there is something to do:
+//! In this order, each part only if it is needed:
 //! 1. the network;
-//! 2. nodes that do not run, or are of no use to the engine's cluster as they are, are started, all at once; members that
-//!    come back by themselves are waited for, the others join through a member that is online by then;
-//! 3. members that should not be and do not run are removed, for they count as voters that are missing;
-//! 4. members that must be restarted are, one at a time, when all others are online;
-//! 5. nodes that should not be are evacuated, removed and deleted;
+//! 2. nodes that do not run, or are useless to the engine's cluster in their present state, are started, all at once;
+//!    members that come back by themselves are waited for, the others join through a member that is online by then;
+//! 3. unwanted members that do not run are removed, because they count as missing voters;
+//! 4. members that need a restart are restarted one at a time, while all others are online;
+//! 5. unwanted nodes are evacuated, removed and deleted;
 //! 6. all members are online at the same time.
 
 use super::{
@@ -21,7 +21,7 @@ use crate::{
 use std::collections::BTreeMap;
 use stead_model::{NodeName, agent::EngineState, node::EngineRole};
 
-/// Makes the plan that leads from what is to what should be.
+/// Makes the plan that leads from the observed to the desired state.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let views: Vec<View<'_>> = desired.nodes.iter().map(|want| View::new(want, observed)).collect();
     let mut plan = Plan {
@@ -65,9 +65,9 @@ struct Maker<'a> {
     plan: Plan,
     observed: &'a Observed,
     views: Vec<View<'a>>,
-    /// What everything waits for: the network, if something happens to it.
+    /// Steps that all others wait for: the network, if it changes.
     first: Vec<StepId>,
-    /// A member says that it is online: there is a quorum, and restarts must keep it.
+    /// Whether a member is online: then there is a quorum, which restarts must keep.
     quorum: bool,
 }
 
@@ -76,7 +76,7 @@ impl<'a> Maker<'a> {
         let after = if after.is_empty() { self.first.clone() } else { after.to_vec() };
         self.plan.push(action, &after)
     }
-    /// Stops (if it runs) and starts the machine of the view at this place; the last step of that.
+    /// Stops the machine of the view at this index, if it runs, and starts it; returns the last step.
     fn restart(&mut self, at: usize, how: StopHow, why: Vec<String>, initialises: bool) -> StepId {
         self.restart_after(at, how, why, initialises, &[])
     }
@@ -95,17 +95,17 @@ impl<'a> Maker<'a> {
         let after = stop.map_or(after.to_vec(), |s| vec![s]);
         self.push(Action::Start { node, initialises }, &after)
     }
-    /// Warns of what a restart loses.
+    /// Adds a warning about state that a restart loses.
     fn warn_of_loss(&mut self, at: usize) {
         let (view, engine) = (&self.views[at], self.plan.engine);
         if !view.keeps_state {
             self.plan.warnings.push(format!(
-                "{} has no disk of role data: what {engine} keeps on it is lost by the restart",
+                "{} has no disk of role data: the restart loses its {engine} state",
                 view.name()
             ));
         }
     }
-    /// As [`Self::restart`], of a node that is not up: one on its way down ends cleanly first.
+    /// As [`Self::restart`], for a node that is not up: a machine that is ending ends cleanly first.
     fn start(&mut self, at: usize, initialises: bool) -> StepId {
         self.restart(at, StopHow::Clean, vec!["it was already ending".into()], initialises)
     }
@@ -131,16 +131,16 @@ impl<'a> Maker<'a> {
         self.removals(&ends, None, &BTreeMap::new());
     }
 
-    /// No member has kept the state of the engine's cluster: the first node forms a new one.
+    /// No member has kept the state of the engine's cluster, so the first node forms a new one.
     fn anew(&mut self) {
         let engine = self.plan.engine;
         if !self.observed.members.is_empty() {
             self.plan.warnings.push(format!(
-                "no member kept the state of {engine}: its cluster is formed anew, empty (give nodes a disk of role data to keep it)"
+                "no member kept the state of {engine}: a new, empty cluster is formed (give nodes a disk of role data to keep it)"
             ));
         }
         let mut first: Option<(NodeName, StepId)> = None;
-        // Its certificate, when the first node runs and has begun already.
+        // The new cluster's certificate, if the first node runs and has already begun.
         let mut cluster = None;
         let mut ends = Vec::new();
         for at in 0..self.views.len() {
@@ -183,9 +183,9 @@ impl<'a> Maker<'a> {
         self.steady(&ends);
     }
 
-    /// The engine's cluster lives on in at least one node.
+    /// The engine's cluster survives in at least one node.
     fn on_what_survives(&mut self) {
-        // Started, taken back, waited for.
+        // Started, restored, waited for.
         let count = self.views.len();
         let the_cluster = self.the_cluster();
         let mut fresh = vec![false; count];
@@ -253,7 +253,7 @@ impl<'a> Maker<'a> {
                 }
             }
         }
-        // Members that must be restarted take turns, once all others are online; first those that are not.
+        // Members that need a restart take turns, once all others are online; those that are not online come first.
         let mut ends: Vec<StepId> = member_since.into_iter().flatten().flatten().collect();
         let through = self.remover();
         let removed = self.expulsions(&ends, through.as_ref());
@@ -276,12 +276,12 @@ impl<'a> Maker<'a> {
         let view = &self.views[at];
         let (node, keeps_state) = (view.name().clone(), view.keeps_state);
         let why = view.changes.clone().unwrap_or_default();
-        // Rather one that is not restarted itself.
+        // Preferably one that is not restarted itself.
         let rank = |v: &&View<'_>| (self.is_rolled(v), v.standing != Standing::Online);
         let others = self.views.iter().filter(|v| v.name() != &node);
         let through = others.min_by_key(rank).map(|v| v.name().clone());
         self.warn_of_loss(at);
-        // Cleanly even if its state is lost: it hands its part in the database over.
+        // Cleanly even if its state is lost, so that it hands over its role in the database.
         let started = self.restart_after(at, StopHow::Clean, why, false, after);
         let mut answers = self.push(Action::AwaitAgent { node: node.clone() }, &[started]);
         if let Some(through) = self.readmits(at).filter(|_| self.views[at].standing != Standing::Online) {
@@ -294,8 +294,8 @@ impl<'a> Maker<'a> {
         self.push(back, &[answers])
     }
 
-    /// Whether a node is a member that must be restarted while all others are online. Without a quorum there is nothing to
-    /// keep: members are then restarted at the same time, for none comes online alone.
+    /// Whether a node is a member that needs a restart while all others are online. Without a quorum there is nothing
+    /// to keep: members are then restarted at the same time, because none comes online alone.
     fn is_rolled(&self, view: &View<'_>) -> bool {
         let up = matches!(view.standing, Standing::Online | Standing::Unsure | Standing::Offline);
         self.quorum && up && view.is_changed()
@@ -331,8 +331,8 @@ impl<'a> Maker<'a> {
         (0..self.views.len()).filter(|at| member_since[*at].is_some()).min_by_key(|at| rank(*at))
     }
 
-    /// Who undoes the removal of a node that was cut short: the node that drove it may still be at work, and knows when that
-    /// has ended. If it does not run any more, the member itself is asked, unless it has lost its state.
+    /// The node that undoes an interrupted removal. The node that drove it may still be at work, and knows when it has
+    /// ended; if it no longer runs, the member itself is asked, unless it has lost its state.
     fn readmits(&self, at: usize) -> Option<NodeName> {
         let view = &self.views[at];
         let driver = self.observed.leaving.get(view.name())?;
@@ -343,7 +343,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// The engine's cluster that lives on, told by its certificate.
+    /// The surviving engine cluster, identified by its certificate.
     fn the_cluster(&self) -> Option<Option<&'a String>> {
         let members = self.views.iter().filter(|v| v.standing == Standing::Online);
         members
@@ -363,7 +363,7 @@ impl<'a> Maker<'a> {
         self.views.iter().min_by_key(|v| rank(v)).map(|v| v.name().clone())
     }
 
-    /// Nodes that should not be, and whether their engines are there to be evacuated.
+    /// Unwanted nodes, and whether their engines can be evacuated.
     fn surplus(&self) -> Vec<(NodeName, bool)> {
         let wanted = |name: &NodeName| self.views.iter().any(|v| v.name() == name);
         let there = |o: &ObservedNode| o.is_up() && o.engine() != Some(EngineState::Waiting);
@@ -371,7 +371,7 @@ impl<'a> Maker<'a> {
         surplus.map(|(name, o)| (name.clone(), there(o))).collect()
     }
 
-    /// Members that should not be and are not there are removed by force.
+    /// Removes unwanted members that are not running by force.
     fn expulsions(&mut self, after: &[StepId], through: Option<&NodeName>) -> BTreeMap<NodeName, StepId> {
         let mut removed = BTreeMap::new();
         for (node, there) in self.surplus() {
@@ -383,8 +383,8 @@ impl<'a> Maker<'a> {
         removed
     }
 
-    /// Nodes that should not be go, once all that should be are well. `through`: the member that removes members; `None`
-    /// when they are members of no cluster that lives on. `removed`: those that were already. The last steps of the plan so far.
+    /// Removes unwanted nodes, once all wanted ones are healthy. `through`: the member that removes members; `None` if
+    /// their cluster does not survive. `removed`: those already removed. Returns the last steps of the plan so far.
     fn removals(
         &mut self,
         after: &[StepId],
@@ -399,8 +399,8 @@ impl<'a> Maker<'a> {
                 let evacuate = Action::Evacuate { node: node.clone(), through: through.clone() };
                 last = vec![self.push(evacuate, &last)];
             }
-            // All that counted was the engine's, which has let it go, and which may not hear of a clean end while it resets
-            // itself. Without an engine, its services may have something to finish.
+            // Only the engine's data mattered, which has been evacuated, and the engine may ignore a clean stop while
+            // it resets itself. Without an engine, its services may have something to finish.
             let how = if self.plan.engine.is_none() { StopHow::Clean } else { StopHow::Kill };
             let why = vec!["no longer in the cluster".to_owned()];
             let stopped = self.push(Action::Stop { node: node.clone(), how, why }, &last);
@@ -419,7 +419,7 @@ fn how_to_stop(keeps_state: bool) -> StopHow {
     if keeps_state { StopHow::Clean } else { StopHow::Kill }
 }
 
-/// Why a node that runs as it should must be restarted nevertheless, when the engine's cluster is formed anew.
+/// Why a node that runs as desired must still be restarted when a new engine cluster is formed.
 fn fresh_start(view: &View<'_>, is_first: bool, cluster: Option<Option<&String>>) -> Option<&'static str> {
     let role = view.seen.and_then(|o| o.spec.as_ref()?.engine.as_ref()).map(|e| e.role);
     if is_first && role != Some(EngineRole::Init) {
@@ -429,10 +429,10 @@ fn fresh_start(view: &View<'_>, is_first: bool, cluster: Option<Option<&String>>
         return Some("its engine's cluster has lost its quorum");
     }
     (!is_first && view.cluster().is_some_and(|c| Some(c) != cluster))
-        .then_some("its engine is in a cluster that is no more")
+        .then_some("its engine is in a cluster that no longer exists")
 }
 
-/// Why a node that runs as it should cannot join the engine's cluster as it is.
+/// Why a node that runs as desired cannot join the engine's cluster in its present state.
 fn other_cluster(view: &View<'_>, the_cluster: Option<Option<&String>>) -> Option<&'static str> {
     if view.standing != Standing::Stranger {
         return None;
@@ -442,5 +442,5 @@ fn other_cluster(view: &View<'_>, the_cluster: Option<Option<&String>>) -> Optio
     }
     view.cluster()
         .is_some_and(|c| Some(c) != the_cluster)
-        .then_some("its engine is in a cluster that is no more")
+        .then_some("its engine is in a cluster that no longer exists")
 }

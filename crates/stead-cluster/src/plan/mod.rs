@@ -1,8 +1,8 @@
-//! What is to be done so that what is becomes what should be: steps, and what each of them waits for.
+//! Plans: the steps from the observed to the desired state, and what each of them waits for.
 //!
-//! A plan is a value. [`plan()`] makes it without effects, [`crate::check`] checks it without asking how it was made, and
-//! whoever carries it out chooses nothing: who a join or a removal goes through, a clean stop or a kill, and the node that
-//! initialises the engine's cluster all stand in the steps.
+//! A plan is a value. [`plan()`] makes it without effects, [`crate::check`] checks it independently, and its execution
+//! makes no choices: the member that a join or a removal goes through, a clean stop or a kill, and the node that
+//! initialises the engine's cluster are all part of the steps.
 
 mod make;
 mod steps;

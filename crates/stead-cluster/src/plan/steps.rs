@@ -4,16 +4,16 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use stead_model::{ClusterName, EngineKind, NodeName};
 
-/// What is to be done.
+/// A plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// To which cluster.
+    /// The cluster.
     pub cluster: ClusterName,
-    /// With which engine.
+    /// Its engine.
     pub engine: EngineKind,
-    /// The steps. Each waits only for steps that stand before it; those that wait for nothing more run at the same time.
+    /// The steps. Each waits only for earlier ones; steps whose waits are over run at the same time.
     pub steps: Vec<Step>,
-    /// What the operator should know before.
+    /// Warnings for the operator.
     pub warnings: Vec<String>,
 }
 
@@ -33,105 +33,105 @@ impl fmt::Display for StepId {
 pub struct Step {
     /// Its number.
     pub id: StepId,
-    /// What is done.
+    /// The action.
     #[serde(flatten)]
     pub action: Action,
-    /// The steps that must have succeeded before.
+    /// The steps that must have succeeded first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<StepId>,
 }
 
-/// What a step does.
+/// The action of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub enum Action {
-    /// The host network is made or changed in place.
+    /// Makes the host network or changes it in place.
     Network {
         /// Which of the two.
         change: NetworkChange,
     },
-    /// A machine is stopped.
+    /// Stops a machine.
     Stop {
         /// Its node.
         node: NodeName,
         /// Cleanly or at once.
         how: StopHow,
-        /// For what reasons.
+        /// The reasons.
         why: Vec<String>,
     },
-    /// A machine is started.
+    /// Starts a machine.
     Start {
         /// Its node.
         node: NodeName,
-        /// It boots to initialise the engine's cluster, not to join one.
+        /// Whether it boots to initialise the engine's cluster, not to join one.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         initialises: bool,
     },
     /// Waits until all services of a node run. For nodes without an engine.
     AwaitServices {
-        /// Which.
+        /// The node.
         node: NodeName,
     },
     /// Waits until a node's agent answers, and its engine answers the agent.
     AwaitAgent {
-        /// Which.
+        /// The node.
         node: NodeName,
     },
-    /// Waits until a node that boots to initialise the engine's cluster is its first member, and online.
+    /// Waits until a node that boots to initialise the engine's cluster is its first, online member.
     Initialise {
-        /// Which.
+        /// The node.
         node: NodeName,
     },
-    /// Waits until a node that is a member is online, and remembers it as a member.
+    /// Waits until a member is online, and records it as a member.
     AwaitMember {
-        /// Which.
+        /// The node.
         node: NodeName,
     },
-    /// Undoes the removal of a member that was cut short: once the node that drove it has ended its work, a member that is
-    /// still there is restored.
+    /// Undoes the interrupted removal of a member: once the node that drove it has finished, a member that still exists
+    /// is restored.
     Readmit {
-        /// Who stays.
+        /// The member that stays.
         node: NodeName,
-        /// The node that drove the removal while it can be asked, otherwise the member itself.
+        /// The node that drove the removal if it can be asked, otherwise the member itself.
         through: NodeName,
     },
-    /// A node joins the engine's cluster by a one-time token, and is waited for until it is online.
+    /// Makes a node join the engine's cluster with a one-time token, and waits until it is online.
     Join {
-        /// Who.
+        /// The node.
         node: NodeName,
-        /// The member that gives the token.
+        /// The member that issues the token.
         through: NodeName,
-        /// It was a member and has lost its state: its old membership is removed first.
+        /// Whether it was a member and has lost its state: then its old membership is removed first.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         anew: bool,
     },
-    /// The instances of a member go elsewhere, then it is removed from the engine's cluster.
+    /// Evacuates a member's instances, then removes it from the engine's cluster.
     Evacuate {
-        /// Who goes.
+        /// The member to remove.
         node: NodeName,
-        /// The member that is asked for it.
+        /// The member that is asked to do it.
         through: NodeName,
     },
-    /// A member that does not run, or has lost its state, is removed from the engine's cluster by force.
+    /// Removes a member that does not run, or has lost its state, from the engine's cluster by force.
     Remove {
-        /// Who goes.
+        /// The member to remove.
         node: NodeName,
-        /// The member that is asked for it.
+        /// The member that is asked to do it.
         through: NodeName,
     },
-    /// All files of a stopped node are deleted, its disks too.
+    /// Deletes all files of a stopped node, including its disks.
     Delete {
-        /// Which.
+        /// The node.
         node: NodeName,
     },
-    /// Waits until all services of all members run, and all members say at the same time that they are online.
+    /// Waits until all services of all members run, and all members report at the same time that they are online.
     AwaitSteady {
-        /// All of them.
+        /// All members.
         nodes: Vec<NodeName>,
     },
 }
 
-/// What happens to the host network.
+/// The change of the host network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NetworkChange {
@@ -145,14 +145,14 @@ pub enum NetworkChange {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StopHow {
-    /// Its services end in order; what is left after their time is killed.
+    /// Its services end in order; what is left after the deadline is killed.
     Clean,
-    /// At once: nothing on it is wanted any more.
+    /// At once: nothing on it is needed any more.
     Kill,
 }
 
 impl Action {
-    /// The node that the step is about; `None` for what concerns the whole cluster.
+    /// The node that the action concerns; `None` for the whole cluster.
     pub fn node(&self) -> Option<&NodeName> {
         match self {
             Self::Network { .. } | Self::AwaitSteady { .. } => None,
@@ -169,7 +169,7 @@ impl Action {
             | Self::Delete { node } => Some(node),
         }
     }
-    /// The node that is asked to do it for another.
+    /// The node that does it for another.
     pub fn through(&self) -> Option<&NodeName> {
         match self {
             Self::Readmit { through, .. }
@@ -179,8 +179,8 @@ impl Action {
             _ => None,
         }
     }
-    /// Whether it changes who is a member. Such steps take turns, in any order: the engines' databases take one change at
-    /// a time.
+    /// Whether it changes the membership. Such steps take turns, in any order: the engines' databases accept one change
+    /// at a time.
     pub fn takes_turns(&self) -> bool {
         matches!(self, Self::Join { .. } | Self::Evacuate { .. } | Self::Remove { .. })
     }
@@ -197,11 +197,11 @@ impl Action {
 }
 
 impl Plan {
-    /// Whether nothing is to be done but to wait.
+    /// Whether the plan only waits.
     pub fn is_empty(&self) -> bool {
         self.steps.iter().all(|s| s.action.only_waits())
     }
-    /// The node that initialises the engine's cluster, when it is formed anew.
+    /// The node that initialises the engine's cluster, if a new one is formed.
     pub fn initialises(&self) -> Option<&NodeName> {
         self.steps.iter().find_map(|s| match &s.action {
             Action::Initialise { node } => Some(node),

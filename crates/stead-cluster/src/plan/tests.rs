@@ -1,4 +1,4 @@
-//! Plans for worlds that were put together by hand; whole stories are in `scenarios`.
+//! Plans for worlds built by hand; whole stories are in `scenarios`.
 
 use super::{Plan, plan};
 use crate::{
@@ -18,7 +18,7 @@ fn incus(yaml: &str, layer: u8) -> Desired {
     want(yaml, layer, EngineKind::Incus)
 }
 
-/// The plan, which passes its check.
+/// The plan, after its check.
 #[track_caller]
 fn sound(desired: &Desired, observed: &Observed) -> Plan {
     let plan = plan(desired, observed);
@@ -31,7 +31,7 @@ fn node<'a>(observed: &'a mut Observed, node: &str) -> &'a mut ObservedNode {
 }
 
 #[test]
-fn what_is_as_it_should_be_is_left_alone() {
+fn nodes_as_desired_are_left_unchanged() {
     let d = incus("nodes: 3", 7);
     let observed = as_applied(&d, EngineState::Online, &["node1", "node2", "node3"]);
     let p = sound(&d, &observed);
@@ -42,7 +42,7 @@ fn what_is_as_it_should_be_is_left_alone() {
 }
 
 #[test]
-fn a_renewed_certificate_is_no_reason_to_restart_but_a_new_ca_is() {
+fn a_new_ca_is_a_reason_to_restart_but_a_renewed_certificate_is_not() {
     let d = incus("nodes: 1", 7);
     let mut observed = as_applied(&d, EngineState::Online, &["node1"]);
     let agent = |o: &mut Observed, change: fn(&mut AgentSpec)| {
@@ -55,7 +55,7 @@ fn a_renewed_certificate_is_no_reason_to_restart_but_a_new_ca_is() {
 }
 
 #[test]
-fn a_machine_on_its_way_down_is_started_and_not_built_on() {
+fn an_ending_machine_is_restarted_and_not_relied_on() {
     let d = incus("nodes: 2", 7);
     let mut observed = as_applied(&d, EngineState::Online, &["node1", "node2"]);
     node(&mut observed, "node2").running.as_mut().unwrap().phase = MachinePhase::Stopping;
@@ -67,7 +67,7 @@ fn a_machine_on_its_way_down_is_started_and_not_built_on() {
 }
 
 #[test]
-fn a_member_of_another_cluster_begins_anew() {
+fn a_member_of_another_cluster_starts_over() {
     let d = incus("nodes: 2", 7);
     let mut observed = as_applied(&d, EngineState::Online, &["node1"]);
     let show = |o: &mut Observed, at: &str, certificate: &str| {
@@ -80,18 +80,18 @@ fn a_member_of_another_cluster_begins_anew() {
     show(&mut observed, "node2", "two");
     insta::assert_snapshot!(sound(&d, &observed), @r"
     cluster demo:
-      1  node2: kill (its engine is in a cluster that is no more)
-      2  node2: start                                              after 1
-      3  node2: wait for its agent                                 after 2
-      4  node2: join incus through node1                           after 3
-      5  wait until all members are online at once                 after 4
-      warning: node2 has no disk of role data: what incus keeps on it is lost by the restart
+      1  node2: kill (its engine is in a cluster that no longer exists)
+      2  node2: start                                                    after 1
+      3  node2: wait for its agent                                       after 2
+      4  node2: join incus through node1                                 after 3
+      5  wait until all members are online at once                       after 4
+      warning: node2 has no disk of role data: the restart loses its incus state
     ");
 }
 
-/// One whose configuration is the cause is not waited for before it gets another.
+/// A member may be unhealthy because of its configuration, so it gets a new one without being waited for.
 #[test]
-fn a_member_that_is_not_well_is_restarted_without_waiting_for_it() {
+fn an_unhealthy_member_is_restarted_without_waiting_for_it() {
     let mut observed = as_applied(
         &incus(&format!("nodes: 3\n{DATA}"), 7),
         EngineState::Online,

@@ -1,10 +1,10 @@
-//! A plan for people: a line a step, with its number and the steps it waits for.
+//! A plan for people: one line a step, with its number and the steps it waits for.
 
 use super::steps::{Action, NetworkChange, Plan, StepId, StopHow};
 use std::fmt;
 use stead_model::{EngineKind, NodeName};
 
-/// Steps with a longer text do not widen the column.
+/// Widest column: steps with a longer text do not widen it.
 const WIDEST: usize = 72;
 
 impl fmt::Display for Plan {
@@ -35,7 +35,7 @@ impl fmt::Display for Plan {
     }
 }
 
-/// What a step does, in words.
+/// The description of a step.
 pub(crate) fn text(action: &Action, engine: EngineKind) -> String {
     match action {
         Action::Network { change: NetworkChange::Make } => "make the network".into(),
@@ -54,14 +54,14 @@ pub(crate) fn text(action: &Action, engine: EngineKind) -> String {
         Action::Initialise { node } => format!("{node}: initialise {engine}"),
         Action::AwaitMember { node } => format!("{node}: wait until {engine} is online"),
         Action::Readmit { node, through } if node == through => {
-            format!("{node}: take back into {engine}: its removal was cut short")
+            format!("{node}: restore in {engine}: its removal was interrupted")
         }
         Action::Readmit { node, through } => {
-            format!("{node}: take back into {engine} through {through}: its removal was cut short")
+            format!("{node}: restore in {engine} through {through}: its removal was interrupted")
         }
         Action::Join { node, through, anew: false } => format!("{node}: join {engine} through {through}"),
         Action::Join { node, through, anew: true } => {
-            format!("{node}: join {engine} anew through {through}")
+            format!("{node}: rejoin {engine} through {through}")
         }
         Action::Evacuate { node, through } => {
             format!("{node}: evacuate, remove from {engine} through {through}")

@@ -1,4 +1,4 @@
-//! A node that should be beside what was seen of it, and what follows for plans from the two.
+//! A desired node beside its observed state, and the consequences for plans.
 
 use crate::{
     desired::DesiredNode,
@@ -11,31 +11,31 @@ use stead_model::{
     node::EngineRole,
 };
 
-/// How a node stands towards the engine's cluster.
+/// A node's relation to the engine's cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// A member that runs and says that it is online (or was evacuated by hand).
+    /// A member that runs and is online (or was evacuated by hand).
     Online,
-    /// A member that runs and whose engine says nothing of use yet.
+    /// A member that runs but whose engine has no clear state yet.
     Unsure,
-    /// A member that runs and has no quorum, after all the time it was given.
+    /// A member that runs but has no quorum, even after waiting.
     Offline,
     /// A member that does not run and will come back with its state.
     Away,
-    /// Was a member and has lost its state, or loses it by not running.
+    /// It was a member and has lost its state, or has lost it by not running.
     Lost,
-    /// No member as far as is known.
+    /// Not a known member.
     Stranger,
 }
 
-/// A node that should be, and what was seen of it.
+/// A desired node and its observed state.
 pub(super) struct View<'a> {
     pub(super) want: &'a DesiredNode,
     pub(super) seen: Option<&'a ObservedNode>,
     pub(super) standing: Standing,
-    /// Its engine's state outlives a restart: on a disk that it should have, and that it has if it was there before.
+    /// Whether its engine's state survives a restart: on a disk that it should have and, if the node exists, has.
     pub(super) keeps_state: bool,
-    /// Why its machine is not as it should be; `None` when it is not up.
+    /// How its machine differs from the desired one; `None` when it is not up.
     pub(super) changes: Option<Vec<String>>,
 }
 
@@ -65,11 +65,11 @@ impl<'a> View<'a> {
     pub(super) fn name(&self) -> &'a NodeName {
         &self.want.machine.name
     }
-    /// Runs and is as it should be.
+    /// Whether it runs as desired.
     pub(super) fn is_kept(&self) -> bool {
         self.changes.as_ref().is_some_and(Vec::is_empty)
     }
-    /// Runs and must be restarted.
+    /// Whether it runs and must be restarted.
     pub(super) fn is_changed(&self) -> bool {
         self.changes.as_ref().is_some_and(|c| !c.is_empty())
     }
@@ -80,12 +80,12 @@ impl<'a> View<'a> {
     pub(super) fn status(&self) -> Option<&'a NodeStatus> {
         self.seen?.status.as_ref()
     }
-    /// Its supervisor runs, even if the machine is on its way down.
+    /// Whether its supervisor runs, even if the machine is ending.
     pub(super) fn is_supervised(&self) -> bool {
         self.seen.is_some_and(|o| o.running.is_some())
     }
-    /// Whether the engine's cluster lives on in this node. A restart of a node that does not keep its state is survived
-    /// when there is another node to join anew through.
+    /// Whether the engine's cluster survives in this node. It survives a restart of a node that does not keep its state
+    /// if there is another node to join through again.
     pub(super) fn survives(&self, nodes: usize) -> bool {
         match self.standing {
             Standing::Online => self.is_kept() || self.keeps_state || nodes > 1,
@@ -95,7 +95,7 @@ impl<'a> View<'a> {
             Standing::Lost | Standing::Stranger => false,
         }
     }
-    /// The certificate of the engine's cluster that it is in, as far as it says so: `None` when it is in none.
+    /// The certificate of the engine's cluster that it is in, as far as known; `None` when it is in none.
     pub(super) fn cluster(&self) -> Option<Option<&'a String>> {
         let engine = self.seen?.status.as_ref()?.engine.as_ref()?;
         matches!(engine.state, EngineState::Online | EngineState::Evacuated)
@@ -103,7 +103,7 @@ impl<'a> View<'a> {
     }
 }
 
-/// What differs between a machine that runs and what it should be; nothing when it is as it should be.
+/// The differences between a running machine and the desired one; empty when there are none.
 fn changes(desired: &DesiredNode, observed: &ObservedNode) -> Vec<String> {
     let mut why = Vec::new();
     match &observed.machine {
@@ -133,8 +133,8 @@ fn changes(desired: &DesiredNode, observed: &ObservedNode) -> Vec<String> {
     why
 }
 
-/// The spec without what is no reason for a restart: the engine's role, which the plan decides, and the node's own
-/// certificate, which it takes at its next boot.
+/// The spec without the parts that need no restart: the engine's role, which the plan decides, and the node's own
+/// certificate, which takes effect at its next boot.
 fn comparable(spec: &NodeSpec) -> NodeSpec {
     let mut spec = spec.clone();
     if let Some(e) = &mut spec.engine {

@@ -1,6 +1,6 @@
-//! Stories of a cluster: files and failures one after the other, and the plans that follow from them, in `golden/`.
+//! Stories of a cluster: sequences of files and failures, and the resulting plans, in `golden/`.
 //!
-//! Plans are made, checked and carried out by the code that does it on a host; the cluster is one in memory ([`town`]).
+//! Plans are made, checked and executed by the same code as on a host; the cluster is in memory ([`town`]).
 
 mod random;
 mod town;
@@ -12,7 +12,7 @@ use crate::{
 use stead_model::EngineKind;
 use town::Town;
 
-/// A story being told: what happens, and what came of it.
+/// A story: what happens, and the results.
 struct Story {
     town: Town,
     text: String,
@@ -165,7 +165,7 @@ fn a_removal_goes_on_while_its_node_is_taken_back() {
     s.up("nodes: 2", 1);
     s.happens("`scale 1` is killed; node1 removes node2 as soon as it is asked about it", |t| {
         t.cut_removal_short("node2", "node1", false);
-        t.when("node2: take back into incus through node1: its removal was cut short", |t| t.expel("node2"));
+        t.when("node2: restore in incus through node1: its removal was interrupted", |t| t.expel("node2"));
     });
     s.up("nodes: 2", 1);
     s.end("a-removal-goes-on");
@@ -226,7 +226,7 @@ fn the_member_that_others_join_through_dies() {
     s.end("the-seed-dies");
 }
 
-/// What is left is not given up by a command whose plan did not say so.
+/// A command does not give up the remaining state if its plan did not say so.
 #[test]
 fn the_quorum_dies_with_the_member_that_others_join_through() {
     let mut s = Story::new(EngineKind::Incus);

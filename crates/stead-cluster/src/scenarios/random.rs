@@ -1,4 +1,4 @@
-//! Random stories and worlds: plans pass their check and lead where they should, and broken plans do not pass.
+//! Random stories and worlds: plans pass their check and reach the desired state, and broken plans do not pass.
 
 use super::{data, town::Town};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 use proptest::{prelude::*, sample::Index};
 use stead_model::{EngineKind, agent::EngineState};
 
-/// What happens next in a story.
+/// An event in a story.
 #[derive(Debug, Clone)]
 enum Turn {
     Up { nodes: u32, data: bool, image: u8 },
@@ -41,7 +41,7 @@ fn engine() -> impl Strategy<Value = EngineKind> {
     prop_oneof![3 => Just(EngineKind::Incus), 1 => Just(EngineKind::None)]
 }
 
-/// A world put together at random, and a file for it.
+/// A random world and a file for it.
 fn world() -> impl Strategy<Value = (Desired, Observed)> {
     let state = prop_oneof![
         4 => Just(Some(EngineState::Online)),
@@ -98,7 +98,7 @@ fn world() -> impl Strategy<Value = (Desired, Observed)> {
         })
 }
 
-/// The plan without a step; what waited for it waits for what it waited for.
+/// The plan without one step; the steps that waited for it inherit its waits.
 fn without(plan: &Plan, id: StepId) -> Plan {
     let mut broken = plan.clone();
     let after = broken.steps.iter().find(|s| s.id == id).unwrap().after.clone();
@@ -112,7 +112,7 @@ fn without(plan: &Plan, id: StepId) -> Plan {
     broken
 }
 
-/// Whether `then` waits for `first`, by whatever way.
+/// Whether `then` waits for `first`, directly or indirectly.
 fn waits(plan: &Plan, then: StepId, first: StepId) -> bool {
     let step: &Step = plan.steps.iter().find(|s| s.id == then).unwrap();
     step.after.iter().any(|s| *s == first || waits(plan, *s, first))
@@ -121,7 +121,7 @@ fn waits(plan: &Plan, then: StepId, first: StepId) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
-    /// Whatever the world is, the plan for it passes the check, and another look at the same world gives the same plan.
+    /// For every world the plan passes the check, and planning again gives the same plan.
     #[test]
     fn every_plan_is_sound((desired, observed) in world()) {
         let made = plan(&desired, &observed);
@@ -131,8 +131,8 @@ proptest! {
         prop_assert_eq!(numbers, (1..=made.steps.len() as u32).collect::<Vec<_>>());
     }
 
-    /// Whatever happens between commands, `up` leads to the cluster that should be; a quorum that was there is kept all
-    /// the while; and then there is nothing to do.
+    /// Whatever happens between commands, `up` leads to the desired cluster and keeps an existing quorum all the time;
+    /// afterwards there is nothing to do.
     #[test]
     fn every_story_ends_well(engine in engine(), turns in prop::collection::vec(turn(), 1..12)) {
         let mut town = Town::new(engine);
@@ -153,13 +153,13 @@ proptest! {
             let nodes = town.nodes();
             match turn {
                 Turn::Up { nodes, data, image } => {
-                    // Nodes with votes that are missing are not given up for good.
+                    // Missing voters are not given up.
                     let there = if town.has_quorum() { 0 } else { town.nodes().len() as u32 };
                     last = (file(nodes.max(there), data), image);
                     up(&mut town, &last)?;
                 }
                 Turn::Crash(at) => town.crash(at.get(&nodes).as_str()),
-                // A majority of voters that is lost with its disks does not come back by any plan.
+                // No plan restores a majority of voters that is lost with its disks.
                 Turn::LoseDisk(at) if !town.votes(at.get(&nodes)) => town.lose_disk(at.get(&nodes).as_str()),
                 Turn::LoseDisk(_) => {}
                 Turn::Reboot => town.reboot(),
@@ -176,7 +176,7 @@ proptest! {
         prop_assert!(settled.is_empty(), "{}", settled);
     }
 
-    /// A plan that lacks any of its steps is refused.
+    /// A plan that lacks one of its steps is refused.
     #[test]
     fn a_plan_that_lacks_a_step_is_refused((desired, observed) in world()) {
         let made = plan(&desired, &observed);
@@ -186,18 +186,18 @@ proptest! {
         }
     }
 
-    /// A plan in which a step does not wait for what it must is refused.
+    /// A plan in which a step lacks a necessary wait is refused.
     #[test]
     fn a_plan_that_does_not_wait_is_refused((desired, observed) in world()) {
         let made = plan(&desired, &observed);
-        // A member that is gone for good is removed at any time.
+        // A permanently missing member may be removed at any time.
         let bound = |s: &&Step| !matches!(s.action, Action::Remove { .. });
         for step in made.steps.iter().filter(bound) {
             let at = step.id.0 as usize - 1;
             for on in &step.after {
                 let mut broken = made.clone();
                 broken.steps[at].after.retain(|s| s != on);
-                // What it still waits for may wait for that in turn.
+                // It may still wait for it indirectly.
                 if !waits(&broken, step.id, *on) {
                     let checked = check(&broken, &desired, &observed);
                     prop_assert!(checked.is_err(), "{} not after {}:\n{}", step.id, on, made);
@@ -206,7 +206,7 @@ proptest! {
         }
     }
 
-    /// A plan whose steps are in another order than they wait for is refused.
+    /// A plan whose steps contradict their waits in order is refused.
     #[test]
     fn a_plan_in_another_order_is_refused((desired, observed) in world()) {
         let made = plan(&desired, &observed);
@@ -224,7 +224,7 @@ proptest! {
         }
     }
 
-    /// A plan that goes another way, or goes at it another way, is refused.
+    /// A plan that goes through another node, or in another manner, is refused.
     #[test]
     fn a_plan_that_goes_astray_is_refused((desired, observed) in world()) {
         let made = plan(&desired, &observed);

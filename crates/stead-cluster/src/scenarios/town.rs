@@ -1,5 +1,5 @@
-//! A cluster in memory: machines that run or not, an engine's cluster with members and voters, and failures that come when
-//! a step begins.
+//! A cluster in memory: machines that run or not, an engine cluster with members and voters, and failures that happen
+//! when a step begins.
 
 use super::text;
 use crate::{
@@ -18,7 +18,7 @@ use std::{
 use stead_machine::{MachinePhase, MachineSpec, network::HostNetworkSpec};
 use stead_model::{EngineKind, NodeName, NodeSpec, agent::EngineState, node::EngineRole};
 
-/// So often others may go on before a wait is in vain.
+/// How many turns of others a wait may take before it times out.
 const PATIENCE: u32 = 200;
 
 /// A node of the town.
@@ -28,11 +28,11 @@ struct House {
     spec: NodeSpec,
     keeps_state: bool,
     runs: bool,
-    /// The engine's cluster it has the state of, by number.
+    /// The number of the engine cluster whose state it has.
     state: Option<u32>,
 }
 
-/// What is true of the town.
+/// State of the town.
 #[derive(Clone, Default)]
 struct Facts {
     network: Option<HostNetworkSpec>,
@@ -41,20 +41,20 @@ struct Facts {
     /// The record.
     members: BTreeSet<NodeName>,
     leaving: BTreeMap<NodeName, NodeName>,
-    /// The engine's cluster: its number, members, and those that vote.
+    /// The engine cluster: its number, members and voters.
     cluster: u32,
     registry: BTreeSet<NodeName>,
     voters: BTreeSet<NodeName>,
     evacuated: BTreeSet<NodeName>,
-    /// The plan that is carried out forms the engine's cluster anew.
+    /// Whether the executed plan forms a new engine cluster.
     anew: bool,
-    /// Moments at which a cluster that had a quorum had none.
+    /// Moments at which a cluster lost its quorum.
     outages: Vec<String>,
 }
 
 type Trigger = (String, Box<dyn FnOnce(&mut Town)>);
 
-/// The town, and what is going to happen in it.
+/// The town, and its future events.
 pub(super) struct Town {
     engine: EngineKind,
     facts: RefCell<Facts>,
@@ -87,7 +87,7 @@ impl Facts {
         let runs = self.houses.get(node).is_some_and(|h| h.runs);
         runs && matches!(self.engine(node), EngineState::Online | EngineState::Evacuated)
     }
-    /// The engines have three voters, or one as long as there are two members.
+    /// The engines have three voters, or one while there are fewer than three members.
     fn choose_voters(&mut self) {
         let count = if self.registry.len() < 3 { 1 } else { 3 };
         self.voters.retain(|v| self.registry.contains(v));
@@ -109,7 +109,7 @@ impl Facts {
             }
         }
     }
-    /// Another member votes instead of this one, which is told to end.
+    /// Another member becomes a voter instead of this one, which is told to end.
     fn hands_over(&mut self, node: &NodeName) {
         let other =
             self.registry.iter().find(|m| *m != node && self.is_there(m) && !self.voters.contains(*m));
@@ -134,14 +134,14 @@ impl Town {
         let desired = want("nodes: 1", 1, engine);
         Self { engine, facts: RefCell::default(), desired, triggers: RefCell::default() }
     }
-    /// What should be by this file.
+    /// Sets the desired state from this file.
     pub(super) fn file(&mut self, yaml: &str, layer: u8) {
         self.desired = want(yaml, layer, self.engine);
     }
     pub(super) fn desired(&self) -> &Desired {
         &self.desired
     }
-    /// `up`: what was planned, and what came of it.
+    /// Runs `up`; returns the plans and their results.
     pub(super) fn up(&mut self, yaml: &str, layer: u8) -> String {
         self.file(yaml, layer);
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
@@ -173,7 +173,7 @@ impl Town {
         let desired = self.desired.clone();
         runtime.block_on(converge(self, &desired, events))
     }
-    /// Every node, and how it is.
+    /// Every node and its state.
     pub(super) fn state(&self) -> String {
         let f = self.facts.borrow();
         let nodes = f.houses.iter().map(|(node, h)| match (h.runs, self.engine) {
@@ -205,11 +205,11 @@ impl Town {
             nodes: nodes.collect(),
         }
     }
-    /// Every node that is there.
+    /// Every existing node.
     pub(super) fn nodes(&self) -> Vec<NodeName> {
         self.facts.borrow().houses.keys().cloned().collect()
     }
-    /// Whether a majority of the voters is there.
+    /// Whether a majority of the voters is running.
     pub(super) fn has_quorum(&self) -> bool {
         self.facts.borrow().quorum()
     }
@@ -222,7 +222,7 @@ impl Town {
         let f = self.facts.borrow();
         node != through && f.members.contains(node) && f.online(node) && f.online(through)
     }
-    /// All nodes that should be run, and are members that are online.
+    /// Whether all wanted nodes run and are online members.
     pub(super) fn is_well(&self) -> bool {
         let f = self.facts.borrow();
         let names: BTreeSet<&NodeName> = self.desired.nodes.iter().map(|d| &d.machine.name).collect();
@@ -232,14 +232,14 @@ impl Town {
         };
         names == houses && names.iter().all(well)
     }
-    /// Moments at which a cluster that had a quorum had none, since the last time this was asked.
+    /// Moments at which the cluster lost its quorum, since the last call.
     pub(super) fn outages(&self) -> Vec<String> {
         std::mem::take(&mut self.facts.borrow_mut().outages)
     }
 
-    // What happens to it.
+    // Events.
 
-    /// Something happens when the step with this text begins.
+    /// Sets an event for when the step with this text begins.
     pub(super) fn when(&mut self, step: &str, happens: impl FnOnce(&mut Town) + 'static) {
         self.triggers.get_mut().push((step.to_owned(), Box::new(happens)));
     }
@@ -260,7 +260,7 @@ impl Town {
     pub(super) fn expel(&mut self, node: &str) {
         self.facts.get_mut().leaves(&name(node));
     }
-    /// A command is killed that has begun to remove a member; `removed`: the engine goes on with it to the end.
+    /// A command that has begun to remove a member is killed; `removed`: the engine completes the removal.
     pub(super) fn cut_removal_short(&mut self, node: &str, through: &str, removed: bool) {
         let f = self.facts.get_mut();
         f.leaving.insert(name(node), name(through));
@@ -270,7 +270,7 @@ impl Town {
         }
     }
 
-    /// Begins a step: what was to happen then happens.
+    /// Begins a step and triggers its events.
     fn begins(&self, action: &Action) {
         let text = text(action);
         let mut triggers = self.triggers.borrow_mut();
@@ -308,7 +308,7 @@ impl Town {
         f.members.insert(node.clone());
         f.leaving.remove(node);
     }
-    /// Refuses a member that is of no use.
+    /// Refuses an unusable member.
     fn goes_through(&self, node: &NodeName, through: &NodeName) -> Result<(), Setback> {
         match self.facts.borrow().online(through) {
             true => Ok(()),
@@ -367,7 +367,7 @@ impl Town {
                 let waits = |f: &Facts| f.engine(node) == EngineState::Waiting;
                 self.until(node, "its engine to be online", |f| f.online(node) || waits(f)).await?;
                 if waits(&self.facts.borrow()) {
-                    return Err(Setback::Moved(format!("{node} is no member any more")));
+                    return Err(Setback::Moved(format!("{node} is no longer a member")));
                 }
                 self.remember(node);
             }
@@ -435,7 +435,7 @@ impl World for Town {
     }
     async fn perform(&self, action: &Action) -> Result<(), Setback> {
         self.begins(action);
-        // A member alone cannot be restarted otherwise.
+        // A single member cannot be restarted otherwise.
         let had = {
             let f = self.facts.borrow();
             f.quorum() && f.registry.len() > 1 && !f.anew
