@@ -1,6 +1,6 @@
-//! `stead one check`: whether a host has what the driver needs.
+//! `stead one check`: whether a host meets the driver's requirements.
 //!
-//! Owns what is checked and what fixes it. Changes nothing.
+//! Owns the checks and their fixes. Changes nothing.
 
 use crate::{
     context::Context,
@@ -25,7 +25,7 @@ pub enum Verdict {
 /// One check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What.
+    /// Subject of the check.
     pub name: &'static str,
     /// The outcome.
     pub verdict: Verdict,
@@ -38,7 +38,7 @@ fn finding(name: &'static str, good: bool, otherwise: Verdict, yes: &str, no: &s
     Finding { name, verdict, text: (if good { yes } else { no }).to_owned() }
 }
 
-/// Looks at the host.
+/// Checks the host.
 pub async fn check(context: &Context, rc: &Lxdrc) -> Vec<Finding> {
     use Verdict::{Bad, Limited};
     let has = |programs: &[&str]| programs.iter().all(|p| stead_os::command::find(p).is_some());
@@ -53,8 +53,8 @@ pub async fn check(context: &Context, rc: &Lxdrc) -> Vec<Finding> {
                     "storage pool",
                     pools.iter().any(|p| p.driver == "dir" && rc.storage_pool.as_ref().is_none_or(|n| *n == p.name)),
                     Bad,
-                    "there is a pool of driver dir",
-                    "no pool of driver dir that could be used: make one, `incus storage create one dir` or `lxc storage create one dir`",
+                    "a pool with the driver dir exists",
+                    "no usable pool with the driver dir: create one with `incus storage create one dir` or `lxc storage create one dir`",
                 ),
                 Err(error) => Finding { name: "storage pool", verdict: Bad, text: stead_os::chain(&error) },
             });
@@ -63,11 +63,11 @@ pub async fn check(context: &Context, rc: &Lxdrc) -> Vec<Finding> {
                 engine.shifts,
                 Limited,
                 "the kernel shifts the owners of disks for unprivileged instances",
-                "the engine cannot shift owners: root in an unprivileged instance is nobody on its further disks",
+                "the engine cannot shift owners: root in an unprivileged instance has no rights on its other disks",
             ));
         }
         Err(_) if !rustix::process::geteuid().is_root() => {
-            let text = "not looked at: scripts ask it as root; run this check as root, too".to_owned();
+            let text = "not checked, because this needs root: run this check as root".to_owned();
             found.push(Finding { name: "engine", verdict: Limited, text });
         }
         Err(error) => found.push(Finding { name: "engine", verdict: Bad, text: stead_os::chain(&error) }),
@@ -76,9 +76,9 @@ pub async fn check(context: &Context, rc: &Lxdrc) -> Vec<Finding> {
         "datastores",
         rc.datastore_location.is_dir(),
         Bad,
-        &format!("{} is there", rc.datastore_location.display()),
+        &format!("{} exists", rc.datastore_location.display()),
         &format!(
-            "{} is not there: mount it, or set :datastore_location: in lxdrc",
+            "{} does not exist: mount it, or set :datastore_location: in lxdrc",
             rc.datastore_location.display()
         ),
     ));
@@ -86,7 +86,7 @@ pub async fn check(context: &Context, rc: &Lxdrc) -> Vec<Finding> {
         "loop devices",
         Path::new("/dev/loop-control").exists() && has(&["blkid", "partx"]),
         Bad,
-        "blkid and partx are installed, /dev/loop-control is there; losetup and kpartx are not needed",
+        "blkid and partx are installed, /dev/loop-control exists; losetup and kpartx are not needed",
         "needs /dev/loop-control (modprobe loop) and blkid, partx (Debian: util-linux)",
     ));
     for (name, programs, package) in [
@@ -95,7 +95,7 @@ pub async fn check(context: &Context, rc: &Lxdrc) -> Vec<Finding> {
         ("btrfs", &["mkfs.btrfs", "btrfstune", "btrfs"][..], "btrfs-progs"),
     ] {
         let no = format!("disks with {name} need {} (Debian: {package})", programs.join(", "));
-        found.push(finding(name, has(programs), Limited, "its programs are there", &no));
+        found.push(finding(name, has(programs), Limited, "its programs are installed", &no));
     }
     let nbd = Path::new("/sys/block/nbd0").exists() && has(&["qemu-nbd"]);
     let export = Path::new("/dev/fuse").exists() && has(&["qemu-storage-daemon"]);
@@ -121,20 +121,20 @@ pub async fn check(context: &Context, rc: &Lxdrc) -> Vec<Finding> {
         iso || modular.join("kernel/fs/isofs").exists(),
         Bad,
         "the kernel reads ISO 9660",
-        "the kernel has no ISO 9660 (isofs): VMs with a CONTEXT cannot be deployed",
+        "the kernel lacks ISO 9660 (isofs): VMs with a CONTEXT cannot be deployed",
     ));
     found.push(sudo(context));
     found
 }
 
-/// Scripts come as oneadmin; mounting needs root.
+/// Scripts run as oneadmin, but mounting needs root.
 fn sudo(context: &Context) -> Finding {
     let rule = sudoers(&context.program);
     if rustix::process::geteuid().is_root() && context.user.is_none() {
         let text = format!("this is root; for oneadmin put into /etc/sudoers.d/stead-one: {rule}");
         return Finding { name: "sudo", verdict: Verdict::Good, text };
     }
-    // The rule is for the program with these arguments, not for the program.
+    // The rule covers the program with these arguments, not the program alone.
     let called = [context.program.as_os_str(), "one".as_ref(), "run".as_ref(), "poll".as_ref()];
     let allowed = context.user.is_some()
         || stead_os::Program::new("sudo").args(["-n", "-l", "--"]).args(called).run().is_ok();

@@ -1,5 +1,5 @@
-//! Numbers and names of OpenNebula and of the engines that end up in paths and requests. Whoever holds one of these
-//! holds something that was checked.
+//! Numbers and names of OpenNebula and the engines, for use in paths and requests. Every value of these types has been
+//! validated.
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -8,21 +8,21 @@ use std::{
     str::FromStr,
 };
 
-/// Text that is not what it has to be.
+/// A malformed text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} is {found:?}, not {expected}")]
 pub struct IdError {
-    /// What was read.
+    /// The thing that was read.
     pub what: &'static str,
-    /// What it was, cut to a line.
+    /// Its text, truncated to a line.
     pub found: String,
-    /// What it has to be.
+    /// The expected form.
     pub expected: &'static str,
 }
 
 impl IdError {
     pub(crate) fn new(what: &'static str, found: &str, expected: &'static str) -> Self {
-        // Enough to recognise it by; a hostile document may hold megabytes here.
+        // Enough to recognise it; a hostile document may have megabytes here.
         Self { what, found: found.chars().take(80).collect(), expected }
     }
 }
@@ -38,7 +38,7 @@ macro_rules! number {
             type Err = IdError;
             fn from_str(text: &str) -> Result<Self, IdError> {
                 let error = || IdError::new($what, text, "a number");
-                // u32's own parser takes a plus sign.
+                // u32's own parser accepts a plus sign.
                 if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
                     return Err(error());
                 }
@@ -79,17 +79,17 @@ number!(
     "the snapshot's id"
 );
 
-/// Name of an instance: what both engines allow (a host name of one part), so it is safe in paths and requests.
+/// Name of an instance, as both engines allow it (a host name of one label), so it is safe in paths and requests.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct InstanceName(String);
 
 impl InstanceName {
-    /// The name that OpenNebula's VMs have: `one-<id>`.
+    /// The name of OpenNebula's VMs: `one-<id>`.
     pub fn of(vm: VmId) -> Self {
         Self(format!("one-{vm}"))
     }
-    /// The VM this name says it is. `one-7` is VM 7; `one-07`, `one-7b` and `zone-7` are nobody's.
+    /// The VM with this name. `one-7` is VM 7; `one-07`, `one-7b` and `zone-7` are not VMs.
     pub fn vm(&self) -> Option<VmId> {
         let vm: VmId = self.0.strip_prefix("one-")?.parse().ok()?;
         (Self::of(vm) == *self).then_some(vm)
@@ -129,7 +129,7 @@ impl fmt::Display for InstanceName {
 pub struct SnapshotName(String);
 
 impl SnapshotName {
-    /// The name that a snapshot of OpenNebula gets.
+    /// The name of a snapshot of OpenNebula.
     pub fn of(snapshot: SnapshotId) -> Self {
         Self(format!("snap-{snapshot}"))
     }
@@ -183,13 +183,13 @@ impl fmt::Display for HostName {
     }
 }
 
-/// An absolute path that stays where it says. Double slashes are OpenNebula's habit and harmless.
+/// An absolute path without `..`. Double slashes are usual in OpenNebula and harmless.
 pub(crate) fn path(what: &'static str, text: &str) -> Result<PathBuf, IdError> {
     let climbs = Path::new(text).components().any(|c| matches!(c, Component::ParentDir));
     if !text.starts_with('/') || climbs || text.chars().any(char::is_control) || text.len() > 4000 {
         return Err(IdError::new(what, text, "an absolute path without .."));
     }
-    // Collects the components again: no `//`, no `/./`.
+    // Rebuilt from its components: without `//` and `/./`.
     Ok(Path::new(text).components().collect())
 }
 

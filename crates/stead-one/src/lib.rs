@@ -1,9 +1,9 @@
 //! The OpenNebula driver: the scripts that `one_vmm_exec` and the monitoring probes call on a host, on Incus and LXD.
 //!
 //! Owns the scripts' protocol ([`scripts`], [`payload`], [`say`]), OpenNebula's documents ([`document`]) and
-//! configuration ([`lxdrc`]), what an instance is to be ([`instance`]), the disks of a VM on its host ([`disks`]),
-//! monitoring ([`monitor`]), the console and the installation of it all. Does not own the engines' API, which is
-//! `stead-incus`', nor what OpenNebula's transfer and network drivers do.
+//! configuration ([`lxdrc`]), the mapping to instances ([`instance`]), the disks of a VM on its host ([`disks`]),
+//! monitoring ([`monitor`]), the console and the installation. Does not own the engines' API (`stead-incus`) or the
+//! work of OpenNebula's transfer and network drivers.
 
 pub mod check;
 pub mod console;

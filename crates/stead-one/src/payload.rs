@@ -1,35 +1,35 @@
-//! What comes in on stdin: raw XML over ssh, base64 of it when the script is called on the frontend itself.
+//! The document on standard input: raw XML over ssh, or base64 of it when the script is called on the frontend itself.
 //!
-//! Owns reading with a bound and telling the two forms apart. Does not own what the XML means ([`crate::document`]).
+//! Owns bounded reading and the detection of the two forms. Does not own the meaning of the XML ([`crate::document`]).
 
 use base64::Engine as _;
 use std::io::{self, Read};
 
-/// A document is not larger than this, decoded. A VM's own is a few dozen KiB; context scripts and a long history make it
-/// larger, but OpenNebula keeps each in a database column and in an argument.
+/// Largest decoded document. A VM's own has a few dozen KiB; context scripts and a long history make it larger, but
+/// OpenNebula keeps each in a database column and in an argument.
 pub const MAX_DOCUMENT_BYTES: usize = 8 << 20;
 
-/// Stdin holds no document.
+/// Standard input has no usable document.
 #[derive(Debug, thiserror::Error)]
 pub enum PayloadError {
-    /// Could not be read.
+    /// It cannot be read.
     #[error("cannot read the document on stdin")]
     Read(#[source] io::Error),
-    /// Nothing there.
+    /// It is empty.
     #[error("there is no document on stdin")]
     Empty,
     /// Longer than [`MAX_DOCUMENT_BYTES`].
     #[error("the document on stdin is larger than {} MiB", MAX_DOCUMENT_BYTES >> 20)]
     TooLarge,
     /// Neither XML nor base64.
-    #[error("stdin holds neither XML nor base64")]
+    #[error("stdin is neither XML nor base64")]
     Base64(#[source] base64::DecodeError),
-    /// Bytes that are no text.
+    /// It is not text.
     #[error("the document on stdin is not UTF-8")]
     NotUtf8,
 }
 
-/// Reads the document, no further than its allowed size.
+/// Reads the document, up to its allowed size.
 ///
 /// # Errors
 /// [`PayloadError`].
@@ -44,7 +44,7 @@ pub fn read(from: impl Read) -> Result<String, PayloadError> {
     decode(bytes)
 }
 
-/// The XML in `bytes`: what begins with `<` is XML, all else must be base64 of it.
+/// The XML in `bytes`: text that begins with `<` is XML, anything else must be base64 of it.
 ///
 /// # Errors
 /// [`PayloadError`].
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_document_is_refused() {
+    fn other_input_is_refused() {
         assert!(matches!(read(&b" \n"[..]), Err(PayloadError::Empty)));
         assert!(matches!(read(&b"hello!"[..]), Err(PayloadError::Base64(_))));
         assert!(matches!(read(&b"<VM>\xff</VM>"[..]), Err(PayloadError::NotUtf8)));

@@ -1,25 +1,26 @@
 //! RAW of type `lxd` or `incus`: the inside of a JSON object, merged into the instance's settings last.
 //!
-//! Read strictly: what is no JSON object of plain values is an error, for it would otherwise be lost silently.
+//! Parsed strictly: anything but a JSON object of plain values is an error, because it would otherwise be lost
+//! silently.
 
 use serde_json::{Map, Value};
 use stead_incus::types::Config;
 
-/// Why RAW cannot be used.
+/// RAW cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RawError {
-    /// Not the inside of a JSON object.
+    /// It is not the inside of a JSON object.
     #[error("RAW is not the inside of a JSON object")]
     Json(#[source] serde_json::Error),
     /// A value is a list, an object or null.
-    #[error("RAW sets {key:?} to {found}, where the engine takes text, a number, true or false")]
+    #[error("RAW sets {key:?} to {found}, but the engine accepts only text, a number, true or false")]
     Value {
         /// Its key.
         key: String,
-        /// What kind of value it is.
+        /// Type of the value.
         found: &'static str,
     },
-    /// A key twice: which one was meant?
+    /// A key is repeated, so its value is ambiguous.
     #[error("RAW sets {0:?} twice")]
     Twice(String),
 }
@@ -48,7 +49,7 @@ pub fn parse(data: &str) -> Result<Config, RawError> {
     Ok(config)
 }
 
-/// An object's entries as written: a map would drop the first of two.
+/// An object's entries as written: a map would drop one of two equal keys.
 struct Entries(Vec<(String, Value)>);
 
 impl<'de> serde::Deserialize<'de> for Entries {

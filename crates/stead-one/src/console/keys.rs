@@ -1,6 +1,6 @@
-//! Keys of X11, as VNC clients send them, to the bytes a terminal sends.
+//! Translates X11 keys, as VNC clients send them, into the bytes that a terminal sends.
 
-/// What is held down.
+/// The modifier keys held down.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Held {
     control: bool,
@@ -8,7 +8,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// Takes a key in; the bytes that it types. `application` is the terminal's cursor key mode.
+    /// Handles a key; returns the bytes that it types. `application` is the terminal's cursor key mode.
     pub fn press(&mut self, key: u32, down: bool, application: bool) -> Vec<u8> {
         match key {
             0xffe3 | 0xffe4 => self.control = down,
@@ -47,13 +47,13 @@ fn typed(key: u32, control: bool, application: bool) -> Vec<u8> {
         0xff56 | 0xff9b => fixed("\x1b[6~"),
         0xff63 | 0xff9e => fixed("\x1b[2~"),
         0xffff | 0xff9f => fixed("\x1b[3~"),
-        // F1 to F4, then F5 to F12 with the gaps that they have.
+        // F1 to F4, then F5 to F12 with their gaps.
         0xffbe..=0xffc1 => format!("\x1bO{}", char::from(b'P' + (key - 0xffbe) as u8)).into_bytes(),
         0xffc2..=0xffc9 => {
             let code = [15, 17, 18, 19, 20, 21, 23, 24][(key - 0xffc2) as usize];
             format!("\x1b[{code}~").into_bytes()
         }
-        // The number pad's own characters.
+        // Characters of the number pad.
         0xffaa..=0xffb9 => vec![(key - 0xff80) as u8],
         0xffbd => vec![b'='],
         0x20..=0x7e if control => match key as u8 {
@@ -68,7 +68,7 @@ fn typed(key: u32, control: bool, application: bool) -> Vec<u8> {
             c => vec![c],
         },
         _ => {
-            // Latin 1 is itself; everything else of Unicode is offset.
+            // Latin 1 is unchanged; the rest of Unicode has an offset.
             let code = match key {
                 0x20..=0x7e | 0xa0..=0xff => key,
                 0x0100_0100..=0x0110_ffff => key - 0x0100_0000,

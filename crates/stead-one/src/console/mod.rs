@@ -1,8 +1,8 @@
 //! The console of a VM: a VNC server with a terminal that runs a command in the instance.
 //!
-//! Owns starting and ending it. It is a process of its own ([`serve`]), for it outlives the script that starts it, and is
-//! known by the lock it holds on its directory: a process id in a file proves nothing. It ends with its instance.
-//! The protocol is in [`rfb`], the terminal and its picture in [`screen`], keys in [`keys`].
+//! Owns its start and end. It is a separate process ([`serve`]), because it outlives the script that starts it, and is
+//! identified by the lock on its directory: a process id in a file proves nothing. It ends with its instance. The
+//! protocol is in [`rfb`], the terminal and its picture in [`screen`], keys in [`keys`].
 
 pub mod keys;
 pub mod rfb;
@@ -32,13 +32,13 @@ use std::{
 use stead_incus::Endpoint;
 use stead_model::Failure;
 
-/// A console listens within this or says why not.
+/// Time limit for a console to listen or report an error.
 const UP_PATIENCE: Duration = Duration::from_secs(10);
-/// One that was told to end has ended within this, or is killed.
+/// Time limit for a console to end before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 const GLANCE: Duration = Duration::from_millis(20);
 
-/// What a console process is to do: the file it is started with, readable by root alone.
+/// The configuration of a console process, in a file that only root can read.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
     /// The instance.
@@ -49,7 +49,7 @@ pub struct Spec {
     pub listen: IpAddr,
     /// Where it listens.
     pub port: u16,
-    /// A secret; `None`: everyone may.
+    /// A secret; `None`: everyone may connect.
     pub password: Option<String>,
     /// Program and arguments.
     pub command: Vec<String>,
@@ -57,7 +57,7 @@ pub struct Spec {
     pub width: u16,
     /// Pixels.
     pub height: u16,
-    /// Seconds without a key; 0: for ever.
+    /// Seconds without a key after which the command ends; 0: never.
     pub timeout_s: u32,
 }
 
@@ -75,7 +75,7 @@ impl Failure for ConsoleError {}
 /// A console could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ConsoleError {
-    /// Its files.
+    /// Its files cannot be written.
     #[error("cannot prepare the console in {}", .path.display())]
     Prepare {
         /// Its directory.
@@ -84,7 +84,7 @@ pub enum ConsoleError {
         #[source]
         source: io::Error,
     },
-    /// Its process.
+    /// Its process cannot be started.
     #[error("cannot run the console of {instance}")]
     Run {
         /// Whose.
@@ -98,21 +98,21 @@ pub enum ConsoleError {
     NotUp {
         /// Whose.
         instance: InstanceName,
-        /// What it said.
+        /// Its output.
         said: String,
     },
 }
 
-/// What GRAPHICS and lxdrc make of a console; `Err`: why there is none.
+/// The console by GRAPHICS and lxdrc; `Err`: why there is none.
 ///
 /// # Errors
-/// Everyone could use it.
+/// It would be open to everyone.
 pub fn spec(rc: &Lxdrc, socket: &Path, name: &InstanceName, graphics: &Graphics) -> Result<Spec, String> {
     let listen = graphics.listen.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let password = graphics.password.clone();
     if password.is_none() && !listen.is_loopback() && !rc.vnc.allow_no_password {
         return Err(format!(
-            "no console on {listen}:{}: it would be without a password for everyone (set GRAPHICS/PASSWD, LISTEN=127.0.0.1, or :allow_no_password: in lxdrc)",
+            "no console on {listen}:{}: without a password it would be open to everyone (set GRAPHICS/PASSWD, LISTEN=127.0.0.1, or :allow_no_password: in lxdrc)",
             graphics.port
         ));
     }
@@ -130,8 +130,8 @@ pub fn spec(rc: &Lxdrc, socket: &Path, name: &InstanceName, graphics: &Graphics)
     })
 }
 
-/// Starts the console of a running instance, in place of one that is there. Gives what should be said about it: that
-/// there is none is no reason to keep a VM from running.
+/// Starts the console of a running instance, in place of an existing one. Returns a note for the log: a missing console
+/// is no reason to keep a VM from running.
 ///
 /// # Errors
 /// It could not be started.
@@ -168,14 +168,14 @@ pub fn start(
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::null())
-        // Whoever called the script waits until its output is closed: the console must not hold it.
+        // The caller of the script waits until its output is closed, so the console must not hold it open.
         .stdout(Stdio::piped())
         .stderr(log)
         .process_group(0);
     let mut child = command.spawn().map_err(run)?;
     let mut ready = [0; 1];
     let mut stdout = child.stdout.take();
-    // It writes a byte when it listens; ends without one when it cannot.
+    // It writes a byte once it listens, and ends without one if it cannot.
     let up = stdout
         .as_mut()
         .is_some_and(|out| wait_readable(out, UP_PATIENCE) && out.read_exact(&mut ready).is_ok());
@@ -195,7 +195,7 @@ fn wait_readable(fd: &impl std::os::fd::AsFd, patience: Duration) -> bool {
     poll(&mut fds, Some(&timeout)).is_ok_and(|n| n > 0)
 }
 
-/// Ends the console of an instance, if there is one.
+/// Ends the console of an instance, if it has one.
 pub fn end(place: &Place, name: &InstanceName) {
     let directory = directory(place, name);
     let lock = directory.join("lock");
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gets_in_without_a_password_from_elsewhere() {
+    fn other_hosts_need_a_password() {
         let name = "one-7".parse().unwrap();
         let mut rc = Lxdrc::default();
         let made = |rc: &Lxdrc, xml: &str| spec(rc, Path::new("/s"), &name, &graphics(xml));

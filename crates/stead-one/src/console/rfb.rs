@@ -1,8 +1,8 @@
-//! The RFB protocol (RFC 6143), versions 3.3, 3.7 and 3.8: what a VNC client and the console say to each other.
+//! The RFB protocol (RFC 6143), versions 3.3, 3.7 and 3.8, between a VNC client and the console.
 //!
 //! Owns messages as values and bytes, the authentication, pixel formats and encodings (raw and zlib). Own code, because
-//! no crate that is fit was found: the one server that is kept up lets a client that asks for "no authentication" in
-//! although there is a password. Does not own sockets or the terminal.
+//! no suitable crate was found: the only maintained server admits a client that asks for "no authentication" even if a
+//! password is set. Does not own sockets or the terminal.
 
 use super::screen::{CELL_HEIGHT, CELL_WIDTH, Font, Picture};
 use des::{
@@ -11,15 +11,15 @@ use des::{
 };
 use flate2::{Compress, Compression, FlushCompress, Status};
 
-/// The version that is offered.
+/// The offered version.
 pub const VERSION: &[u8; 12] = b"RFB 003.008\n";
-/// Security type: nothing is asked.
+/// Security type: no authentication.
 pub const SECURITY_NONE: u8 = 1;
-/// Security type: a challenge is encrypted with the password.
+/// Security type: a challenge encrypted with the password.
 pub const SECURITY_VNC: u8 = 2;
-/// No client sends more encodings.
+/// Most encodings accepted from a client.
 const MAX_ENCODINGS: usize = 256;
-/// Text for the clipboard is passed over, but not for ever.
+/// Longest clipboard text that is skipped; a longer one ends the connection.
 pub const MAX_CUT_TEXT_BYTES: usize = 1 << 20;
 
 const ENCODING_RAW: i32 = 0;
@@ -27,10 +27,10 @@ const ENCODING_ZLIB: i32 = 6;
 const ENCODING_DESKTOP_SIZE: i32 = -223;
 const ENCODING_EXTENDED_DESKTOP_SIZE: i32 = -308;
 
-/// What became of a client's wish for another size (ExtendedDesktopSize's status).
+/// Result of a client's request for another size (ExtendedDesktopSize's status).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resized {
-    /// It has it, in whole cells.
+    /// Applied, in whole cells.
     Done = 0,
     /// A size that a terminal cannot have.
     Impossible = 3,
@@ -40,7 +40,7 @@ const REASON_SERVER: u16 = 0;
 const REASON_THIS_CLIENT: u16 = 1;
 const REASON_OTHER_CLIENT: u16 = 2;
 
-/// The client's version in its greeting: 3, 7 or 8 of 3.x. Unknown ones are 3.3's.
+/// The client's minor version in its greeting: 3, 7 or 8. Unknown ones count as 3.3.
 pub fn minor_version(greeting: &[u8; 12]) -> Option<u8> {
     let text = std::str::from_utf8(greeting).ok()?.strip_prefix("RFB 003.")?;
     match text.trim_end().parse::<u16>().ok()? {
@@ -50,7 +50,7 @@ pub fn minor_version(greeting: &[u8; 12]) -> Option<u8> {
     }
 }
 
-/// The answer to a challenge that knows the password. The protocol takes its first 8 bytes, and each byte backwards.
+/// The correct answer to a challenge. The protocol uses the password's first 8 bytes, each with its bits reversed.
 pub fn response(password: &str, challenge: &[u8; 16]) -> [u8; 16] {
     let mut key = [0; 8];
     for (k, byte) in key.iter_mut().zip(password.bytes()) {
@@ -68,7 +68,7 @@ pub fn response(password: &str, challenge: &[u8; 16]) -> [u8; 16] {
     answer
 }
 
-/// Whether two answers are the same, in a time that does not tell where they differ.
+/// Whether two answers are equal, in constant time.
 pub fn same(a: &[u8; 16], b: &[u8; 16]) -> bool {
     a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b)) == 0
 }
@@ -78,14 +78,14 @@ pub fn same(a: &[u8; 16], b: &[u8; 16]) -> bool {
 pub struct PixelFormat {
     /// 8, 16 or 32.
     pub bits: u8,
-    /// Most significant byte first.
+    /// Whether the most significant byte comes first.
     pub big_endian: bool,
-    /// Largest value and position of red, green and blue.
+    /// Largest value and bit position of red, green and blue.
     pub channels: [(u16, u8); 3],
 }
 
 impl PixelFormat {
-    /// What is offered: 32 bits, `00rrggbb`.
+    /// The offered format: 32 bits, `00rrggbb`.
     pub const NATIVE: Self = Self { bits: 32, big_endian: false, channels: [(255, 16), (255, 8), (255, 0)] };
 
     /// The 16 bytes of the protocol.
@@ -101,7 +101,7 @@ impl PixelFormat {
         }
         bytes
     }
-    /// Reads them. A palette (no true colour) is answered with 8 bits of colour, which is what such a client shows best.
+    /// Parses them. A palette (no true colour) becomes 8-bit colour, which such a client shows best.
     pub fn from_bytes(bytes: &[u8; 16]) -> Option<Self> {
         if bytes[3] == 0 {
             return Some(Self { bits: 8, big_endian: false, channels: [(7, 0), (7, 3), (3, 6)] });
@@ -122,45 +122,45 @@ impl PixelFormat {
     }
 }
 
-/// What a client says after the handshake.
+/// A client's message after the handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
-    /// How it wants pixels.
+    /// It sets the pixel format.
     Format(PixelFormat),
-    /// What it understands.
+    /// It lists its encodings.
     Encodings(Vec<i32>),
-    /// It wants to see what changed, or everything.
+    /// It requests an update.
     Update {
         /// Only what changed.
         incremental: bool,
     },
     /// A key.
     Key {
-        /// X11's number for it.
+        /// Its X11 number.
         key: u32,
-        /// Pressed, not let go.
+        /// Whether it is pressed, not released.
         down: bool,
     },
-    /// It wants the screen to have another size.
+    /// It requests another screen size.
     Size {
         /// Pixels.
         width: u16,
         /// Pixels.
         height: u16,
     },
-    /// The pointer or the clipboard: nothing to a terminal.
+    /// The pointer or the clipboard, which a terminal ignores.
     Nothing,
 }
 
-/// A client that does not speak the protocol.
+/// A client that violates the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the client sent {0}")]
 pub struct Nonsense(pub &'static str);
 
-/// Takes one message from the beginning of `bytes`; `None`: it is not whole yet.
+/// Takes one message from the beginning of `bytes`; `None`: it is incomplete.
 ///
 /// # Errors
-/// [`Nonsense`]: the client must go.
+/// [`Nonsense`]: the client must be disconnected.
 pub fn take(bytes: &mut Vec<u8>) -> Result<Option<Said>, Nonsense> {
     let Some(kind) = bytes.first() else { return Ok(None) };
     let u16_at = |at: usize| bytes.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]]));
@@ -191,7 +191,7 @@ pub fn take(bytes: &mut Vec<u8>) -> Result<Option<Said>, Nonsense> {
         5 => (6, Said::Nothing),
         6 => {
             let Some(length) = u32_at(4) else { return Ok(None) };
-            // The extended clipboard counts backwards.
+            // The extended clipboard has negative lengths.
             let length = (length as i32).unsigned_abs() as usize;
             if length > MAX_CUT_TEXT_BYTES {
                 return Err(Nonsense("a clipboard that is too large"));
@@ -204,7 +204,7 @@ pub fn take(bytes: &mut Vec<u8>) -> Result<Option<Said>, Nonsense> {
             };
             (8 + 16 * usize::from(*screens), Said::Size { width, height })
         }
-        _ => return Err(Nonsense("a message that is not known")),
+        _ => return Err(Nonsense("an unknown message")),
     };
     if bytes.len() < length {
         return Ok(None);
@@ -224,7 +224,7 @@ pub fn server_init(size: (u16, u16), name: &str) -> Vec<u8> {
     out
 }
 
-/// What one client was sent and how it wants to be sent more.
+/// What one client has been sent, and its format and encodings.
 pub struct View {
     format: PixelFormat,
     zlib: Option<Compress>,
@@ -250,27 +250,27 @@ impl Default for View {
 }
 
 impl View {
-    /// From now on pixels are sent like this.
+    /// Sets the pixel format of later updates.
     pub fn set_format(&mut self, format: PixelFormat) {
         self.format = format;
         self.shown = None;
     }
-    /// From now on these encodings are understood.
+    /// Sets the client's encodings.
     pub fn set_encodings(&mut self, encodings: &[i32]) {
         self.wants_zlib = encodings.contains(&ENCODING_ZLIB);
         self.resizes = encodings.contains(&ENCODING_DESKTOP_SIZE);
         let extended = encodings.contains(&ENCODING_EXTENDED_DESKTOP_SIZE);
-        // The client learns that it may ask for another size from a first rectangle that tells the present one.
+        // A first rectangle with the present size tells the client that it may request another one.
         if extended && !self.extended {
             self.shown = None;
         }
         self.extended = extended;
     }
-    /// The next update tells this client what became of its wish for another size.
+    /// Reports the result of this client's size request in the next update.
     pub fn answer(&mut self, resized: Resized) {
         self.answer = Some(resized);
     }
-    /// The next update shows everything.
+    /// Makes the next update show everything.
     pub fn forget(&mut self) {
         if let Some(shown) = &mut self.shown {
             for look in &mut shown.looks {
@@ -278,7 +278,7 @@ impl View {
             }
         }
     }
-    /// The message that brings the client from what it was shown to `picture`; `None`: nothing changed.
+    /// The message that updates the client to `picture`; `None`: nothing changed.
     pub fn update(&mut self, picture: &Picture, font: &Font) -> Option<Vec<u8>> {
         let mut rectangles = Vec::new();
         let mut count = 0_u16;
@@ -294,7 +294,7 @@ impl View {
             };
             let status = answer.map_or(0, |a| a as u16);
             head(&mut rectangles, (reason, status), (width, height), ENCODING_EXTENDED_DESKTOP_SIZE);
-            // One screen, of all of it.
+            // One screen that covers everything.
             rectangles.extend([1, 0, 0, 0]);
             rectangles.extend([0, 0, 0, 0, 0, 0, 0, 0]);
             rectangles.extend(width.to_be_bytes());
@@ -339,7 +339,7 @@ impl View {
             self.format.put(*pixel, &mut bytes);
         }
         if self.wants_zlib {
-            // One stream for the whole connection, as the protocol wants it.
+            // One stream for the whole connection, as the protocol demands.
             let stream = self.zlib.get_or_insert_with(|| Compress::new(Compression::fast(), true));
             let mut packed = Vec::with_capacity(bytes.len() / 4 + 64);
             let (mut input, start) = (&bytes[..], stream.total_in());
@@ -377,9 +377,9 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_password_is_des_with_bytes_turned() {
-        // Known answer: DES with key 0123456789abcdef of "Now is t" is 3fa40e8a984d4815 (FIPS 81); the password is that
-        // key with each byte's bits turned, as text it is not, so the cipher is checked through its turned form.
+    fn the_password_is_a_des_key_with_reversed_bytes() {
+        // Known answer: DES with key 0123456789abcdef of "Now is t" is 3fa40e8a984d4815 (FIPS 81). The password is that key
+        // with each byte's bits reversed.
         let password: String =
             [0x01_u8, 0x23, 0x45, 0x67].map(|b| char::from(b.reverse_bits() & 0x7f)).iter().collect();
         let challenge = *b"Now is tNow is t";
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_for_a_size_is_answered() {
+    fn every_size_request_is_answered() {
         let mut screen = Screen::new(80, 48);
         let (mut view, font) = (View::default(), Font::default());
         view.set_encodings(&[ENCODING_EXTENDED_DESKTOP_SIZE]);
@@ -442,7 +442,7 @@ mod tests {
         screen.resize(240, 48);
         view.answer(Resized::Done);
         assert_eq!(told(&mut view, &screen), (vec![0, 1, 0, 0, 0, 240, 0, 48], 1));
-        // Nothing changed, and still there is an answer.
+        // Nothing changed, but there is still an answer.
         view.answer(Resized::Impossible);
         assert_eq!(told(&mut view, &screen), (vec![0, 1, 0, 3, 0, 240, 0, 48], 1));
         assert_eq!(view.update(&screen.picture(), &font), None);

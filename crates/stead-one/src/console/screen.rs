@@ -1,6 +1,6 @@
 //! A terminal and its picture: cells of the emulator, drawn with a bitmap font.
 //!
-//! Owns what each cell looks like. Does not own who sees it ([`super::rfb`]).
+//! Owns the look of each cell. Does not own the clients ([`super::rfb`]).
 
 use alacritty_terminal::{
     Term,
@@ -19,9 +19,9 @@ use std::{
 pub const CELL_WIDTH: u16 = 8;
 /// Pixels of a cell.
 pub const CELL_HEIGHT: u16 = 16;
-/// What has no glyph looks like this.
+/// Replacement for characters without a glyph.
 const UNKNOWN: char = '?';
-/// A program that asks without end is not answered without end.
+/// Most bytes of the terminal's answers: a program may send requests without end.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 const FOREGROUND: u32 = 0x00d0_d0d0;
@@ -46,7 +46,7 @@ const PALETTE: [u32; 16] = [
     0x00ff_ffff,
 ];
 
-/// How a cell looks.
+/// The look of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
     /// Its character.
@@ -55,14 +55,14 @@ pub struct Look {
     pub foreground: u32,
     /// `0x00rrggbb`.
     pub background: u32,
-    /// With a line below.
+    /// Whether it is underlined.
     pub underline: bool,
 }
 
-/// All cells at one moment, row by row.
+/// All cells at one time, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
-    /// In a row.
+    /// Cells in a row.
     pub columns: usize,
     /// Cells.
     pub looks: Vec<Look>,
@@ -77,7 +77,7 @@ impl Picture {
     pub fn size(&self) -> (u16, u16) {
         (self.columns as u16 * CELL_WIDTH, self.rows() as u16 * CELL_HEIGHT)
     }
-    /// As text, without blanks at the ends of lines.
+    /// As text, without trailing blanks.
     pub fn text(&self) -> String {
         let rows = self.looks.chunks(self.columns.max(1));
         let lines = rows.map(|r| r.iter().map(|l| l.character).collect::<String>().trim_end().to_owned());
@@ -101,7 +101,7 @@ impl Dimensions for Size {
     }
 }
 
-/// What the terminal answers its program with.
+/// The terminal's answers to its program.
 #[derive(Clone, Default)]
 struct Answers(Arc<Mutex<Vec<u8>>>);
 
@@ -124,10 +124,10 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// An empty one, of as many cells as fit.
+    /// An empty terminal with as many cells as fit.
     pub fn new(width: u16, height: u16) -> Self {
         let answers = Answers::default();
-        // Nobody can scroll back over VNC.
+        // VNC cannot scroll back.
         let config = Config { scrolling_history: 0, ..Config::default() };
         Self {
             term: Term::new(config, &fitting(width, height), answers.clone()),
@@ -135,12 +135,12 @@ impl Screen {
             answers,
         }
     }
-    /// Takes in what the program printed; what the terminal answers to it.
+    /// Processes the program's output; returns the terminal's answer.
     pub fn print(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.parser.advance(&mut self.term, bytes);
         std::mem::take(&mut *self.answers.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
-    /// Gives it another size.
+    /// Changes its size.
     pub fn resize(&mut self, width: u16, height: u16) {
         self.term.resize(fitting(width, height));
     }
@@ -148,11 +148,11 @@ impl Screen {
     pub fn cells(&self) -> (u16, u16) {
         (self.term.columns() as u16, self.term.screen_lines() as u16)
     }
-    /// Whether cursor keys are those of an application.
+    /// Whether the cursor keys are in application mode.
     pub fn application_keys(&self) -> bool {
         self.term.mode().contains(TermMode::APP_CURSOR)
     }
-    /// How it looks now.
+    /// Its present picture.
     pub fn picture(&self) -> Picture {
         let (columns, rows) = (self.term.columns(), self.term.screen_lines());
         let blank = Look { character: ' ', foreground: FOREGROUND, background: BACKGROUND, underline: false };
@@ -194,7 +194,7 @@ impl Screen {
 }
 
 fn fitting(width: u16, height: u16) -> Size {
-    // A terminal of less is no use and nobody's screen is larger.
+    // A smaller terminal is useless, and no screen is larger.
     let cells = |pixels: u16, cell: u16| usize::from((pixels / cell).clamp(2, 1000));
     Size { columns: cells(width, CELL_WIDTH), rows: cells(height, CELL_HEIGHT) }
 }
@@ -241,9 +241,9 @@ impl Default for Font {
     }
 }
 
-/// Reads a font of the Linux console, version 1: `36 04 mode height`, glyphs, and for each the characters it stands for,
-/// in UCS-2 up to FFFF; after FFFE come sequences, which a cell does not hold. The crate's own reader takes this version's
-/// height for its mode.
+/// Parses a font of the Linux console, version 1: `36 04 mode height`, glyphs, and for each the characters it stands
+/// for, in UCS-2 up to FFFF; after FFFE come sequences, which a cell cannot show. The crate's own reader confuses this
+/// version's height with its mode.
 fn psf1(file: &[u8]) -> HashMap<char, Glyph> {
     let mut found = HashMap::new();
     let [0x36, 0x04, mode, height, rest @ ..] = file else { return found };
@@ -272,7 +272,7 @@ impl Font {
         self.glyphs.get(&character).copied().unwrap_or(self.unknown)
     }
 
-    /// Pixels (`0x00rrggbb`) of a run of cells in one row, line by line.
+    /// Pixels (`0x00rrggbb`) of adjacent cells in one row, line by line.
     pub fn draw(&self, looks: &[Look]) -> Vec<u32> {
         let width = looks.len() * usize::from(CELL_WIDTH);
         let mut pixels = vec![0; width * usize::from(CELL_HEIGHT)];
@@ -303,7 +303,7 @@ mod tests {
         let picture = screen.picture();
         assert!(picture.text().starts_with("hello red\n─€"), "{}", picture.text());
         assert_eq!(picture.looks[6].foreground, PALETTE[1]);
-        // Where is the cursor? At row 2, column 3.
+        // The cursor is at row 2, column 3.
         assert_eq!(screen.print(b"\x1b[6n"), b"\x1b[2;3R");
         assert_eq!(picture.looks[100 + 2].background, FOREGROUND, "the cursor is not seen");
         screen.resize(400, 160);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn any_bytes_are_taken() {
+    fn any_bytes_are_accepted() {
         let mut screen = Screen::new(100, 100);
         for n in 0..2000_u32 {
             let byte = (n.wrapping_mul(2_654_435_761) >> 13) as u8;

@@ -1,4 +1,5 @@
-//! The console's process: listens, lets clients in, runs the command while someone looks, ends with its instance.
+//! The console's process: listens, admits clients, runs the command while a client is connected, ends with its
+//! instance.
 
 use super::{
     Spec,
@@ -26,44 +27,44 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// People who look at one console at once.
+/// Most clients of one console.
 const MAX_CLIENTS: usize = 8;
-/// A client says who it is within this.
+/// Time limit for a client's handshake.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
-/// A client that takes nothing for this long is gone.
+/// A client that accepts no data for this long is disconnected.
 const SEND_PATIENCE: Duration = Duration::from_secs(30);
-/// Pictures are not sent more often; nobody sees more.
+/// Shortest interval between pictures: more would not be visible.
 const FRAME: Duration = Duration::from_millis(20);
-/// Each wrong password makes the next one wait this much longer, up to the second.
+/// Each wrong password delays the next one by this much more, up to [`MAX_PENALTY`].
 const PENALTY: Duration = Duration::from_secs(1);
 const MAX_PENALTY: Duration = Duration::from_secs(8);
-/// How often is looked whether the instance still runs, and after how many times without it is over: an instance that
-/// is restarted in between is not.
+/// How often the instance is checked, and after how many checks without it the console ends: a restart of the instance
+/// does not end it.
 const WATCH: Duration = Duration::from_secs(5);
 const MAX_MISSES: u32 = 3;
-/// Sizes that a client may ask for, in pixels.
+/// Sizes that a client may request, in pixels.
 const SIZES: std::ops::RangeInclusive<u16> = 80..=4096;
 
-/// What clients tell the terminal.
+/// Input from clients to the terminal.
 enum Input {
-    /// Someone looks.
+    /// A client connected.
     Look,
     Typed(Vec<u8>),
     Size(u16, u16),
 }
 
-/// What all clients of a console see and know.
+/// State shown to all clients of a console.
 #[derive(Clone)]
 struct Shown {
     picture: Rc<Picture>,
     application_keys: bool,
-    /// Grows when everybody is sent away.
+    /// Incremented when all clients are disconnected.
     farewells: u32,
-    /// Grows with each wish for another size that was fulfilled.
+    /// Incremented with each applied size request.
     resizes: u32,
 }
 
-/// Runs the console whose files are in `directory`, until its instance stops or it is told to end.
+/// Runs the console with its files in `directory`, until its instance stops or a signal ends it.
 ///
 /// # Errors
 /// Its files cannot be used, or the port is taken.
@@ -88,7 +89,7 @@ async fn console(spec: Spec) -> io::Result<()> {
     })?;
     let mut terminate = signal(SignalKind::terminate())?;
     let client = Client::discover(Endpoint::Unix(spec.socket.clone())).await.map_err(io::Error::other)?;
-    // Whoever started this waits for the byte. Nobody reads what comes after it.
+    // The starter waits for this byte. Later output is not read.
     io::stdout().write_all(b"+").and_then(|()| io::stdout().flush())?;
 
     let screen = Screen::new(spec.width, spec.height);
@@ -106,14 +107,14 @@ async fn console(spec: Spec) -> io::Result<()> {
     }
 }
 
-/// Ends when the instance has not run for a while.
+/// Returns when the instance has not run for a while.
 async fn gone(client: &Client, instance: &str) {
     let mut misses = 0;
     while misses < MAX_MISSES {
         sleep(WATCH).await;
         match client.instance_state(PROJECT, instance).await {
             Ok(state) if matches!(state.status.as_str(), "Running" | "Frozen") => misses = 0,
-            // A daemon that is being restarted says nothing of its instances.
+            // A daemon that is being restarted does not answer.
             Err(error) if error.is_silence() => {}
             _ => misses += 1,
         }
@@ -132,7 +133,7 @@ async fn accept(
         let (socket, _) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(e) => {
-                // Out of descriptors, or a client that was gone at once.
+                // Out of descriptors, or the client was gone at once.
                 eprintln!("accept: {e}");
                 sleep(Duration::from_millis(100)).await;
                 continue;
@@ -145,7 +146,7 @@ async fn accept(
         let (clients, penalty) = (Rc::clone(&clients), Rc::clone(&penalty));
         let (spec, input, shown) = (Rc::clone(&spec), input.clone(), shown.clone());
         tokio::task::spawn_local(async move {
-            // Whatever ends a client is its own affair.
+            // An error ends only this client.
             if let Err(error) = serve_client(socket, &spec, &penalty, input, shown).await {
                 eprintln!("client: {error}");
             }
@@ -174,7 +175,7 @@ async fn serve_client(
     let mut wants = false;
     let mut last = Instant::now() - FRAME;
     let farewells = shown.borrow().farewells;
-    // How many wishes were fulfilled when this client had its own.
+    // The count of applied size requests at this client's own.
     let mut wished: Option<u32> = None;
     loop {
         if wished.is_some_and(|before| before != shown.borrow().resizes) {
@@ -234,7 +235,7 @@ async fn send(socket: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
     timeout(SEND_PATIENCE, socket.write_all(bytes)).await.map_err(|_| io::ErrorKind::TimedOut)?
 }
 
-/// The handshake up to ClientInit: nobody comes past it without the password, if there is one.
+/// The handshake up to ClientInit, which nobody passes without the password, if there is one.
 async fn greet(socket: &mut TcpStream, spec: &Spec, penalty: &Cell<Duration>) -> io::Result<()> {
     let refuse = |why: &str| io::Error::new(io::ErrorKind::PermissionDenied, why.to_owned());
     socket.write_all(rfb::VERSION).await?;
@@ -248,7 +249,7 @@ async fn greet(socket: &mut TcpStream, spec: &Spec, penalty: &Cell<Duration>) ->
         socket.write_all(&[1, kind]).await?;
         let chosen = socket.read_u8().await?;
         if chosen != kind {
-            return Err(refuse("it wants a security type that was not offered"));
+            return Err(refuse("it chose a security type that was not offered"));
         }
     }
     if let Some(password) = &spec.password {
@@ -282,7 +283,7 @@ fn random(bytes: &mut [u8]) -> io::Result<()> {
     if got == bytes.len() { Ok(()) } else { Err(io::Error::other("no randomness")) }
 }
 
-/// Runs the command whenever someone looks and it does not run, and keeps the picture.
+/// Runs the command whenever a client is connected and it does not run, and keeps the picture.
 async fn terminal(
     spec: Rc<Spec>,
     client: Client,
@@ -304,7 +305,7 @@ async fn terminal(
     };
     let idle = if spec.timeout_s == 0 { Duration::MAX } else { Duration::from_secs(spec.timeout_s.into()) };
     loop {
-        // Someone looks, or pressed a key after the last command had ended.
+        // A client connected, or pressed a key after the last command had ended.
         match inputs.recv().await {
             None => return,
             Some(Input::Size(w, h)) => {
@@ -328,7 +329,7 @@ async fn terminal(
             Ok(exec) => match talk(exec, &mut screen, &mut inputs, size, idle, (&publish, &resized)).await {
                 Over::Ended => "the command has ended".to_owned(),
                 Over::Idle => {
-                    // Everybody is sent away; whoever comes back begins anew.
+                    // All clients are disconnected; a later one starts a new session.
                     show.send_modify(|shown| shown.farewells += 1);
                     ended = false;
                     continue;
@@ -337,14 +338,14 @@ async fn terminal(
             },
             Err(error) => format!("the command cannot be run: {error}"),
         };
-        // A client that connects again by itself would start it over and over: a key has to be pressed.
+        // A client that reconnects by itself would restart it again and again, so a key is required.
         ended = true;
         screen.print(format!("\r\n[{why}; press a key]\r\n").as_bytes());
         publish(&screen);
     }
 }
 
-/// Why a command is over.
+/// How a command ended.
 enum Over {
     Ended,
     Idle,
@@ -394,7 +395,7 @@ async fn talk(
                     }
                 }
             },
-            // Dropping the control connection makes the server end the command.
+            // When the control connection is dropped, the server ends the command.
             () = sleep(left.min(Duration::from_secs(1 << 20))) => {
                 if typed.elapsed() >= idle {
                     return Over::Idle;

@@ -1,6 +1,6 @@
-//! A qcow2 image as a file of raw bytes: a qemu-storage-daemon with a FUSE export, and its control socket.
+//! Exports a qcow2 image as a raw file, by a qemu-storage-daemon with a FUSE export and a control socket.
 //!
-//! Owns the daemon from its start to its end. Does not own where its files are: the plan says so.
+//! Owns the daemon from its start to its end. Does not own the paths of its files, which the plan chooses.
 
 use super::{DiskError, mounts, program, step::Cache};
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,16 +18,16 @@ use stead_os::{
 const DAEMON: &str = "qemu-storage-daemon";
 /// Name of the image among the daemon's block nodes.
 const NODE: &str = "disk";
-/// A daemon that was told to go is gone within this, or is killed.
+/// Time limit for a daemon to end before it is killed.
 const END_PATIENCE: Duration = Duration::from_secs(10);
-/// Looked at this often while waiting.
+/// Pause between two looks while waiting.
 const GLANCE: Duration = Duration::from_millis(20);
-/// The daemon listens before it becomes a daemon.
+/// Time limit for connecting: the daemon listens before it daemonises.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// Growing only writes metadata.
+/// Time limit for growing an image, which only writes metadata.
 const GROW_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether this host can do it.
+/// Whether this host supports it.
 pub(super) fn is_possible() -> bool {
     command::find(DAEMON).is_some() && Path::new("/dev/fuse").exists()
 }
@@ -50,7 +50,7 @@ fn cache_options(cache: Option<&Cache>) -> serde_json::Value {
     })
 }
 
-/// Starts a daemon that shows a qcow2 image as the file `at`.
+/// Starts a daemon that exports a qcow2 image as the file `at`.
 pub(super) fn begin(
     image: &Path,
     at: &Path,
@@ -96,10 +96,10 @@ pub(super) fn begin(
     Ok(())
 }
 
-/// Ends the daemon, if it is this one, and takes away its files.
+/// Ends the daemon, if it is this one, and removes its files.
 pub(super) fn end(pidfile: &Path, at: &Path) -> Result<(), DiskError> {
     let pid = fs::read_to_string(pidfile).ok().and_then(|t| t.trim().parse::<i32>().ok());
-    // The number may be another process' by now: its arguments tell.
+    // The number may belong to another process by now: its arguments identify it.
     let ours = |pid: i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&line).contains(&*at.to_string_lossy())

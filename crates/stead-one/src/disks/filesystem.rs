@@ -1,4 +1,4 @@
-//! What the filesystems' own programs do: make one, give it an identity, let it fill its device.
+//! Runs the filesystems' own programs: makes a filesystem, gives it a new identity, grows it to its device.
 
 use super::{DiskError, mounts, program};
 use std::path::Path;
@@ -10,12 +10,12 @@ pub(super) fn make(filesystem: &str, device: &Path) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// Gives an unmounted filesystem an identity of its own: two clones of an image must not have one identity on a host.
-/// With `grow`, a filesystem that grows offline fills its device. Gives a note when it keeps its identity.
+/// Gives an unmounted filesystem a new identity: two clones of an image must not have the same identity on a host. With
+/// `grow`, a filesystem that can grow offline fills its device. Returns a note when it keeps its identity.
 pub(super) fn prepare(filesystem: &str, device: &Path, grow: bool) -> Result<Option<String>, DiskError> {
     match filesystem {
         "xfs" => {
-            // A log that was not written back keeps its UUID; it is mounted without regard to it.
+            // With a dirty log XFS keeps its UUID; it is mounted with nouuid.
             if let Err(error) = program("xfs_admin").args(["-U", "generate"]).arg(device).run() {
                 return Ok(Some(format!("keeps its UUID: {}", stead_os::chain(&error))));
             }
@@ -35,7 +35,7 @@ pub(super) fn prepare(filesystem: &str, device: &Path, grow: bool) -> Result<Opt
     Ok(None)
 }
 
-/// Lets a mounted filesystem fill its device.
+/// Grows a mounted filesystem to its device.
 pub(super) fn grow(filesystem: &str, at: &Path) -> Result<(), DiskError> {
     match filesystem {
         "xfs" => program("xfs_growfs").arg("-d").arg(at).run()?,

@@ -1,11 +1,11 @@
-//! `/etc/fstab` of an image with partitions: which of them belongs where.
+//! `/etc/fstab` of an image with partitions: which partition is mounted where.
 
 use std::path::PathBuf;
 use stead_os::mountinfo;
 
-/// Longer ones are not read on.
+/// Longest fstab that is read.
 pub const MAX_BYTES: usize = 64 << 10;
-/// More lines than any disk has partitions.
+/// Most entries: more than any disk has partitions.
 const MAX_ENTRIES: usize = 128;
 
 /// How an entry names its device.
@@ -19,19 +19,19 @@ pub enum Tag {
     PartUuid(String),
 }
 
-/// A line about a filesystem of the disk.
+/// An entry for a filesystem of the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Its device.
     pub tag: Tag,
-    /// Below root, without `..`.
+    /// Its mount point, below root, without `..`.
     pub at: PathBuf,
 }
 
-/// The entries that name a device by tag, but swap and root: in the order in which they can be mounted.
+/// The entries that name a device by tag, except swap and root, in an order in which they can be mounted.
 pub fn parse(text: &str) -> Vec<Entry> {
     let mut entries: Vec<Entry> = text.lines().filter_map(entry).take(MAX_ENTRIES).collect();
-    // What is higher comes first; otherwise as written.
+    // Parents come first; otherwise in the order of the file.
     entries.sort_by_key(|e| e.at.components().count());
     entries
 }
@@ -50,7 +50,7 @@ fn entry(line: &str) -> Option<Entry> {
         "PARTUUID" => Tag::PartUuid(value),
         _ => return None,
     };
-    // fstab escapes as the kernel's tables do.
+    // fstab uses the escapes of the kernel's tables.
     let at = String::from_utf8(mountinfo::unescape(at.as_bytes())).ok()?;
     let at = crate::ids::path("", &at).ok()?;
     at.parent()?;

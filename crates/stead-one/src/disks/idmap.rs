@@ -1,21 +1,21 @@
-//! The map of user ids that an instance's root filesystem was left with, kept beside its disks: the files on them carry
-//! shifted owners, and an instance made anew would shift them a second time.
+//! The last map of user ids of an instance's root filesystem, kept beside its disks: the files there have shifted
+//! owners, which a recreated instance would shift a second time.
 //!
-//! File name and form are those of OpenNebula's own driver, so VMs that it left behind are taken over as they are.
+//! File name and format are those of OpenNebula's own driver, so its VMs can be taken over unchanged.
 
 use super::DiskError;
 use std::{fs, io::Read, path::Path};
 use stead_os::{PathContext, PathError};
 
-/// In the VM's directory.
+/// The file in the VM's directory.
 const FILE: &str = "idmaps.lxd";
-/// A map is a few hundred bytes.
+/// Largest file read: a map has a few hundred bytes.
 const MAX_BYTES: u64 = 64 << 10;
 
 /// The map kept in a VM's directory.
 ///
 /// # Errors
-/// It is there and cannot be read.
+/// It exists but cannot be read.
 pub fn load(vm_directory: &Path) -> Result<Option<String>, DiskError> {
     let path = vm_directory.join(FILE);
     let mut text = String::new();
@@ -29,14 +29,14 @@ pub fn load(vm_directory: &Path) -> Result<Option<String>, DiskError> {
     Ok(parse(&text))
 }
 
-/// The map must itself be the engines' JSON, or nothing is taken.
+/// Parses the file; `None` unless the map is the engines' JSON.
 fn parse(text: &str) -> Option<String> {
     let yaml: serde_json::Map<String, serde_json::Value> = serde_saphyr::from_str(text).ok()?;
     let map = yaml.get(":last_state_idmap")?.as_str()?.to_owned();
     serde_json::from_str::<Vec<serde_json::Value>>(&map).is_ok().then_some(map)
 }
 
-/// Keeps a map.
+/// Saves a map.
 ///
 /// # Errors
 /// It cannot be written.

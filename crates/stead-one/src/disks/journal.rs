@@ -1,6 +1,6 @@
-//! What was done for a VM's disks, as what undoes it: one JSON line a step, written before the step is done.
+//! The undo journal of a VM's disks: one JSON line for each step, written before the step is executed.
 //!
-//! Lives in `/run`, as long as the mounts do. A line that was cut short by a crash is the last one, and its step was not
+//! It is in `/run` and lives as long as the mounts. A line truncated by a crash is the last one, and its step was not
 //! begun.
 
 use super::{DiskError, step::Undo};
@@ -14,12 +14,12 @@ use std::{
 };
 use stead_os::{PathContext, PathError};
 
-/// A line.
+/// An entry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Whose.
+    /// The disk.
     pub disk: DiskId,
-    /// What undoes it.
+    /// The undo of the step.
     #[serde(flatten)]
     pub undo: Undo,
 }
@@ -32,10 +32,10 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal in `directory`, which is made if it is not there. Lines that cannot be read end it.
+    /// Opens the journal in `directory`, which is created if it is missing. The first malformed line ends it.
     ///
     /// # Errors
-    /// The directory cannot be made or the file not be read.
+    /// The directory cannot be created or the file cannot be read.
     pub fn open(directory: &Path) -> Result<Self, DiskError> {
         fs::create_dir_all(directory).at("make", directory)?;
         let path = directory.join("journal");
@@ -54,7 +54,7 @@ impl Journal {
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
-    /// Writes an entry; only then may its step be done.
+    /// Writes an entry; only then may its step be executed.
     ///
     /// # Errors
     /// It cannot be written.
@@ -67,7 +67,7 @@ impl Journal {
         self.entries.push(entry);
         Ok(())
     }
-    /// Forgets entries that are undone. The file goes with the last one.
+    /// Removes entries that are undone. The file is deleted with the last one.
     ///
     /// # Errors
     /// It cannot be written.

@@ -1,6 +1,6 @@
-//! Does the steps, writes the journal, undoes.
+//! Executes and undoes steps, and writes the journal.
 //!
-//! Chooses nothing; the choices are in [`super::plan`].
+//! Makes no choices: [`super::plan`] does.
 
 use super::{
     DiskError, export, filesystem, fstab,
@@ -33,26 +33,26 @@ pub struct Mapped {
     pub at: PathBuf,
     /// Its filesystem.
     pub filesystem: String,
-    /// The filesystems of further partitions, which are mounted into it as its fstab says.
+    /// The filesystems of other partitions, which are mounted into it according to its fstab.
     pub inside: Vec<String>,
 }
 
-/// Told each step before it is done.
+/// Called with each step before it is executed.
 pub type Observer<'a> = Box<dyn FnMut(DiskId, &Step) + 'a>;
 
-/// Maps and unmaps the disks of one VM. Whoever has one holds the VM's lock.
+/// Maps and unmaps the disks of one VM. Its owner holds the VM's lock.
 pub struct Mapper<'a> {
     place: &'a Place,
     name: InstanceName,
     filesystem: &'a str,
     journal: Journal,
     observer: Observer<'a>,
-    /// What should be said of the mapping in the log.
+    /// Notes about the mapping, for the log.
     pub notes: Vec<String>,
 }
 
 impl<'a> Mapper<'a> {
-    /// Opens the VM's journal. `filesystem` is what volatile disks get that say nothing of it.
+    /// Opens the VM's journal. `filesystem` is the default for volatile disks.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -66,7 +66,7 @@ impl<'a> Mapper<'a> {
             notes: Vec::new(),
         })
     }
-    /// Has `observer` told each step.
+    /// Sets an observer of each step.
     #[must_use]
     pub fn observed(mut self, observer: impl FnMut(DiskId, &Step) + 'a) -> Self {
         self.observer = Box::new(observer);
@@ -77,12 +77,12 @@ impl<'a> Mapper<'a> {
         self.journal.entries().is_empty()
     }
 
-    /// Mounts a disk at `at`. When that fails, everything done for it is undone.
+    /// Mounts a disk at `at`. If that fails, everything done for it is undone.
     ///
     /// # Errors
-    /// [`DiskError`] of what failed; that undoing failed too is a note.
+    /// [`DiskError`] of the failure; a failure to undo becomes a note.
     pub fn map(&mut self, vm: &Vm, disk: &Disk, at: &Path) -> Result<Mapped, DiskError> {
-        // What a crash left of this disk would be in the way.
+        // Remains of this disk after a crash would be in the way.
         self.unmap(disk.id)?;
         self.try_map(vm, disk, at).inspect_err(|_| {
             if let Err(error) = self.unmap(disk.id) {
@@ -133,7 +133,7 @@ impl<'a> Mapper<'a> {
         }
     }
 
-    /// What the host has for a program; the lock is kept until it is taken.
+    /// The host's devices for a program; the lock is held until the device is taken.
     fn offer(&self, program: nbd::Program) -> Result<(Offer, Option<fs::File>), DiskError> {
         let export = export::is_possible();
         if program == nbd::Program::Qemu && command::find("qemu-nbd").is_none() {
@@ -143,7 +143,7 @@ impl<'a> Mapper<'a> {
         Ok((Offer { nbd, export }, lock))
     }
 
-    /// Mounts the first partition that holds /etc/fstab, and into it what that file says.
+    /// Mounts the first partition that has /etc/fstab, and the others into it according to that file.
     fn map_partitions(
         &mut self,
         disk: &Disk,
@@ -153,7 +153,7 @@ impl<'a> Mapper<'a> {
     ) -> Result<Mapped, DiskError> {
         for root in partitions.iter().filter(|p| p.filesystem.as_ref().is_some_and(plan::is_mountable)) {
             let before = self.journal.entries().len();
-            // Only looked into: nothing is written to those that are not root.
+            // Read-only while searching: nothing is written to partitions other than root.
             let look = plan::partition(bytes, root, at, true);
             let found = self
                 .perform_all(disk.id, &look, None)
@@ -172,7 +172,7 @@ impl<'a> Mapper<'a> {
                 let inside = mounts::directory_inside(at, &entry.at);
                 let (Some(partition), Some(inside)) = (plan::named(partitions, &entry), inside) else {
                     self.notes.push(format!(
-                        "disk {}: nothing to mount at {} as its fstab says",
+                        "disk {}: nothing to mount at {}, which its fstab lists",
                         disk.id,
                         entry.at.display()
                     ));
@@ -187,10 +187,10 @@ impl<'a> Mapper<'a> {
         Err(PlanError::NoRoot(disk.id).into())
     }
 
-    /// Undoes what was done for a disk.
+    /// Undoes all steps of a disk.
     ///
     /// # Errors
-    /// [`DiskError::Undo`] with every error; what could not be undone stays in the journal.
+    /// [`DiskError::Undo`] with every error; steps that could not be undone stay in the journal.
     pub fn unmap(&mut self, disk: DiskId) -> Result<(), DiskError> {
         self.undo_where(|_, entry| entry.disk == disk)
     }
@@ -232,7 +232,7 @@ impl<'a> Mapper<'a> {
         if errors.is_empty() { Ok(()) } else { Err(DiskError::Undo(errors)) }
     }
 
-    /// What the journal says of a disk.
+    /// The journal's undos of a disk.
     pub(super) fn undos(&self, disk: DiskId) -> impl Iterator<Item = &Undo> {
         self.journal.entries().iter().filter(move |e| e.disk == disk).map(|e| &e.undo)
     }
@@ -251,7 +251,7 @@ impl<'a> Mapper<'a> {
         Ok(())
     }
 
-    /// Does a step on `device`, the one that an earlier step made; gives the one that this step makes.
+    /// Executes a step on `device`, the result of an earlier step; returns the device that this step makes.
     fn perform(
         &mut self,
         disk: DiskId,
@@ -300,7 +300,7 @@ impl<'a> Mapper<'a> {
                 self.journal.add(disk, Undo::Unmount { at: at.clone() })?;
                 mounts::attach(&device, filesystem, at, *readonly)?;
                 if device.starts_with("/dev") && is_loop(&device) {
-                    // From here on it ends with its mount.
+                    // From now on the kernel detaches it with its mount.
                     loops::release(&device)?;
                 }
                 Ok(None)
@@ -328,19 +328,19 @@ fn is_loop(device: &Path) -> bool {
 /// Attaches a window to a free loop device.
 fn attach(window: &Window, read_only: bool) -> Result<PathBuf, DiskError> {
     let (offset_bytes, limit_bytes) = window.part.unwrap_or_default();
-    // Not yet by itself: a filesystem may be made on it before it is mounted.
+    // Without autoclear yet: a filesystem may be made on it before it is mounted.
     let options = Options { read_only, offset_bytes, limit_bytes, ..Options::default() };
     Ok(LoopDevice::attach(&window.bytes, &options)?.path().to_owned())
 }
 
-/// Detaches what is attached to a file at an offset. The file may be gone, and with it nothing can be found: then its
-/// loop devices, if there were any, end with their mounts.
+/// Detaches the loop devices of a file at an offset. If the file is gone, they cannot be found: then they end with
+/// their mounts.
 fn detach(bytes: &Path, offset_bytes: u64) -> Result<(), DiskError> {
     if !bytes.exists() {
         return Ok(());
     }
     for attached in loops::find(bytes)?.iter().filter(|a| a.offset_bytes == offset_bytes) {
-        // Gone in between is as good.
+        // A device that is already gone is fine.
         let _ = loops::release(&attached.device);
     }
     Ok(())
@@ -355,7 +355,7 @@ fn undo(undo: &Undo) -> Result<(), DiskError> {
         Undo::DetachLoop { bytes, offset_bytes } => detach(bytes, *offset_bytes),
         Undo::Unmount { at } => mounts::detach(at),
         Undo::RemoveDirectory { path } => match fs::remove_dir(path) {
-            // Not empty: someone else has it now.
+            // Not empty: it is used for something else.
             Err(e) if !matches!(e.raw_os_error(), Some(2 | 39)) => {
                 Err(PathError::new("remove", path)(e).into())
             }
@@ -369,7 +369,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_never_happened_is_undone() {
+    fn a_step_that_never_ran_can_be_undone() {
         let dir = tempfile::tempdir().unwrap();
         let nowhere = dir.path().join("nowhere");
         let undos = [

@@ -1,10 +1,10 @@
 //! The disks of a VM on its host: from a file, block device or Ceph image in a datastore to a mounted filesystem.
 //!
-//! A disk is mapped in steps ([`step::Step`]), each decided from what was seen before it ([`plan`]) and each with its
-//! undo, which is written to the VM's journal ([`journal`]) before the step is done. Whatever fails, or is killed at
-//! whatever moment, the journal undoes; the next deploy begins with that. Owns also which paths may be touched at all
-//! ([`place`]). Does not own the instance's devices ([`crate::instance`]) nor making and moving the files, which
-//! OpenNebula's transfer drivers do.
+//! A disk is mapped in steps ([`step::Step`]), each planned from what was observed before it ([`plan`]), each with an
+//! undo that is written to the VM's journal ([`journal`]) before the step runs. After a failure or a kill at any moment
+//! the journal undoes everything; the next deploy begins with that. Also owns which paths may be touched ([`place`]).
+//! Does not own the instance's devices ([`crate::instance`]), or creating and moving the files, which OpenNebula's
+//! transfer drivers do.
 
 mod export;
 mod filesystem;
@@ -26,8 +26,8 @@ pub use place::Place;
 use std::{io, path::PathBuf, time::Duration};
 use stead_os::{CommandError, PathError, Program};
 
-/// A program that checks or grows a filesystem takes as long as the disk is large; OpenNebula ends a script that takes
-/// too long for it.
+/// Time limit of programs on disks: checking or growing a filesystem takes as long as the disk is large, and OpenNebula
+/// ends a script that takes too long.
 const PROGRAM_PATIENCE: Duration = Duration::from_secs(2 * 3600);
 
 /// A program that works on disks.
@@ -35,14 +35,14 @@ pub(crate) fn program(name: &str) -> Program {
     Program::new(name).timeout(PROGRAM_PATIENCE)
 }
 
-/// Whether something is mounted exactly there. If that cannot be found out the answer is yes: deleting what is mounted
-/// would be worse.
+/// Whether something is mounted exactly there. If that is unknown the answer is yes, because deleting a mounted
+/// filesystem would be worse.
 pub fn is_mounted(at: &std::path::Path) -> bool {
     mounts::is_mountpoint(at).unwrap_or(true)
 }
 
-/// Readies a mounted root filesystem for a start by LXD 5.0, which unmounts what is mounted on an instance's root once when
-/// it starts: below it the same is mounted again. Undoing the mount undoes both.
+/// Prepares a mounted root filesystem for a start by LXD 5.0, which unmounts an instance's root once when it starts:
+/// mounts it a second time. Undoing the mount undoes both.
 ///
 /// # Errors
 /// It cannot be mounted twice.
@@ -56,16 +56,16 @@ pub enum DiskError {
     /// A program failed.
     #[error(transparent)]
     Tool(#[from] CommandError),
-    /// The disk's file is not where it has to be.
+    /// The disk's file is not in an allowed place.
     #[error(transparent)]
     Place(#[from] place::PlaceError),
-    /// What is in it cannot be mounted.
+    /// Its content cannot be mounted.
     #[error(transparent)]
     Plan(#[from] plan::PlanError),
-    /// The header of a qcow2 image.
+    /// A qcow2 image's header is unusable.
     #[error(transparent)]
     Qcow2(#[from] qcow2::Qcow2Error),
-    /// A file of the driver's own, a directory, or a loop device.
+    /// An operation failed on one of the driver's own files, a directory or a loop device.
     #[error(transparent)]
     File(#[from] PathError),
     /// The daemon that exports an image refuses to change it.
@@ -99,7 +99,7 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
-    /// A program succeeded without the effect it should have had.
+    /// A program succeeded without its expected effect.
     #[error("{0}")]
     Unexpected(String),
     /// Several undo steps failed: every error, with its causes.

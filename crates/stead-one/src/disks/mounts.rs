@@ -15,16 +15,16 @@ use std::{
 };
 use stead_os::mountinfo::{self, Mount};
 
-/// An instance that was stopped lets go of its mounts within this.
+/// How long a stopped instance may keep its mounts busy.
 const BUSY_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Mounts; what is on the disk is not the host's, so no device node on it works.
+/// Mounts a filesystem. Its content is not trusted, so device nodes on it are disabled.
 pub(super) fn attach(device: &Path, filesystem: &str, at: &Path, readonly: bool) -> Result<(), DiskError> {
     let mut flags = MountFlags::NODEV;
     if readonly {
         flags |= MountFlags::RDONLY;
     }
-    // Two clones of one image on a host have the same UUID, which XFS refuses otherwise.
+    // Clones of an image have the same UUID, which XFS refuses otherwise.
     let data = if filesystem == "xfs" { Some(c"nouuid") } else { None };
     mount(device, at, filesystem, flags, data).map_err(|e| DiskError::Mount {
         device: device.to_owned(),
@@ -34,7 +34,7 @@ pub(super) fn attach(device: &Path, filesystem: &str, at: &Path, readonly: bool)
     })
 }
 
-/// Mounts what is mounted on `at` there once more, unless it is there twice already.
+/// Mounts the filesystem on `at` there a second time, unless it already is.
 pub(super) fn brace(at: &Path) -> Result<(), DiskError> {
     if mountinfo::read()?.iter().filter(|m| m.at == at).count() != 1 {
         return Ok(());
@@ -47,7 +47,7 @@ pub(super) fn brace(at: &Path) -> Result<(), DiskError> {
     })
 }
 
-/// Takes away what [`brace`] put there: below it may be more mounts, which it hides.
+/// Removes the mount of [`brace`], which may hide other mounts.
 pub(super) fn unbrace(at: &Path) -> Result<(), DiskError> {
     while mountinfo::read()?.iter().filter(|m| m.at == at).count() > 1 {
         unmount(at, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
@@ -56,8 +56,8 @@ pub(super) fn unbrace(at: &Path) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// Unmounts everything that is mounted on `at`, in every layer; nothing being mounted is no error. A busy mount is given
-/// some time and then detached: a stray process of the host must not keep a VM from stopping.
+/// Unmounts everything that is mounted on `at`, in every layer; no mount is not an error. A busy mount gets some time
+/// and is then detached: a stray process of the host must not keep a VM from stopping.
 pub(super) fn detach(at: &Path) -> Result<(), DiskError> {
     let deadline = Instant::now() + BUSY_PATIENCE;
     while is_mountpoint(at)? {
@@ -86,7 +86,7 @@ pub(super) fn uppermost(at: &Path) -> Result<Option<Mount>, DiskError> {
     Ok(mountinfo::read()?.into_iter().rev().find(|m| m.at == at))
 }
 
-/// Opens a path as it would be with `root` as root: links of the image cannot lead out of it.
+/// Opens a path with `root` as its root: links of the image cannot lead out of it.
 fn open_inside(root: &Path, inside: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let directory = rustix::fs::openat(
         CWD,
@@ -98,9 +98,9 @@ fn open_inside(root: &Path, inside: &Path, flags: OFlags) -> io::Result<OwnedFd>
     Ok(openat2(&directory, inside, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
 }
 
-/// The first `limit` bytes of a regular file of an image; `None`: there is none.
+/// The first `limit` bytes of a regular file of an image; `None`: it does not exist.
 pub(super) fn read_inside(root: &Path, inside: &Path, limit: usize) -> Option<String> {
-    // A FIFO would keep whoever opens it waiting.
+    // Opening a FIFO would block.
     let fd = open_inside(root, inside, OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
     let file = File::from(fd);
     if !file.metadata().ok()?.is_file() {
@@ -111,7 +111,7 @@ pub(super) fn read_inside(root: &Path, inside: &Path, limit: usize) -> Option<St
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The real path of a directory of an image, without following links out of it; `None`: there is none.
+/// The real path of a directory of an image, without following links out of it; `None`: it does not exist.
 pub(super) fn directory_inside(root: &Path, inside: &Path) -> Option<PathBuf> {
     let fd = open_inside(root, inside, OFlags::PATH | OFlags::DIRECTORY).ok()?;
     let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;

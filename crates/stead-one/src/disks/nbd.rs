@@ -1,7 +1,7 @@
-//! Network block devices: which one is taken, and the two programs that stand behind them.
+//! Network block devices: the choice of a device, and the two programs behind them.
 //!
-//! A device has no owner until a program is connected to it, and each takes its time: whoever takes one holds its lock
-//! until then. Owns nothing of the images.
+//! A device has no owner until a program is connected, which takes a while: a script holds its lock until then. Does
+//! not own the images.
 
 use super::{DiskError, program, step::Cache};
 use std::{
@@ -12,17 +12,17 @@ use std::{
 };
 use stead_os::{PathContext, command};
 
-/// Looked at this often while waiting.
+/// Pause between two looks while waiting.
 const GLANCE: Duration = Duration::from_millis(20);
-/// A device that is being connected has its size within this.
+/// Time limit for a device to get its size while it is being connected.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// A qemu-nbd that was disconnected has written back what it holds, and is gone, within this. It is not killed: that would
-/// leave the image half written.
+/// Time limit for a disconnected qemu-nbd to write back its cache and end. It is not killed, because that would leave
+/// the image half written.
 const DISCONNECT_PATIENCE: Duration = Duration::from_secs(60);
-/// The kernel makes 16 when the module is loaded, and as many as asked for.
+/// Most devices considered: the kernel makes 16 by default, or as many as configured.
 const MOST: u32 = 256;
 
-/// Who wants a device.
+/// The program that needs a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
     /// qemu-nbd.
@@ -36,16 +36,16 @@ pub enum Program {
 pub struct Free {
     /// `/dev/nbd0`.
     pub device: PathBuf,
-    /// The kernel would send it NBD_CMD_WRITE_ZEROES.
+    /// Whether the kernel would send it NBD_CMD_WRITE_ZEROES.
     pub zeroes: bool,
 }
 
-/// Which devices a program may have, the best first.
+/// The devices that a program may use, the best first.
 ///
-/// A kernel that knows WRITE_ZEROES (seen with 6.12) goes on sending it to a device whose program before said that it
-/// understands it, as qemu-nbd does. rbd-nbd (seen with 18.2) understands it not, says so in its log, and answers nothing
-/// any more: whoever writes to the device hangs until the host is reset. So rbd-nbd has devices that qemu-nbd never had,
-/// from the first on as it chooses itself, and qemu-nbd those it had before, then the last.
+/// A kernel that knows WRITE_ZEROES (observed with 6.12) keeps sending it to a device whose previous program supported
+/// it, as qemu-nbd does. rbd-nbd (observed with 18.2) does not support it, logs that, and stops answering: writers to
+/// the device hang until the host is reset. So rbd-nbd gets devices that qemu-nbd never had, from the first on as it
+/// chooses itself, and qemu-nbd those it had before, then the last.
 pub fn choice(program: Program, free: &[Free]) -> Vec<PathBuf> {
     let devices = |zeroes: bool| free.iter().filter(move |f| f.zeroes == zeroes).map(|f| f.device.clone());
     match program {
@@ -54,19 +54,19 @@ pub fn choice(program: Program, free: &[Free]) -> Vec<PathBuf> {
     }
 }
 
-/// A device, as far as this host has one.
+/// The device that this host offers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Offer {
-    /// The kernel has none: the module is not loaded.
+    /// None, because the module is not loaded.
     #[default]
     NoModule,
-    /// None that is free and fit.
+    /// No free, suitable device.
     NoneFree,
-    /// This one.
+    /// This device.
     Device(PathBuf),
 }
 
-/// Finds a device for `program` and keeps others of this driver from it while the file is open. `locks` is a directory.
+/// Finds a device for `program` and locks it against other scripts while the file is open. `locks` is a directory.
 pub(super) fn reserve(program: Program, locks: &Path) -> Result<(Offer, Option<fs::File>), DiskError> {
     if !sys("nbd0").exists() {
         return Ok((Offer::NoModule, None));
@@ -77,7 +77,7 @@ pub(super) fn reserve(program: Program, locks: &Path) -> Result<(Offer, Option<f
         let path = locks.join(name);
         let lock = fs::File::create(&path).at("open", &path)?;
         let locked = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok();
-        // Whoever had the lock may have connected it since.
+        // The previous owner of the lock may have connected it.
         if locked && name.to_str().is_some_and(is_free) {
             return Ok((Offer::Device(device), Some(lock)));
         }
@@ -143,7 +143,7 @@ pub(super) fn connect(
 /// Disconnects a qcow2 image, if it is this one that the device is connected to.
 pub(super) fn disconnect(device: &Path, image: &Path) -> Result<(), DiskError> {
     let Ok(pid) = fs::read_to_string(sys_of(device).join("pid")) else { return Ok(()) };
-    // The kernel tells the thread that waits in it, which ends first; its process closes the image afterwards.
+    // The kernel reports the waiting thread, which ends first; its process closes the image afterwards.
     let status = fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap_or_default();
     let Some(process) = process_of(&status) else { return Ok(()) };
     let ours = || {
@@ -154,12 +154,12 @@ pub(super) fn disconnect(device: &Path, image: &Path) -> Result<(), DiskError> {
         return Ok(());
     }
     program("qemu-nbd").arg("--disconnect").arg(device).run()?;
-    // Whoever takes the image next, the transfer driver or the next deploy, finds it whole and without a lock.
+    // The next user of the image, the transfer driver or a deploy, finds it complete and unlocked.
     let deadline = Instant::now() + DISCONNECT_PATIENCE;
     while ours() {
         if Instant::now() > deadline {
             return Err(DiskError::Unexpected(format!(
-                "qemu-nbd (process {process}) does not let go of {}",
+                "qemu-nbd (process {process}) does not release {}",
                 image.display()
             )));
         }
@@ -197,7 +197,7 @@ fn rbd_arguments(
     arguments
 }
 
-/// Maps a Ceph image; where. Without a device rbd-nbd loads the module and takes one.
+/// Maps a Ceph image; returns its device. Without a given device rbd-nbd loads the module and chooses one.
 pub(super) fn map_rbd(
     image: &str,
     device: Option<&Path>,
@@ -211,7 +211,7 @@ pub(super) fn map_rbd(
 
 /// Unmaps a Ceph image, wherever it is mapped.
 pub(super) fn unmap_rbd(image: &str) -> Result<(), DiskError> {
-    // Without it nothing was mapped, and what never happened is undone.
+    // Without rbd-nbd nothing was mapped, so there is nothing to undo.
     if command::find("rbd-nbd").is_none() {
         return Ok(());
     }
@@ -222,7 +222,7 @@ pub(super) fn unmap_rbd(image: &str) -> Result<(), DiskError> {
     Ok(())
 }
 
-/// Devices of an image in what `rbd-nbd list-mapped` says.
+/// Devices of an image in the output of `rbd-nbd list-mapped`.
 fn rbd_devices(said: &str, image: &str) -> Vec<String> {
     let list: Vec<serde_json::Map<String, serde_json::Value>> =
         serde_json::from_str(said).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What is done with a disk, given what is on it. Functions without effects.
+//! Plans the steps for a disk from its content. Pure.
 
 use super::{
     fstab::{Entry, Tag},
@@ -13,7 +13,7 @@ use crate::{
 };
 use std::path::Path;
 
-/// Filesystems that are mounted. The kernel knows more, but not every one of them is made for images of strangers.
+/// Filesystems that are mounted. The kernel knows more, but not all of them are safe with untrusted images.
 const MOUNTED: [&str; 9] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "vfat", "iso9660", "squashfs"];
 /// Filesystems whose owners the kernel can shift on a mount.
 const SHIFTABLE: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"];
@@ -21,48 +21,48 @@ const SHIFTABLE: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"];
 /// A disk that cannot be mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// Nothing that could be mounted.
-    #[error("disk {disk} holds {found}, which cannot be mounted")]
+    /// Its content cannot be mounted.
+    #[error("disk {disk} contains {found}, which cannot be mounted")]
     Content {
         /// Which.
         disk: DiskId,
         /// What is on it.
         found: String,
     },
-    /// An image of which everything has to be made, though it is no volatile disk.
+    /// An image is blank although it is not a volatile disk.
     #[error("disk {0} is blank: only volatile disks are formatted")]
     Blank(DiskId),
-    /// None of its partitions is root.
-    #[error("none of the partitions of disk {0} holds /etc/fstab")]
+    /// No partition is a root filesystem.
+    #[error("none of the partitions of disk {0} has /etc/fstab")]
     NoRoot(DiskId),
-    /// Live growth is for whole filesystems.
-    #[error("disk {0} has partitions: it cannot be grown while it is used")]
+    /// Only whole filesystems can grow in use.
+    #[error("disk {0} has partitions, so it cannot be grown while it is in use")]
     Partitioned(DiskId),
-    /// An image that cannot be made to appear.
+    /// The host has no way to expose the image.
     #[error(
         "disk {0} is qcow2, and this host has neither free nbd devices with qemu-nbd nor qemu-storage-daemon with FUSE"
     )]
     NoQcow2(DiskId),
-    /// A Ceph image for which there is no device.
+    /// The host has no device for the Ceph image.
     #[error(
-        "disk {0} is a Ceph image, and no network block device is free that qemu-nbd has not had since the module was loaded (rbd-nbd would hang on such a one): load the module nbd with a larger nbds_max"
+        "disk {0} is a Ceph image, and every free network block device was used by qemu-nbd since the module was loaded, on which rbd-nbd would hang: load the module nbd with a larger nbds_max"
     )]
     NoRbdDevice(DiskId),
 }
 
-/// What the host offers for images.
+/// The host's means for images.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
     /// A network block device for the program that the disk needs.
     pub nbd: nbd::Offer,
-    /// qemu-storage-daemon and /dev/fuse.
+    /// Whether it has qemu-storage-daemon and /dev/fuse.
     pub export: bool,
 }
 
-/// How a disk's bytes become a file or device that can be looked at; `None`: they are one.
+/// The step that exposes a disk's bytes as a file or device; `None`: they already are.
 ///
 /// # Errors
-/// The host cannot.
+/// The host lacks the means.
 pub fn expose(
     place: &Place,
     name: &InstanceName,
@@ -102,12 +102,12 @@ pub fn expose(
     }))
 }
 
-/// How what is on a disk is mounted.
+/// How a disk's content is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
     /// One filesystem: these steps, in order.
     One(Vec<Step>),
-    /// Several partitions: the first of these that holds /etc/fstab is root.
+    /// Several partitions: the first of these that has /etc/fstab is root.
     Search(Vec<Partition>),
 }
 
@@ -174,7 +174,7 @@ pub fn partition(bytes: &Path, partition: &Partition, at: &Path, readonly: bool)
     vec![Step::Loop { window, readonly }, mounted(kind, at, readonly)]
 }
 
-/// The partition that an entry of fstab means.
+/// The partition that an entry of fstab names.
 pub fn named<'a>(partitions: &'a [Partition], entry: &Entry) -> Option<&'a Partition> {
     let same = |a: Option<&String>, b: &str| a.is_some_and(|a| a.eq_ignore_ascii_case(b));
     partitions.iter().filter(|p| p.filesystem.as_ref().is_some_and(is_mountable)).find(|p| {
@@ -187,7 +187,7 @@ pub fn named<'a>(partitions: &'a [Partition], entry: &Entry) -> Option<&'a Parti
     })
 }
 
-/// Whether a filesystem is one that is mounted.
+/// Whether a filesystem may be mounted.
 pub fn is_mountable(filesystem: &Filesystem) -> bool {
     MOUNTED.contains(&filesystem.kind.as_str())
 }
@@ -205,7 +205,7 @@ fn mountable(disk: DiskId, filesystem: &Filesystem) -> Result<&str, PlanError> {
 }
 
 fn mounted(kind: &str, at: &Path, readonly: bool) -> Step {
-    // These two cannot be written at all.
+    // These two are always read-only.
     let readonly = readonly || matches!(kind, "iso9660" | "squashfs");
     Step::Mount { filesystem: kind.to_owned(), at: at.to_owned(), readonly }
 }

@@ -1,5 +1,5 @@
-//! What is on a disk: filesystems and partitions, as util-linux' blkid and partx see them. Both look at the bytes, not
-//! at what the kernel made of them, and take plain files.
+//! The content of a disk: filesystems and partitions, by util-linux' blkid and partx. Both read the bytes,
+//! independently of the kernel, and accept plain files.
 
 use super::{DiskError, program};
 use serde::Serialize;
@@ -10,7 +10,7 @@ use std::{
 };
 use stead_os::PathContext;
 
-/// A disk whose first bytes are zero is taken for blank. Every signature that blkid knows lies within a tenth of this.
+/// A disk with this many leading zeros counts as blank. Every signature that blkid knows is within a tenth of this.
 const BLANK_BYTES: u64 = 1 << 20;
 /// blkid's code for "nothing found".
 const NOTHING_FOUND: i32 = 2;
@@ -31,21 +31,21 @@ pub struct Filesystem {
 pub struct Partition {
     /// Its number.
     pub number: u32,
-    /// Where it begins.
+    /// Its offset.
     pub offset_bytes: u64,
-    /// How long it is.
+    /// Its length.
     pub length_bytes: u64,
     /// PARTUUID.
     pub uuid: Option<String>,
-    /// What is in it.
+    /// Its filesystem.
     pub filesystem: Option<Filesystem>,
 }
 
-/// What is on a disk.
+/// Content of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
-    /// Nothing: no signature, and zeros at its beginning.
+    /// None: no signature, and zeros at its beginning.
     Blank,
     /// A filesystem from its first to its last byte.
     Filesystem(Filesystem),
@@ -93,7 +93,7 @@ fn blkid(bytes: &Path, window: Option<(u64, u64)>) -> Result<Found, DiskError> {
     Ok(parse_blkid(&program("blkid").args(arguments).accept(NOTHING_FOUND).run()?.text()))
 }
 
-/// Lines `KEY=value`; blkid puts a backslash before odd characters.
+/// Parses lines `KEY=value`, in which blkid escapes special characters by a backslash.
 fn parse_blkid(text: &str) -> Found {
     let mut found = Found::default();
     let (mut label, mut uuid, mut kind) = (None, None, None);
@@ -118,8 +118,8 @@ fn partitions(bytes: &Path) -> Result<Vec<Partition>, DiskError> {
     Ok(parse_partx(&program("partx").args(arguments).run()?.text()))
 }
 
-/// Lines `1 2048 20480 0d9c…-01`, in sectors of 512 bytes. The extended partition of a DOS table is a shell around
-/// others and holds no filesystem, so it needs no care.
+/// Parses lines `1 2048 20480 0d9c…-01`, in sectors of 512 bytes. The extended partition of a DOS table only contains
+/// others and no filesystem, so it needs no special treatment.
 fn parse_partx(text: &str) -> Vec<Partition> {
     let line = |line: &str| {
         let mut fields = line.split_whitespace();
@@ -157,7 +157,7 @@ impl std::fmt::Display for Partition {
     }
 }
 
-/// Where something of a disk is: all of a file or device, or a window of it.
+/// A whole file or device, or a window of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Window {
     /// File or device.
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_tools_say() {
+    fn output_of_the_tools_is_parsed() {
         let found = parse_blkid(
             "DEVNAME=x\nLABEL=my\\ disk\nUUID=aa\nVERSION=1.0\nTYPE=ext4\nUSAGE=filesystem\nBLOCK_SIZE=1024\n",
         );

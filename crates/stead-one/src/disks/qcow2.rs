@@ -1,4 +1,4 @@
-//! The header of a qcow2 image: which other files it would make QEMU open.
+//! The header of a qcow2 image: which other files QEMU would open for it.
 //!
 //! Source: QEMU's docs/interop/qcow2.txt.
 
@@ -8,11 +8,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// First bytes of every image.
+/// First bytes of an image.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
-/// A backing file's name is not longer (the format's own limit).
+/// Longest name of a backing file (the format's own limit).
 const MAX_NAME_BYTES: u32 = 1023;
-/// Nobody stacks more snapshots; a chain could bite its own tail.
+/// Longest chain of backing files: nobody stacks more snapshots, but a chain could be circular.
 const MAX_CHAIN: usize = 64;
 /// Incompatible feature bit: the data is in another file.
 const EXTERNAL_DATA: u64 = 1 << 2;
@@ -20,7 +20,7 @@ const EXTERNAL_DATA: u64 = 1 << 2;
 /// An image that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Qcow2Error {
-    /// Could not be read.
+    /// Its header cannot be read.
     #[error("cannot read the header of {}", .path.display())]
     Read {
         /// Which.
@@ -29,26 +29,26 @@ pub enum Qcow2Error {
         #[source]
         source: io::Error,
     },
-    /// Not an image, or with a header that cannot be.
+    /// It is not an image, or has an impossible header.
     #[error("{} has no usable qcow2 header", .0.display())]
     Header(PathBuf),
-    /// The image is to be qcow2 but is not, or the other way.
-    #[error("{} keeps its data in another file, which is not supported", .0.display())]
+    /// Its data is in another file.
+    #[error("{} has its data in another file, which is not supported", .0.display())]
     ExternalData(PathBuf),
-    /// A backing file elsewhere.
+    /// Its backing file is not allowed.
     #[error("{} is backed by {backing:?}, which is neither the VM's nor its image's", .path.display())]
     Backing {
         /// The image.
         path: PathBuf,
-        /// As its header says.
+        /// The backing file in its header.
         backing: String,
     },
-    /// Longer than any.
+    /// Its chain of backing files is too long.
     #[error("the chain of backing files of {} does not end", .0.display())]
     Endless(PathBuf),
 }
 
-/// What a header says.
+/// Fields of a header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// Name of the backing file.
@@ -64,10 +64,10 @@ pub fn is_image(start: &[u8]) -> bool {
     start.starts_with(&MAGIC)
 }
 
-/// Reads a header.
+/// Reads a header; `None`: it is not one.
 ///
 /// # Errors
-/// `None` in the result: not a header.
+/// As read(2).
 pub fn header(mut image: impl Read + Seek) -> io::Result<Option<Header>> {
     let mut fixed = [0; 104];
     let mut filled = 0;
@@ -107,7 +107,7 @@ pub fn header(mut image: impl Read + Seek) -> io::Result<Option<Header>> {
     Ok(Some(Header { backing, external_data, size_bytes: u64_at(24) }))
 }
 
-/// Checks that everything QEMU would open for `image` is inside `allowed`.
+/// Checks that every file that QEMU would open for `image` is inside `allowed`.
 ///
 /// # Errors
 /// [`Qcow2Error`].
@@ -118,7 +118,7 @@ pub fn check(image: &Path, allowed: &[PathBuf]) -> Result<(), Qcow2Error> {
         let mut file = File::open(&path).map_err(read)?;
         let header = match header(&mut file) {
             Ok(Some(header)) => header,
-            // The end of a chain may be raw.
+            // The last image of a chain may be raw.
             Ok(None) if path != image => return Ok(()),
             Ok(None) => return Err(Qcow2Error::Header(path)),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(Qcow2Error::Header(path)),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_cannot_name_other_files() {
+    fn a_guest_cannot_refer_to_other_files() {
         let dir = tempfile::tempdir().unwrap();
         let own = dir.path().canonicalize().unwrap().join("own");
         fs::create_dir(&own).unwrap();

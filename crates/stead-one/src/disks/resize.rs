@@ -6,11 +6,11 @@ use std::path::Path;
 use stead_os::loops;
 
 impl Mapper<'_> {
-    /// Grows the filesystem of a disk that is mounted at `at` to `size_mib`. The transfer driver has grown a raw file, volume
-    /// or Ceph image already; an image that this host's daemon exports is grown through the daemon.
+    /// Grows the filesystem of a disk mounted at `at` to `size_mib`. The transfer driver has already grown a raw file,
+    /// volume or Ceph image; an image exported by this host's daemon is grown through the daemon.
     ///
     /// # Errors
-    /// [`DiskError`]; nothing is changed when the disk has partitions.
+    /// [`DiskError`]; a disk with partitions is left unchanged.
     pub async fn grow(&mut self, disk: DiskId, at: &Path, size_mib: u64) -> Result<(), DiskError> {
         let partitioned =
             self.undos(disk).any(|u| matches!(u, Undo::DetachLoop { offset_bytes, .. } if *offset_bytes > 0));
@@ -27,7 +27,7 @@ impl Mapper<'_> {
                 }
                 Undo::DisconnectNbd { .. } => {
                     return Err(DiskError::Unexpected(format!(
-                        "disk {disk} is qcow2 behind qemu-nbd, which cannot grow while it is used: power the VM off first"
+                        "disk {disk} is qcow2 behind qemu-nbd, which cannot grow while it is in use: power the VM off first"
                     )));
                 }
                 _ => {}

@@ -1,34 +1,34 @@
-//! Steps of mapping a disk, and what undoes each.
+//! Steps of mapping a disk, and their undos.
 
 use super::probe::Window;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// How an image's host cache is used: CACHE of the disk.
+/// The host cache mode of an image: CACHE of the disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Cache(pub String);
 
-/// One step. Only [`super::Mapper`] does them; what each needs was decided before.
+/// One step. Only [`super::Mapper`] executes them; all choices were made before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum Step {
-    /// An image becomes a file of raw bytes, by a qemu-storage-daemon with a FUSE export.
+    /// Exports an image as a raw file, by a qemu-storage-daemon with a FUSE export.
     Export {
         /// The image.
         image: PathBuf,
-        /// The file it appears as.
+        /// The exported file.
         at: PathBuf,
-        /// The daemon's process id is written here.
+        /// The file for the daemon's process id.
         pidfile: PathBuf,
         /// Its control socket.
         control: PathBuf,
         /// CACHE.
         cache: Option<Cache>,
-        /// Nothing can be written.
+        /// Whether it is read-only.
         readonly: bool,
     },
-    /// An image becomes a network block device of the kernel.
+    /// Attaches an image to a network block device of the kernel.
     Nbd {
         /// The image.
         image: PathBuf,
@@ -36,51 +36,51 @@ pub enum Step {
         device: PathBuf,
         /// CACHE.
         cache: Option<Cache>,
-        /// Nothing can be written.
+        /// Whether it is read-only.
         readonly: bool,
     },
-    /// A Ceph image becomes a network block device.
+    /// Attaches a Ceph image to a network block device.
     Rbd {
         /// `pool/image`.
         image: String,
-        /// One that is free and fit; absent: the module is not loaded yet.
+        /// A free, suitable device; `None`: the module is not loaded yet.
         device: Option<PathBuf>,
         /// CEPH_USER.
         user: Option<String>,
         /// CEPH_CONF.
         conf: Option<PathBuf>,
-        /// Nothing can be written.
+        /// Whether it is read-only.
         readonly: bool,
     },
-    /// A file, or part of a file or device, becomes a loop device.
+    /// Attaches a file, or part of a file or device, to a loop device.
     Loop {
-        /// Of what.
+        /// What it attaches.
         window: Window,
-        /// Nothing can be written.
+        /// Whether it is read-only.
         readonly: bool,
     },
-    /// A blank disk gets a filesystem.
+    /// Makes a filesystem on a blank disk.
     Format {
         /// `ext4`, `xfs`, `btrfs`.
         filesystem: String,
     },
-    /// The filesystem gets an identity of its own, and fills its device if it is to grow and can offline.
+    /// Gives the filesystem a new identity and, if it should grow and can offline, grows it to its device.
     Prepare {
         /// Its kind.
         filesystem: String,
-        /// Also grow it.
+        /// Whether to grow it.
         grow: bool,
     },
-    /// The filesystem is mounted.
+    /// Mounts the filesystem.
     Mount {
         /// Its kind.
         filesystem: String,
         /// Where.
         at: PathBuf,
-        /// Nothing can be written.
+        /// Whether it is read-only.
         readonly: bool,
     },
-    /// The mounted filesystem fills its device.
+    /// Grows the mounted filesystem to its device.
     Grow {
         /// Its kind.
         filesystem: String,
@@ -89,23 +89,23 @@ pub enum Step {
     },
 }
 
-/// What undoes a step. It names what it undoes by what stays the same whether or not the step was finished, and doing it
-/// twice, or without the step having happened, is no error.
+/// The undo of a step. It identifies its object independently of whether the step was finished, and undoing twice, or
+/// without the step, is not an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "undo", rename_all = "snake_case")]
 pub enum Undo {
     /// Ends a qemu-storage-daemon.
     EndExport {
-        /// Where its process id is.
+        /// The file with its process id.
         pidfile: PathBuf,
-        /// Its file.
+        /// The exported file.
         at: PathBuf,
     },
     /// `qemu-nbd -d`.
     DisconnectNbd {
         /// The device.
         device: PathBuf,
-        /// The image it was connected to: another's connection is left alone.
+        /// The image it was connected to: a connection to another image is left alone.
         image: PathBuf,
     },
     /// `rbd-nbd unmap`.
@@ -117,7 +117,7 @@ pub enum Undo {
     DetachLoop {
         /// File or device.
         bytes: PathBuf,
-        /// Where the window begins.
+        /// Offset of the window.
         offset_bytes: u64,
     },
     /// Unmounts.
@@ -125,7 +125,7 @@ pub enum Undo {
         /// What.
         at: PathBuf,
     },
-    /// Removes a directory that is empty.
+    /// Removes an empty directory.
     RemoveDirectory {
         /// Which.
         path: PathBuf,

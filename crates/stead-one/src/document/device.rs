@@ -5,7 +5,7 @@ use crate::ids::{self, DatastoreId, DiskId, IdError, NicId, VmId};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// DISK_TYPE and TYPE: where a disk's bytes are.
+/// DISK_TYPE and TYPE: the location of a disk's bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskKind {
@@ -15,24 +15,24 @@ pub enum DiskKind {
     Block,
     /// An image of a Ceph pool.
     Rbd {
-        /// `pool/image`, with the suffixes that a clone and a volatile disk have.
+        /// `pool/image`, with the suffixes of a clone or a volatile disk.
         image: String,
         /// CEPH_USER.
         user: Option<String>,
-        /// CEPH_CONF; absent: Ceph's own.
+        /// CEPH_CONF; `None`: Ceph's default.
         conf: Option<PathBuf>,
     },
 }
 
-/// Where Ceph's configuration is. It can name programs' libraries, so nobody but root may have written it, whatever a
+/// Directory of Ceph's configuration. It can name libraries to load, so only files written by root are used, whatever a
 /// document says.
 const CEPH_DIRECTORY: &str = "/etc/ceph";
 
-/// How a disk's file is written.
+/// Format of a disk's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageFormat {
-    /// The disk's bytes.
+    /// Raw bytes.
     Raw,
     /// QEMU's copy-on-write format.
     Qcow2,
@@ -42,7 +42,7 @@ pub enum ImageFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// TYPE=fs: made empty for this VM; gets a filesystem when it is deployed first.
+    /// TYPE=fs: empty for this VM; gets a filesystem at the first deploy.
     Volatile,
     /// TYPE=swap: a container cannot use it.
     Swap,
@@ -50,7 +50,7 @@ pub enum Role {
     Image,
 }
 
-/// I/O limits of a disk. What says nothing limits nothing.
+/// I/O limits of a disk; `None` means no limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct DiskLimits {
     /// TOTAL_BYTES_SEC.
@@ -72,32 +72,32 @@ pub struct DiskLimits {
 pub struct Disk {
     /// DISK_ID.
     pub id: DiskId,
-    /// Where its bytes are.
+    /// Location of its bytes.
     pub kind: DiskKind,
-    /// What it is.
+    /// Its role.
     pub role: Role,
-    /// FORMAT, else DRIVER: how the file is written. A guest can write what looks like a header of qcow2 to the start of
-    /// its own raw disk, so the file is only asked when the document says nothing.
+    /// FORMAT, otherwise DRIVER: the file's format. A guest can write a qcow2 header to the start of its own raw disk,
+    /// so the file is probed only if the document names no format.
     pub format: Option<ImageFormat>,
-    /// TARGET when it is a path in the instance.
+    /// TARGET, if it is a path in the instance.
     pub target: Option<PathBuf>,
     /// READONLY.
     pub readonly: bool,
     /// CACHE, for qcow2: `none`, `writeback`, …
     pub cache: Option<String>,
-    /// FS: the filesystem that a volatile disk is to have.
+    /// FS: the filesystem of a volatile disk.
     pub filesystem: Option<String>,
-    /// SIZE is larger than ORIGINAL_SIZE: the filesystem is grown to the disk.
+    /// Whether SIZE is larger than ORIGINAL_SIZE: then the filesystem is grown to the disk.
     pub grow: bool,
     /// SIZE.
     pub size_mib: Option<u64>,
-    /// DATASTORE_ID: the image datastore it comes from.
+    /// DATASTORE_ID: its image datastore.
     pub datastore: Option<DatastoreId>,
-    /// Name of its image's file in that datastore: the end of SOURCE.
+    /// Name of its image's file in that datastore: the last part of SOURCE.
     pub image: Option<String>,
     /// I/O limits.
     pub limits: DiskLimits,
-    /// ATTACH=YES: the one that attach_disk and detach_disk are about.
+    /// ATTACH=YES: the disk of attach_disk and detach_disk.
     pub attach: bool,
 }
 
@@ -161,7 +161,7 @@ fn kind(vm: VmId, id: DiskId, role: Role, disk: Element<'_>) -> Result<DiskKind,
                 let source = disk.text("SOURCE").ok_or(DocumentError::Missing("DISK/SOURCE"))?;
                 if disk.is_yes("CLONE") { format!("{source}-{vm}-{id}") } else { source }
             };
-            // It becomes an argument of rbd-nbd; `pool/image`, or `pool/namespace/image`.
+            // An argument of rbd-nbd: `pool/image`, or `pool/namespace/image`.
             let allowed = image.len() <= 200
                 && !image.starts_with('-')
                 && image.split('/').all(|part| !part.is_empty())
@@ -189,7 +189,7 @@ fn kind(vm: VmId, id: DiskId, role: Role, disk: Element<'_>) -> Result<DiskKind,
     }
 }
 
-/// TARGET as a path in the instance. `vdb` and the like mean nothing to a container.
+/// TARGET as a path in the instance. `vdb` and the like have no meaning in a container.
 fn target(disk: Element<'_>) -> Result<Option<PathBuf>, DocumentError> {
     let Some(text) = disk.text("TARGET").filter(|t| t.starts_with('/')) else { return Ok(None) };
     let path = ids::path("TARGET", &text)?;
@@ -199,7 +199,7 @@ fn target(disk: Element<'_>) -> Result<Option<PathBuf>, DocumentError> {
     Ok(Some(path))
 }
 
-/// A word of letters and digits: it becomes an argument of a program.
+/// A word of letters and digits, for use as an argument of a program.
 fn word(element: Element<'_>, name: &'static str) -> Result<Option<String>, DocumentError> {
     let Some(text) = element.text(name) else { return Ok(None) };
     if text.len() > 32 || !text.bytes().all(|b| b.is_ascii_alphanumeric()) {
@@ -223,7 +223,7 @@ pub struct Nic {
     pub inbound_kbytes: Option<u64>,
     /// OUTBOUND_AVG_BW, in units of 1000 bytes a second.
     pub outbound_kbytes: Option<u64>,
-    /// VN_MAD is one of the Open vSwitch drivers: its port outlives the interface.
+    /// Whether VN_MAD is one of the Open vSwitch drivers, whose ports outlive the interface.
     pub open_vswitch: bool,
 }
 
@@ -239,13 +239,13 @@ impl Nic {
             open_vswitch: nic.text("VN_MAD").is_some_and(|m| m.contains("ovswitch")),
         })
     }
-    /// Its name in the instance, and of its device.
+    /// Its name in the instance, and the name of its device.
     pub fn name(&self) -> String {
         format!("eth{}", self.id)
     }
 }
 
-/// A hardware address in the form the engines take.
+/// A hardware address in the form that the engines accept.
 pub(crate) fn mac(text: String) -> Result<String, IdError> {
     let parts: Vec<&str> = text.split(':').collect();
     let hexadecimal = |p: &&str| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit());
@@ -255,10 +255,10 @@ pub(crate) fn mac(text: String) -> Result<String, IdError> {
     Ok(text.to_ascii_lowercase())
 }
 
-/// A network interface's name as the kernel allows it.
+/// A network interface's name that the kernel allows.
 fn interface(nic: Element<'_>, name: &'static str) -> Result<Option<String>, DocumentError> {
     let Some(text) = nic.text(name) else { return Ok(None) };
-    // 15 is the kernel's limit (IFNAMSIZ without its end).
+    // 15 is the kernel's limit (IFNAMSIZ without the terminator).
     let allowed = text.len() <= 15
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         && !text.starts_with(['-', '.']);
@@ -313,14 +313,14 @@ impl Context {
 /// The console: GRAPHICS of type vnc.
 #[derive(Clone, PartialEq, Eq, Serialize)]
 pub struct Graphics {
-    /// LISTEN; absent: all addresses.
+    /// LISTEN; `None`: all addresses.
     pub listen: Option<std::net::IpAddr>,
     /// PORT.
     pub port: u16,
     /// PASSWD. A secret.
     #[serde(skip)]
     pub password: Option<String>,
-    /// COMMAND: instead of the configured one.
+    /// COMMAND, which replaces the configured one.
     pub command: Option<String>,
 }
 
@@ -335,7 +335,7 @@ impl std::fmt::Debug for Graphics {
 }
 
 impl Graphics {
-    /// Without a port there is no console yet: OpenNebula gives it one when it deploys.
+    /// `None` without a port: OpenNebula assigns it when it deploys.
     pub(super) fn of(graphics: Element<'_>) -> Result<Option<Self>, DocumentError> {
         let Some(port) = graphics.text("PORT") else { return Ok(None) };
         let port: u16 = match port.parse() {

@@ -1,7 +1,7 @@
-//! OpenNebula's documents: the `<VM>` that `deploy` gets and the `<VMM_DRIVER_ACTION_DATA>` that the others get.
+//! OpenNebula's documents: the `<VM>` for `deploy` and the `<VMM_DRIVER_ACTION_DATA>` for the other scripts.
 //!
-//! Owns reading XML into types; everything that becomes a path or a name is checked here, once. Does not own what an
-//! instance makes of it ([`crate::instance`], [`crate::disks`]).
+//! Owns parsing XML into types; every path and name is validated here, once. Does not own its use for instances
+//! ([`crate::instance`], [`crate::disks`]).
 
 mod device;
 mod vm;
@@ -10,10 +10,10 @@ mod xml;
 pub use device::{Context, Disk, DiskKind, DiskLimits, Graphics, ImageFormat, Nic, Pci, Role};
 pub use vm::{Vm, read};
 
-/// A hardware address in the form the engines take.
+/// A hardware address in the form that the engines accept.
 ///
 /// # Errors
-/// It is none.
+/// It is not one.
 pub fn hardware_address(text: &str) -> Result<String, IdError> {
     device::mac(text.to_owned())
 }
@@ -23,22 +23,23 @@ use crate::ids::IdError;
 /// A document cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
-    /// Not well-formed, or with what a document of OpenNebula never has: a DTD, or more nodes than any VM.
+    /// It is not well-formed, or has something that OpenNebula's documents never have: a DTD, or more nodes than any
+    /// VM.
     #[error("the document is not usable XML")]
     Xml(#[source] roxmltree::Error),
-    /// Another document.
+    /// It is another kind of document.
     #[error("the document is <{0}>, not <VM> or <VMM_DRIVER_ACTION_DATA>")]
     Root(String),
-    /// An element that must be there is not.
+    /// A required element is missing.
     #[error("the document has no {0}")]
     Missing(&'static str),
-    /// An element's text is not what it has to be.
+    /// An element's text is invalid.
     #[error(transparent)]
     Value(#[from] IdError),
-    /// Two elements that should say the same.
-    #[error("the document is of two VMs: {0}")]
+    /// Two elements contradict each other.
+    #[error("the document describes two VMs: {0}")]
     TwoVms(String),
-    /// Two devices of one number.
+    /// Two devices have the same number.
     #[error("the document has {0} twice")]
     Twice(String),
 }

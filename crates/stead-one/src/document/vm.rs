@@ -1,4 +1,4 @@
-//! A VM as its document says.
+//! A VM, as described by its document.
 
 use super::{
     Context, Disk, DocumentError, Graphics, Nic, Pci,
@@ -7,7 +7,7 @@ use super::{
 use crate::ids::{DatastoreId, DiskId, IdError, InstanceName, VmId};
 use serde::Serialize;
 
-/// More CPUs and memory than any host has: what is above is a mistake.
+/// Limits on CPUs and memory, more than any host has: larger values are mistakes.
 const MAX_CPU: f64 = 100_000.0;
 
 /// A VM.
@@ -15,21 +15,21 @@ const MAX_CPU: f64 = 100_000.0;
 pub struct Vm {
     /// Its number.
     pub id: VmId,
-    /// Its instance: DEPLOY_ID, else `one-<id>`.
+    /// Its instance: DEPLOY_ID, otherwise `one-<id>`.
     pub name: InstanceName,
     /// NAME, for people.
     pub label: String,
     /// CPU: shares of a core.
     pub cpu: Option<f64>,
-    /// VCPU: cores that are seen.
+    /// VCPU: visible cores.
     pub vcpu: Option<u64>,
     /// MEMORY.
     pub memory_mib: Option<u64>,
-    /// CPUs of all NUMA nodes it is pinned to, in order; empty: not pinned.
+    /// CPUs of all NUMA nodes that it is pinned to, in order; empty: not pinned.
     pub pinned_cpus: Vec<u32>,
     /// Disks, in the order of the document.
     pub disks: Vec<Disk>,
-    /// Which of them is root.
+    /// The root disk.
     pub root: Option<DiskId>,
     /// Network interfaces.
     pub nics: Vec<Nic>,
@@ -52,17 +52,17 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Whether it was an instance before OpenNebula knew it: such a one has another name, and no disks of OpenNebula.
+    /// Whether it was imported into OpenNebula: such an instance has another name, and no disks of OpenNebula.
     pub fn is_imported(&self) -> bool {
         self.name.vm() != Some(self.id)
     }
-    /// The disk of this number.
+    /// The disk with this number.
     pub fn disk(&self, id: DiskId) -> Option<&Disk> {
         self.disks.iter().find(|d| d.id == id)
     }
 }
 
-/// Reads a document: a `<VM>`, or one with a `<VM>` in it. Gives the VM and the text of its element, which is what is
+/// Parses a document: a `<VM>`, or one that contains a `<VM>`. Returns the VM and the text of its element, which is
 /// kept with the instance.
 ///
 /// # Errors
@@ -90,7 +90,7 @@ fn of(vm: Element<'_>) -> Result<Vm, DocumentError> {
         (Some(id), _) | (None, Some(id)) => id,
         (None, None) => return Err(DocumentError::Missing("VM/ID")),
     };
-    // While it is not deployed, DEPLOY_ID is empty.
+    // Before it is deployed, DEPLOY_ID is empty.
     let name = vm.value("DEPLOY_ID")?.unwrap_or_else(|| InstanceName::of(id));
     if let Some(other) = name.vm().filter(|other| *other != id) {
         return Err(DocumentError::TwoVms(format!("ID is {id}, DEPLOY_ID is one-{other}")));
@@ -167,7 +167,7 @@ fn flag(user: Element<'_>, name: &'static str) -> Result<Option<bool>, DocumentE
     }
 }
 
-/// Profiles' names go into a URL's path; the engines allow nearly all but these.
+/// Profiles' names become part of a URL's path; the engines allow nearly all others.
 fn profile(name: String) -> Result<String, DocumentError> {
     if name.contains('/') || name.starts_with('.') || name.len() > 63 || name.chars().any(char::is_control) {
         return Err(IdError::new("LXD_PROFILE", &name, "a profile's name").into());
@@ -196,7 +196,7 @@ fn pinned_cpus(template: Element<'_>) -> Result<Vec<u32>, DocumentError> {
     Ok(cpus)
 }
 
-/// The disk that OS/BOOT names first, else the first disk that can be one. BOOT is `disk10,nic0,disk2`.
+/// The first disk in OS/BOOT, otherwise the first suitable one. BOOT is like `disk10,nic0,disk2`.
 fn root_disk(template: Element<'_>, disks: &[Disk]) -> Result<Option<DiskId>, DocumentError> {
     let boot = template.child("OS").text("BOOT").unwrap_or_default();
     for entry in boot.split(',').map(str::trim) {

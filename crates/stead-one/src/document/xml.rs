@@ -5,25 +5,25 @@ use crate::ids::IdError;
 use roxmltree::{Document, Node, ParsingOptions};
 use std::str::FromStr;
 
-/// No VM's document has this many nodes: one of 8 MiB with a hundred disks, NICs and rules has 20 000.
+/// More nodes than any VM's document has: one of 8 MiB with a hundred disks, NICs and rules has 20 000.
 const MAX_NODES: u32 = 200_000;
 
-/// Parses. A DTD, and with it every entity of its own, is refused.
+/// Parses a document. A DTD, and with it any entity definition, is refused.
 pub(super) fn parse(text: &str) -> Result<Document<'_>, DocumentError> {
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..Default::default() };
     Document::parse_with_options(text, options).map_err(DocumentError::Xml)
 }
 
-/// An element, or its absence: looking below what is not there finds nothing.
+/// An element or its absence: an absent element has no children.
 #[derive(Clone, Copy)]
 pub(super) struct Element<'a>(pub Option<Node<'a, 'a>>);
 
 impl<'a> Element<'a> {
-    /// The first child of this name.
+    /// The first child with this name.
     pub fn child(self, name: &str) -> Self {
         Self(self.children(name).next().and_then(|c| c.0))
     }
-    /// All children of this name.
+    /// All children with this name.
     pub fn children<'n>(self, name: &'n str) -> impl Iterator<Item = Self> + use<'a, 'n> {
         self.0
             .into_iter()
@@ -31,7 +31,7 @@ impl<'a> Element<'a> {
             .filter(move |n| n.has_tag_name(name))
             .map(|n| Self(Some(n)))
     }
-    /// The text of the child of this name, without blanks around it; `None` when there is none or it is empty.
+    /// The trimmed text of the child with this name; `None` when it is missing or empty.
     pub fn text(self, name: &str) -> Option<String> {
         let node = self.child(name).0?;
         let text: String = node.children().filter(|c| c.is_text()).filter_map(|c| c.text()).collect();
@@ -48,7 +48,7 @@ impl<'a> Element<'a> {
         let number = text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
         number.map(Some).ok_or_else(|| IdError::new(name, &text, "a whole number").into())
     }
-    /// Whether the child says yes; OpenNebula writes YES, people write yes and true.
+    /// Whether the child is true: OpenNebula writes YES, people write yes and true.
     pub fn is_yes(self, name: &str) -> bool {
         self.text(name).is_some_and(|t| ["yes", "true", "1"].iter().any(|yes| t.eq_ignore_ascii_case(yes)))
     }

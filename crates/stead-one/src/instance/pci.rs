@@ -1,4 +1,4 @@
-//! PCI devices: a container cannot have one, but it can have what the host's driver makes of it.
+//! PCI devices: a container cannot have one, but it can have the device nodes of the host's driver.
 
 use crate::document::Pci;
 use serde::Serialize;
@@ -8,24 +8,24 @@ use stead_incus::types::{Config, Devices};
 /// First two digits of the class of display controllers.
 const DISPLAY: &str = "03";
 
-/// What the host has at a PCI address.
+/// The host's device at a PCI address.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct HostPci {
-    /// Its class, hexadecimal, as sysfs tells it: `0x030000`.
+    /// Its class, hexadecimal, as in sysfs: `0x030000`.
     pub class: String,
-    /// Whether its driver made a graphics device (DRM) of it.
+    /// Whether its driver provides a graphics device (DRM).
     pub graphics: bool,
-    /// Character devices that its driver made.
+    /// Character devices of its driver.
     pub characters: Vec<PathBuf>,
 }
 
 /// A PCI device that cannot be given to the instance.
 #[derive(Debug, thiserror::Error)]
 pub enum PciError {
-    /// Not there.
+    /// It does not exist.
     #[error("the host has no PCI device {0}")]
     Absent(String),
-    /// There, but no device node came of it.
+    /// It exists, but its driver provides no device node.
     #[error(
         "PCI device {address} (class {class}) cannot be given to a container: the host's driver offers neither graphics nor a character device for it"
     )]
@@ -37,7 +37,7 @@ pub enum PciError {
     },
 }
 
-/// Devices that stand for a PCI device.
+/// The instance's devices for a PCI device.
 pub(super) fn devices(pci: &Pci, host: Option<&HostPci>) -> Result<Devices, PciError> {
     let host = host.ok_or_else(|| PciError::Absent(pci.address.clone()))?;
     let name = |n: usize| format!("pci-{}-{n}", pci.address.replace([':', '.'], "-"));
@@ -62,7 +62,7 @@ pub(super) fn devices(pci: &Pci, host: Option<&HostPci>) -> Result<Devices, PciE
 }
 
 impl HostPci {
-    /// Looks at an address under `sys` (`/sys`); `None`: nothing there.
+    /// Looks at an address under `sys` (`/sys`); `None`: there is no device.
     pub fn observe(sys: &Path, address: &str) -> Option<Self> {
         let device = sys.join("bus/pci/devices").join(address);
         let class = std::fs::read_to_string(device.join("class")).ok()?.trim().to_owned();
@@ -73,8 +73,8 @@ impl HostPci {
     }
 }
 
-/// Device nodes below a device: each directory with `dev` and, in `uevent`, its name below /dev. Block devices are left
-/// out: theirs is the subsystem `block`.
+/// Device nodes below a device: each directory with `dev` and, in `uevent`, a name below /dev. Block devices, in the
+/// subsystem `block`, are left out.
 fn nodes(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     // device/class/node, or one bus in between.
     const DEEPEST: usize = 4;
@@ -83,7 +83,7 @@ fn nodes(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
     }
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
-        // Links lead out of the device; and `block` holds no character device.
+        // Links lead out of the device, and `block` has no character devices.
         if !entry.file_type().is_ok_and(|t| t.is_dir()) || entry.file_name() == "block" {
             continue;
         }
@@ -104,7 +104,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_device_is_what_its_driver_made_of_it() {
+    fn a_device_is_what_its_driver_provides() {
         let sys = tempfile::tempdir().unwrap();
         let device = sys.path().join("bus/pci/devices/0000:01:00.0");
         let node = device.join("qat/qat_dev0");

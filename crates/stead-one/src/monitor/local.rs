@@ -1,13 +1,13 @@
-//! What instances use, from the kernel's own counters: their cgroups, of either version, and the host's ends of their
-//! interfaces.
+//! Resource usage of instances, from the kernel's own counters: their cgroups, of either version, and the host's ends
+//! of their interfaces.
 //!
-//! The engines tell the same, but enter every instance for it: Incus 6.0 takes 9 ms for each that runs, on two cores. What
-//! cannot be read here for certain is left to them.
+//! The engines report the same, but enter every instance for it: Incus 6.0 takes 9 ms for each running one, on two
+//! cores. They are asked only if the counters cannot be read reliably.
 
 use std::{fs, path::Path};
 use stead_incus::types::{Instance, InstanceCpu, InstanceMemory, InstanceNetwork, InstanceState, Traffic};
 
-/// Fills in the states of instances that run here; false: not of all of them. `sys` is `/sys`.
+/// Fills in the usage of running instances; returns false if it is incomplete. `sys` is `/sys`.
 pub(super) fn fill(sys: &Path, instances: &mut [Instance]) -> bool {
     let names: Vec<String> = instances.iter().map(|i| i.name.clone()).collect();
     instances.iter_mut().filter(|i| matches!(i.status.as_str(), "Running" | "Frozen")).all(|instance| {
@@ -24,7 +24,7 @@ fn state(sys: &Path, instance: &Instance, names: &[String]) -> Option<InstanceSt
         Some(cpu_ns) => (cpu_ns, root.join("memory").join(&group).join("memory.usage_in_bytes")),
         None => (cpu_ns(&root.join(&group).join("cpu.stat"))?, root.join(&group).join("memory.current")),
     };
-    // LXC takes another name when a cgroup of this one was left over: then this is the wrong one.
+    // LXC uses another name if a cgroup with this one was left over: then this is the wrong one.
     let other = format!("{name}-1");
     let others = [root.join("memory"), root].map(|r| r.join(format!("lxc.payload.{other}")));
     if !names.contains(&other) && others.iter().any(|o| o.exists()) {
@@ -35,7 +35,7 @@ fn state(sys: &Path, instance: &Instance, names: &[String]) -> Option<InstanceSt
         let host =
             instance.config.get(&format!("volatile.{device}.host_name")).filter(|h| !h.contains('/'))?;
         let statistics = sys.join("class/net").join(host).join("statistics");
-        // What the host's end received, the instance sent.
+        // The host's end receives what the instance sends.
         let counters = Traffic {
             bytes_received: number(&statistics.join("tx_bytes"))?,
             bytes_sent: number(&statistics.join("rx_bytes"))?,

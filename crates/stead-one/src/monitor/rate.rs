@@ -1,15 +1,15 @@
-//! CPU use as a rate: what was used between two readings.
+//! CPU usage as a rate between two readings.
 
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fs, io, path::Path, time::Duration};
 use stead_incus::types::Instance;
 
-/// An older reading would average over too long a time.
+/// Oldest usable reading: an older one would average over too long a time.
 const MAX_AGE: Duration = Duration::from_secs(900);
-/// Two readings closer together tell noise.
+/// Shortest interval: closer readings are only noise.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// CPU time of every running instance at one moment.
+/// CPU time of every running instance at one time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Readings {
     /// Nanoseconds since the host was booted.
@@ -19,7 +19,7 @@ pub(super) struct Readings {
 }
 
 impl Readings {
-    /// Of instances that were just listed.
+    /// The readings of instances that were just listed.
     pub fn of(instances: &[Instance]) -> Self {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let used = instances.iter().filter_map(|i| {
@@ -29,11 +29,11 @@ impl Readings {
         });
         Self { at_ns: now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64, used_ns: used.collect() }
     }
-    /// The last ones; a file that cannot be used is none.
+    /// Loads the last readings; `None` if the file is unusable.
     pub fn load(file: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(file).ok()?).ok()
     }
-    /// Keeps them for the next time.
+    /// Saves them for the next call.
     pub fn save(&self, file: &Path) -> io::Result<()> {
         if let Some(directory) = file.parent() {
             fs::create_dir_all(directory)?;
@@ -43,14 +43,14 @@ impl Readings {
         fs::write(&beside, serde_json::to_vec(self)?)?;
         fs::rename(beside, file)
     }
-    /// Whether a rate from these to `now` tells something of every instance of `now`.
+    /// Whether these give a meaningful rate for every instance of `now`.
     pub fn serves(&self, now: &Self) -> bool {
         let age = Duration::from_nanos(now.at_ns.saturating_sub(self.at_ns));
         (MIN_INTERVAL..=MAX_AGE).contains(&age) && now.used_ns.keys().all(|n| self.used_ns.contains_key(n))
     }
 }
 
-/// Percent of one core that an instance used between two readings; restarted in between, it used what it has since.
+/// Percent of one core that an instance used between two readings; after a restart, only the usage since then counts.
 pub(super) fn percent(before: &Readings, now: &Readings, name: &str) -> Option<f64> {
     let used = *now.used_ns.get(name)?;
     let earlier = before.used_ns.get(name).copied().filter(|e| *e <= used).unwrap_or(0);

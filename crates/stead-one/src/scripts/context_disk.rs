@@ -1,4 +1,4 @@
-//! The context disk: taken out before OpenNebula makes it anew, put in afterwards.
+//! The context disk: removed before OpenNebula makes a new one, and added afterwards.
 
 use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 use serde_json::json;
 use stead_incus::Request;
 
-/// What OpenNebula's context package in the instance reads its new context with.
+/// The command of OpenNebula's context package in the instance that reads the new context.
 const RECONFIGURE: [&str; 3] = ["service", "one-context-reconfigure", "restart"];
 
 /// `prereconfigure`.
@@ -31,7 +31,7 @@ impl Work for DropContext {
     }
 }
 
-/// `reconfigure`; without a path there is no context and nothing to do.
+/// `reconfigure`; without a path there is no context, and nothing is done.
 #[derive(Debug)]
 struct PutContext {
     name: InstanceName,
@@ -96,7 +96,7 @@ impl Job<'_, '_> {
                 devices.remove("context");
             })
             .await?;
-        // The document of this call may have another context already: the one kept is the one that is mounted.
+        // The document of this call may already have another context: the kept document has the mounted one.
         if let Some(id) = kept_document(&instance, &self.name)?.and_then(|(vm, _)| vm.context).map(|c| c.disk)
         {
             self.mapper()?.unmap(id)?;
@@ -109,7 +109,7 @@ impl Job<'_, '_> {
         let mut mapper = self.mapper()?;
         self.map_context(vm, context.disk, &mut mapper)?;
         let device = instance::context_device(&self.place.mountpoint(&self.name, context.disk));
-        // A VM may have its first context now.
+        // The VM may get its first context now.
         let kept = instance::encode(document);
         let changed = self
             .engine
@@ -131,7 +131,7 @@ impl Job<'_, '_> {
             }),
         );
         if let Err(error) = self.engine.client.begin(&exec.query("project", PROJECT)).await {
-            self.log.info(format_args!("cannot have the instance read its new context: {error}"));
+            self.log.info(format_args!("cannot make the instance read its new context: {error}"));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! attach and detach, of disks and network interfaces.
+//! Attaching and detaching of disks and network interfaces.
 
 use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 };
 use stead_incus::{Dialect, types::Config};
 
-/// `attach_disk`: the disk is the one of the document that has ATTACH=YES.
+/// `attach_disk`: for the disk in the document that has ATTACH=YES.
 #[derive(Debug)]
 struct AttachDisk {
     name: InstanceName,
@@ -50,7 +50,7 @@ impl Work for DetachDisk {
     }
 }
 
-/// `attach_nic`: the interface of the document with this MAC.
+/// `attach_nic`: for the interface in the document with this MAC.
 #[derive(Debug)]
 struct AttachNic {
     name: InstanceName,
@@ -114,14 +114,14 @@ impl Job<'_, '_> {
         let mut facts = Facts::default();
         facts.mountpoints.insert(disk.id, at);
         facts.mapped(disk.id, &mapped, self.engine.shifts);
-        // LXD 5.0 cannot shift the owners of mounts in a mount while the instance runs, and after its attempt cannot take
+        // LXD 5.0 cannot shift the owners of nested mounts while the instance runs, and after the attempt cannot attach
         // the disk at all.
         let one_only = self.engine.client.dialect() == Dialect::Lxd && instance.status == "Running";
         if one_only {
             facts.nested.remove(&disk.id);
         }
         let mut device = instance::disk_device(disk, &facts, privileged).unwrap_or_default();
-        // The document that is kept tells the next start which disks there are.
+        // The kept document tells the next start which disks there are.
         let kept = instance::encode(document);
         let mut attached = self.insert(disk.id, &device, &kept).await;
         self.say_notes(&mut mapper);
@@ -137,10 +137,10 @@ impl Job<'_, '_> {
             mapper.unmap(disk.id)?;
             return Err(error.into());
         }
-        // Into a running instance the engines put one filesystem, `recursive` or not.
+        // The engines add only one filesystem to a running instance, `recursive` or not.
         if !mapped.inside.is_empty() {
             self.log.info(format_args!(
-                "disk {}: its further partitions are seen in the instance from its next {} on",
+                "disk {}: its other partitions are visible in the instance from its next {} on",
                 disk.id,
                 if one_only { "deploy" } else { "start" },
             ));
@@ -179,7 +179,7 @@ impl Job<'_, '_> {
     pub(super) async fn attach_nic(&mut self, vm: &Vm, document: &str, mac: &str) -> Result<(), ScriptError> {
         let nic = nic_of(vm, mac)?;
         let device = instance::nic_device(nic)?;
-        // The document that is kept tells which ports are to be taken away when the instance stops.
+        // The kept document tells which ports are removed when the instance stops.
         let kept = (!vm.is_imported()).then(|| instance::encode(document));
         self.engine
             .change(&self.name, |config, devices| {
@@ -214,7 +214,7 @@ impl Job<'_, '_> {
         Ok(())
     }
 
-    /// An Open vSwitch keeps a port whose interface is gone.
+    /// Removes the Open vSwitch port, which outlives its interface.
     pub(super) fn drop_port(&mut self, nic: &Nic) {
         let (true, Some(bridge), Some(target)) = (nic.open_vswitch, &nic.bridge, &nic.target) else { return };
         if let Err(error) = program("ovs-vsctl").args(["--if-exists", "del-port", bridge, target]).run() {
@@ -228,7 +228,7 @@ fn nic_of<'v>(vm: &'v Vm, mac: &str) -> Result<&'v Nic, ScriptError> {
     found.ok_or_else(|| ScriptError::NoDevice(format!("NIC with the MAC {mac:.40}")))
 }
 
-/// A document without one of its devices; `None` when it does not have it.
+/// The document without one of its devices; `None` if it does not have it.
 fn forget(document: &str, device: &str, number: &str, id: &str) -> Option<String> {
     let tree = roxmltree::Document::parse(document).ok()?;
     let is_it = |c: roxmltree::Node<'_, '_>| c.has_tag_name(number) && c.text().map(str::trim) == Some(id);
@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_document_forgets_its_devices() {
+    fn devices_are_removed_from_documents() {
         let text = "<VM><ID>7</ID><TEMPLATE><NIC><NIC_ID>1</NIC_ID></NIC><DISK><DISK_ID><![CDATA[0]]></DISK_ID></DISK><DISK><A>é</A><DISK_ID>1</DISK_ID></DISK></TEMPLATE></VM>";
         let without = forget(text, "DISK", "DISK_ID", "1").unwrap();
         assert_eq!(

@@ -1,4 +1,4 @@
-//! resize (CPU and memory) and resize_disk, of a running instance.
+//! `resize` (CPU and memory) and `resize_disk` of a running instance.
 
 use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
@@ -62,7 +62,7 @@ impl Job<'_, '_> {
     pub(super) async fn resize(&mut self, vm: &Vm) -> Result<(), ScriptError> {
         let mut config = Config::new();
         instance::limits(vm, &mut config);
-        // RAW stays over the template.
+        // RAW still overrides the template.
         if let Some(raw) = &vm.raw {
             for (key, value) in raw::parse(raw).map_err(instance::InstanceError::from)? {
                 if let Some(limit) = config.get_mut(&key) {

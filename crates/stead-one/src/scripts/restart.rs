@@ -1,4 +1,4 @@
-//! reboot and reset.
+//! `reboot` and `reset`.
 
 use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
@@ -11,10 +11,10 @@ use std::{fs, path::PathBuf, time::Duration};
 use stead_incus::requests::instances::StateAction;
 use stead_os::PathContext;
 
-/// Between the two calls of a reboot are the network drivers' scripts: seconds.
+/// Longest time between the two calls of a reboot: the network drivers' scripts run in between, for seconds.
 const PAIR_PATIENCE: Duration = Duration::from_secs(120);
 
-/// `reboot`, and with force `reset`.
+/// `reboot` or, with force, `reset`.
 #[derive(Debug)]
 struct Restart {
     name: InstanceName,
@@ -33,9 +33,9 @@ impl Work for Restart {
 }
 
 impl Job<'_, '_> {
-    /// reboot and reset. Called twice, the first call leaves the instance stopped and the second starts it, whatever the
-    /// instance did by itself in between: an instance that was found stopped must not be started by the first and stopped
-    /// by the second.
+    /// Restarts the instance. When OpenNebula calls twice, the first call leaves the instance stopped and the second
+    /// starts it, whatever the instance did in between: an instance found stopped must not be started by the first call
+    /// and stopped by the second.
     pub(super) async fn restart(&mut self, force: bool) -> Result<(), ScriptError> {
         let instance = self.instance().await?;
         let kept = kept_document(&instance, &self.name)?.map(|(vm, _)| vm);
@@ -46,7 +46,7 @@ impl Job<'_, '_> {
                 self.drop_port(nic);
             }
             if self.context.restarts_twice() {
-                // The second call starts it, after the network drivers had their turn.
+                // The second call starts it, after the network drivers' scripts.
                 self.engine.show(&self.name, Shown::Busy).await?;
                 return self.mark_half_way();
             }
@@ -64,7 +64,7 @@ impl Job<'_, '_> {
         let made = fs::create_dir_all(self.place.directory(&self.name)).and_then(|()| fs::write(&path, ""));
         Ok(made.at("write", path)?)
     }
-    /// Whether the first of two calls was made a moment ago. A mark that is older belongs to a pair that was broken off.
+    /// Whether the first of two calls was just made. An older mark belongs to an interrupted pair.
     fn take_half_way(&self) -> Result<bool, ScriptError> {
         let path = self.half_way();
         let made = match fs::metadata(&path).and_then(|m| m.modified()) {
@@ -72,7 +72,7 @@ impl Job<'_, '_> {
             other => other.at("look at", &path)?,
         };
         fs::remove_file(&path).at("remove", &path)?;
-        // A clock that was set back makes it young, too.
+        // A mark from the future, after the clock was set back, counts as old.
         Ok(made.elapsed().is_ok_and(|age| age < PAIR_PATIENCE))
     }
 
@@ -84,7 +84,7 @@ impl Job<'_, '_> {
         match self.engine.set_state(&self.name, StateAction::Start).await {
             Ok(()) => {}
             Err(EngineError::Request(error)) if self.instance().await?.status == "Running" => {
-                self.log.info(format_args!("it runs already: {error}"));
+                self.log.info(format_args!("it is already running: {error}"));
             }
             Err(error) => return Err(error.into()),
         }

@@ -1,8 +1,8 @@
-//! Snapshots of the instance's root filesystem, by the engine. Its settings and devices are in them too, but those stay
-//! as OpenNebula knows them when it goes back to one: a disk that came since is not lost, one that went does not return.
+//! Snapshots of the instance's root filesystem, by the engine. They also contain settings and devices, but a revert
+//! keeps those as OpenNebula knows them: a disk attached since is not lost, a detached one does not return.
 //!
-//! They live with the instance, so they outlive reboots, and go when the VM is powered off, as OpenNebula's own record
-//! of them does (KEEP_SNAPSHOTS = "no").
+//! They belong to the instance, so they survive reboots and end when the VM is powered off, like OpenNebula's own
+//! record of them (KEEP_SNAPSHOTS = "no").
 
 use super::{Call, Job, Parsed, Running, ScriptError, Words, Work, nothing};
 use crate::{
@@ -94,7 +94,7 @@ impl Job<'_, '_> {
         if !snapshots.iter().any(|s| s.name == snapshot.as_str()) {
             return Err(ScriptError::Refused(format!("instance {} has no snapshot {snapshot}", self.name)));
         }
-        // Its files are replaced: it has nothing left to write.
+        // Its files are replaced, so it need not write anything.
         self.halt(&before, true).await?;
         let reverted = self.revert(&before, snapshot).await;
         let started = self.start_again(vm.as_ref()).await;
@@ -103,7 +103,7 @@ impl Job<'_, '_> {
         started
     }
 
-    /// Gives a stopped instance the root filesystem of a snapshot.
+    /// Replaces a stopped instance's root filesystem by a snapshot's.
     async fn revert(&mut self, before: &Instance, snapshot: &SnapshotName) -> Result<(), ScriptError> {
         self.engine.brace(&self.name).await?;
         let client = &self.engine.client;
@@ -112,7 +112,7 @@ impl Job<'_, '_> {
         let is_volatile = |key: &str| key.starts_with("volatile.");
         self.engine
             .change(&self.name, |config, devices| {
-                // What is volatile tells of the files, the map of user ids above all.
+                // Volatile keys describe the files, above all the map of user ids.
                 config.retain(|key, _| is_volatile(key));
                 let own = before.config.iter().filter(|(key, _)| !is_volatile(key));
                 config.extend(own.map(|(key, value)| (key.clone(), value.clone())));
@@ -127,7 +127,7 @@ impl Job<'_, '_> {
         let client = &self.engine.client;
         match client.delete_snapshot(PROJECT, self.name.as_str(), snapshot.as_str()).await {
             Err(error) if error.is_not_found() => {
-                self.log.info(format_args!("there is no snapshot {snapshot} any more"));
+                self.log.info(format_args!("snapshot {snapshot} no longer exists"));
                 Ok(())
             }
             other => Ok(other.map_err(EngineError::from)?),

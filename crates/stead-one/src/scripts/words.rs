@@ -6,29 +6,29 @@ use super::Script;
 use crate::ids::{IdError, InstanceName, VmId, path};
 use std::{path::PathBuf, str::FromStr};
 
-/// A call that is not one of the protocol.
+/// A call that does not follow the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// No such script.
+    /// There is no such script.
     #[error("there is no script {0:?}")]
     Script(String),
-    /// Too few or too many arguments.
+    /// The number of arguments is wrong.
     #[error("{script} takes {} arguments ({}, vm id, host), not {found}", .expected.len() + 2, .expected.join(", "))]
     Count {
         /// The script.
         script: &'static str,
         /// Its own arguments.
         expected: &'static [&'static str],
-        /// How many were given.
+        /// The number of arguments given.
         found: usize,
     },
-    /// An argument is not what it has to be.
+    /// An argument is invalid.
     #[error(transparent)]
     Argument(#[from] IdError),
 }
 
-/// As many arguments as the script takes. Scripts look only at what they use: the bridge, the model and the index repeat
-/// what the document says.
+/// The arguments of a call, in the right number. Scripts read only those they use: bridge, model and index repeat the
+/// document.
 #[derive(Debug, Clone, Copy)]
 pub struct Words<'w> {
     words: &'w [&'w str],
@@ -48,11 +48,11 @@ impl<'w> Words<'w> {
     pub(super) fn vm(&self) -> Result<VmId, CallError> {
         self.read(self.own)
     }
-    /// An argument as it came.
+    /// An argument, unparsed.
     pub(super) fn text(&self, at: usize) -> &'w str {
         self.words[at]
     }
-    /// An argument that is a number or a name.
+    /// An argument parsed as a number or a name.
     pub(super) fn read<T: FromStr<Err = IdError>>(&self, at: usize) -> Result<T, CallError> {
         Ok(self.words[at].parse()?)
     }

@@ -1,4 +1,4 @@
-//! Documents as OpenNebula writes them, and hostile ones, with what is asked of the engine for each.
+//! Documents as OpenNebula writes them, and hostile ones, with the request to the engine for each.
 
 use serde_json::json;
 use std::{collections::BTreeMap, fs, path::Path};
@@ -60,7 +60,7 @@ fn documents_become_instances_or_errors() {
         };
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         if name.starts_with("hostile-") && name != "hostile-shell" {
-            assert!(answer.get("refused").is_some(), "{name} was taken: {answer:#}");
+            assert!(answer.get("refused").is_some(), "{name} was accepted: {answer:#}");
         }
         insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
             insta::assert_json_snapshot!(name, answer);

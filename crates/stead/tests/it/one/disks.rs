@@ -165,7 +165,7 @@ fn partitions(host: &Host<'_>) {
     let attach = ["one-9", path, "vdb", "1", "x", "9", "host"];
     let attached = host.call("attach_disk", &attach, Some(&document));
     assert_eq!(attached.code, 0, "{}", attached.stderr);
-    assert!(attached.stderr.contains("disk 2: its further partitions are seen"), "{}", attached.stderr);
+    assert!(attached.stderr.contains("disk 2: its other partitions are visible"), "{}", attached.stderr);
     assert_eq!(host.inside("one-9", "cat /parts/which"), "second\n");
     let of_one9 = ["one-9", "host", "9", "host"];
     if attached.stderr.contains("from its next start on") {
