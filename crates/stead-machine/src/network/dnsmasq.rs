@@ -115,25 +115,29 @@ pub(crate) fn leases_file(spec: &HostNetworkSpec) -> PathBuf {
     spec.dir.join("leases")
 }
 
-/// The range of leases in an IPv4 prefix: behind the nodes, with room for more of them.
+/// The range of leases in an IPv4 prefix; `None` if no address is free. It is in the stretch between fixed addresses that
+/// gives most leases, and leaves the beginning of the stretch, at most half of it, to nodes that are added later.
 fn range_v4(net: Ipv4Net, bridge: &BridgeSpec) -> Option<(Ipv4Addr, Ipv4Addr)> {
     let network = u32::from(net.network());
-    let last = u32::from(net.broadcast()).checked_sub(1)?;
-    let taken = bridge
-        .hosts
-        .iter()
-        .flat_map(|h| &h.addresses)
-        .chain([&IpAddr::V4(net.addr())])
-        .filter_map(|a| match a {
+    let fixed = bridge.hosts.iter().flat_map(|h| &h.addresses);
+    let mut taken: Vec<u32> = fixed
+        .filter_map(|address| match address {
             IpAddr::V4(a) if net.contains(a) => Some(u32::from(*a)),
             _ => None,
         })
-        .max()?;
-    let wanted = (network + USUAL_START).max(taken + NODE_MARGIN);
-    // In a small prefix, half of the rest stays free for nodes to come.
-    let start = if wanted + 16 <= last { wanted } else { taken + 1 + last.checked_sub(taken)? / 2 };
-    let end = last.min(start.saturating_add(MAX_LEASES - 1));
-    (start <= end).then(|| (start.into(), end.into()))
+        .chain([network, net.addr().into(), net.broadcast().into()])
+        .collect();
+    taken.sort_unstable();
+    let ranges = taken.windows(2).filter_map(|fixed| {
+        let before = fixed[0];
+        let free = fixed[1].checked_sub(before.saturating_add(1)).filter(|free| *free > 0)?;
+        let wanted = network.saturating_add(USUAL_START).max(before.saturating_add(NODE_MARGIN));
+        let start = wanted.min(before + 1 + free / 2);
+        Some((start, (before + free).min(start.saturating_add(MAX_LEASES - 1))))
+    });
+    // Of equally long ranges the first.
+    let (start, end) = ranges.max_by_key(|(start, end)| (end - start, u32::MAX - start))?;
+    Some((start.into(), end.into()))
 }
 
 /// The range of leases in an IPv6 prefix: `::1:0` to `::1:ffff`. Nodes are below, numbered from 2.
@@ -155,6 +159,7 @@ pub(crate) fn nameservers(resolv_conf: &str) -> Vec<IpAddr> {
 mod tests {
     use super::*;
     use crate::network::HostEntry;
+    use proptest::prelude::*;
 
     fn bridge(net: &str, nodes: u32) -> BridgeSpec {
         let net: IpNet = net.parse().unwrap();
@@ -190,6 +195,51 @@ mod tests {
         assert_eq!(range("10.88.0.0/24", 250).unwrap(), "10.88.0.253-10.88.0.254");
         assert_eq!(range("10.0.0.0/28", 3).unwrap(), "10.0.0.10-10.0.0.14");
         assert_eq!(range("10.0.0.0/8", 3).unwrap(), "10.0.0.100-10.0.16.99");
+        assert_eq!(range("10.0.0.0/30", 1), None);
+    }
+
+    #[test]
+    fn a_high_fixed_address_leaves_the_range_below_it() {
+        for high in [200, 250, 254] {
+            let mut b = bridge("10.88.0.0/24", 3);
+            b.hosts[2].addresses = vec![Ipv4Addr::new(10, 88, 0, high).into()];
+            let IpNet::V4(net) = b.addresses[0] else { panic!() };
+            let range = range_v4(net, &b).map(|(a, b)| (a.octets()[3], b.octets()[3]));
+            assert_eq!(range, Some((100, high - 1)));
+        }
+    }
+
+    proptest! {
+        /// Whatever addresses are fixed, the range has none of them and at least half of the largest free stretch.
+        #[test]
+        fn fixed_addresses_leave_half_of_the_largest_stretch(
+            prefix in 16u8..=32,
+            fixed in proptest::collection::vec(any::<u32>(), 0..40),
+        ) {
+            let net = Ipv4Net::new(Ipv4Addr::new(10, 88, 0, 1), prefix).unwrap();
+            let mut b = bridge("10.88.0.0/24", 1);
+            b.addresses = vec![net.into()];
+            let address = |n: u32| u32::from(net.network()) + n % 2u32.pow(32 - u32::from(prefix));
+            b.hosts[0].addresses = fixed.iter().map(|n| Ipv4Addr::from(address(*n)).into()).collect();
+            let is_fixed = |n: u32| {
+                n == u32::from(net.addr()) || b.hosts[0].addresses.contains(&Ipv4Addr::from(n).into())
+            };
+            let hosts = u32::from(net.network()) + 1..u32::from(net.broadcast());
+            let (mut longest, mut free) = (0u32, 0u32);
+            for n in hosts.clone() {
+                free = if is_fixed(n) { 0 } else { free + 1 };
+                longest = longest.max(free);
+            }
+            match range_v4(net, &b) {
+                None => prop_assert_eq!(longest, 0),
+                Some((start, end)) => {
+                    let (start, end) = (u32::from(start), u32::from(end));
+                    prop_assert!(start <= end && hosts.contains(&start) && hosts.contains(&end));
+                    prop_assert!(!(start..=end).any(is_fixed));
+                    prop_assert!(end - start + 1 >= longest.div_ceil(2).min(MAX_LEASES));
+                }
+            }
+        }
     }
 
     #[test]
