@@ -1,6 +1,12 @@
 //! The recipe: YAML that says what an image contains.
 
-use crate::{cluster::EngineKind, names::ImageName, text, text::SpecError};
+use crate::{
+    cluster::EngineKind,
+    names::ImageName,
+    programs::{self, Programs},
+    text,
+    text::SpecError,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_untagged::UntaggedEnumVisitor;
@@ -34,6 +40,9 @@ pub struct Recipe {
     /// The kernel, for node images. Without one the image runs only as a namespace machine.
     #[serde(default)]
     pub kernel: Option<Kernel>,
+    /// Programs besides the base's packages: built from Go modules, downloaded, or taken from a path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub programs: Vec<Programs>,
     /// Overlays baked in, in order: a directory, a tar, or a directory with an executable `tar` script.
     #[serde(default)]
     pub overlays: Vec<OverlaySource>,
@@ -422,6 +431,7 @@ impl Recipe {
         reject_unknown_top_level(file, yaml)?;
         let recipe: Self = text::from_yaml(file, yaml)?;
         recipe.check().map_err(|(key, why)| SpecError::about(file, yaml, &key, why))?;
+        recipe.check_programs().map_err(|(n, key, why)| about_programs(file, yaml, n, &key, why))?;
         Ok(recipe)
     }
 
@@ -481,6 +491,30 @@ impl Recipe {
         }
         self.system.check()
     }
+
+    /// The rules of `programs`; the error is (index, key, why).
+    fn check_programs(&self) -> Result<(), (usize, String, String)> {
+        let files = self.files.iter().map(|f| (programs::image_path("", &f.path), "\"files\"".to_owned()));
+        programs::check_all(&self.programs, &files.collect())
+    }
+}
+
+/// An error about a key of the program source with this index, with that source's line.
+fn about_programs(file: &str, yaml: &str, n: usize, key: &str, why: String) -> SpecError {
+    #[derive(Deserialize)]
+    struct Lines {
+        programs: Vec<serde_saphyr::Spanned<serde::de::IgnoredAny>>,
+    }
+    let key = if key.is_empty() { format!("programs[{n}]") } else { format!("programs[{n}].{key}") };
+    let mut error = SpecError::about(file, yaml, "programs", why);
+    if let Some(source) =
+        text::from_yaml::<Lines>(file, yaml).ok().and_then(|l| l.programs.into_iter().nth(n))
+    {
+        error.line = Some(source.referenced.line());
+        error.column = Some(source.referenced.column());
+    }
+    error.key = Some(key);
+    error
 }
 
 impl SystemSpec {
@@ -607,6 +641,7 @@ fn reject_unknown_top_level(file: &str, yaml: &str) -> Result<(), SpecError> {
         kind: Option<serde::de::IgnoredAny>,
         description: Option<serde::de::IgnoredAny>,
         kernel: Option<serde::de::IgnoredAny>,
+        programs: Option<serde::de::IgnoredAny>,
         overlays: Option<serde::de::IgnoredAny>,
         files: Option<serde::de::IgnoredAny>,
         hostname: Option<serde::de::IgnoredAny>,
