@@ -9,7 +9,7 @@ use crate::{
 };
 use serde::Serialize;
 use std::borrow::Cow;
-use stead_model::{Bytes, cluster::Backend};
+use stead_model::{Bytes, GoVersion, cluster::Backend, go::SHIPPED_RECIPES_NEED};
 
 /// Outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -47,7 +47,8 @@ struct Wanted {
 
 /// Programs that Stead runs on the host, whatever the backend: name, Debian's package, what is missing without it, and
 /// how bad that is.
-const TOOLS: [(&str, &str, &str, Verdict); 7] = [
+const TOOLS: [(&str, &str, &str, Verdict); 8] = [
+    ("curl", "curl", "programs that recipes name by their addresses cannot be downloaded", Verdict::Warn),
     ("dnsmasq", "dnsmasq-base", "networks have no DHCP and DNS, and clusters need both", Verdict::Fail),
     ("mksquashfs", "squashfs-tools", "images and overlays cannot be packed", Verdict::Warn),
     ("mmdebstrap", "mmdebstrap", "images cannot be built from Debian packages", Verdict::Warn),
@@ -89,7 +90,7 @@ pub fn checks(facts: &HostFacts) -> Vec<Check> {
     let mut all = vec![root(facts), auto(facts)];
     all.extend(ALL.iter().map(|b| backend_check(facts, *b)));
     all.extend(tools().map(|wanted| tool_check(facts, &wanted)));
-    all.extend([kvm(facts), tun(facts), namespaces(facts), cgroups(facts), loops(facts)]);
+    all.extend([go(facts), kvm(facts), tun(facts), namespaces(facts), cgroups(facts), loops(facts)]);
     all.extend(filesystems(facts));
     all.extend([subids(facts), disk(facts), memory(facts)]);
     all
@@ -145,6 +146,26 @@ fn tool_check(facts: &HostFacts, wanted: &Wanted) -> Check {
             format!("not installed: {}", wanted.without),
             Some(&format!("apt-get install {package}")),
         ),
+    }
+}
+
+/// Only recipes with programs from Go modules need it.
+fn go(facts: &HostFacts) -> Check {
+    let needed = SHIPPED_RECIPES_NEED;
+    let fix = format!(
+        "install Go {needed} or newer (apt-get install golang-go where the suite has it), first in PATH"
+    );
+    let Some(found) = &facts.go else {
+        let detail = "not installed: programs of recipes cannot be built from Go modules";
+        return check("go", Verdict::Warn, detail, Some(&fix));
+    };
+    let version = |text: &str| text.parse::<GoVersion>().ok();
+    match (version(found), version(needed)) {
+        (Some(have), Some(need)) if have < need => {
+            let detail = format!("{have} is too old for programs of the shipped recipes, which need {need}");
+            check("go", Verdict::Warn, detail, Some(&fix))
+        }
+        _ => check("go", Verdict::Ok, found.clone(), None),
     }
 }
 
@@ -336,6 +357,19 @@ mod tests {
             assert!(c.ok != Verdict::Ok && c.fix.is_some(), "{c:?}");
         }
         assert_eq!(find(&all, "dnsmasq").fix.as_deref(), Some("apt-get install dnsmasq-base"));
+    }
+
+    #[test]
+    fn a_go_that_is_missing_or_too_old_is_named() {
+        let of = |go: Option<&str>| {
+            let all = checks(&HostFacts { go: go.map(str::to_owned), ..well() });
+            let Check { ok, detail, fix, .. } = find(&all, "go").clone();
+            (ok, detail, fix.is_some())
+        };
+        assert!(of(None).1.starts_with("not installed"));
+        let old = of(Some("go1.24.4"));
+        assert!(old.0 == Verdict::Warn && old.1.starts_with("1.24.4 is too old") && old.2, "{old:?}");
+        assert_eq!(of(Some("go1.99.0")), (Verdict::Ok, "go1.99.0".into(), false));
     }
 
     #[test]

@@ -122,6 +122,7 @@ pub(crate) mod tests {
                 .flat_map(|b| tools(*b))
                 .map(|p| (p.name.to_owned(), Some(PathBuf::from("/usr/bin").join(p.name))))
                 .collect(),
+            go: Some(format!("go{}", stead_model::go::SHIPPED_RECIPES_NEED)),
             cpu_virtualisation: Some("vmx".into()),
             kvm: Device::Opens,
             tun: Device::Opens,

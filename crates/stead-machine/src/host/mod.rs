@@ -23,6 +23,8 @@ pub struct HostFacts {
     pub kernel: String,
     /// The programs that were looked for, by name, with where they are.
     pub tools: BTreeMap<String, Option<PathBuf>>,
+    /// Version of Go, when it is installed and answers.
+    pub go: Option<String>,
     /// The processor's flag for virtualisation, `vmx` or `svm`; absent when it offers none.
     pub cpu_virtualisation: Option<String>,
     /// `/dev/kvm`.

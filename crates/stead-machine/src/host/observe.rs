@@ -2,18 +2,23 @@
 
 use super::{CgroupFacts, Device, HostFacts};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     path::{Path, PathBuf},
+    time::Duration,
 };
 use stead_model::Bytes;
 use stead_os::{
+    Program,
     cgroup::{Version, hierarchies},
     mountinfo,
 };
 
 /// Where state is kept unless told otherwise; its nearest existing parent is measured.
 const STATE_DIR: &str = "/var/lib/stead";
+
+/// It answers in milliseconds; one that hangs is as good as none.
+const GO_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Looks at the host, and looks for these programs.
 pub fn observe(programs: impl IntoIterator<Item = &'static str>) -> HostFacts {
@@ -25,9 +30,14 @@ pub fn observe(programs: impl IntoIterator<Item = &'static str>) -> HostFacts {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let limit = memory_limit();
     let (disk_at, disk_free) = disk();
+    let tools: BTreeMap<String, Option<PathBuf>> =
+        programs.into_iter().map(|p| (p.to_owned(), find(&dirs, p))).collect();
+    // Go's own distribution is unpacked there, which few search paths name.
+    let go = find(&dirs, "go").or_else(|| find(&["/usr/local/go/bin".into()], "go"));
     HostFacts {
         root: rustix::process::geteuid().is_root(),
-        tools: programs.into_iter().map(|p| (p.to_owned(), find(&dirs, p))).collect(),
+        tools,
+        go: go.and_then(|path| go_version(&path)),
         cpu_virtualisation: virtualisation(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         kvm: device("/dev/kvm"),
         tun: device("/dev/net/tun"),
@@ -59,6 +69,13 @@ fn find(dirs: &[PathBuf], name: &str) -> Option<PathBuf> {
     dirs.iter()
         .map(|d| d.join(name))
         .find(|p| rustix::fs::access(p, rustix::fs::Access::EXEC_OK).is_ok() && p.is_file())
+}
+
+/// Asks a Go for its version.
+fn go_version(path: &Path) -> Option<String> {
+    let ask = Program::new(path).args(["env", "GOVERSION"]).inherit_env().env("GOTOOLCHAIN", "local");
+    let answer = ask.timeout(GO_PATIENCE).run().ok()?;
+    Some(answer.text().trim().to_owned()).filter(|v| !v.is_empty())
 }
 
 /// The processor's flag for virtualisation out of /proc/cpuinfo's text.
