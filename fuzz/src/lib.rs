@@ -10,7 +10,9 @@ use stead_agent::frame::{self, Frame};
 use stead_image::{
     ImageError,
     compression::decompressed,
-    oci, secrets,
+    oci,
+    programs::{elf, gomod},
+    secrets,
     tarball::{TarError, TarPolicy, walk},
 };
 use stead_incus::{
@@ -21,7 +23,10 @@ use stead_incus::{
         Resources, Server, Snapshot, StoragePool, StorageSpace, Volume, VolumeState, Warning,
     },
 };
-use stead_model::{ClusterSpec, Failure, NodeSpec, Recipe, agent};
+use stead_model::{
+    ClusterSpec, Failure, NodeSpec, Recipe, agent,
+    programs::{VersionOf, VersionPart},
+};
 use stead_node::api::{Route, route, unpack};
 use stead_one::{disks, document, instance, lxdrc, payload, raw};
 use stead_os::{
@@ -56,6 +61,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("one_lxdrc", one_lxdrc),
     ("one_raw", one_raw),
     ("placement", placement),
+    ("program_files", program_files),
     ("qmp", qmp),
     ("private_keys", private_keys),
     ("recipe", recipe),
@@ -459,6 +465,25 @@ pub fn mountinfo(data: &[u8]) {
         assert!(mount.at.as_os_str().len() + mount.source.as_os_str().len() < data.len());
         let holding = mountinfo::holding(&mounts, &mount.at).expect("a mount point is on a mount");
         assert_eq!(holding.at.components().count(), mount.at.components().count());
+    }
+}
+
+/// A program or a go.mod. An interpreter is a path out of the file; versions are those that the text has.
+pub fn program_files(data: &[u8]) {
+    if let Some(interpreter) = elf::program(data).interpreter() {
+        assert!(interpreter.len() <= 3 * data.len());
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let module = gomod::parse(text);
+    for (path, version) in &module.require {
+        assert!(text.contains(path) && text.contains(version));
+        let of = |part| module.version_of(&VersionOf { version_of: path.clone(), part });
+        if let (Some(whole), Some(minor)) = (of(None), of(Some(VersionPart::Minor))) {
+            assert!(whole.contains(&minor));
+        }
+    }
+    if let Some(version) = &module.go {
+        assert_eq!(version.to_string().parse().as_ref(), Ok(version));
     }
 }
 

@@ -4,15 +4,18 @@ use crate::{
     debian,
     error::{ImageError, IoContext, Result},
     files, initrd,
+    inputs::Inputs,
     instance::{self, InstanceParts},
     kernel::{self, KernelParts},
     merge::{Merged, Source},
     oci,
     overlay::{self, LayerParts},
     plan::{BaseParts, BuildRequest, Job, architecture, existing},
+    programs::{self, ProgramParts},
     secrets, space, squashfs,
     store::{Scratch, Store},
     tarball::{TarPolicy, Writer},
+    tools::Stopper,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -20,7 +23,7 @@ use std::{
     fs::{self, File},
     io::{BufWriter, Read},
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, mpsc},
     thread,
     time::Instant,
@@ -109,7 +112,8 @@ pub fn build(
     let _once = store.lock(&format!("image-{}", job.recipe.name))?;
     let (sender, receiver) = mpsc::channel();
     let (result, steps, warnings) = thread::scope(|scope| {
-        let run = Run { store, job: &job, refresh: request.refresh, sender: Mutex::new(sender) };
+        let (refresh, sender) = (request.refresh, Mutex::new(sender));
+        let run = Run { store, job: &job, refresh, sender, stopper: Stopper::default() };
         let worker = scope.spawn(move || match run.job.recipe.kind {
             RecipeKind::Node => run.node(),
             RecipeKind::Instance => run.instance(),
@@ -148,6 +152,8 @@ struct Run<'a> {
     job: &'a Job,
     refresh: bool,
     sender: Mutex<mpsc::Sender<Progress>>,
+    /// Of what builds and downloads programs, which may take many minutes.
+    stopper: Stopper,
 }
 
 impl Run<'_> {
@@ -319,6 +325,42 @@ impl Run<'_> {
         self.step("kernel", what, key, self.refresh, KernelParts::blobs, make).map(Some)
     }
 
+    /// The programs of each source, one source after the other: a Go build takes all processors by itself.
+    fn programs(&self) -> Result<Vec<ProgramParts>> {
+        let sources = self.job.recipe.programs.iter().zip(&self.job.programs);
+        sources
+            .map(|(source, observed)| {
+                let make = |scratch: &Scratch| {
+                    let note = |text: &str| self.note(&observed.step, text);
+                    let parts = observed.make(self.store, scratch, &self.stopper, &note)?;
+                    let mut again = Inputs::open(self.store, &format!("programs {}", observed.inputs));
+                    if programs::observe(source, &self.job.dir, &mut again)?.inputs != observed.inputs {
+                        return Err(ImageError::Io {
+                            operation: "build",
+                            path: self.job.dir.join(source.label()),
+                            source: std::io::Error::other("it changed while it was read; build again"),
+                        });
+                    }
+                    Ok(parts)
+                };
+                self.step(&observed.step, &observed.what, &observed.inputs, false, ProgramParts::blobs, make)
+            })
+            .collect()
+    }
+
+    fn programs_layer(&self, parts: &[ProgramParts]) -> Result<Option<(Artifact, Digest)>> {
+        let Some(key) = self.job.programs_key() else { return Ok(None) };
+        let blobs = |parts: &LayerParts| vec![parts.artifact.digest.clone()];
+        let packed = self.step("programs", "all programs", &key, false, blobs, |scratch| {
+            let sources = [programs::tree(self.store, &self.job.recipe.programs, parts)?];
+            let merged = Merged::of(&sources)?;
+            space::check(self.store.dir(), merged.summary().bytes)?;
+            overlay::pack(self.store, scratch, "programs", &merged, &sources)
+        })?;
+        self.warn(&packed.warnings);
+        Ok(Some((packed.artifact, key)))
+    }
+
     fn overlays(&self) -> Result<Vec<Layer>> {
         // All at once: each mostly waits for its own mksquashfs.
         thread::scope(|scope| {
@@ -402,17 +444,24 @@ impl Run<'_> {
         // Small steps first, so that their mistakes show before the long bootstrap.
         Merged::of(&[files::tree(&job.recipe, &job.dir)?])?;
         let stead_node = self.stead_node(node_digest)?;
-        let (base, kernel, overlays) = thread::scope(|scope| {
-            let base = scope.spawn(|| self.base());
-            let kernel = scope.spawn(|| {
-                // The base takes longest, so the other steps and their programs run at low priority. On Linux the nice
-                // value belongs to the thread.
-                let _ = rustix::process::setpriority_process(None, GIVING_WAY);
-                self.kernel()
+        let (base, kernel, overlays, parts) = thread::scope(|scope| {
+            // A failure elsewhere ends Go and curl, which may run for many minutes, so that it is reported at once.
+            let stop = |_: &ImageError| self.stopper.stop();
+            // The base is waited for, so the other steps and their programs run at low priority. On Linux the nice value
+            // belongs to the thread.
+            let give_way = || rustix::process::setpriority_process(None, GIVING_WAY);
+            let base = scope.spawn(move || self.base().inspect_err(stop));
+            let kernel = scope.spawn(move || {
+                let _ = give_way();
+                self.kernel().inspect_err(stop)
             });
-            let overlays = self.overlays();
+            let parts = scope.spawn(move || {
+                let _ = give_way();
+                self.programs()
+            });
+            let overlays = self.overlays().inspect_err(stop);
             let join = "a thread of this build panicked";
-            (base.join().expect(join), kernel.join().expect(join), overlays)
+            (base.join().expect(join), kernel.join().expect(join), overlays, parts.join().expect(join))
         });
         // Mistakes in the recipe are reported before faults of the host.
         let overlays = overlays?;
@@ -420,6 +469,8 @@ impl Run<'_> {
             (Err(b), Err(k)) if k.is_bad_input() && !b.is_bad_input() => return Err(k),
             (base, kernel) => (base?, kernel?),
         };
+        let parts = parts?;
+        let programs = self.programs_layer(&parts)?;
         let (files, files_key) = self.files_layer(&base)?;
         let (initrd, initrd_key) = self.initrd(kernel.as_ref())?;
 
@@ -434,8 +485,15 @@ impl Run<'_> {
         {
             layers.push(layer("kernel", modules, key));
         }
+        layers.extend(programs.iter().map(|(artifact, key)| layer("programs", artifact, key)));
         layers.push(layer("files", &files, &files_key));
         layers.extend(overlays);
+        if !parts.is_empty() {
+            let of = |l: &Layer| self.store.blob(&l.artifact.digest);
+            let blobs: Vec<PathBuf> = layers.iter().map(of).collect();
+            let has = |path: &str| programs::in_layers(&blobs, path);
+            self.warn(&programs::missing_interpreters(&job.recipe.programs, &parts, has)?);
+        }
         let mut packages = base.packages;
         packages.extend(kernel.as_ref().and_then(|k| k.package.clone()));
         let release = kernel.as_ref().map(|k| k.release.clone()).filter(|r| !r.is_empty());
@@ -460,6 +518,8 @@ impl Run<'_> {
         let mut keys = vec![job.base_key.clone(), files_key];
         keys.extend(job.kernel_key.clone());
         keys.extend(initrd_key);
+        keys.extend(job.programs.iter().map(|p| p.inputs.clone()));
+        keys.extend(job.programs_key());
         keys.extend(job.overlays.iter().map(|(_, o)| o.inputs.clone()));
         Ok((manifest, keys))
     }
@@ -467,6 +527,7 @@ impl Run<'_> {
     fn instance(&self) -> Result<(Manifest, Vec<Digest>)> {
         let job = self.job;
         let base = self.base()?;
+        let programs = self.programs()?;
         let key = job.rootfs_key(Some(&base)).expect("the base is known");
         let parts: InstanceParts =
             self.step("rootfs", "root and metadata", &key, false, InstanceParts::blobs, |scratch| {
@@ -479,11 +540,20 @@ impl Run<'_> {
                 if base.packages.contains_key("systemd") {
                     sources.push(Source::Memory(secrets::units(&base.left_out)));
                 }
+                sources.push(programs::tree(self.store, &job.recipe.programs, &programs)?);
                 sources.push(files::tree(&job.recipe, &job.dir)?);
                 for (options, observed) in &job.overlays {
                     sources.push(overlay::source(observed, options, scratch)?);
                 }
-                instance::pack(self.store, scratch, &job.recipe, architecture(), &sources, job.unified)
+                instance::pack(
+                    self.store,
+                    scratch,
+                    &job.recipe,
+                    architecture(),
+                    &sources,
+                    &programs,
+                    job.unified,
+                )
             })?;
         self.warn(&parts.warnings);
         let manifest = Manifest {
@@ -498,7 +568,9 @@ impl Run<'_> {
             instance: Some(parts.image),
             packages: base.packages,
         };
-        Ok((manifest, vec![job.base_key.clone(), key]))
+        let mut keys = vec![job.base_key.clone(), key];
+        keys.extend(job.programs.iter().map(|p| p.inputs.clone()));
+        Ok((manifest, keys))
     }
 }
 

@@ -72,6 +72,42 @@ pub enum ImageError {
         /// The last lines it wrote on standard error.
         stderr: String,
     },
+    /// A program is older than what is to be built with it.
+    #[error("{tool} {found} is too old: {by} needs {needed}")]
+    ToolTooOld {
+        /// Its name.
+        tool: String,
+        /// Its version.
+        found: String,
+        /// The version that is needed.
+        needed: String,
+        /// What needs it.
+        by: String,
+    },
+    /// Something that the recipe names by its address was not downloaded.
+    #[error("{url} cannot be downloaded: {detail}")]
+    Download {
+        /// The address.
+        url: String,
+        /// The downloading program's words.
+        detail: String,
+        /// The server answered that it does not have it.
+        missing: bool,
+    },
+    /// Go modules cannot be downloaded.
+    #[error("the Go module proxy cannot be reached: {detail}")]
+    GoProxy {
+        /// Go's words.
+        detail: String,
+    },
+    /// A Go package was not built.
+    #[error("Go package {package} cannot be built{}", tail(.detail))]
+    GoBuild {
+        /// The package.
+        package: String,
+        /// Go's words about the first package that failed.
+        detail: String,
+    },
     /// A package of the recipe does not exist.
     #[error("no package {package} in Debian {suite}")]
     NoPackage {
@@ -138,6 +174,14 @@ impl Failure for ImageError {
                 "`stead image ls` lists the images that are built; `stead image build images/{name}.yaml` builds this one"
             )),
             Self::ToolMissing { package, .. } => Some(format!("install it: apt-get install {package}")),
+            Self::ToolTooOld { tool, needed, .. } => Some(format!(
+                "install {tool} {needed} or newer (Debian: golang-go of a newer suite or its backports) and put it first in \
+                 PATH"
+            )),
+            Self::GoProxy { .. } => Some(
+                "set GOPROXY to one that is reachable, as `go env -w` does, or build where the modules are in Go's cache"
+                    .to_owned(),
+            ),
             _ => None,
         }
     }
@@ -157,6 +201,8 @@ impl ImageError {
                     source: TarError::Refused { .. } | TarError::Broken { .. } | TarError::TooLarge { .. },
                     ..
                 }
+                | Self::Download { missing: true, .. }
+                | Self::GoBuild { .. }
                 | Self::NoPackage { .. }
                 | Self::NoSuite { .. }
                 | Self::NoImage { .. }

@@ -4,6 +4,7 @@ use crate::{
     error::{IoContext, Result},
     merge::{Merged, Source},
     overlay::{self, LayerParts},
+    programs::{self, ProgramParts},
     squashfs::EPOCH,
     store::{Scratch, Store},
     tarball::{Entry, Kind, Writer},
@@ -96,6 +97,7 @@ pub(crate) fn pack(
     recipe: &Recipe,
     architecture: &str,
     sources: &[Source],
+    programs: &[ProgramParts],
     unified: bool,
 ) -> Result<InstanceParts> {
     let entries = metadata_entries(recipe, architecture);
@@ -106,8 +108,9 @@ pub(crate) fn pack(
     let metadata = store.put(&metadata.finish().at("pack", "metadata")?)?;
     let merged = Merged::of(sources)?;
     crate::space::check(store.dir(), merged.summary().bytes)?;
-    let LayerParts { artifact: rootfs, warnings } =
+    let LayerParts { artifact: rootfs, mut warnings } =
         overlay::pack(store, scratch, "rootfs", &merged, sources)?;
+    warnings.extend(programs::missing_interpreters(&recipe.programs, programs, |path| Ok(merged.has(path)))?);
     let unified = if unified {
         let path = scratch.path("unified.tar.gz");
         let file = BufWriter::new(File::create(&path).at("make", &path)?);

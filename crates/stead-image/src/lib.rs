@@ -25,6 +25,7 @@ pub mod modules;
 pub mod oci;
 pub mod overlay;
 pub mod plan;
+pub mod programs;
 pub mod secrets;
 pub mod source;
 pub mod space;

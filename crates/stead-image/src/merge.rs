@@ -38,6 +38,8 @@ pub enum Source {
     },
     /// Entries with their contents.
     Memory(Vec<(Entry, Vec<u8>)>),
+    /// Entries with the files that have their contents; absent for what has none.
+    Blobs(Vec<(Entry, Option<PathBuf>)>),
 }
 
 impl Source {
@@ -80,6 +82,10 @@ impl Source {
             Self::Memory(entries) => {
                 entries.iter().try_for_each(|(entry, data)| each(entry.clone(), &mut &data[..]))
             }
+            Self::Blobs(entries) => entries.iter().try_for_each(|(entry, file)| match file {
+                Some(path) => each(entry.clone(), &mut File::open(path).at("open", path)?),
+                None => each(entry.clone(), &mut io::empty()),
+            }),
         }
     }
 
@@ -88,7 +94,7 @@ impl Source {
         match self {
             Self::Directory { .. } => Some(self.name()),
             Self::Tar { policy, .. } => policy.merge_usr.then(|| self.name()),
-            Self::Memory(_) => None,
+            Self::Memory(_) | Self::Blobs(_) => None,
         }
     }
 
@@ -97,6 +103,7 @@ impl Source {
             Self::Directory { path, .. } => path.display().to_string(),
             Self::Tar { name, .. } => name.clone(),
             Self::Memory(_) => "files of the recipe".into(),
+            Self::Blobs(_) => "programs of the recipe".into(),
         }
     }
 }
@@ -302,6 +309,12 @@ impl Merged {
             entry: String::from_utf8_lossy(&path).into_owned(),
             why: "is behind a loop of links".into(),
         })
+    }
+
+    /// Whether there is something at an absolute path.
+    pub fn has(&self, path: &str) -> bool {
+        let clean: Vec<&str> = path.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
+        self.resolve(clean.join("/").as_bytes()).is_ok_and(|path| self.names.contains_key(&path))
     }
 
     /// Adds the directories that a whiteout at `dir` removed from above paths of its own layer.

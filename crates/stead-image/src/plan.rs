@@ -8,6 +8,7 @@ use crate::{
     inputs::Inputs,
     kernel::KernelParts,
     overlay::{self, Observed},
+    programs::{self, ProgramParts},
     store::Store,
 };
 use serde::{Deserialize, Serialize};
@@ -49,7 +50,7 @@ impl BuildRequest {
 /// One step of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlanStep {
-    /// `base`, `kernel`, `files`, `overlay:<name>`, `initrd`, `stead-node`, `rootfs`, `metadata`.
+    /// `base`, `kernel`, `programs:<source>`, `programs`, `files`, `overlay:<name>`, `initrd`, `stead-node`, `rootfs`, `metadata`.
     pub name: String,
     /// Description for people.
     pub what: String,
@@ -108,6 +109,7 @@ pub(crate) struct Job {
     pub kernel_key: Option<Digest>,
     pub files_key: Digest,
     pub node_digest: Option<Digest>,
+    pub programs: Vec<programs::Observed>,
     pub overlays: Vec<(OverlayOptions, Observed)>,
 }
 
@@ -147,6 +149,11 @@ impl Job {
             files_key.text(&source.to_string_lossy()).text(inputs.file(&source)?.as_str());
         }
         let files_key = files_key.digest();
+        let programs = recipe
+            .programs
+            .iter()
+            .map(|source| programs::observe(source, &dir, &mut inputs))
+            .collect::<Result<Vec<_>>>()?;
         let node_digest = if node { Some(check_stead_node(&request.stead_node, &mut inputs)?) } else { None };
         inputs.save();
 
@@ -162,6 +169,9 @@ impl Job {
         for (_, observed) in &overlays {
             recipe_key.text(observed.inputs.as_str());
         }
+        if !programs.is_empty() {
+            recipe_key.text(programs::tree_key(&recipe.programs, &programs).as_str());
+        }
         Ok(Self {
             recipe,
             dir,
@@ -172,6 +182,7 @@ impl Job {
             kernel_key,
             files_key,
             node_digest,
+            programs,
             overlays,
         })
     }
@@ -188,6 +199,11 @@ impl Job {
         // The steps themselves may change.
         key.text(&json(&crate::secrets::with_steps(&self.recipe, &base.left_out).system.onboot));
         Some(key.digest())
+    }
+
+    /// Key of the programs' layer, when there are any.
+    pub fn programs_key(&self) -> Option<Digest> {
+        (!self.programs.is_empty()).then(|| programs::tree_key(&self.recipe.programs, &self.programs))
     }
 
     /// Key of the initrd, once the kernel is known.
@@ -209,6 +225,9 @@ impl Job {
         key.text(base.artifact.digest.as_str()).text(self.files_key.as_str());
         for (_, observed) in &self.overlays {
             key.text(observed.inputs.as_str());
+        }
+        if let Some(programs) = self.programs_key() {
+            key.text(programs.as_str());
         }
         for (entry, text) in crate::secrets::units(&base.left_out) {
             key.part(&entry.path).part(&text);
@@ -247,6 +266,14 @@ impl Job {
                 (_, path) => format!("take the kernel {}", path.as_deref().unwrap_or_default()),
             };
             step("kernel", what, Some(key.clone()), kernel.is_some(), Vec::new());
+        }
+        for p in &self.programs {
+            let cached = store.cached::<ProgramParts>(&p.inputs).is_some();
+            step(&p.step, p.what.clone(), Some(p.inputs.clone()), cached, p.argv.clone());
+        }
+        if let Some(key) = self.programs_key().filter(|_| self.recipe.kind == RecipeKind::Node) {
+            let cached = store.cached::<overlay::LayerParts>(&key).is_some();
+            step("programs", "pack the programs".into(), Some(key), cached, Vec::new());
         }
         for (_, o) in &self.overlays {
             let what = match o.kind {
@@ -387,17 +414,8 @@ fn check_stead_node(path: &Path, inputs: &mut Inputs) -> Result<Digest> {
     }
     let digest = inputs.file(path)?;
     let bytes = fs::read(path).at("read", path)?;
-    if !bytes.starts_with(b"\x7fELF") || has_interpreter(&bytes) {
+    if !matches!(programs::elf::program(&bytes), programs::elf::Program::Elf { interpreter: None, .. }) {
         return Err(ImageError::input(shown, "is not a statically linked executable"));
     }
     Ok(digest)
-}
-
-fn has_interpreter(elf: &[u8]) -> bool {
-    const PT_INTERP: u32 = 3;
-    let number = |at: usize, len: usize| {
-        elf.get(at..at + len).map(|b| b.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b))).unwrap_or(0)
-    };
-    let (table, size, count) = (number(0x20, 8) as usize, number(0x36, 2) as usize, number(0x38, 2) as usize);
-    (0..count).any(|i| number(table.saturating_add(size * i), 4) == u64::from(PT_INTERP))
 }

@@ -250,7 +250,15 @@ mod tests {
             unreachable().into(),
             several(vec![refused(), unreachable()]).into(),
             ImageError::ToolMissing { tool: "mksquashfs".into(), package: "squashfs-tools".into() }.into(),
+            ImageError::ToolTooOld {
+                tool: "go".into(),
+                found: "1.24.4".into(),
+                needed: "1.26.8".into(),
+                by: "kubernetes/go.mod".into(),
+            }
+            .into(),
             ImageError::Mirror { detail: "timed out".into() }.into(),
+            ImageError::GoProxy { detail: "connection refused".into() }.into(),
             FactsError::Untrusted("10.0.0.1:8443".into()).into(),
             JournalError::Busy("/var/lib/stead/fleet/f00.journal".into()).into(),
             ScriptletError::Foreign.into(),

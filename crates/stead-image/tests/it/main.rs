@@ -2,4 +2,5 @@
 
 mod debian;
 mod hard_links;
+mod programs;
 mod store;
