@@ -1,6 +1,6 @@
 //! Errors of requests, as the caller sees them.
 
-use crate::tls::TlsError;
+use crate::{frame::MAX_PAYLOAD, tls::TlsError};
 use std::{error::Error as StdError, io, net::SocketAddr};
 use stead_model::{Failure, FailureKind, NodeName, agent::ErrorBody};
 
@@ -68,6 +68,18 @@ pub enum ClientError {
         /// This program's version: [`stead_model::agent::PROTOCOL`].
         ours: u32,
     },
+    /// The command with its environment does not fit into one frame.
+    #[error(
+        "cannot {operation} on {node}: the command with its environment has {length} bytes, more than {MAX_PAYLOAD}"
+    )]
+    TooLong {
+        /// What was asked.
+        operation: &'static str,
+        /// The node.
+        node: NodeName,
+        /// Length of the request in bytes.
+        length: usize,
+    },
     /// The request cannot be written, or the answer does not follow the protocol.
     #[error("cannot {operation} on {node}: the exchange does not follow the agent's protocol")]
     Protocol {
@@ -103,17 +115,21 @@ impl ClientError {
     }
 }
 
-/// The node answers 400 to a malformed request and 404 to one for something that does not exist: both are bad input.
+/// The node answers 400 to a malformed request and 404 to one for something that does not exist: both are bad input, as is
+/// a command that is too long.
 impl Failure for ClientError {
     fn failure_kind(&self) -> FailureKind {
         match self {
-            Self::Status { code: 400 | 404, .. } => FailureKind::BadInput,
+            Self::Status { code: 400 | 404, .. } | Self::TooLong { .. } => FailureKind::BadInput,
             _ => FailureKind::Failed,
         }
     }
     fn hint(&self) -> Option<String> {
         match self {
             Self::Status { body, .. } => body.hint.clone(),
+            Self::TooLong { .. } => {
+                Some("pass long data on standard input, or copy it with `stead cp` first".into())
+            }
             Self::Version { theirs, ours, .. } if theirs < ours => Some(
                 "rebuild the node's image with this stead (`stead image build`), then restart the node with `stead up`"
                     .into(),

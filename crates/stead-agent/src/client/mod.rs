@@ -8,7 +8,7 @@ mod transport;
 use crate::{
     error::ClientError,
     exec::{ExecInput, ExecSession},
-    frame::Frame,
+    frame::{self, Frame, FrameError},
     query,
     tls::{self, Identity},
 };
@@ -217,9 +217,15 @@ impl Client {
     /// Starts a command.
     ///
     /// # Errors
-    /// As for every request. A command that cannot be run is not an error: it exits with 126 or 127.
+    /// As for every request; [`ClientError::TooLong`]. A command that cannot be run is not an error: it exits with 126 or
+    /// 127.
     pub async fn exec(&self, request: &ExecRequest) -> Result<ExecSession, ClientError> {
         let operation = "run a command";
+        let first = Frame::Request(request.clone());
+        // Before the connection, so that the node is not left waiting.
+        if let Err(FrameError::TooLong { length }) = frame::encode(&first, &mut BytesMut::new()) {
+            return Err(ClientError::TooLong { operation, node: self.node().clone(), length });
+        }
         let head = Request::post("/v1/exec")
             .header(header::CONNECTION, "upgrade")
             .header(header::UPGRADE, "stead-exec");
@@ -233,7 +239,7 @@ impl Client {
             hyper::upgrade::on(answer).await.map_err(|error| self.transport_error(operation, error))?;
         let mut session = ExecSession::new(TokioIo::new(upgraded));
         let input: &mut ExecInput = session.input();
-        input.send(&Frame::Request(request.clone())).await.map_err(|error| match error.kind() {
+        input.send(&first).await.map_err(|error| match error.kind() {
             io::ErrorKind::InvalidData => self.protocol(operation, error),
             _ => self.unreachable(operation, error),
         })?;

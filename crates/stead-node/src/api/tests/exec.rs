@@ -3,7 +3,10 @@ use bytes::Bytes;
 use rustix::process::{Pid, test_kill_process};
 use std::time::Duration;
 use stead_agent::{Event, ExecOutput};
-use stead_model::agent::{ExecExit, ExecRequest, Size};
+use stead_model::{
+    Failure,
+    agent::{ExecExit, ExecRequest, Size},
+};
 
 /// Time limit for any output.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -86,8 +89,9 @@ async fn a_command_that_cannot_run_gives_the_reason() {
         let exit = run(&node, &refused).await.exit;
         assert!(exit.code == 126 && exit.error.is_some(), "{refused:?}: {exit:?}");
     }
-    let too_long = request(&["true", &"x".repeat(70_000)]);
-    assert!(matches!(node.client.exec(&too_long).await, Err(stead_agent::ClientError::Protocol { .. })));
+    let error = node.client.exec(&request(&["true", &"x".repeat(70_000)])).await.unwrap_err();
+    assert!(error.is_bad_input() && error.hint().unwrap().contains("standard input"), "{error:?}");
+    assert!(error.to_string().contains("bytes, more than 65536"), "{error}");
 }
 
 #[tokio::test]
