@@ -1,5 +1,7 @@
 //! Parses YAML or JSON text into a typed value, with errors that name file, line, key and the likely correction.
 
+mod words;
+
 use crate::{Failure, FailureKind};
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -126,7 +128,7 @@ fn too_large(file: &str, text: &str) -> Result<(), SpecError> {
 }
 
 fn build(file: &str, text: &str, line: Option<u64>, column: Option<u64>, message: &str) -> SpecError {
-    let mut message = message.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+    let mut message = words::ours(message);
     let mut suggestion = None;
     let mut key = None;
     if let Some(rest) =

@@ -156,11 +156,25 @@ fn usage(error: &clap::Error, arguments: &[OsString], terminals: Terminals, outp
     }
     // What comes after `--` is another program's.
     if arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json") {
-        return error::report_usage(&text.to_string(), output);
+        return error::report_usage(&in_our_words(&text.to_string()), output);
     }
     let text = if terminals.stderr { text.ansi().to_string() } else { text.to_string() };
-    output.note(text.trim_end());
+    output.note(in_our_words(&text).trim_end());
     2
+}
+
+/// Rust's messages about numbers, which the parser quotes, in the words of a user.
+fn in_our_words(text: &str) -> String {
+    [
+        ("invalid digit found in string", "not a whole number"),
+        ("cannot parse integer from empty string", "empty, not a whole number"),
+        ("number too large to fit in target type", "too large"),
+        ("number too small to fit in target type", "too small"),
+        ("invalid float literal", "not a number"),
+        ("cannot parse float from empty string", "empty, not a number"),
+    ]
+    .iter()
+    .fold(text.to_owned(), |text, (theirs, ours)| text.replace(theirs, ours))
 }
 
 #[cfg(test)]
@@ -170,5 +184,21 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_are_refused_in_our_words() {
+        let refused = |count: &str| {
+            let error = Cli::command().try_get_matches_from(["stead", "scale", "demo", count]).unwrap_err();
+            in_our_words(&error.render().to_string()).lines().next().unwrap_or_default().to_owned()
+        };
+        for (count, why) in [
+            ("many", "not a whole number"),
+            ("", "empty, not a whole number"),
+            ("1.5", "not a whole number"),
+            ("99999999999999999999", "too large"),
+        ] {
+            assert_eq!(refused(count), format!("error: invalid value '{count}' for '<COUNT>': {why}"));
+        }
     }
 }
