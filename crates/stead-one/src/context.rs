@@ -1,14 +1,15 @@
-//! Where and as what this program was called, and what follows from it: the driver, its remotes, its configuration.
+//! The path and name under which this program was called, and what follows from them: the driver, its remotes, its
+//! configuration.
 //!
-//! A value that comes in from the edge; nothing here asks for the environment.
+//! A value from the caller; nothing here reads the environment.
 
 use crate::engine::{self, Driver};
 use std::{fs, path::PathBuf};
 
-/// Where and as what a script runs.
+/// Context of a script.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// The script's path as it was called; absent: by hand.
+    /// The script's path as it was called; `None`: called by hand.
     pub script_path: Option<PathBuf>,
     /// This program, which supervises consoles.
     pub program: PathBuf,
@@ -16,7 +17,7 @@ pub struct Context {
     pub run: PathBuf,
     /// `/sys`.
     pub sys: PathBuf,
-    /// Who called sudo: connections to other hosts are theirs.
+    /// The caller of sudo, who makes connections to other hosts.
     pub user: Option<String>,
 }
 
@@ -34,8 +35,8 @@ impl Context {
     pub fn lxdrc(&self) -> PathBuf {
         self.remotes().join("etc/vmm").join(self.driver().name()).join("lxdrc")
     }
-    /// Whether reboot and reset come twice: OpenNebula 5.10 to 6.8, for drivers of the name lxd. `VERSION` lies in the
-    /// remotes; without one it is not 5.8.
+    /// Whether OpenNebula calls reboot and reset twice: 5.10 to 6.8 do, for drivers named lxd. `VERSION` is in the
+    /// remotes; without it the release is not 5.8.
     pub fn restarts_twice(&self) -> bool {
         let version = fs::read_to_string(self.remotes().join("VERSION")).unwrap_or_default();
         let mut numbers = version.trim().split('.').map(|n| n.parse::<u32>().unwrap_or(0));

@@ -1,15 +1,15 @@
 //! `etc/vmm/<driver>/lxdrc`: YAML with keys written as Ruby symbols (`:vnc:`).
 //!
-//! Owns reading it. A key that is not known is reported and otherwise ignored: the file is an administrator's, and other
-//! releases of the driver had other keys. A known key with a useless value is an error.
+//! Owns parsing it. An unknown key is reported and otherwise ignored: the file belongs to an administrator, and other
+//! releases of the driver had other keys. A known key with an invalid value is an error.
 
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use stead_model::{Failure, FailureKind};
 
-/// No configuration is larger.
+/// Largest configuration accepted.
 const MAX_BYTES: usize = 1 << 20;
-/// What is used when the file says nothing, as in OpenNebula's own file.
+/// The default command, as in OpenNebula's own file.
 const VNC_COMMAND: &str = "/bin/login";
 const FILESYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
 
@@ -61,7 +61,7 @@ impl Default for Lxdrc {
     }
 }
 
-/// Whoever wrote the file can put it right.
+/// The author of the file can fix it, so all errors are bad input.
 impl Failure for LxdrcError {
     fn failure_kind(&self) -> FailureKind {
         FailureKind::BadInput
@@ -85,13 +85,13 @@ pub enum LxdrcError {
     Yaml {
         /// The file.
         file: String,
-        /// The parser's words.
+        /// The parser's message.
         message: String,
     },
     /// Longer than any configuration, or not text.
     #[error("{0} is not a configuration: larger than 1 MiB, or not text")]
     NoText(String),
-    /// A known key has a useless value.
+    /// A known key has an invalid value.
     #[error("{file}: :{key}: is {found}, not {expected}")]
     Value {
         /// The file.
@@ -100,12 +100,12 @@ pub enum LxdrcError {
         key: String,
         /// What it is.
         found: String,
-        /// What it has to be.
+        /// The expected form.
         expected: &'static str,
     },
 }
 
-/// Reads the file; one that is not there means the usual values.
+/// Reads the file; a missing file means the defaults.
 ///
 /// # Errors
 /// [`LxdrcError`].
@@ -120,7 +120,7 @@ pub fn load(path: &Path) -> Result<(Lxdrc, Vec<String>), LxdrcError> {
     parse(&name, &text)
 }
 
-/// Reads a configuration; with it the keys that are not known, as `vnc.colour`.
+/// Parses a configuration; also returns unknown keys, as `vnc.colour`.
 ///
 /// # Errors
 /// [`LxdrcError`].
@@ -167,7 +167,7 @@ impl Reader<'_> {
         LxdrcError::Value { file: self.file.to_owned(), key: key.to_owned(), found, expected }
     }
 
-    /// A map with its keys' colons taken off: `:vnc:` in YAML is the key `:vnc`. Plain keys are taken too.
+    /// A map without its keys' leading colons: `:vnc:` in YAML is the key `:vnc`. Plain keys are accepted too.
     fn map(&self, key: &str, value: Value) -> Result<Map<String, Value>, LxdrcError> {
         match value {
             Value::Null => Ok(Map::new()),
@@ -244,14 +244,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_said_means_the_usual() {
+    fn an_empty_file_means_the_defaults() {
         assert_eq!(parse("lxdrc", "").unwrap(), (Lxdrc::default(), vec![]));
         assert_eq!(parse("lxdrc", "---\n:vnc:\n").unwrap(), (Lxdrc::default(), vec![]));
         assert_eq!(load(Path::new("/nonexistent/lxdrc")).unwrap().0, Lxdrc::default());
     }
 
     #[test]
-    fn useless_values_are_told() {
+    fn invalid_values_are_reported() {
         let told = |text: &str| parse("lxdrc", text).unwrap_err().to_string();
         insta::assert_snapshot!(told(":vnc:\n  :width: wide\n"), @r#"lxdrc: :vnc.width: is "wide", not pixels, 80 to 4096"#);
         insta::assert_snapshot!(told(":datastore_location: ../x\n"), @r#"lxdrc: :datastore_location: is "../x", not an absolute path without .."#);

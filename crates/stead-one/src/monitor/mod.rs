@@ -1,8 +1,8 @@
-//! What OpenNebula is told of instances and hosts: `poll` for 5.8 and 5.10, probes for 5.12 and later.
+//! Reports on instances and hosts to OpenNebula: `poll` for 5.8 and 5.10, probes for 5.12 and later.
 //!
-//! Owns the texts and the numbers in them. All instances come from one request, whatever their number, and what they use
-//! from the kernel ([`local`]) or, where that is not certain, from a second request with their states. CPU is a rate: the
-//! last reading is kept in a file, and only when there is none are there two.
+//! Owns the texts and the numbers in them. All instances come from one request, whatever their number, and what they
+//! use from the kernel ([`local`]) or, where that is not certain, from a second request with their states. CPU is a
+//! rate: the last reading is kept in a file, and only when there is none are there two.
 
 mod host;
 mod local;
@@ -26,19 +26,19 @@ use stead_incus::{
     types::Instance,
 };
 
-/// When there is no earlier reading, a second one is made after this.
+/// Pause before a second reading when there is no earlier one.
 const FIRST_INTERVAL: Duration = Duration::from_millis(300);
 
 /// The probes, as they are installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Probe {
-    /// What the host is, and instances that OpenNebula does not know.
+    /// The host's properties, and instances that OpenNebula does not know.
     System,
-    /// How much of the host is in use.
+    /// The host's usage.
     Usage,
-    /// In which states instances are.
+    /// States of instances.
     Status,
-    /// What instances use.
+    /// Resource usage of instances.
     Monitor,
 }
 
@@ -57,7 +57,7 @@ impl Probe {
     }
 }
 
-/// What a probe prints.
+/// The output of a probe.
 ///
 /// # Errors
 /// The engine cannot be asked. A probe that fails makes OpenNebula discard its whole group.
@@ -104,7 +104,7 @@ pub(crate) async fn poll_all(context: &Context, rc: &Lxdrc, templates: bool) -> 
     Ok(text::poll_all(&seen, context.driver(), templates))
 }
 
-/// All instances of the host with what they use.
+/// All instances of the host with their usage.
 async fn usage(engine: &Engine, context: &Context) -> Result<Vec<Seen>, EngineError> {
     let file: PathBuf = context.run.join("readings.json");
     let before = Readings::load(&file);

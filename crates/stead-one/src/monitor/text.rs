@@ -9,7 +9,7 @@ use base64::Engine as _;
 use std::fmt::Write as _;
 use stead_incus::types::{Config, Instance};
 
-/// As OpenNebula names states.
+/// OpenNebula's states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// Runs.
@@ -18,7 +18,7 @@ pub enum State {
     Paused,
     /// Stopped.
     Poweroff,
-    /// The engine says so.
+    /// The engine reports an error.
     Failure,
     /// Between states.
     Unknown,
@@ -61,11 +61,11 @@ impl State {
 pub struct Seen {
     /// Its name.
     pub name: String,
-    /// The VM it is; `None`: OpenNebula did not make it.
+    /// Its VM; `None`: OpenNebula did not create it.
     pub vm: Option<VmId>,
     /// Its state.
     pub state: State,
-    /// Whether it is told.
+    /// Whether it is reported.
     pub shown: Shown,
     /// Memory in use.
     pub memory_kib: u64,
@@ -85,7 +85,7 @@ impl Seen {
     /// From the engine's answer.
     pub fn of(instance: &Instance) -> Self {
         let name: Option<InstanceName> = instance.name.parse().ok();
-        // Only an exact name or the kept document makes it ours: `one-7-copy` is somebody's own.
+        // Only an exact name or the kept document makes it ours: `one-7-copy` belongs to others.
         let by_document = || {
             instance.config.get(DOCUMENT_KEY).filter(|d| !d.is_empty())?;
             Some(kept_document(instance, name.as_ref()?).ok()??.0.id)
@@ -117,7 +117,7 @@ impl Seen {
     }
 }
 
-/// Text between quotes: they and what could end the line are taken out.
+/// Text for use between quotes: quotes and characters that could end the line are removed.
 pub(super) fn quoted(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect()
 }
@@ -170,7 +170,7 @@ pub fn status_lines(seen: &[Seen]) -> String {
     out
 }
 
-/// The monitor probe: what running instances use.
+/// The monitor probe: usage of running instances.
 pub(super) fn monitor_lines(seen: &[Seen]) -> String {
     let mut out = String::new();
     for s in seen.iter().filter(|s| s.state == State::Running && s.shown == Shown::Yes) {
@@ -186,7 +186,7 @@ pub(super) fn monitor_lines(seen: &[Seen]) -> String {
     out
 }
 
-/// Instances that OpenNebula did not make, with templates to import them.
+/// Instances that OpenNebula did not create, with templates to import them.
 pub(super) fn wild_lines(seen: &[Seen], driver: Driver) -> String {
     let mut out = String::new();
     for s in seen.iter().filter(|s| s.vm.is_none()) {
@@ -200,8 +200,8 @@ pub(super) fn wild_lines(seen: &[Seen], driver: Driver) -> String {
     out
 }
 
-/// A template with which OpenNebula imports an instance. Without a limit OpenNebula still wants a number: those are what
-/// its own driver wrote.
+/// A template with which OpenNebula imports an instance. Without a limit OpenNebula still wants a number: those are
+/// what its own driver wrote.
 pub fn import_template(seen: &Seen, driver: Driver) -> String {
     let setting = |key: &str| seen.config.get(key).map(String::as_str).filter(|v| !v.is_empty());
     let cpu = setting("limits.cpu.allowance").and_then(allowance).unwrap_or(0.5);
@@ -229,7 +229,7 @@ fn allowance(text: &str) -> Option<f64> {
     (share > 0.0 && share.is_finite()).then_some((share * 100.0).round() / 100.0)
 }
 
-/// `4` is four of them, `0-3` and `0,2` are which.
+/// Number of CPUs in a limit: `4` is a count, `0-3` and `0,2` are lists.
 fn count_cpus(text: &str) -> Option<u32> {
     if let Ok(count) = text.parse::<u32>() {
         return (count > 0).then_some(count);

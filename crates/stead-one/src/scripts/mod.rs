@@ -1,8 +1,8 @@
 //! The scripts that `one_vmm_exec` calls: a script is one type in a file here, and one row of [`SCRIPTS`].
 //!
-//! Owns the table, from which everything else about the scripts follows (what is installed, what `stead one` offers, what
-//! is read of stdin), and the way from a call to its answer. Each file owns the order of things on this host: what is
-//! mapped, made, started, and what is undone when something fails. Does not own how an instance is described
+//! Owns the table, from which everything else about the scripts follows (what is installed, what `stead one` offers,
+//! what is read of stdin), and the way from a call to its answer. Each file owns the order of things on this host: what
+//! is mapped, made, started, and what is undone when something fails. Does not own how an instance is described
 //! ([`crate::instance`]), how a disk is mapped ([`crate::disks`]) or what the engine is asked ([`crate::engine`]).
 
 mod call;
@@ -36,7 +36,7 @@ use std::{
     pin::Pin,
 };
 
-/// What a script does with stdin.
+/// How a script uses standard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stdin {
     /// Leaves it alone. 5.8 sends these scripts nothing, and reading would swallow the commands that come down the same
@@ -44,7 +44,7 @@ pub enum Stdin {
     Ignored,
     /// Reads the VM's document from it.
     Document,
-    /// Passes it on as it is.
+    /// Passes it on unchanged.
     Passed,
 }
 
@@ -62,7 +62,7 @@ pub struct Script {
     /// Whether it runs on the frontend, where nothing is mounted, instead of on the VM's host as root.
     pub on_frontend: bool,
     parse: fn(&Words<'_>) -> Parsed,
-    /// What it means without arguments or with `-t` alone.
+    /// Its action without arguments, or with only `-t`.
     all: Option<fn(bool) -> Box<dyn Work>>,
 }
 
@@ -85,7 +85,7 @@ impl Script {
         self
     }
 
-    /// The script of this name.
+    /// The script with this name.
     pub fn find(name: &str) -> Option<&'static Self> {
         SCRIPTS.iter().find(|s| s.name == name)
     }
@@ -101,7 +101,7 @@ impl Script {
         Ok((Some(words.vm()?), (self.parse)(&words)?))
     }
 
-    /// Whether arguments are what this script takes; a description of what they mean.
+    /// Checks arguments for this script; returns a description of their meaning.
     ///
     /// # Errors
     /// [`CallError`].
@@ -256,16 +256,16 @@ pub const SCRIPTS: &[Script] = &[
     .or_all(poll::all),
 ];
 
-/// The answer of a script: what it prints, often nothing.
+/// The answer of a script: its output, often empty.
 type Answer = Result<String, ScriptError>;
-/// A script at work.
+/// A running script.
 type Running<'c> = Pin<Box<dyn Future<Output = Answer> + 'c>>;
-/// What arguments mean.
+/// Parsed arguments.
 type Parsed = Result<Box<dyn Work>, CallError>;
 
-/// A script with its arguments understood: each script's own type.
+/// A script with parsed arguments: each script has its own type.
 trait Work: fmt::Debug {
-    /// Does it.
+    /// Runs it.
     fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c>;
 }
 
@@ -274,7 +274,7 @@ fn nothing((): ()) -> String {
     String::new()
 }
 
-/// Whether there is a script or a probe of this name.
+/// Whether there is a script or a probe with this name.
 pub fn is_known(name: &str) -> bool {
     Script::find(name).is_some() || Probe::find(name).is_some()
 }
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_protocol_is_refused() {
+    fn calls_outside_the_protocol_are_refused() {
         for bad in [
             "deploy",
             "deploy x host 7",

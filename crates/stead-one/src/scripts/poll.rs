@@ -1,4 +1,4 @@
-//! poll, for OpenNebula 5.8 and 5.10. It looks only, so it locks nothing.
+//! `poll`, for OpenNebula 5.8 and 5.10. It only reads, so it locks nothing.
 
 use super::{Call, Parsed, Running, Words, Work};
 use crate::{ids::InstanceName, monitor};

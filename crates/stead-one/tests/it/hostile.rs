@@ -1,5 +1,5 @@
-//! Hostile documents and arguments through the scripts themselves: each field of a VM in turn is something that a shell, a
-//! path or a log could be led astray with. The engine is a fake; disks, loop devices and mounts are real.
+//! Hostile documents and arguments through the scripts themselves: each field of a VM in turn is something that a
+//! shell, a path or a log could be led astray with. The engine is a fake; disks, loop devices and mounts are real.
 
 use std::{
     fs,
@@ -91,7 +91,7 @@ impl World {
     fn canary(&self) -> PathBuf {
         self.dir.join("canary")
     }
-    /// What could lead a shell, a path or the log astray.
+    /// Texts that could mislead a shell, a path or the log.
     fn payloads(&self) -> Vec<String> {
         let canary = self.canary().display().to_string();
         vec![
@@ -257,7 +257,7 @@ fn no_argument_reaches_a_shell_or_another_vm() {
     }
 }
 
-/// What is no document ends in an error at once, however much of it there is.
+/// Input that is not a document ends in an error at once, however long it is.
 #[test]
 fn what_is_no_document_is_refused_in_time() {
     if !can_run("what_is_no_document_is_refused_in_time") {
