@@ -1,4 +1,4 @@
-//! Namespace machines with an init of a few lines of shell: their life, their ends, and what stays behind.
+//! Namespace machines with a small shell script as init: their life, their end, and leftovers.
 
 use crate::{
     Outcome, Test,
@@ -27,7 +27,7 @@ pub const TESTS: &[Test] = &[
     ("machine::errors_are_told", errors_are_told),
 ];
 
-/// Says what it sees, then does what the file `command` beside its boot file says.
+/// Prints what it sees, then follows the file `command` beside its boot file.
 const INIT: &str = r#"#!/bin/busybox sh
 dir=${2%/*}
 trap 'echo asked to end; if [ -e $dir/deaf ]; then :; else busybox poweroff -f; fi' TERM
@@ -153,7 +153,7 @@ fn life() -> Outcome {
     sh(&up.netns(), &["ping", "-c1", "-W2", "10.88.0.3"]);
     let link = sh(&up.netns(), &["ip", "-d", "link", "show", "type", "veth"]);
     assert!(link.contains("mtu 1400") && link.contains("master lan"), "{link}");
-    // Its limits, wherever this host keeps them.
+    // Its limits, in whichever hierarchy this host has them.
     let path = format!("stead/{}/node1", a.cluster);
     let limit = ["memory/", ""]
         .iter()
@@ -210,7 +210,7 @@ fn ends() -> Outcome {
     let state = supervise::last_state(&s.dir).unwrap();
     assert_eq!(state.phase, MachinePhase::Failed);
     assert!(state.error.as_ref().unwrap().contains("exit status: 3"), "{state:?}");
-    // One that does not want to end is killed after its time.
+    // A machine that ignores the signal is killed after its deadline.
     fs::write(s.dir.join("deaf"), "").unwrap();
     supervise::spawn(&exe(), &s).unwrap();
     eventually("the machine to be up again", || boots(&s) == 2);

@@ -49,7 +49,7 @@ pub fn spec(cluster: &str, dir: &Path) -> HostNetworkSpec {
     }
 }
 
-/// A network that is taken down, and leaves nothing, whatever becomes of the test.
+/// A network that is always taken down and leaves nothing behind.
 pub struct Up(pub HostNetworkSpec, #[allow(dead_code)] Scratch);
 impl Up {
     pub fn new(name: &str, change: impl FnOnce(&mut HostNetworkSpec)) -> Self {
@@ -83,7 +83,7 @@ impl Drop for Up {
     }
 }
 
-/// A namespace on the cluster's bridge: what a machine is to the network.
+/// A namespace on the cluster's bridge, like a machine's.
 struct Client(String);
 impl Client {
     fn new(up: &Up, n: usize) -> Self {
@@ -154,7 +154,7 @@ fn same_addresses_side_by_side() -> Outcome {
         let client = Client::new(up, 1).with_address("10.88.0.2/24").with_address("fd88::2/64");
         sh(&client.0, &["ping", "-c1", "-W2", "10.88.0.1"]);
         sh(&client.0, &["ping", "-c1", "-W2", "fd88::1"]);
-        // What the other cluster's host side says is another machine's.
+        // The other cluster's addresses belong to other machines.
         assert!(!in_netns(&client.0, &["ping", "-c1", "-W1", "10.88.0.3"]).status.success());
     }
     assert_eq!(
@@ -311,7 +311,7 @@ fn killed_and_changed() -> Outcome {
     Outcome::Passed
 }
 
-/// A host of our own, with a way to an outside of our own: this test must not touch the real one's network.
+/// A private host with a private outside network: this test must not touch the real host's network.
 fn way_out() -> Outcome {
     if Command::new("nft").arg("--version").stdout(Stdio::null()).status().is_err() {
         return Outcome::Skipped("nft is not installed".into());

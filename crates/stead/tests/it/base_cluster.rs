@@ -1,4 +1,4 @@
-//! Clusters without an engine, in namespaces: everything of the command line against real nodes.
+//! Clusters without an engine, in namespaces: the whole command line against real nodes.
 
 use crate::common::{World, eventually};
 use std::{fs, io::Write, process::Stdio, time::Duration};
@@ -154,9 +154,9 @@ fn scaling_and_overlays_converge() {
     };
     let before = boots(&w);
     w.ok(&["scale", "t-scale", "2"]);
-    // Neither scaling touched a node that stays.
+    // Neither scaling restarted a node that stays.
     assert_eq!(boots(&w), before[..2]);
-    // A changed overlay restarts the nodes that have it, and is there afterwards.
+    // A changed overlay restarts the nodes that have it, and is applied afterwards.
     fs::write(overlay.join("etc/motd"), "two\n").unwrap();
     assert!(w.ok(&["up", &file, "--dry-run"]).contains("node1: kill (layers changed)"));
     let smaller = w.file("t-scale", &yaml("t-scale", 2, "overlays: [overlay]\n"));

@@ -1,4 +1,4 @@
-//! The command line without a cluster that runs: help, bad input, schemas, pages. In this process, without root.
+//! The command line without a running cluster: help, bad input, schemas, man pages. In this process, without root.
 
 use serde_json::Value;
 use std::{
@@ -33,7 +33,7 @@ impl Place {
         fs::write(self.path("cwd").join(name), content).unwrap();
     }
 
-    /// A cluster that was made and is not up: its record.
+    /// The record of a cluster that is not up.
     fn cluster(&self, name: &str, nodes: u32) {
         let spec = stead_model::ClusterSpec::from_yaml(
             "c.yaml",
@@ -76,7 +76,7 @@ fn stead(args: &[&str]) -> Said {
     Place::new().run(args)
 }
 
-/// All that `--help` prints, of every verb that is not hidden, in one text.
+/// The `--help` of every verb that is not hidden, in one text.
 fn help(args: &[&str], all: &mut String) {
     let said = stead(&[args, &["--help"]].concat());
     assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{args:?}");
@@ -101,7 +101,7 @@ fn help_reads_well() {
     insta::assert_snapshot!("help", all);
 }
 
-/// A verb is one file: each file in the folders of verbs is one, and each verb has one.
+/// Each file in the folders of verbs is one verb, and each verb has one file.
 #[test]
 fn a_verb_is_a_file() {
     fn visit(dir: &Path, words: &[&str]) -> usize {
@@ -155,7 +155,7 @@ fn usage_mistakes_exit_with_2() {
     }
 }
 
-/// Bad input of every kind, verb by verb: what is said, and that it exits with 2, in text and in JSON.
+/// Bad input of every kind, verb by verb: the message and exit code 2, in text and in JSON.
 #[test]
 fn bad_input_exits_with_2() {
     let place = Place::new();
@@ -250,7 +250,7 @@ fn bad_input_exits_with_2() {
     insta::assert_snapshot!("bad_input", listed);
 }
 
-/// Not bad input: the request is fine, the cluster is not up.
+/// Not bad input: the request is valid, but the cluster is not up.
 #[test]
 fn what_is_not_up_fails_with_1_and_a_hint() {
     let place = Place::new();
@@ -277,7 +277,7 @@ fn a_mistake_in_arguments_is_json_where_json_was_asked_for() {
         assert_eq!(object["error"]["kind"], "bad-input", "{args:?}");
         assert!(!object["error"]["message"].as_str().unwrap().starts_with("error:"), "{args:?}");
     }
-    // The flag of another program is not ours.
+    // A flag after `--` belongs to another program.
     let said = stead(&["exec", "No_Such", "node1", "--", "list", "--json"]);
     assert!(said.code == 2 && said.stderr.starts_with("error: "), "{}", said.stderr);
 }

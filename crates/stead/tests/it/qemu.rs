@@ -1,4 +1,4 @@
-//! The same images in QEMU, by emulation: slow, so one machine at a time.
+//! The same images in QEMU, under emulation, which is slow, so one machine at a time.
 
 use crate::common::{World, eventually};
 use serde_json::Value;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// A small generator (xorshift64*), so that a failure can be had again by its seed.
+/// A small generator (xorshift64*), so that a failure can be reproduced by its seed.
 pub struct Random(u64);
 
 impl Random {
@@ -26,7 +26,7 @@ impl Random {
     }
 }
 
-/// Starts the command and kills it after so long, if it has not ended.
+/// Starts the command and kills it after this time, unless it has ended.
 pub fn killed(w: &World, args: &[&str], after: Duration) -> bool {
     let mut child = w.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let deadline = Instant::now() + after;
@@ -41,7 +41,7 @@ pub fn killed(w: &World, args: &[&str], after: Duration) -> bool {
     true
 }
 
-/// How often something is done: `few` times in CI, `many` when asked for (`make faults`).
+/// Number of repetitions: `few` in CI, `many` on request (`make faults`).
 pub fn often(few: u32, many: u32) -> u32 {
     if std::env::var_os("STEAD_TEST_FAULTS").is_some() { many } else { few }
 }

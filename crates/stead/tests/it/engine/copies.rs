@@ -1,5 +1,5 @@
-//! Copies between servers. Both ends are the same cluster, which the engines do not notice: each side is told of the
-//! other by address, certificate and secrets only.
+//! Copies between servers. Both ends are the same cluster, which the engines do not notice: each side knows the other
+//! only by address, certificate and secrets.
 
 use super::real::remove;
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub async fn all(env: &Env) {
         assert_eq!(&there.location, second, "{mode:?}");
         assert_eq!(c.snapshots("stead-z", name).await.unwrap().len(), 1, "{mode:?}");
         assert_eq!(mark(name).await.unwrap(), FileKind::File("one".into()), "{mode:?}");
-        // It runs: its files belong to whom they should.
+        // It runs, so its files have the right owners.
         if env.starts {
             c.set_instance_state("stead-z", name, StateAction::Start, SOON).await.unwrap();
             c.set_instance_state("stead-z", name, StateAction::Kill, SOON).await.unwrap();
@@ -57,7 +57,7 @@ pub async fn all(env: &Env) {
         write("one").await;
         c.delete_instance("stead-z", name).await.unwrap();
     }
-    // An image by the server itself, with a secret: it is one that strangers cannot see.
+    // A private image, copied by the server itself with a secret.
     let own = Config::new();
     c.send(&projects::create("stead-w", &own, "")).await.unwrap();
     let fingerprint = c.image_alias("default", "stead-tiny").await.unwrap().value.target;
@@ -67,7 +67,7 @@ pub async fn all(env: &Env) {
     c.delete_image("stead-w", &fingerprint).await.unwrap();
     c.send(&projects::delete("stead-w")).await.unwrap();
 
-    // What is not there cannot be copied, and nothing is left of the attempt.
+    // A missing instance cannot be copied, and the attempt leaves nothing behind.
     let new = NewInstance { name: "nothing".into(), ..NewInstance::like(&original) };
     let missing =
         c.copy_instance("stead-z", None, &new, from, "stead-never", Mode::Pull, CopyOptions::default()).await;

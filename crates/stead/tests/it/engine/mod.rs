@@ -1,4 +1,4 @@
-//! Clients of the engines of test clusters, and what is checked of them.
+//! Clients of the engines of test clusters, and their checks.
 
 pub mod copies;
 pub mod real;

@@ -10,8 +10,8 @@ const PACKAGES: [&str; 8] =
 /// Starts a Ceph cluster on a node; its argument is the node's address.
 const CEPH: &str = include_str!("ceph.sh");
 
-/// Builds the node's image from the recipe of the shipped one, with its program; `None`, with the reason said, when its
-/// packages cannot be had.
+/// Builds the node's image from the shipped recipe, with the programs for disks; `None`, after printing the reason,
+/// when the packages are not available.
 pub fn build(w: &World, test: &str, driver: &str) -> Option<String> {
     let base = format!("{driver}-node");
     let shown: serde_json::Value = serde_json::from_str(&w.ok(&["image", "show", &base, "--json"])).unwrap();
@@ -31,8 +31,8 @@ pub fn build(w: &World, test: &str, driver: &str) -> Option<String> {
     Some(image)
 }
 
-/// The nodes: the host in a VM, for network block devices are its kernel's, and one in namespaces that has the Ceph cluster: in the
-/// VM an OSD stalls by emulation.
+/// The nodes: the host in a VM, for network block devices are its kernel's, and one in namespaces that has the Ceph
+/// cluster: in the VM an OSD stalls by emulation.
 pub const NODES: &str = "nodes: [{name: node1, machine: {backend: qemu, memory: 2GiB}}, {name: ceph, machine: {backend: namespace}}]";
 
 pub fn every_kind(host: &Host<'_>) {
@@ -41,8 +41,8 @@ pub fn every_kind(host: &Host<'_>) {
     ceph(host);
 }
 
-/// A VM whose root is a qcow2 image over one of the image datastore, with a logical volume, a qcow2 image with partitions,
-/// and a context CD.
+/// A VM whose root is a qcow2 image over one of the image datastore, with a logical volume, a qcow2 image with
+/// partitions, and a context CD.
 fn images_volumes_and_context(host: &Host<'_>) {
     // Each as OpenNebula's transfer drivers make them: qcow2's `clone` and `resize`, fs_lvm's `mkimage`, `context`.
     let make = "
@@ -92,7 +92,8 @@ fn images_volumes_and_context(host: &Host<'_>) {
     };
     host.done("deploy", &["/x", "host", "7", "host"], Some(&document("")));
 
-    // Both images are on network block devices of their own, with the CACHE asked for; the root is what it is mounted from.
+    // Both images are on network block devices of their own, with the CACHE asked for; the root is what it is mounted
+    // from.
     let nbds = connected(host);
     assert_eq!(nbds.len(), 2, "{nbds:?}");
     let of = |disk: &str| {
