@@ -161,10 +161,24 @@ impl Lock {
         }
     }
 
-    /// Whether the lock is held.
-    pub fn is_held(path: &Path) -> bool {
-        let Ok(file) = File::open(path) else { return false };
-        matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK))
+    /// Whether the lock is held; a file that does not exist is not.
+    ///
+    /// # Errors
+    /// The file exists and cannot be opened or tested, so that nothing is known of the lock.
+    pub fn is_held(path: &Path) -> io::Result<bool> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => return Ok(false),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(true),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
     }
 }
 
@@ -200,13 +214,23 @@ mod tests {
     fn a_lock_is_held_once_and_visible() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        assert!(!Lock::is_held(&path));
+        assert!(!Lock::is_held(&path).unwrap());
         let held = Lock::take(&path, Duration::ZERO).unwrap().unwrap();
-        assert!(Lock::is_held(&path));
+        assert!(Lock::is_held(&path).unwrap());
         assert!(Lock::take(&path, Duration::from_millis(20)).unwrap().is_none());
         drop(held);
-        assert!(!Lock::is_held(&path));
+        assert!(!Lock::is_held(&path).unwrap());
         drop(Lock::wait(&path).unwrap());
+    }
+
+    /// As for a file of another user, which root would read: a link to itself cannot be opened by anybody.
+    #[test]
+    fn a_lock_that_cannot_be_read_is_not_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        let error = Lock::is_held(&path).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::LOOP.raw_os_error()));
     }
 
     #[test]

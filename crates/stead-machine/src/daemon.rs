@@ -87,6 +87,15 @@ pub enum DaemonError {
         /// The end of its log.
         log: String,
     },
+    /// Nothing is known of its lock.
+    #[error("cannot tell whether a supervisor runs in {}", .path.display())]
+    Lock {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// It does not go away, even when killed.
     #[error("supervisor {pid} in {} does not end", .path.display())]
     DoesNotEnd {
@@ -184,6 +193,7 @@ pub(crate) fn announced_end(dir: &Path) -> Option<End> {
 /// Sends the holder of `<dir>/lock` one signal after the other, each with its patience, until the lock is free; at last
 /// SIGKILL.
 pub(crate) fn end(dir: &Path, how: End, signals: &[(Signal, Duration)]) -> Result<(), DaemonError> {
+    Lock::is_held(&dir.join("lock")).map_err(|source| DaemonError::Lock { path: dir.to_owned(), source })?;
     // It must end even when the disk is full.
     let _ = announce_end(dir, how);
     for (signal, patience) in signals.iter().copied().chain([(Signal::KILL, KILL_PATIENCE)]) {

@@ -15,9 +15,10 @@ pub(crate) use stead_files::{Durability, Lock, private_dir, write, write_json};
 /// How long a supervisor tries to take its lock: a process that only tests the lock holds it for microseconds.
 pub(crate) const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Whether a supervisor holds `<dir>/lock`.
+/// Whether a supervisor holds `<dir>/lock`. A lock that cannot be read counts as held: what may be running is neither
+/// started again nor taken for ended.
 pub(crate) fn is_supervised(dir: &Path) -> bool {
-    Lock::is_held(&dir.join("lock"))
+    Lock::is_held(&dir.join("lock")).unwrap_or(true)
 }
 
 /// The process that holds `<dir>/lock`, from the kernel: a pid read from a file may belong to another process by now.
@@ -133,6 +134,10 @@ mod tests {
         assert_eq!(supervisor(dir.path()), Some(std::process::id() as i32));
         drop(held);
         assert!(!is_supervised(dir.path()));
+        let unreadable = dir.path().join("unreadable");
+        fs::create_dir(&unreadable).unwrap();
+        std::os::unix::fs::symlink("lock", unreadable.join("lock")).unwrap();
+        assert!(is_supervised(&unreadable) && supervisor(&unreadable).is_none());
     }
 
     #[test]

@@ -413,7 +413,8 @@ impl ClusterSpec {
             return fail("nodes", format!("{twice} is listed twice"));
         }
         let mut nets = BTreeSet::new();
-        for n in &self.networks {
+        for (i, n) in self.networks.iter().enumerate() {
+            let of = |key: &str| format!("networks[{i}].{key}");
             let ok = !n.name.is_empty()
                 && n.name.len() <= 10
                 && n.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
@@ -427,13 +428,13 @@ impl ClusterSpec {
                 return fail("networks", format!("{} is listed twice", n.name));
             }
             if n.ipv4.is_some_and(|p| p.prefix_len() > 28 || p.prefix_len() < 8) {
-                return fail("ipv4", format!("{}: prefix length must be 8 to 28", n.name));
+                return fail(&of("ipv4"), format!("{}: prefix length must be 8 to 28", n.name));
             }
             if n.ipv6.is_some_and(|p| p.prefix_len() != 64) {
-                return fail("ipv6", format!("{}: prefix length must be 64", n.name));
+                return fail(&of("ipv6"), format!("{}: prefix length must be 64", n.name));
             }
             if n.mtu.is_some_and(|m| m < 1280) {
-                return fail("mtu", format!("{}: must be at least 1280", n.name));
+                return fail(&of("mtu"), format!("{}: must be at least 1280", n.name));
             }
             if let Some(unknown) = n.nodes.iter().flatten().find(|x| !names.contains(x)) {
                 return fail("networks", format!("{}: {unknown} is not a node of this cluster", n.name));
@@ -441,7 +442,7 @@ impl ClusterSpec {
             if let Some(v4) = n.ipv4
                 && u64::from(names.len() as u32) + 10 > (1u64 << (32 - v4.prefix_len()))
             {
-                return fail("ipv4", format!("{}: {v4} has no room for {} nodes", n.name, names.len()));
+                return fail(&of("ipv4"), format!("{}: {v4} has no room for {} nodes", n.name, names.len()));
             }
         }
         if self.networks.first().is_some_and(|n| n.ipv4.is_none() && n.ipv6.is_none()) {
@@ -659,6 +660,10 @@ mod tests {
             err("nodes: 40\nnetworks: [{name: lan, ipv4: 10.0.0.0/28}]").contains("no room for 40 nodes")
         );
         assert!(err("nodes: 1\nmachine: {persistent_root: true}").contains("no disk of role data"));
+        assert_eq!(
+            err("nodes: 1\nnetworks:\n- {name: a, ipv4: 10.0.0.0/24}\n- name: b\n  mtu: 1\n"),
+            "c.yaml:7: networks[1].mtu: b: must be at least 1280"
+        );
         assert!(err("nodes: 4294967296").starts_with("c.yaml:3"));
         assert!(err("nodes: 1\nmachine: {memry: 1GiB}").contains("did you mean \"memory\"?"));
     }

@@ -28,28 +28,94 @@ pub struct SpecError {
 }
 
 impl SpecError {
-    /// An error about `key` in a file; finds the line of the key in `text` if possible.
+    /// An error about `key` in a file, with the line of the key in `text` if that is certain. The key is a path, as
+    /// `base.debian.suite` or `networks[1].ipv4`, or the name of a key at any depth.
     pub fn about(file: &str, text: &str, key: &str, message: impl Into<String>) -> Self {
-        let leaf = key.rsplit('.').next().unwrap_or(key);
-        let leaf = leaf.split('[').next().unwrap_or(leaf);
-        let line = text
-            .lines()
-            .position(|l| {
-                l.trim_start()
-                    .trim_start_matches("- ")
-                    .strip_prefix(leaf)
-                    .is_some_and(|r| r.trim_start().starts_with(':'))
-            })
-            .map(|n| n as u64 + 1);
         Self {
             file: file.to_owned(),
-            line,
+            line: line_of(text, key),
             column: None,
             key: Some(key.to_owned()),
             message: message.into(),
             suggestion: None,
         }
     }
+}
+
+/// A line that begins with a key, or with an item of a list.
+struct Entry<'t> {
+    /// From 1.
+    line: u64,
+    /// Column of the key or of the item's dash.
+    indent: usize,
+    /// Empty for a dash.
+    key: &'t str,
+}
+
+/// The entries of a text in block style, in order; of what stands within one line, only the first key. JSON with a key a
+/// line is read as well.
+fn entries(text: &str) -> Vec<Entry<'_>> {
+    let mut entries = Vec::new();
+    for (line, mut rest) in (1..).zip(text.lines()) {
+        let mut indent = 0;
+        loop {
+            let trimmed = rest.trim_start();
+            indent += rest.len() - trimmed.len();
+            let Some(item) = trimmed.strip_prefix("- ").or((trimmed == "-").then_some("")) else {
+                let key = trimmed.split_once(':').map(|(key, _)| key.trim_end().trim_matches(['"', '\'']));
+                let plain = |k: &&str| !k.is_empty() && !k.contains([' ', '#', '{', '[', '"', '\'']);
+                entries.extend(key.filter(plain).map(|key| Entry { line, indent, key }));
+                break;
+            };
+            entries.push(Entry { line, indent, key: "" });
+            indent += 2;
+            rest = item;
+        }
+    }
+    entries
+}
+
+/// The line of a key, or of the nearest key above it that the text has; `None` if several lines could be meant.
+fn line_of(text: &str, path: &str) -> Option<u64> {
+    let all = entries(text);
+    let mut within = &all[..];
+    let mut line = None;
+    for segment in path.split('.') {
+        let (key, number) = match segment.strip_suffix(']').and_then(|s| s.split_once('[')) {
+            Some((key, number)) => (key, number.parse::<usize>().ok()),
+            None => (segment, None),
+        };
+        let Some(found) = member(within, |e| e.key == key, 0) else { break };
+        line = Some(within[found].line);
+        within = below(within, found);
+        if let Some(number) = number {
+            let Some(found) = member(within, |e| e.key.is_empty(), number) else { break };
+            line = Some(within[found].line);
+            within = below(within, found);
+        }
+    }
+    // No path: a name that may stand at any depth.
+    line.or_else(|| {
+        let mut same = all.iter().filter(|e| e.key == path);
+        same.next().filter(|_| same.next().is_none()).map(|e| e.line)
+    })
+}
+
+/// Which of `entries` is the `n`th such at their outermost level.
+fn member(entries: &[Entry<'_>], is: impl Fn(&Entry<'_>) -> bool, n: usize) -> Option<usize> {
+    let outermost = entries.iter().map(|e| e.indent).min()?;
+    let found = entries.iter().enumerate().filter(|(_, e)| e.indent == outermost && is(e));
+    found.map(|(at, _)| at).nth(n)
+}
+
+/// What stands below the entry `at`: deeper than it, or the items of a list at its own column.
+fn below<'e, 't>(entries: &'e [Entry<'t>], at: usize) -> &'e [Entry<'t>] {
+    let parent = &entries[at];
+    let rest = &entries[at + 1..];
+    let inside = |e: &Entry<'_>| {
+        e.indent > parent.indent || e.indent == parent.indent && e.key.is_empty() && !parent.key.is_empty()
+    };
+    &rest[..rest.iter().position(|e| !inside(e)).unwrap_or(rest.len())]
 }
 
 impl fmt::Display for SpecError {
@@ -185,5 +251,35 @@ mod tests {
         assert!(bad.starts_with("c.yaml:1:7: cluster name \"Demo\" may hold"), "{bad}");
         assert!(error("name: demo\nname: demo\n").contains("duplicate"));
         assert!(error("").contains("c.yaml"));
+    }
+
+    #[test]
+    fn the_line_is_that_of_the_key_which_is_meant() {
+        use super::line_of;
+        let text = "# mtu: in a comment\n\
+            name: demo\n\
+            machine:\n  memory: 1GiB\n  disks:\n  - {name: a, size: 1}\n\
+            networks:\n- name: lan\n  ipv4: 10.0.0.0/8\n- name: wan\n  nodes: [a]\n  ipv4: 10.1.0.0/30\n  \"mtu\" : 1\n\
+            nodes: 3\n\
+            services:\n  -\n    name: x\n    memory: 5\n";
+        // Not that of a network's name or nodes.
+        assert_eq!(line_of(text, "name"), Some(2));
+        assert_eq!(line_of(text, "nodes"), Some(14));
+        // Paths.
+        assert_eq!(line_of(text, "networks[0].ipv4"), Some(9));
+        assert_eq!(line_of(text, "networks[1].ipv4"), Some(12));
+        assert_eq!(line_of(text, "networks[1]"), Some(10));
+        assert_eq!(line_of(text, "networks[1].mtu"), Some(13));
+        assert_eq!(line_of(text, "machine.memory"), Some(4));
+        assert_eq!(line_of(text, "services[0].memory"), Some(18));
+        // As far as the text has it.
+        assert_eq!(line_of(text, "machine.cpus"), Some(3));
+        assert_eq!(line_of(text, "networks[2].ipv4"), Some(7));
+        // Names at any depth: of several none is better than another.
+        assert_eq!(line_of(text, "mtu"), Some(13));
+        assert_eq!(line_of(text, "memory"), None);
+        assert_eq!(line_of(text, "ipv6"), None);
+        let json = "{\n  \"a\": {\n    \"b\": 1\n  },\n  \"b\": [\n    2\n  ]\n}\n";
+        assert_eq!((line_of(json, "b"), line_of(json, "a.b")), (Some(5), Some(3)));
     }
 }

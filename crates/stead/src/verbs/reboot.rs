@@ -12,8 +12,6 @@ use stead_model::{
     agent::{NodePhase, StopRequest},
 };
 
-/// An emulated machine needs this long to come back, at worst.
-const BACK_WITHIN: Duration = Duration::from_secs(300);
 /// Pause between two questions to a node that restarts.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
@@ -41,6 +39,7 @@ impl Run for Reboot {
 async fn reboot(app: &App, args: Reboot) -> Result<Exit> {
     let began = Instant::now();
     let client = remote::connect(&app.host, &args.cluster, &args.node)?;
+    let back_within = remote::patience(&app.host, &args.cluster, &args.node)?;
     let node = remote::require_node(&app.host, &args.cluster, &args.node)?;
     let error = |e| ClusterError::Agent { action: "reboot", node: node.clone(), source: Box::new(e) };
     let before = client.status().await.map_err(error)?.boot_id;
@@ -48,7 +47,7 @@ async fn reboot(app: &App, args: Reboot) -> Result<Exit> {
     if args.no_wait {
         return Ok(Exit::SUCCESS);
     }
-    let deadline = began + Duration::from_secs(u64::from(args.deadline)) + BACK_WITHIN;
+    let deadline = began + Duration::from_secs(u64::from(args.deadline)) + back_within;
     loop {
         if let Ok(status) = client.status().await
             && status.boot_id != before
