@@ -13,7 +13,7 @@ use std::{
 use stead_model::{Bytes, ClusterName, NodeName};
 use stead_os::{
     PathError,
-    cgroup::{Entrance, Hierarchy, Version, hierarchies, processes, signal_below, subtree},
+    cgroup::{Entrance, Hierarchy, Version, hand_down, hierarchies, processes, signal_below, subtree},
     mountinfo,
 };
 
@@ -171,11 +171,8 @@ impl Cgroups {
 
 fn make_level(h: &Hierarchy, parent: &Path, path: &Path) -> Result<(), CgroupError> {
     if h.version == Version::V2 {
-        // One by one: a controller that version 1 has, or that processes in the parent forbid, is refused. A limit that
-        // needs it reports that later.
-        for controller in ["+cpu", "+memory", "+pids", "+io", "+cpuset"] {
-            let _ = fs::write(parent.join("cgroup.subtree_control"), controller);
-        }
+        // A limit that needs one that is refused reports that later.
+        hand_down(parent, |controller| ["cpu", "memory", "pids", "io", "cpuset"].contains(&controller));
     }
     match fs::create_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {

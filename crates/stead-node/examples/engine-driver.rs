@@ -16,6 +16,7 @@ use stead_node::{
     handle::Handle,
     reaper::Reaper,
 };
+use stead_os::chain;
 use tokio::sync::mpsc;
 
 type Failure = Box<dyn std::error::Error>;
@@ -51,7 +52,7 @@ async fn main() -> Result<(), Failure> {
     while let Some(line) = lines.recv().await {
         let answer = match obey(&*engine, &line).await {
             Ok(value) => json!({ "ok": value }),
-            Err(e) => json!({ "error": told(&*e) }),
+            Err(e) => json!({ "error": chain(&*e) }),
         };
         println!("{answer}");
     }
@@ -76,14 +77,4 @@ async fn obey(engine: &dyn Engine, line: &str) -> Result<Value, Failure> {
         "instances" => serde_json::to_value(engine.workloads().await?)?,
         other => return Err(format!("unknown verb {other:?}").into()),
     })
-}
-
-fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }

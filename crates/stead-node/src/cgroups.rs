@@ -2,26 +2,20 @@
 //!
 //! Owns names and files below `/sys/fs/cgroup`. [`crate::boot`] plans the mounts there from the [`Layout`] read here.
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
-use stead_os::{cgroup::V1_CONTROLLERS, mountinfo::Mount};
+use stead_os::{
+    PathContext, PathError,
+    cgroup::{Entrance, Version, hand_down, hierarchies, processes_below, signal_below},
+    mountinfo::Mount,
+};
 
 /// Where cgroups are mounted in every node.
 pub const ROOT: &str = "/sys/fs/cgroup";
-
-/// A failed cgroup operation.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {operation} cgroup {path}")]
-pub struct CgroupError {
-    operation: &'static str,
-    path: PathBuf,
-    #[source]
-    source: io::Error,
-}
 
 /// The hierarchies of a kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -40,17 +34,11 @@ impl Layout {
 
     /// From the host's mounts. A version 1 hierarchy counts once, however often it is mounted.
     pub fn from_mounts(mounts: &[Mount]) -> Self {
-        let mut layout = Self { v1: Vec::new(), v2: mounts.iter().any(|m| m.filesystem == "cgroup2") };
-        for mount in mounts.iter().filter(|m| m.filesystem == "cgroup") {
-            let mut group: Vec<String> = mount
-                .super_options
-                .iter()
-                .filter(|o| o.starts_with("name=") || V1_CONTROLLERS.contains(&o.as_str()))
-                .cloned()
-                .collect();
-            group.sort();
-            if !group.is_empty() && !layout.v1.contains(&group) {
-                layout.v1.push(group);
+        let mut layout = Self::default();
+        for hierarchy in hierarchies(mounts) {
+            match hierarchy.version {
+                Version::V2 => layout.v2 = true,
+                Version::V1(controllers) => layout.v1.push(controllers),
             }
         }
         if !layout.v1.is_empty() && !layout.v1.iter().flatten().any(|o| o == SYSTEMD) {
@@ -89,30 +77,29 @@ impl Tree {
     /// `init.scope` (a name that liblxc strips), then every controller is enabled.
     ///
     /// # Errors
-    /// All failures, beside the tree as far as it could be prepared.
-    pub fn prepare(mounts: &[Mount]) -> (Self, Vec<CgroupError>) {
-        let mut errors = Vec::new();
+    /// The failure, beside the tree as far as it could be prepared.
+    pub fn prepare(mounts: &[Mount]) -> (Self, Option<PathError>) {
+        let ours: Vec<Mount> = mounts.iter().filter(|m| m.at.starts_with(ROOT)).cloned().collect();
+        let mut error = None;
         let mut roots = Vec::new();
-        let below = |m: &&Mount| m.at.starts_with(ROOT);
-        for mount in mounts.iter().filter(below).filter(|m| m.filesystem == "cgroup2") {
-            if let Err(e) = delegate(&mount.at) {
-                errors.push(e);
-            }
-            roots.push(mount.at.clone());
-        }
-        for mount in mounts.iter().filter(below).filter(|m| m.filesystem == "cgroup") {
-            if !mount.super_options.iter().any(|o| WITHOUT_SERVICES.contains(&o.as_str())) {
-                roots.push(mount.at.clone());
+        for hierarchy in hierarchies(&ours) {
+            match &hierarchy.version {
+                Version::V2 => {
+                    error = delegate(&hierarchy.root).err();
+                    roots.insert(0, hierarchy.root);
+                }
+                Version::V1(list) if list.iter().any(|c| WITHOUT_SERVICES.contains(&c.as_str())) => {}
+                Version::V1(_) => roots.push(hierarchy.root),
             }
         }
-        (Self { roots }, errors)
+        (Self { roots }, error)
     }
 
     /// Makes the group `name` in every hierarchy.
     ///
     /// # Errors
     /// A folder cannot be made.
-    pub fn group(&self, name: &str) -> Result<Group, CgroupError> {
+    pub fn group(&self, name: &str) -> Result<Group, PathError> {
         let mut folders = Vec::with_capacity(self.roots.len());
         for root in &self.roots {
             let folder = root.join(name);
@@ -123,51 +110,34 @@ impl Tree {
     }
 }
 
-fn make_folders(root: &Path, name: &str) -> Result<(), CgroupError> {
+fn make_folders(root: &Path, name: &str) -> Result<(), PathError> {
     let mut path = root.to_owned();
     for part in name.split('/') {
         // In version 2 a group has the controllers that its parent enables.
-        hand_down(&path);
+        hand_down(&path, |_| true);
         path.push(part);
         match fs::create_dir(&path) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(CgroupError { operation: "make", path, source });
-            }
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e).at("make cgroup", &path),
             _ => {}
         }
     }
     Ok(())
 }
 
-/// Enables every controller for the children of a version 2 group; a failure does not affect the others.
-fn hand_down(folder: &Path) {
-    let Ok(controllers) = fs::read_to_string(folder.join("cgroup.controllers")) else { return };
-    let control = folder.join("cgroup.subtree_control");
-    let enabled = fs::read_to_string(&control).unwrap_or_default();
-    for controller in controllers.split_whitespace() {
-        if !enabled.split_whitespace().any(|e| e == controller) {
-            let _ = fs::write(&control, format!("+{controller}"));
-        }
-    }
-}
-
-fn delegate(root: &Path) -> Result<(), CgroupError> {
+fn delegate(root: &Path) -> Result<(), PathError> {
     let init = root.join("init.scope");
-    fs::create_dir_all(&init).map_err(|source| CgroupError {
-        operation: "make",
-        path: init.clone(),
-        source,
-    })?;
+    fs::create_dir_all(&init).at("make cgroup", &init)?;
     let procs = fs::read_to_string(root.join("cgroup.procs")).unwrap_or_default();
     for pid in procs.split_whitespace().filter(|p| *p != "0") {
         // Kernel threads cannot be moved; only this process matters.
-        if let Err(source) = fs::write(init.join("cgroup.procs"), pid)
-            && pid == std::process::id().to_string()
-        {
-            return Err(CgroupError { operation: "move init to", path: init, source });
+        match fs::write(init.join("cgroup.procs"), pid) {
+            Err(e) if pid == std::process::id().to_string() => {
+                return Err(e).at("move init to cgroup", &init);
+            }
+            _ => {}
         }
     }
-    hand_down(root);
+    hand_down(root, |_| true);
     Ok(())
 }
 
@@ -178,52 +148,20 @@ pub struct Group {
 }
 
 impl Group {
-    /// Open `cgroup.procs` files: a process enters the group by writing `0` to each.
-    pub fn entrances(&self) -> Vec<fs::File> {
-        self.folders
-            .iter()
-            .filter_map(|f| fs::OpenOptions::new().write(true).open(f.join("cgroup.procs")).ok())
-            .collect()
+    /// The way in for a process.
+    pub fn entrance(&self) -> Entrance {
+        Entrance::where_possible(&self.folders)
     }
 
     /// Processes in the group and below it.
     pub fn processes(&self) -> Vec<Pid> {
-        let mut pids = Vec::new();
-        if let Some(folder) = self.folders.first() {
-            collect(folder, &mut pids, 0);
-        }
-        pids
+        self.folders.first().map(|folder| processes_below(folder)).unwrap_or_default()
     }
 
-    /// Kills everything in the group and below it: by `cgroup.kill` if the kernel has it (5.14), otherwise one by one.
+    /// Kills everything in the group and below it.
     pub fn kill(&self) {
-        let Some(folder) = self.folders.first() else { return };
-        if fs::write(folder.join("cgroup.kill"), "1").is_ok() {
-            return;
-        }
-        self.signal(Signal::KILL);
-    }
-
-    /// Sends a signal to every process in the group and below it.
-    pub fn signal(&self, signal: Signal) {
-        for pid in self.processes() {
-            let _ = kill_process(pid, signal);
-        }
-    }
-}
-
-/// Deepest nesting that is searched; a bound, since containers may nest groups without limit.
-const MAX_DEPTH: usize = 16;
-
-fn collect(folder: &Path, pids: &mut Vec<Pid>, depth: usize) {
-    let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-    pids.extend(text.split_whitespace().filter_map(|p| p.parse().ok().and_then(Pid::from_raw)));
-    if depth == MAX_DEPTH {
-        return;
-    }
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            collect(&entry.path(), pids, depth + 1);
+        if let Some(folder) = self.folders.first() {
+            signal_below(folder, Signal::KILL);
         }
     }
 }

@@ -13,10 +13,9 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
+use stead_os::command::PATH;
 use tokio::io::AsyncReadExt;
 
-/// PATH of tools, in any Debian-like root.
-pub const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long a killed process is waited for; one in uninterruptible sleep takes longer.
 pub(crate) const KILL_GRACE: Duration = Duration::from_secs(2);
 
@@ -27,7 +26,7 @@ pub(crate) fn base_command(argv: &[String], environment: &BTreeMap<String, Strin
     command
         .args(arguments)
         .env_clear()
-        .envs([("PATH", TOOL_PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")])
+        .envs([("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")])
         .envs(environment)
         .current_dir("/")
         .stdin(Stdio::null())

@@ -108,8 +108,8 @@ async fn boot(state: &BootState, handle: &Handle) -> Booted {
         Ok(system) => (system, None),
         Err(why) => (spec.system.clone(), Some(why)),
     };
-    let (tree, errors) = Tree::prepare(&mounts::current());
-    for e in errors {
+    let (tree, error) = Tree::prepare(&mounts::current());
+    if let Some(e) = error {
         handle.warn(crate::chain(&e));
     }
     set_hostname(&spec, &system, handle);

@@ -94,6 +94,8 @@ pub fn hierarchies(mounts: &[Mount]) -> Vec<Hierarchy> {
 #[derive(Debug, Default)]
 pub struct Entrance {
     groups: Vec<File>,
+    /// Whether a group that refuses is done without.
+    lenient: bool,
 }
 
 impl Entrance {
@@ -107,7 +109,14 @@ impl Entrance {
             File::options().write(true).open(&procs).at("open", &procs)
         };
         let groups = groups.into_iter().map(|g| open(g.as_ref())).collect::<Result<_, _>>()?;
-        Ok(Self { groups })
+        Ok(Self { groups, lenient: false })
+    }
+
+    /// As [`Entrance::open`], but leaves out groups that cannot be opened, and entering ignores groups that refuse, e.g. of a
+    /// version 1 controller that is not set up.
+    pub fn where_possible(groups: impl IntoIterator<Item = impl AsRef<Path>>) -> Self {
+        let open = |group: &Path| File::options().write(true).open(group.join("cgroup.procs")).ok();
+        Self { groups: groups.into_iter().filter_map(|g| open(g.as_ref())).collect(), lenient: true }
     }
 
     /// Moves the calling process into the groups. Makes only system calls on open descriptors, so it may be called
@@ -117,7 +126,10 @@ impl Entrance {
     /// The kernel refuses, e.g. because a version 2 group above has processes of its own.
     pub fn enter(&self) -> rustix::io::Result<()> {
         for group in &self.groups {
-            rustix::io::write(group, b"0")?;
+            match rustix::io::write(group, b"0") {
+                Err(e) if !self.lenient => return Err(e),
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -130,6 +142,20 @@ impl Entrance {
         #[allow(unsafe_code)]
         unsafe {
             command.pre_exec(act);
+        }
+    }
+}
+
+/// Enables the wanted controllers of a version 2 group for the groups below it. A controller that the kernel refuses, because
+/// version 1 uses it or the group has processes, does not affect the others. Does nothing in version 1.
+pub fn hand_down(group: &Path, wanted: impl Fn(&str) -> bool) {
+    let Ok(controllers) = fs::read_to_string(group.join("cgroup.controllers")) else { return };
+    let control = group.join("cgroup.subtree_control");
+    let enabled = fs::read_to_string(&control).unwrap_or_default();
+    for controller in controllers.split_whitespace().filter(|c| wanted(c)) {
+        if !enabled.split_whitespace().any(|e| e == controller) {
+            // One by one: the kernel accepts all of a line or nothing.
+            let _ = fs::write(&control, format!("+{controller}"));
         }
     }
 }
@@ -232,5 +258,21 @@ mod tests {
         assert!(subtree(&dir.path().join("none")).is_empty());
         let error = Entrance::open([top.join("none")]).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+        let entrance = Entrance::where_possible([top.join("none"), top.clone()]);
+        assert_eq!((entrance.groups.len(), entrance.enter()), (1, Ok(())));
+        assert_eq!(fs::read_to_string(top.join("cgroup.procs")).unwrap(), "0\n8\n");
+    }
+
+    #[test]
+    fn controllers_are_handed_down_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = dir.path().join("cgroup.subtree_control");
+        // Version 1 has no such files.
+        hand_down(dir.path(), |_| true);
+        assert!(!control.exists());
+        fs::write(dir.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        fs::write(&control, "cpu\n").unwrap();
+        hand_down(dir.path(), |c| c != "pids");
+        assert_eq!(fs::read_to_string(&control).unwrap(), "+memory");
     }
 }

@@ -7,14 +7,14 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
+    process::{Pid, PidfdFlags, Signal, chdir, chroot, kill_process_group, pidfd_open},
 };
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::{CString, OsStr, OsString},
     fmt, io,
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::{fs::PermissionsExt, process::CommandExt},
+        unix::{ffi::OsStrExt, fs::PermissionsExt, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -33,7 +33,9 @@ const STDERR_BYTES: usize = 64 << 10;
 /// How many of the last lines an error shows.
 const SHOWN_LINES: usize = 12;
 /// How many characters of those lines an error shows.
-const SHOWN_CHARS: usize = 1000;
+const SHOWN_CHARS: usize = 2000;
+/// How many characters of an invocation an error shows: some programs get a hundred arguments.
+const SHOWN_LINE_CHARS: usize = 200;
 /// How long a killed program is waited for: it ends within this time unless it hangs in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -106,6 +108,8 @@ pub struct Program {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     inherit: bool,
+    removed: Vec<OsString>,
+    root: Option<PathBuf>,
     directory: Option<PathBuf>,
     accepted: Vec<i32>,
     timeout: Duration,
@@ -139,6 +143,8 @@ impl Program {
             arguments: Vec::new(),
             environment: Vec::new(),
             inherit: false,
+            removed: Vec::new(),
+            root: None,
             directory: None,
             accepted: vec![0],
             timeout: DEFAULT_TIMEOUT,
@@ -175,6 +181,18 @@ impl Program {
         self.inherit = true;
         self
     }
+    /// Leaves out a variable of the caller's environment.
+    #[must_use]
+    pub fn env_remove(mut self, key: impl Into<OsString>) -> Self {
+        self.removed.push(key.into());
+        self
+    }
+    /// Takes the program from the tree at this path and runs it with that tree as its root.
+    #[must_use]
+    pub fn root(mut self, root: impl Into<PathBuf>) -> Self {
+        self.root = Some(root.into());
+        self
+    }
     /// Runs it in this directory instead of `/`.
     #[must_use]
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
@@ -208,9 +226,14 @@ impl Program {
             .collect()
     }
 
-    /// Name and arguments in one line, for messages.
+    /// Name and arguments in one line, for messages; a long one is cut.
     pub fn line(&self) -> String {
-        self.argv().join(" ")
+        let mut line = self.argv().join(" ");
+        if let Some((end, _)) = line.char_indices().nth(SHOWN_LINE_CHARS) {
+            line.truncate(end);
+            line.push('…');
+        }
+        line
     }
 
     /// As a [`Command`] with its environment and without standard input, for callers that start it and wait for it.
@@ -218,11 +241,28 @@ impl Program {
     /// # Errors
     /// [`CommandError::Missing`].
     pub fn command(&self) -> Result<Command, CommandError> {
+        let root = self.root.as_deref();
         let missing = || CommandError::Missing { program: self.name(), package: self.package };
-        let mut command = Command::new(find(&self.name).ok_or_else(missing)?);
+        let mut command = Command::new(find_in(root, &self.name).ok_or_else(missing)?);
         command.arg0(&self.name).args(&self.arguments);
         if !self.inherit {
             command.env_clear();
+        }
+        for key in &self.removed {
+            command.env_remove(key);
+        }
+        if let Some(root) = root {
+            let root =
+                CString::new(root.as_os_str().as_bytes()).map_err(|e| self.not_run("start", e.into()))?;
+            // SAFETY: between fork and exec only async-signal-safe things may happen. These are two system calls with
+            // terminated strings made before the fork: nothing is allocated, no lock is taken.
+            #[allow(unsafe_code)]
+            unsafe {
+                command.pre_exec(move || {
+                    chroot(root.as_c_str())?;
+                    Ok(chdir(c"/")?)
+                });
+            }
         }
         command.env("PATH", PATH).env("LC_ALL", "C");
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
@@ -248,14 +288,14 @@ impl Program {
         // Its own process group, so that its children are killed with it.
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         change(&mut command);
-        let mut child = command.spawn().map_err(|e| self.io("start", e))?;
+        let mut child = command.spawn().map_err(|e| self.not_run("start", e))?;
         let watched = Watch::of(&child, self.output_bytes)
             .and_then(|mut watch| Ok((watch.until(&child, Instant::now() + self.timeout)?, watch)));
         let (end, watch) = match watched {
             Ok(done) => done,
             Err(e) => {
                 kill(&mut child);
-                return Err(self.io("read the output of", e));
+                return Err(self.not_run("read the output of", e));
             }
         };
         match end {
@@ -270,7 +310,7 @@ impl Program {
                 return Err(CommandError::TimedOut { command: self.line(), after: self.timeout, said });
             }
         }
-        let status = child.wait().map_err(|e| self.io("wait for", e))?;
+        let status = child.wait().map_err(|e| self.not_run("wait for", e))?;
         match status.code() {
             Some(code) if self.accepted.contains(&code) => {
                 Ok(Output { code, stdout: watch.stdout, stderr: watch.stderr })
@@ -284,20 +324,31 @@ impl Program {
         CommandError::Failed { command: self.line(), status: status.to_string(), said: said(stderr, stdout) }
     }
 
-    fn name(&self) -> String {
+    /// Its name.
+    pub fn name(&self) -> String {
         self.name.to_string_lossy().into_owned()
     }
 
-    fn io(&self, operation: &'static str, source: io::Error) -> CommandError {
+    /// The error of an invocation that could not be started or watched.
+    pub fn not_run(&self, operation: &'static str, source: io::Error) -> CommandError {
         CommandError::Io { operation, program: self.name(), source }
     }
 }
 
 /// The program of this name in [`PATH`], or at this path if the name contains a slash; `None` when there is none.
 pub fn find(name: impl AsRef<OsStr>) -> Option<PathBuf> {
-    let name = name.as_ref();
-    let executable =
-        |path: &Path| path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    find_in(None, name.as_ref())
+}
+
+/// As [`find`], in the tree at `root`; the path is relative to that root.
+fn find_in(root: Option<&Path>, name: &OsStr) -> Option<PathBuf> {
+    let executable = |path: &Path| match root {
+        None => path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0),
+        // A link may be absolute, so it is not followed from outside the tree.
+        Some(root) => path
+            .strip_prefix("/")
+            .is_ok_and(|path| root.join(path).symlink_metadata().is_ok_and(|m| !m.is_dir())),
+    };
     if name.as_encoded_bytes().contains(&b'/') {
         return Some(PathBuf::from(name)).filter(|path| executable(path));
     }
@@ -441,6 +492,8 @@ mod tests {
         assert!(out.contains("LC_ALL=C.UTF-8\n") && out.contains("A=1\n") && !out.contains("LC_ALL=C\n"));
         let cargo = Program::new("env").inherit_env().run().unwrap().text();
         assert!(cargo.contains("CARGO_MANIFEST_DIR=") && cargo.contains(&format!("PATH={PATH}\n")));
+        let less = Program::new("env").inherit_env().env_remove("CARGO_MANIFEST_DIR").run().unwrap().text();
+        assert!(!less.contains("CARGO_MANIFEST_DIR=") && less.contains("CARGO_PKG_NAME="), "{less}");
     }
 
     #[test]
@@ -458,6 +511,9 @@ mod tests {
         let long = sh("i=0; while [ $i -lt 40 ]; do echo line $i >&2; i=$((i+1)); done; exit 1");
         let Err(CommandError::Failed { said, .. }) = long.run() else { panic!() };
         assert!(said.starts_with("line 28\n") && said.ends_with("line 39"), "{said}");
+        let many = Program::new("x").args(["äöü"; 100]).line();
+        assert!(many.starts_with("x äöü äöü") && many.ends_with("äöü…"), "{many}");
+        assert_eq!(many.chars().count(), SHOWN_LINE_CHARS + 1);
     }
 
     #[test]
@@ -472,6 +528,19 @@ mod tests {
         assert!(find("sh").is_some_and(|p| p.ends_with("sh")) && find("/no/sh").is_none());
         let error = sh("true").directory("/no/such/directory").run().unwrap_err();
         assert!(matches!(error, CommandError::Io { operation: "start", .. }), "{error:?}");
+    }
+
+    #[test]
+    fn programs_of_a_tree_are_found_in_it() {
+        let tree = tempfile::tempdir().unwrap();
+        let found = |name: &str| find_in(Some(tree.path()), name.as_ref());
+        std::fs::create_dir_all(tree.path().join("usr/sbin/dir")).unwrap();
+        std::os::unix::fs::symlink("/usr/sbin/there", tree.path().join("usr/sbin/link")).unwrap();
+        assert_eq!(found("link"), Some("/usr/sbin/link".into()));
+        assert_eq!(found("/usr/sbin/link"), Some("/usr/sbin/link".into()));
+        assert_eq!((found("sh"), found("dir")), (None, None));
+        let missing = Program::new("sh").root(tree.path()).package("dash").run().unwrap_err();
+        assert_eq!(missing.to_string(), "sh is not installed; it comes with the package dash");
     }
 
     #[test]

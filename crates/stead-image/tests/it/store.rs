@@ -10,6 +10,7 @@ use std::{
 };
 use stead_image::{BuildOutcome, BuildRequest, ImageError, Progress, Store, build, digest, overlay, plan};
 use stead_model::{Failure, ImageName, recipe::OverlayOptions};
+use stead_os::chain;
 
 /// Whether a test cannot run here; prints the reason.
 fn tools_missing(test: &str) -> bool {
@@ -345,12 +346,6 @@ fn hostile_overlays_leave_nothing_in_the_store() {
         .unwrap();
     let e = overlay::build_layer(&store, &options("pipes"), bench.dir.path()).unwrap_err();
     assert!(e.is_bad_input() && e.to_string().contains("pipes/p"), "{e}");
-}
-
-/// An error with its causes.
-fn chain(e: &ImageError) -> String {
-    let causes = std::iter::successors(std::error::Error::source(e), |e| e.source());
-    causes.fold(e.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 #[test]

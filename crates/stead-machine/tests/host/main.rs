@@ -50,17 +50,11 @@ fn read<T: serde::de::DeserializeOwned>(file: &str) -> T {
     serde_json::from_slice(&std::fs::read(file).expect("spec file")).expect("spec")
 }
 
-fn supervise<E: std::error::Error>(outcome: Result<(), E>) -> ExitCode {
+fn supervise<E: std::error::Error + 'static>(outcome: Result<(), E>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprint!("stead: {e}");
-            let mut source = e.source();
-            while let Some(cause) = source {
-                eprint!(": {cause}");
-                source = cause.source();
-            }
-            eprintln!();
+            eprintln!("stead: {}", stead_os::chain(&e));
             ExitCode::FAILURE
         }
     }

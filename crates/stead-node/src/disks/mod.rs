@@ -7,23 +7,19 @@ pub mod probe;
 
 use crate::{
     blocking::blocking,
-    command::{TOOL_PATH, read_some},
+    command::read_some,
     handle::Handle,
     mounts::mount_filesystem,
     reaper::{Exit, Reaper},
 };
 use probe::{Content, MARK_BYTES, name};
-use rustix::{
-    mount::mount_bind,
-    process::{chdir, chroot},
-};
+use rustix::mount::mount_bind;
 use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{self, Seek, SeekFrom, Write},
-    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     time::Duration,
 };
 use stead_model::{
@@ -31,6 +27,7 @@ use stead_model::{
     node::DATA_LABEL,
     recipe::{DiskMatch, DiskRule, Filesystem},
 };
+use stead_os::{CommandError, Program};
 
 /// Directory of the links from serials to device nodes.
 pub const BY_SERIAL: &str = "/dev/disk/by-serial";
@@ -83,14 +80,13 @@ pub enum DiskError {
         source: io::Error,
     },
     /// A blank device could not be formatted.
-    #[error("cannot format {device} with {program}: {why}")]
+    #[error("cannot format {device}")]
     Format {
         /// Device.
         device: PathBuf,
-        /// The tool.
-        program: &'static str,
         /// Why.
-        why: String,
+        #[source]
+        source: CommandError,
     },
     /// A directory or bind mount.
     #[error("cannot bind {path}")]
@@ -139,30 +135,24 @@ pub fn decide(content: &Content, filesystem: Filesystem, label: &str) -> Decisio
     }
 }
 
-/// The tool and arguments that make a filesystem on a device of `size` bytes, without the space of the mark at its end.
-/// No tool is told to overwrite, since the tools also look for signatures.
-pub fn format_command(
-    filesystem: Filesystem,
-    label: &str,
-    device: &Path,
-    size: u64,
-) -> (&'static str, Vec<String>) {
+/// The tool that makes a filesystem on a device of `size` bytes, without the space of the mark at its end. No tool is told to
+/// overwrite, since the tools also look for signatures.
+pub fn format_command(filesystem: Filesystem, label: &str, device: &Path, size: u64) -> Program {
     let device = device.to_string_lossy().into_owned();
     // Whole KiB, which every tool accepts.
     let kib = size.saturating_sub(MARK_BYTES) / 1024;
     let bytes = format!("{}", kib * 1024);
-    let (program, options): (_, Vec<String>) = match filesystem {
+    let mkfs = |name: &str, package| Program::new(name).package(package).timeout(FORMAT_TIMEOUT).arg("-q");
+    let program = match filesystem {
         // A blank disk needs no discard, and its inode tables can be zeroed in use.
         Filesystem::Ext4 => {
-            let options = ["-q", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", "-L", label];
-            let mut options: Vec<String> = options.map(str::to_owned).to_vec();
-            options.extend([device, format!("{kib}k")]);
-            return ("mkfs.ext4", options);
+            let options = ["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1", "-L", label];
+            return mkfs("mkfs.ext4", "e2fsprogs").args(options).args([device, format!("{kib}k")]);
         }
-        Filesystem::Xfs => ("mkfs.xfs", vec!["-q".into(), "-K".into(), "-d".into(), format!("size={bytes}")]),
-        Filesystem::Btrfs => ("mkfs.btrfs", vec!["-q".into(), "-K".into(), "-b".into(), bytes]),
+        Filesystem::Xfs => mkfs("mkfs.xfs", "xfsprogs").args(["-K", "-d"]).arg(format!("size={bytes}")),
+        Filesystem::Btrfs => mkfs("mkfs.btrfs", "btrfs-progs").args(["-K", "-b"]).arg(bytes),
     };
-    (program, [options, vec!["-L".into(), label.to_owned(), device]].concat())
+    program.args(["-L", label]).arg(device)
 }
 
 /// Writes the mark of a format in progress on a device, or removes it if there is no label.
@@ -199,20 +189,6 @@ fn clear_unfinished(device: &Path) -> Result<(), DiskError> {
 fn size_of(device: &Path) -> Result<u64, DiskError> {
     let read = |source| DiskError::Read { device: device.to_owned(), source };
     File::open(device).map_err(read)?.seek(SeekFrom::End(0)).map_err(read)
-}
-
-fn tool(program: &str, arguments: &[String]) -> Command {
-    let found = TOOL_PATH.split(':').map(|d| Path::new(d).join(program)).find(|p| p.exists());
-    let mut command = Command::new(found.unwrap_or_else(|| PathBuf::from(program)));
-    command
-        .args(arguments)
-        .env_clear()
-        .env("PATH", TOOL_PATH)
-        .env("LANG", "C.UTF-8")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    command
 }
 
 fn mount_device(
@@ -256,25 +232,16 @@ pub fn prepare_root_disk(
         && !kernel_knows(name(Filesystem::Ext4))
     {
         // The kernel would load modules with the initrd's modprobe, which does not exist.
-        let _ = in_root(tools, "modprobe", &["-q".to_owned(), name(Filesystem::Ext4).to_owned()]).status();
+        let _ = Program::new("modprobe").args(["-q", name(Filesystem::Ext4)]).root(tools).run();
     }
     match decide(&content, Filesystem::Ext4, DATA_LABEL) {
         Decision::Refuse => return Err(occupied(device, &content, Filesystem::Ext4, DATA_LABEL)),
         Decision::Use => {}
         Decision::Format => {
-            let (program, arguments) = format_command(Filesystem::Ext4, DATA_LABEL, device, size_of(device)?);
+            let program = format_command(Filesystem::Ext4, DATA_LABEL, device, size_of(device)?);
             begin_format(device, &content, DATA_LABEL)?;
-            let failed = |why: String| DiskError::Format { device: device.to_owned(), program, why };
-            let output = in_root(tools, program, &arguments).output().map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => {
-                    failed("the image lacks this program (Debian package e2fsprogs)".into())
-                }
-                _ => failed(e.to_string()),
-            })?;
-            if !output.status.success() {
-                let said = String::from_utf8_lossy(&output.stderr);
-                return Err(failed(format!("{}: {}", output.status, last_line(&said))));
-            }
+            let failed = |source| DiskError::Format { device: device.to_owned(), source };
+            program.root(tools).run().map_err(failed)?;
             set_mark(device, None)?;
             warn(format!("data disk {} was blank and has been formatted", device.display()));
             content = look(device)?;
@@ -287,28 +254,6 @@ pub fn prepare_root_disk(
 fn kernel_knows(filesystem: &str) -> bool {
     fs::read_to_string("/proc/filesystems")
         .is_ok_and(|text| text.lines().any(|l| l.split_whitespace().last() == Some(filesystem)))
-}
-
-/// A tool of the root at `root`, run in it.
-fn in_root(root: &Path, program: &str, arguments: &[String]) -> Command {
-    let mut command = Command::new(format!("/sbin/{program}"));
-    command.args(arguments).env_clear().env("PATH", TOOL_PATH).stdin(Stdio::null());
-    let root = root.to_owned();
-    // SAFETY: between fork and exec only chroot(2) and chdir(2) are called, with a path made before; both are
-    // async-signal-safe and allocate nothing (the path is shorter than rustix' stack buffer of 256 bytes, or the
-    // process has a single thread, as in the first stage).
-    #[allow(unsafe_code)]
-    unsafe {
-        command.pre_exec(move || {
-            chroot(root.as_path())?;
-            Ok(chdir(c"/")?)
-        });
-    }
-    command
-}
-
-fn last_line(text: &str) -> &str {
-    text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message").trim()
 }
 
 /// Devices that a rule without a serial may use: whole disks, by name, without the machine's own.
@@ -487,15 +432,18 @@ fn mount_rule(rule: &DiskRule, device: &Path, content: Option<Content>) -> Resul
 }
 
 async fn format(device: &Path, size: u64, rule: &DiskRule, reaper: &Reaper) -> Result<(), DiskError> {
-    let (program, arguments) = format_command(rule.filesystem, &rule.label, device, size);
-    let failed = |why: String| DiskError::Format { device: device.to_owned(), program, why };
-    let mut running = reaper.spawn(&mut tool(program, &arguments)).map_err(|e| failed(e.to_string()))?;
+    let program = format_command(rule.filesystem, &rule.label, device, size);
+    let failed = |source| DiskError::Format { device: device.to_owned(), source };
+    let mut command = program.command().map_err(failed)?;
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut running = reaper.spawn(&mut command).map_err(|e| failed(program.not_run("start", e)))?;
     let said = running.child.stderr.take().map(read_some);
     let exit = match tokio::time::timeout(FORMAT_TIMEOUT, &mut running.exit).await {
         Ok(exit) => exit.unwrap_or(Exit::Signal(9)),
         Err(_) => {
             let _ = rustix::process::kill_process(running.pid, rustix::process::Signal::KILL);
-            return Err(failed(format!("took longer than {} s", FORMAT_TIMEOUT.as_secs())));
+            let (command, said) = (program.line(), String::new());
+            return Err(failed(CommandError::TimedOut { command, after: FORMAT_TIMEOUT, said }));
         }
     };
     if exit.success() {
@@ -505,7 +453,7 @@ async fn format(device: &Path, size: u64, rule: &DiskRule, reaper: &Reaper) -> R
         Some(text) => text.await,
         None => String::new(),
     };
-    Err(failed(format!("{exit}: {}", last_line(&said))))
+    Err(failed(program.failed(exit, said.as_bytes(), b"")))
 }
 
 #[cfg(test)]
@@ -530,9 +478,9 @@ mod tests {
     #[test]
     fn tools_never_get_an_option_to_overwrite() {
         for filesystem in [Filesystem::Ext4, Filesystem::Xfs, Filesystem::Btrfs] {
-            let (program, arguments) = format_command(filesystem, "l", Path::new("/dev/vdb"), 10 << 20);
-            assert!(!arguments.iter().any(|a| a == "-f" || a == "-F" || a == "--force"), "{program}");
-            let line = arguments.join(" ");
+            let program = format_command(filesystem, "l", Path::new("/dev/vdb"), 10 << 20);
+            let line = program.line();
+            assert!(!program.argv().iter().any(|a| a == "-f" || a == "-F" || a == "--force"), "{line}");
             assert!(line.contains("-L l /dev/vdb"), "{line}");
             assert!(line.contains("10236k") || line.contains("10481664"), "4 KiB are left: {line}");
         }

@@ -24,8 +24,7 @@ use crate::{
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit, setsid};
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{self, Write},
+    io,
     os::unix::process::CommandExt,
     process::Command,
     sync::{Arc, Mutex, PoisonError},
@@ -35,6 +34,7 @@ use stead_model::{
     agent::{EventKind, NodePhase, ServiceState, ServiceStatus},
     recipe::{Onboot, Restart, Service},
 };
+use stead_os::cgroup::Entrance;
 use tokio::sync::watch;
 
 /// First pause before a service is restarted.
@@ -83,18 +83,15 @@ pub fn restarts(policy: Restart, exit: Option<Exit>) -> bool {
     }
 }
 
-/// Makes the process start in its own session, in the cgroups with these `cgroup.procs`, with this limit of open files.
-fn isolate(command: &mut Command, mut entrances: Vec<File>, nofile: Option<u64>) {
+/// Makes the process start in its own session and cgroups, with this limit of open files.
+fn isolate(command: &mut Command, cgroups: Entrance, nofile: Option<u64>) {
     // SAFETY: between fork and exec only write(2), getrlimit(2), setrlimit(2) and setsid(2) are called, on descriptors
     // opened before; all are async-signal-safe, nothing allocates, and errors are returned as numbers.
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(move || {
             setsid()?;
-            for entrance in &mut entrances {
-                // A hierarchy that refuses, e.g. a version 1 controller before its configuration, is skipped.
-                let _ = entrance.write_all(b"0");
-            }
+            cgroups.enter()?;
             if let Some(limit) = nofile {
                 // Raising the hard limit needs CAP_SYS_RESOURCE, which a node in a container may lack: then it gets
                 // the highest limit allowed.
@@ -127,7 +124,7 @@ pub async fn run_onboot(steps: &[Onboot], handle: &Handle, tree: &Tree) {
         let timeout = Duration::from_secs(u64::from(step.timeout_s.unwrap_or(ONBOOT_TIMEOUT_S)));
         let mut command = base_command(&step.command, &step.environment);
         let group = tree.group("onboot").unwrap_or_default();
-        isolate(&mut command, group.entrances(), None);
+        isolate(&mut command, group.entrance(), None);
         let outcome = match logged(&mut command, &log).and_then(|()| handle.reaper().spawn(&mut command)) {
             Ok(running) => {
                 drop(command);
@@ -368,7 +365,7 @@ impl Task {
             }
         };
         let mut command = base_command(&self.service.command, &self.service.environment);
-        isolate(&mut command, group.entrances(), self.service.nofile);
+        isolate(&mut command, group.entrance(), self.service.nofile);
         logged(&mut command, &self.log)?;
         let running = self.shared.handle.reaper().spawn(&mut command)?;
         Ok((running, group))
