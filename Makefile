@@ -11,10 +11,10 @@ FUZZ_SECONDS ?= 30
 CARGO ?= cargo
 
 STEAD := build/stead
-# For tools/build.sh: --tests in CI.
+# For tools/build.sh: --tests builds the test runner, too.
 BUILD_FLAGS ?=
 
-# Built by `make build BUILD_FLAGS=--tests`, which shares its crates with the tests.
+# Built by `make build BUILD_FLAGS=--tests`.
 XTASK := $(or $(CARGO_TARGET_DIR),target)/$(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')/release/xtask
 
 .PHONY: help deps deps-dry build images demo demo-down test test-fast test-placement faults bench fuzz lint deny man completions clean

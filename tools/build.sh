@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds both binaries, from one profile, and puts them next to each other in build/: stead looks for stead-node beside
-# itself. --tests: resolves features as the tests do, so that these binaries and the tests share every compiled crate.
+# itself. --tests: builds the test runner, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,8 +9,7 @@ command -v cargo >/dev/null || {
   exit 1
 }
 what=(-p stead -p stead-node)
-# Examples bring in the features of the tests' dependencies; without them, building the tests compiles everything again.
-[ "${1-}" = --tests ] && what=(--workspace --bins --examples)
+[ "${1-}" = --tests ] && what+=(-p xtask)
 echo "build: cargo build --release ${what[*]}"
 cargo build --locked --release "${what[@]}"
 

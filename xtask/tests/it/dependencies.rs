@@ -42,3 +42,28 @@ fn every_dependency_has_its_reason() {
     assert!(used.len() > 20, "dependencies were not found: {used:?}");
     assert_eq!(used, told, "docs/dependencies.md and the manifests differ");
 }
+
+/// Packages with their features, as cargo resolves them for a build with these arguments.
+fn resolved(arguments: &[&str]) -> BTreeSet<String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = std::process::Command::new(cargo)
+        .args(["tree", "--offline", "--locked", "--prefix", "none", "--format", "{p} [{f}]"])
+        .args(arguments)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .output()
+        .expect("cargo");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("text");
+    // A star marks what has been printed before.
+    text.lines().map(|l| l.trim_end_matches(" (*)").to_owned()).filter(|l| !l.is_empty()).collect()
+}
+
+/// Else `make build` and the tests compile crates twice, with everything above them.
+#[test]
+fn tests_add_no_features_to_what_ships() {
+    let ships = resolved(&["--edges", "normal,build", "-p", "stead", "-p", "stead-node"]);
+    let tests = resolved(&["--edges", "normal,build,dev", "--workspace"]);
+    assert!(ships.len() > 100, "{ships:?}");
+    let differ: Vec<&String> = ships.difference(&tests).collect();
+    assert!(differ.is_empty(), "the tests build these with other features: {differ:#?}");
+}
