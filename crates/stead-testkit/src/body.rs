@@ -3,7 +3,7 @@
 //! root disk in that pool. Removes everything it creates.
 
 use crate::image::TinyImage;
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, pin::Pin, time::Duration};
 use stead_incus::{
     Client, Delivery, Dialect, ETag, Error, EventFilter, Feature, Operation, Scope, Tagged,
     client::Moved,
@@ -36,15 +36,25 @@ fn stale() -> ETag {
     ETag::new("\"0000\"")
 }
 
-/// Runs all checks.
+/// A group of claims, with its name.
+pub type Group = (&'static str, for<'e> fn(&'e Env) -> Pin<Box<dyn Future<Output = ()> + 'e>>);
+
+/// All groups. Instances are created from the image that `images_and_aliases` leaves.
+pub const GROUPS: [Group; 7] = [
+    ("server", |env| Box::pin(server(env))),
+    ("members_and_groups", |env| Box::pin(members_and_groups(env))),
+    ("profiles_and_projects", |env| Box::pin(profiles_and_projects(env))),
+    ("images_and_aliases", |env| Box::pin(images_and_aliases(env))),
+    ("instances", |env| Box::pin(instances(env))),
+    ("moves", |env| Box::pin(moves(env))),
+    ("operations_and_events", |env| Box::pin(operations_and_events(env))),
+];
+
+/// Runs all groups.
 pub async fn all(env: &Env) {
-    server(env).await;
-    members_and_groups(env).await;
-    profiles_and_projects(env).await;
-    images_and_aliases(env).await;
-    instances(env).await;
-    moves(env).await;
-    operations_and_events(env).await;
+    for (_, group) in GROUPS {
+        group(env).await;
+    }
 }
 
 #[track_caller]

@@ -35,11 +35,16 @@ pub struct Test {
 impl Test {
     /// `crate::name` of a unit test, `crate::it::name` of an integration test.
     pub fn full_name(&self) -> String {
+        format!("{}{}", self.prefix(), self.name)
+    }
+
+    /// What its name in the binary is preceded by.
+    pub fn prefix(&self) -> String {
         let Binary { package, integration, .. } = &*self.binary;
         match integration.as_deref() {
-            None => format!("{package}::{}", self.name),
-            Some("it") => format!("{package}::it::{}", self.name),
-            Some(other) => format!("{package}::it::{other}::{}", self.name),
+            None => format!("{package}::"),
+            Some("it") => format!("{package}::it::"),
+            Some(other) => format!("{package}::it::{other}::"),
         }
     }
 }

@@ -12,7 +12,7 @@ mod schedule;
 use anyhow::{Context, Result, bail};
 use binaries::Test;
 use clap::Args;
-use process::Outcome;
+use process::{Outcome, Part};
 use schedule::{Limits, Queue};
 use std::{
     collections::BTreeMap,
@@ -60,6 +60,8 @@ struct Ran {
     outcome: Outcome,
     /// File with its output.
     output: PathBuf,
+    /// Parts of it, which count as tests.
+    parts: Vec<Part>,
 }
 
 /// Builds and runs the tests. Fails when one failed.
@@ -125,7 +127,9 @@ async fn run_all(planned: Vec<Planned>, out: &Path) -> Result<Vec<Ran>> {
             running.spawn(async move {
                 let begun = Instant::now();
                 let outcome = process::run(&plan.test, plan.rule.timeout, &output).await;
-                (n, Ran { plan, seconds: begun.elapsed().as_secs_f64(), outcome, output })
+                let seconds = begun.elapsed().as_secs_f64();
+                let parts = process::parts(&report::text(&output));
+                (n, Ran { plan, seconds, outcome, output, parts })
             });
         }
         tokio::select! {

@@ -3,9 +3,10 @@
 use super::binaries::Test;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::{fs, io, path::Path, process::Stdio, time::Duration};
+use stead_testkit::parts::MARK;
 use tokio::process::Command;
 
-/// How a test ended.
+/// How a test, or a part of one, ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It passed.
@@ -14,6 +15,39 @@ pub enum Outcome {
     Skipped(String),
     /// It failed: the exit code, signal or time limit, in a few words.
     Failed(String),
+}
+
+/// A part of a test (`stead_testkit::parts`) that has ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// Its name within the test.
+    pub name: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Its lines in the test's output, from 0.
+    pub lines: std::ops::Range<usize>,
+}
+
+/// The parts reported in a test's output.
+pub fn parts(output: &str) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut begun = 0;
+    for (n, line) in output.lines().enumerate() {
+        let Some((name, rest)) = line.strip_prefix(MARK).and_then(|l| l.split_once(": ")) else { continue };
+        let (end, reason) = rest.split_once(": ").unwrap_or((rest, ""));
+        let Some((word, seconds)) = end.split_once(' ') else { continue };
+        let Ok(seconds) = seconds.parse() else { continue };
+        let outcome = match word {
+            "ok" => Outcome::Passed,
+            "SKIP" => Outcome::Skipped(reason.to_owned()),
+            _ => Outcome::Failed(reason.to_owned()),
+        };
+        parts.push(Part { name: name.to_owned(), seconds, outcome, lines: begun..n + 1 });
+        begun = n + 1;
+    }
+    parts
 }
 
 /// Kills what is left of the group: nothing after a test that ended, everything of one that did not.
@@ -86,6 +120,20 @@ mod tests {
     fn skips_are_read_with_their_reason() {
         assert_eq!(skipped("\nrunning 1 test\nSKIP a: needs root: no\nok"), Some("needs root: no".into()));
         assert_eq!(skipped("not SKIP a: b"), None);
+    }
+
+    #[test]
+    fn parts_are_read_with_their_output() {
+        let output = "running 1 test\nPART up: ok 1.250\nthread panicked\nPART b/c: FAIL 0.5: no: such\nPART d: SKIP 0: not here\nPART of a sentence\nPART x: y\n";
+        let part = |name: &str, seconds, outcome, lines| Part { name: name.into(), seconds, outcome, lines };
+        assert_eq!(
+            parts(output),
+            [
+                part("up", 1.25, Outcome::Passed, 0..2),
+                part("b/c", 0.5, Outcome::Failed("no: such".into()), 2..4),
+                part("d", 0.0, Outcome::Skipped("not here".into()), 4..5),
+            ]
+        );
     }
 
     #[test]

@@ -47,18 +47,65 @@ pub fn expected(out: &Path) -> Result<Durations> {
 pub fn progress(ran: Option<&Ran>, done: usize, total: usize) {
     let Some(ran) = ran else { return };
     let name = ran.plan.test.full_name();
+    let text = text(&ran.output);
+    let lines: Vec<&str> = text.lines().collect();
+    let show = |lines: &[&str]| {
+        println!("{}\n---", lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n"));
+    };
+    for part in &ran.parts {
+        match &part.outcome {
+            Outcome::Failed(why) => {
+                println!("FAIL {:>6.1} s  {name}/{}: {why}", part.seconds, part.name);
+                show(&lines[part.lines.clone()]);
+            }
+            Outcome::Skipped(why) => println!("SKIP {:>6.1} s  {name}/{}: {why}", part.seconds, part.name),
+            Outcome::Passed => {}
+        }
+    }
     match &ran.outcome {
         Outcome::Failed(why) => {
             println!("FAIL {:>6.1} s  {name}: {why}", ran.seconds);
-            let text = String::from_utf8_lossy(&fs::read(&ran.output).unwrap_or_default()).into_owned();
-            let lines: Vec<&str> = text.lines().collect();
-            println!("{}\n---", lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n"));
+            show(&lines);
         }
         Outcome::Skipped(why) => println!("SKIP {:>6.1} s  {name}: {why}", ran.seconds),
         Outcome::Passed if ran.seconds >= WORTH_TELLING_S => println!("ok   {:>6.1} s  {name}", ran.seconds),
         Outcome::Passed if done.is_multiple_of(100) || done == total => println!("     {done} of {total}"),
         Outcome::Passed => {}
     }
+}
+
+/// What a test has printed.
+pub fn text(output: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(output).unwrap_or_default()).into_owned()
+}
+
+/// A test or a part of one, as it is counted.
+struct Counted<'r> {
+    name: String,
+    seconds: f64,
+    outcome: &'r Outcome,
+    ran: &'r Ran,
+}
+
+/// Everything that counts: the parts of a test, then the test itself, for what it does beside them.
+fn counted(ran: &[Ran]) -> impl Iterator<Item = Counted<'_>> {
+    ran.iter().flat_map(|ran| {
+        let name = &ran.plan.test.name;
+        let in_parts: f64 = ran.parts.iter().map(|p| p.seconds).sum();
+        let whole = Counted {
+            name: name.clone(),
+            seconds: (ran.seconds - in_parts).max(0.0),
+            outcome: &ran.outcome,
+            ran,
+        };
+        let parts = ran.parts.iter().map(move |p| Counted {
+            name: format!("{name}/{}", p.name),
+            seconds: p.seconds,
+            outcome: &p.outcome,
+            ran,
+        });
+        parts.chain([whole])
+    })
 }
 
 /// Writes `junit.xml`, the durations, and the counts with a line for each test that did not pass (`counts`).
@@ -87,7 +134,7 @@ pub fn write(out: &Path, ran: &[Ran]) -> Result<()> {
 /// Passed, failed, skipped.
 fn tally(ran: &[Ran]) -> [usize; 3] {
     let mut tally = [0; 3];
-    for r in ran {
+    for r in counted(ran) {
         tally[match r.outcome {
             Outcome::Passed => 0,
             Outcome::Failed(_) => 1,
@@ -101,9 +148,9 @@ fn tally(ran: &[Ran]) -> [usize; 3] {
 fn counts(ran: &[Ran]) -> String {
     let [passed, failed, skipped] = tally(ran);
     let mut out = format!("{passed} {failed} {skipped}\n");
-    for r in ran {
-        let name = r.plan.test.full_name();
-        let _ = match &r.outcome {
+    for r in counted(ran) {
+        let name = format!("{}{}", r.ran.plan.test.prefix(), r.name);
+        let _ = match r.outcome {
             Outcome::Passed => Ok(()),
             Outcome::Failed(why) => writeln!(out, "FAIL {name}: {why}"),
             Outcome::Skipped(why) => writeln!(out, "SKIP {name}: {why}"),
@@ -130,10 +177,11 @@ pub fn summary(ran: &[Ran], wall_s: f64) -> String {
     for tier in Tier::ALL {
         let of: Vec<&Ran> = ran.iter().filter(|r| r.plan.rule.tier == tier).collect();
         let seconds = of.iter().fold(0.0, |sum, r| sum + r.seconds);
-        let _ = writeln!(out, "{:<8}  {:>5}  {seconds:>9.1}", tier.name(), of.len());
+        let number: usize = of.iter().map(|r| r.parts.len() + 1).sum();
+        let _ = writeln!(out, "{:<8}  {number:>5}  {seconds:>9.1}", tier.name());
     }
     let all: f64 = ran.iter().map(|r| r.seconds).sum();
-    let _ = writeln!(out, "{:<8}  {:>5}  {all:>9.1}  in {wall_s:.0} s", "all", ran.len());
+    let _ = writeln!(out, "{:<8}  {:>5}  {all:>9.1}  in {wall_s:.0} s", "all", counted(ran).count());
     for line in counts(ran).lines().skip(1) {
         let _ = writeln!(out, "{line}");
     }
@@ -143,9 +191,9 @@ pub fn summary(ran: &[Ran], wall_s: f64) -> String {
 }
 
 fn junit(ran: &[Ran]) -> String {
-    let mut suites: BTreeMap<String, Vec<&Ran>> = BTreeMap::new();
-    for r in ran {
-        let b = &r.plan.test.binary;
+    let mut suites: BTreeMap<String, Vec<Counted<'_>>> = BTreeMap::new();
+    for r in counted(ran) {
+        let b = &r.ran.plan.test.binary;
         let suite = match &b.integration {
             Some(name) => format!("{}::{name}", b.package),
             None => b.package.clone(),
@@ -154,7 +202,7 @@ fn junit(ran: &[Ran]) -> String {
     }
     let mut out = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n");
     for (suite, ran) in suites {
-        let number = |which: fn(&Outcome) -> bool| ran.iter().filter(|r| which(&r.outcome)).count();
+        let number = |which: fn(&Outcome) -> bool| ran.iter().filter(|r| which(r.outcome)).count();
         let _ = writeln!(
             out,
             "  <testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" skipped=\"{}\" time=\"{:.3}\">",
@@ -169,15 +217,14 @@ fn junit(ran: &[Ran]) -> String {
                 out,
                 "    <testcase classname=\"{}\" name=\"{}\" time=\"{:.3}\"",
                 escaped(&suite),
-                escaped(&r.plan.test.name),
+                escaped(&r.name),
                 r.seconds
             );
-            let _ = match &r.outcome {
+            let _ = match r.outcome {
                 Outcome::Passed => writeln!(out, "/>"),
                 Outcome::Skipped(why) => writeln!(out, "><skipped message=\"{}\"/></testcase>", escaped(why)),
                 Outcome::Failed(why) => {
-                    let text = fs::read(&r.output).unwrap_or_default();
-                    let text = escaped(&String::from_utf8_lossy(&text));
+                    let text = escaped(&text(&r.ran.output));
                     writeln!(out, "><failure message=\"{}\">{text}</failure></testcase>", escaped(why))
                 }
             };
@@ -211,6 +258,7 @@ mod tests {
     use crate::test::{
         Planned,
         binaries::{Binary, Test},
+        process::Part,
         rules,
     };
     use std::sync::Arc;
@@ -225,7 +273,31 @@ mod tests {
         };
         let test = Test { binary: Arc::new(binary), name: name.into() };
         let rule = rules::of(&test.full_name());
-        Ran { plan: Arc::new(Planned { test, rule }), seconds, outcome, output: "/nowhere".into() }
+        let plan = Arc::new(Planned { test, rule });
+        Ran { plan, seconds, outcome, output: "/nowhere".into(), parts: Vec::new() }
+    }
+
+    #[test]
+    fn parts_count_as_tests() {
+        let part = |name: &str, seconds, outcome| Part { name: name.into(), seconds, outcome, lines: 0..0 };
+        let mut whole = ran("m::t", 10.0, Outcome::Failed("exit status: 101".into()));
+        whole.parts = vec![
+            part("one", 4.0, Outcome::Passed),
+            part("two", 3.0, Outcome::Failed("no".into())),
+            part("three", 0.0, Outcome::Skipped("not here".into())),
+        ];
+        let ran = [whole, ran("a", 0.5, Outcome::Passed)];
+        assert_eq!(
+            counts(&ran),
+            "2 2 1\nFAIL p::it::m::t/two: no\nSKIP p::it::m::t/three: not here\nFAIL p::it::m::t: exit status: 101\n"
+        );
+        let xml = junit(&ran);
+        assert!(xml.contains(r#"tests="5" failures="2" skipped="1" time="10.500">"#), "{xml}");
+        assert!(xml.contains(r#"name="m::t/one" time="4.000"/>"#), "{xml}");
+        assert!(xml.contains(r#"name="m::t" time="3.000"><failure"#), "{xml}");
+        let text = summary(&ran, 11.0);
+        assert!(text.contains("all           5       10.5  in 11 s\n"), "{text}");
+        assert!(text.contains("10.0 s  files     p::it::m::t\n"), "{text}");
     }
 
     #[test]

@@ -276,7 +276,7 @@ fn errors_are_told() -> Outcome {
     let up = Up::new("tst-r", |_| {});
     let mut s = spec(&up, "node1", 1);
     s.stead_node = "/nowhere/stead-node".into();
-    let error = supervise::spawn(&exe(), &s).map(drop).map_err(|e| chain(&e));
+    let error = supervise::spawn(&exe(), &s).map(drop).map_err(|e| stead_os::chain(&e));
     // Either it is seen to have ended early, or it was up for a moment and its last state says why.
     let why = match error {
         Err(text) => text,
@@ -296,15 +296,4 @@ fn errors_are_told() -> Outcome {
     layers::unmount_all(&s.layers_dir).expect("unmount");
     up.down();
     Outcome::Passed
-}
-
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

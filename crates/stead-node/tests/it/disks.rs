@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 use stead_model::agent::{DiskOutcome, NodePhase};
+use stead_testkit::host::LoopDisk;
 
 const MKFS: &str = "mkfs.ext4";
 /// Number of mount(2), as in /proc/PID/syscall.
@@ -208,8 +209,8 @@ fn a_root_whose_disk_is_foreign_ends_in_rescue() {
 /// A filesystem in a file, with a disk's file on it. While it is frozen (fsfreeze(8)), writes to the disk block.
 struct Host {
     dir: tempfile::TempDir,
-    /// The disk's device, once it is attached.
-    device: Option<String>,
+    /// The disk, once it is attached.
+    device: Option<LoopDisk>,
 }
 
 impl Host {
@@ -241,7 +242,7 @@ impl Host {
         run("umount", &[&inside]);
         fs::copy(self.path("copy"), &disk).unwrap();
         run("sync", &["-f", &self.path("on")]);
-        self.device = Some(run("losetup", &["--find", "--show", &disk]).trim().to_owned());
+        self.device = Some(LoopDisk::of(Path::new(&disk)));
     }
     fn freeze(&self) {
         run("fsfreeze", &["--freeze", &self.path("on")]);
@@ -256,8 +257,8 @@ impl Drop for Host {
         // Each of these fails when there is nothing to undo.
         let _ = command("fsfreeze", &["--unfreeze", &self.path("on")]).output();
         for inner in ["in", "on"] {
-            if let Some(device) = self.device.as_ref().filter(|_| inner == "on") {
-                let _ = command("losetup", &["--detach", device]).output();
+            if inner == "on" {
+                self.device = None;
             }
             let _ = command("umount", &[&self.path(inner)]).output();
         }
@@ -272,12 +273,12 @@ async fn the_agent_answers_while_a_mount_replays_a_journal() {
     let layers = Layers::new();
     let mut host = Host::new();
     host.attach_disk_of_a_killed_node("mine");
-    let disk = host.device.clone().unwrap();
+    let disk = host.device.as_ref().unwrap().device.clone();
     let trust = Trust::new();
     let spec = format!(r#"{},"system":{{"disks":[{}]}}"#, trust.spec(), rule("data", "mine"));
     host.freeze();
     // Declared after the host and so dropped before it: a failure here leaves no mount behind.
-    let mut node = Node::boot_with_devices(&layers, &spec, &[("data", Path::new(&disk))]);
+    let mut node = Node::boot_with_devices(&layers, &spec, &[("data", &disk)]);
     node.wait_for("agent listening");
     let agent = trust.client(&mut node);
     // The mount is in progress when one of init's threads waits for the disk, uninterruptibly, in mount(2).

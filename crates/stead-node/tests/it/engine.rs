@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use stead_agent::pki::{ClusterCa, OffsetDateTime};
 use stead_model::agent::Access;
+use stead_testkit::{host::skipped, wait};
 
 /// Longer than an interrupted engine is given to make progress (45 s).
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -12,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 macro_rules! need {
     ($test:literal, $kind:expr) => {
         if let Err(why) = tree($kind) {
-            println!("SKIP {}: {why}", $test);
+            skipped($test, &why);
             return;
         }
     };
@@ -147,16 +148,16 @@ fn a_disk_with_data_is_left_unchanged() {
     need!("a_disk_with_data_is_left_unchanged", Kind::Incus);
     let lan = Lan::new();
     let disk = lan.disk(1);
-    let made = std::process::Command::new("mkfs.ext4").arg("-q").arg(&disk.device).status().unwrap();
+    let made = std::process::Command::new("mkfs.ext4").arg("-q").arg(disk.device()).status().unwrap();
     assert!(made.success());
-    let before = std::fs::read(&disk.device).unwrap();
+    let before = std::fs::read(disk.device()).unwrap();
     let mut node = lan.node_with_disk(Kind::Incus, 1, &disk);
-    let detail = crate::support::eventually("the failure", PATIENCE, || {
+    let detail = wait::answer(PATIENCE, "the failure", || {
         let status = node.tell("status").unwrap();
         (status["state"] == "failed").then(|| status["detail"].to_string())
     });
     assert!(detail.contains("contains something other than a pool"), "{detail}");
-    assert!(std::fs::read(&disk.device).unwrap() == before, "the disk was written to");
+    assert!(std::fs::read(disk.device()).unwrap() == before, "the disk was written to");
 }
 
 /// Power fails at moments spread over the whole initialisation; afterwards the node always becomes the only member,
@@ -212,7 +213,7 @@ fn a_joiner_dies_at_any_moment() {
             }
         }
         let begun = Instant::now();
-        let state = crate::support::eventually("either end", PATIENCE, || {
+        let state = wait::answer(PATIENCE, "either end", || {
             let state = joiner.state();
             (state == "online" || state == "waiting").then_some(state)
         });

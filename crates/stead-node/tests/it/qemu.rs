@@ -9,13 +9,10 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Child, Stdio},
-    time::{Duration, Instant},
 };
 use stead_model::{Manifest, node::VmBoot};
+use stead_testkit::{host::skipped, wait};
 use tempfile::TempDir;
-
-/// An emulated machine on a busy host needs a long time.
-const PATIENCE: Duration = Duration::from_secs(240);
 
 struct Image {
     blobs: PathBuf,
@@ -25,7 +22,7 @@ struct Image {
 impl Image {
     fn find(test: &str) -> Option<Self> {
         let skip = |why: &str| {
-            println!("SKIP {test}: {why}");
+            skipped(test, why);
             None
         };
         if find("qemu-system-x86_64").is_none() {
@@ -126,25 +123,20 @@ impl Vm {
     }
 
     fn wait_for(&self, text: &str) {
-        let until = Instant::now() + PATIENCE;
-        while !self.console().contains(text) {
-            assert!(Instant::now() < until, "{text:?} did not come; console:\n{}", self.console());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait::within(wait::EMULATED, text, || self.console().contains(text));
     }
 
     fn wait_for_end(&mut self) -> String {
-        let until = Instant::now() + PATIENCE;
-        while self.child.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < until, "it does not power off; console:\n{}", self.console());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait::within(wait::EMULATED, "it powers off", || self.child.try_wait().unwrap().is_some());
         self.console()
     }
 }
 
 impl Drop for Vm {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("--- console\n{}", self.console());
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -6,48 +6,35 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
 };
 use stead_one::{
     disks::{Mapper, Place, journal::Journal},
     document::{self, Vm},
     ids::DiskId,
 };
-
-static COUNT: AtomicU32 = AtomicU32::new(0);
+use stead_testkit::host::{LoopDisk, Scratch, assert_no_traces, lacks_root_or_programs, run, skipped};
 
 fn wait<T>(what: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(what)
 }
 
 /// A datastore and a run directory of their own.
-struct World {
-    dir: PathBuf,
+struct Datastores {
+    dir: Scratch,
     place: Place,
 }
 
-impl World {
+impl Datastores {
     fn new(test: &str, programs: &[&str]) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            println!("SKIP {test}: needs root");
+        if lacks_root_or_programs(test, programs) {
             return None;
         }
         if !Path::new("/dev/loop-control").exists() {
-            println!("SKIP {test}: no loop devices here");
+            skipped(test, "no loop devices here");
             return None;
         }
-        for program in programs {
-            let found = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-                .iter()
-                .any(|d| Path::new(d).join(program).exists());
-            if !found {
-                println!("SKIP {test}: {program} is not installed");
-                return None;
-            }
-        }
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Not /tmp: FUSE and loop devices want a real filesystem.
-        let dir = PathBuf::from(format!("/var/tmp/stead-one-{}-{n}", std::process::id()));
+        // On a real filesystem: FUSE and loop devices want one.
+        let dir = Scratch::new("stead-one");
         fs::create_dir_all(dir.join("ds/0/7")).unwrap();
         fs::create_dir_all(dir.join("ds/1")).unwrap();
         let place = Place { run: dir.join("run"), datastores: dir.join("ds") };
@@ -62,50 +49,17 @@ impl World {
     fn mapper(&self, vm: &Vm) -> Mapper<'_> {
         Mapper::open(&self.place, &vm.name, "ext4").unwrap()
     }
-    /// Loop devices and mounts that come from here.
-    fn leftovers(&self) -> Vec<String> {
-        let dir = self.dir.to_str().unwrap();
-        let mut found: Vec<String> = fs::read_to_string("/proc/self/mountinfo")
-            .unwrap()
-            .lines()
-            .filter(|l| l.contains(dir))
-            .map(str::to_owned)
-            .collect();
-        for entry in fs::read_dir("/sys/block").unwrap().flatten() {
-            if let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file"))
-                && file.contains(dir)
-            {
-                found.push(format!("{:?} {file}", entry.file_name()));
-            }
-        }
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            if let Ok(line) = fs::read(entry.path().join("cmdline")) {
-                let line = String::from_utf8_lossy(&line).replace('\0', " ");
-                if line.contains(dir) && line.contains("storage-daemon") {
-                    found.push(line);
-                }
-            }
-        }
-        found
-    }
+    /// Nothing on the host comes from here any more.
     #[track_caller]
     fn clean(&self) {
-        // A loop device lets go of its file a moment after its last use ended.
-        for _ in 0..100 {
-            if self.leftovers().is_empty() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-        panic!("left: {:#?}", self.leftovers());
+        assert_no_traces(self.dir.to_str().unwrap());
     }
 }
-impl Drop for World {
+impl Drop for Datastores {
     fn drop(&mut self) {
         if let Ok(mut mapper) = Mapper::open(&self.place, &"one-7".parse().unwrap(), "ext4") {
             let _ = mapper.unmap_all();
         }
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -116,18 +70,6 @@ fn vm(disks: &str) -> Vm {
     document::read(&text).unwrap().0
 }
 
-#[track_caller]
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
 /// CAP_SYS_RESOURCE, which ext4 asks for when it is grown in use.
 fn may_exceed_limits() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -136,7 +78,7 @@ fn may_exceed_limits() -> bool {
 }
 
 /// A file of this size with this filesystem and a file in it.
-fn image(w: &World, path: &Path, filesystem: &str, size_mib: u64) {
+fn image(w: &Datastores, path: &Path, filesystem: &str, size_mib: u64) {
     fs::File::create(path).unwrap().set_len(size_mib << 20).unwrap();
     let path = path.to_str().unwrap();
     let quiet = if filesystem.starts_with("ext") { "-qF" } else { "-q" };
@@ -156,7 +98,7 @@ fn uuid(path: &Path) -> String {
 fn whole_filesystems_get_their_own_identity_and_grow() {
     for filesystem in ["ext4", "xfs", "btrfs"] {
         let test = format!("whole_filesystems_get_their_own_identity_and_grow/{filesystem}");
-        let Some(w) = World::new(&test, &[&format!("mkfs.{filesystem}"), "partx"]) else { return };
+        let Some(w) = Datastores::new(&test, &[&format!("mkfs.{filesystem}"), "partx"]) else { return };
         // XFS is not made smaller than 300 MiB.
         let (small, large) = (320, 400);
         image(&w, &w.disk(0), filesystem, small);
@@ -198,7 +140,8 @@ fn whole_filesystems_get_their_own_identity_and_grow() {
 #[test]
 fn two_clones_are_mounted_side_by_side() {
     for filesystem in ["ext4", "xfs", "btrfs"] {
-        let Some(w) = World::new("two_clones_are_mounted_side_by_side", &[&format!("mkfs.{filesystem}")])
+        let Some(w) =
+            Datastores::new("two_clones_are_mounted_side_by_side", &[&format!("mkfs.{filesystem}")])
         else {
             return;
         };
@@ -218,7 +161,9 @@ fn two_clones_are_mounted_side_by_side() {
 
 #[test]
 fn volatile_disks_are_formatted_once() {
-    let Some(w) = World::new("volatile_disks_are_formatted_once", &["mkfs.ext4", "mkfs.xfs"]) else { return };
+    let Some(w) = Datastores::new("volatile_disks_are_formatted_once", &["mkfs.ext4", "mkfs.xfs"]) else {
+        return;
+    };
     for id in [1, 2] {
         fs::File::create(w.disk(id)).unwrap().set_len(320 << 20).unwrap();
     }
@@ -241,7 +186,7 @@ fn volatile_disks_are_formatted_once() {
 
 #[test]
 fn what_is_not_blank_is_never_formatted() {
-    let Some(w) = World::new("what_is_not_blank_is_never_formatted", &["blkid"]) else { return };
+    let Some(w) = Datastores::new("what_is_not_blank_is_never_formatted", &["blkid"]) else { return };
     let mut bytes = vec![0; 32 << 20];
     bytes[5000] = 1;
     fs::write(w.disk(1), &bytes).unwrap();
@@ -257,7 +202,7 @@ fn what_is_not_blank_is_never_formatted() {
 
 #[test]
 fn read_only_disks_are_not_written() {
-    let Some(w) = World::new("read_only_disks_are_not_written", &["mkfs.ext4"]) else { return };
+    let Some(w) = Datastores::new("read_only_disks_are_not_written", &["mkfs.ext4"]) else { return };
     image(&w, &w.dir.join("ds/1/image"), "ext4", 32);
     symlink(w.dir.join("ds/1/image"), w.disk(0)).unwrap();
     let before = fs::read(w.disk(0)).unwrap();
@@ -273,7 +218,7 @@ fn read_only_disks_are_not_written() {
 }
 
 /// A DOS table with swap, data and root, and a GPT one; entries of fstab by LABEL, UUID and PARTUUID.
-fn partitioned(w: &World, path: &Path, table: &str) {
+fn partitioned(w: &Datastores, path: &Path, table: &str) {
     fs::File::create(path).unwrap().set_len(128 << 20).unwrap();
     let script = format!(
         "label: {table}\nstart=1MiB, size=8MiB, type=swap\nstart=10MiB, size=20MiB\nstart=32MiB, size=50MiB\nstart=84MiB, size=20MiB\n"
@@ -331,7 +276,7 @@ fn partitioned(w: &World, path: &Path, table: &str) {
 #[test]
 fn partitions_are_mounted_as_their_fstab_says() {
     for table in ["dos", "gpt"] {
-        let Some(w) = World::new("partitions_are_mounted_as_their_fstab_says", &["sfdisk", "mkfs.ext4"])
+        let Some(w) = Datastores::new("partitions_are_mounted_as_their_fstab_says", &["sfdisk", "mkfs.ext4"])
         else {
             return;
         };
@@ -354,12 +299,12 @@ fn partitions_are_mounted_as_their_fstab_says() {
 #[test]
 fn qcow2_images_with_backing_files() {
     let Some(w) =
-        World::new("qcow2_images_with_backing_files", &["qemu-img", "qemu-storage-daemon", "mkfs.xfs"])
+        Datastores::new("qcow2_images_with_backing_files", &["qemu-img", "qemu-storage-daemon", "mkfs.xfs"])
     else {
         return;
     };
     if !Path::new("/dev/fuse").exists() {
-        println!("SKIP qcow2_images_with_backing_files: no FUSE here");
+        skipped("qcow2_images_with_backing_files", "no FUSE here");
         return;
     }
     let base = w.dir.join("ds/1/base");
@@ -403,7 +348,7 @@ fn qcow2_images_with_backing_files() {
 
 #[test]
 fn a_disk_that_a_guest_made_look_like_qcow2_stays_raw() {
-    let Some(w) = World::new("a_disk_that_a_guest_made_look_like_qcow2_stays_raw", &["qemu-img"]) else {
+    let Some(w) = Datastores::new("a_disk_that_a_guest_made_look_like_qcow2_stays_raw", &["qemu-img"]) else {
         return;
     };
     let disk = w.disk(0);
@@ -417,28 +362,24 @@ fn a_disk_that_a_guest_made_look_like_qcow2_stays_raw() {
 /// A volume as the LVM transfer driver leaves it: a link in the VM's directory to a block device.
 #[test]
 fn block_devices_behind_a_link() {
-    let Some(w) = World::new("block_devices_behind_a_link", &["mkfs.ext4", "losetup"]) else { return };
+    let Some(w) = Datastores::new("block_devices_behind_a_link", &["mkfs.ext4", "losetup"]) else { return };
     let file = w.dir.join("volume");
     image(&w, &file, "ext4", 32);
-    let device = run("losetup", &["--find", "--show", file.to_str().unwrap()]).trim().to_owned();
-    symlink(&device, w.disk(0)).unwrap();
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        let vm = vm("<DISK><DISK_ID>0</DISK_ID><DISK_TYPE>BLOCK</DISK_TYPE><DRIVER>raw</DRIVER></DISK>");
-        let mut mapper = w.mapper(&vm);
-        mapper.map(&vm, &vm.disks[0], &w.at(0)).unwrap();
-        assert_eq!(fs::read_to_string(w.at(0).join("inside")).unwrap(), "kept");
-        mapper.unmap_all().unwrap();
-    }));
-    // The driver detaches loop devices it mounted; this one stands for a volume.
-    let _ = Command::new("losetup").args(["--detach", &device]).output();
-    result.unwrap();
+    // It stands for a volume, which is not the driver's to remove.
+    let volume = LoopDisk::of(&file);
+    symlink(&volume.device, w.disk(0)).unwrap();
+    let vm = vm("<DISK><DISK_ID>0</DISK_ID><DISK_TYPE>BLOCK</DISK_TYPE><DRIVER>raw</DRIVER></DISK>");
+    let mut mapper = w.mapper(&vm);
+    mapper.map(&vm, &vm.disks[0], &w.at(0)).unwrap();
+    assert_eq!(fs::read_to_string(w.at(0).join("inside")).unwrap(), "kept");
+    mapper.unmap_all().unwrap();
 }
 
 /// The process ends before each step in turn; what it left is undone by the next, and mapping works then.
 #[test]
 fn a_crash_before_any_step_leaves_nothing() {
     let programs = ["sfdisk", "mkfs.ext4", "qemu-img", "qemu-storage-daemon"];
-    let Some(w) = World::new("a_crash_before_any_step_leaves_nothing", &programs) else { return };
+    let Some(w) = Datastores::new("a_crash_before_any_step_leaves_nothing", &programs) else { return };
     partitioned(&w, &w.dir.join("ds/1/base"), "gpt");
     let disk = w.disk(0);
     run(
@@ -477,7 +418,7 @@ fn a_crash_before_any_step_leaves_nothing() {
 
 #[test]
 fn a_failed_disk_is_undone_at_once() {
-    let Some(w) = World::new("a_failed_disk_is_undone_at_once", &["mkfs.ext4"]) else { return };
+    let Some(w) = Datastores::new("a_failed_disk_is_undone_at_once", &["mkfs.ext4"]) else { return };
     image(&w, &w.disk(0), "ext4", 32);
     // The mountpoint cannot be made: something is in its place.
     fs::create_dir_all(w.dir.join("run/one-7")).unwrap();

@@ -5,8 +5,6 @@ use std::{
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     time::Instant,
 };
 use stead_incus::{Dialect, Endpoint};
@@ -15,7 +13,10 @@ use stead_one::{
     say::Ending,
     scripts::{self, SCRIPTS, Stdin},
 };
-use stead_testkit::fake::Fake;
+use stead_testkit::{
+    fake::Fake,
+    host::{Scratch, lacks_root_or_programs, run, skipped},
+};
 
 /// A VM with a device of every kind; `{}` of its texts are what is replaced in turn.
 const VM: &str = "<VM><ID>7</ID><NAME>web</NAME><DEPLOY_ID>one-7</DEPLOY_ID><TEMPLATE><CPU>0.5</CPU><VCPU>1</VCPU>\
@@ -33,10 +34,8 @@ const VM: &str = "<VM><ID>7</ID><NAME>web</NAME><DEPLOY_ID>one-7</DEPLOY_ID><TEM
 <LXD_SECURITY_NESTING>false</LXD_SECURITY_NESTING></USER_TEMPLATE><HISTORY_RECORDS><HISTORY><OID>7</OID><SEQ>0</SEQ>\
 <HOSTNAME>host1</HOSTNAME><DS_ID>0</DS_ID><VM_MAD>lxd</VM_MAD></HISTORY></HISTORY_RECORDS></VM>";
 
-static COUNT: AtomicU32 = AtomicU32::new(0);
-
-struct World {
-    dir: PathBuf,
+struct Host {
+    dir: Scratch,
     context: Context,
     _fake: Fake,
     neighbour: Vec<u8>,
@@ -48,7 +47,7 @@ struct Answer {
     stderr: String,
 }
 
-impl World {
+impl Host {
     fn new() -> Self {
         // Scripts are synchronous: the fake answers from a thread of its own, as long as the test runs.
         let (give, take) = std::sync::mpsc::channel();
@@ -63,8 +62,7 @@ impl World {
         let Endpoint::Unix(socket) = fake.endpoint() else {
             unreachable!("the fake listens on a unix socket")
         };
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = PathBuf::from(format!("/var/tmp/stead-one-hostile-{}-{count}", std::process::id()));
+        let dir = Scratch::new("stead-one-hostile");
         for directory in ["remotes/etc/vmm/incus", "ds/0/7", "ds/0/8", "ds/1"] {
             fs::create_dir_all(dir.join(directory)).unwrap();
         }
@@ -74,8 +72,7 @@ impl World {
         for disk in ["ds/0/7/disk.0", "ds/0/7/disk.1", "ds/0/8/disk.0", "ds/1/image", "ds/1/others"] {
             let path = dir.join(disk);
             fs::File::create(&path).unwrap().set_len(4 << 20).unwrap();
-            let made = Command::new("mkfs.ext4").arg("-qF").arg(&path).status().unwrap();
-            assert!(made.success());
+            run("mkfs.ext4", &["-qF", path.to_str().unwrap()]);
         }
         fs::File::create(dir.join("ds/0/7/disk.2")).unwrap().set_len(4 << 20).unwrap();
         let context = Context {
@@ -143,7 +140,7 @@ impl World {
     fn only_its_own(&self, case: &str) {
         for entry in fs::read_dir("/sys/block").unwrap().flatten() {
             if let Ok(file) = fs::read_to_string(entry.path().join("loop/backing_file"))
-                && Path::new(file.trim()).starts_with(&self.dir)
+                && Path::new(file.trim()).starts_with(&*self.dir)
             {
                 assert!(
                     Path::new(file.trim()).starts_with(self.dir.join("ds/0/7")),
@@ -158,25 +155,20 @@ impl World {
         assert_eq!(cancelled.ending, Ending::Success, "{}", cancelled.stderr);
     }
 }
-impl Drop for World {
+impl Drop for Host {
     fn drop(&mut self) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let cancel = ["one-7", "host", "7", "host"].map(str::to_owned);
         scripts::run_named("cancel", &cancel, &self.context, io::empty(), &mut out, &mut err);
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
 fn can_run(test: &str) -> bool {
-    if !rustix::process::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
-        println!("SKIP {test}: needs root and loop devices");
+    if !Path::new("/dev/loop-control").exists() {
+        skipped(test, "no loop devices here");
         return false;
     }
-    if !Path::new("/usr/sbin/mkfs.ext4").exists() && !Path::new("/sbin/mkfs.ext4").exists() {
-        println!("SKIP {test}: mkfs.ext4 is not installed");
-        return false;
-    }
-    true
+    !lacks_root_or_programs(test, &["mkfs.ext4"])
 }
 
 /// The document's texts as ranges of it.
@@ -190,7 +182,7 @@ fn no_field_of_a_document_reaches_a_shell_or_another_vm() {
     if !can_run("no_field_of_a_document_reaches_a_shell_or_another_vm") {
         return;
     }
-    let w = World::new();
+    let w = Host::new();
     let deploy = ["/ds/0/7/deployment.0", "host", "7", "host"];
     let answer = w.run("deploy", &deploy, VM.as_bytes());
     assert_eq!(answer.stdout, "one-7\n", "{}", answer.stderr);
@@ -222,7 +214,7 @@ fn no_argument_reaches_a_shell_or_another_vm() {
     if !can_run("no_argument_reaches_a_shell_or_another_vm") {
         return;
     }
-    let w = World::new();
+    let w = Host::new();
     let action = format!("<VMM_DRIVER_ACTION_DATA><HOST>host</HOST>{VM}</VMM_DRIVER_ACTION_DATA>");
     let checkpoint = w.dir.join("ds/0/7/checkpoint").display().to_string();
     for script in SCRIPTS {
@@ -263,7 +255,7 @@ fn what_is_no_document_is_refused_in_time() {
     if !can_run("what_is_no_document_is_refused_in_time") {
         return;
     }
-    let w = World::new();
+    let w = Host::new();
     let bomb = "<!DOCTYPE v [<!ENTITY a \"aaaaaaaaaa\"><!ENTITY b \"&a;&a;&a;&a;&a;&a;&a;&a;\"><!ENTITY c \"&b;&b;&b;&b;&b;&b;&b;&b;\">]><VM><ID>&c;</ID></VM>";
     let large = || (&b"<VM><ID>7</ID><NAME>"[..]).chain(io::repeat(b'x').take(100 << 20));
     let packed = || io::repeat(b'A').take(100 << 20);

@@ -22,7 +22,7 @@ fn instances(w: &World, cluster: &str, members: [&str; 2]) -> Option<()> {
         run(&["launch", "debian-12", name, "--target", member]);
     }
     // They get real addresses of the cluster's LAN, by DHCP and DHCPv6, and names with them.
-    eventually("both instances have addresses of both families", Duration::from_secs(60), || {
+    eventually("both instances have addresses of both families", || {
         let status = w.status(cluster);
         let list = status["instances"].as_array().unwrap();
         list.len() == 2
@@ -36,14 +36,10 @@ fn instances(w: &World, cluster: &str, members: [&str; 2]) -> Option<()> {
     });
     for (from, to) in [("c1", "c2"), ("c2", "c1")] {
         for family in ["-4", "-6"] {
-            eventually(
-                &format!("{from} reaches {to} by name with ping {family}"),
-                Duration::from_secs(30),
-                || {
-                    w.client(cluster, &["exec", from, "--", "ping", family, "-c1", "-W1", "-q", to])
-                        .is_some_and(|s| s.code == 0)
-                },
-            );
+            eventually(&format!("{from} reaches {to} by name with ping {family}"), || {
+                w.client(cluster, &["exec", from, "--", "ping", family, "-c1", "-W1", "-q", to])
+                    .is_some_and(|s| s.code == 0)
+            });
         }
     }
     let said = w.client(cluster, &["exec", "c1", "--", "sh", "-c", "exit 3"]).unwrap();
@@ -123,10 +119,10 @@ fn an_instance_outlives_the_reboot_of_its_node() {
     w.client("t-keep", &["exec", "c2", "--", "sh", "-c", "echo kept > /root/file"]).unwrap();
     w.client("t-keep", &["config", "set", "c2", "boot.autostart=true"]).unwrap();
     w.ok(&["reboot", "t-keep", "node2"]);
-    eventually("node2 is an online member again", Duration::from_secs(60), || {
+    eventually("node2 is an online member again", || {
         w.status("t-keep")["nodes"][1]["engine"]["state"] == "online"
     });
-    eventually("c2 runs again with what it had", Duration::from_secs(60), || {
+    eventually("c2 runs again with what it had", || {
         w.client("t-keep", &["exec", "c2", "--", "cat", "/root/file"])
             .is_some_and(|s| s.code == 0 && s.stdout == "kept\n")
     });

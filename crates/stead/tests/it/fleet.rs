@@ -24,10 +24,9 @@ use stead_incus::{
     requests::instances::{NewInstance, StateAction},
     types::{Config, Devices, Instance},
 };
-use stead_testkit::image;
+use stead_testkit::{image, parts::Parts, wait::SOON};
 
 const PROJECT: &str = "default";
-const SOON: Duration = Duration::from_secs(60);
 /// What the cluster is called here.
 const REMOTE: &str = "lab";
 /// Stopped, and to be so afterwards; all others run.
@@ -167,13 +166,19 @@ fn a_fleet_of_incus_6() {
     let Some(f) = Fleet::up("a_fleet_of_incus_6", "fl-incus", "incus-node", 97) else { return };
     trusted(&f, &["incus", "config", "trust", "add"]);
     f.pile();
-    spread(&f);
-    too_small(&f);
-    newcomers(&f);
-    windows(&f);
-    preferred(&f);
-    killed_runs(&f);
-    restarted_daemons(&f);
+    let mut parts = Parts::new();
+    parts.run("spread", || spread(&f));
+    parts.run("too small", || too_small(&f));
+    let with_stock_client = |parts: &mut Parts, name: &str, part: fn(&Fleet)| match f.stock(&["version"]) {
+        Some(_) => drop(parts.run(name, || part(&f))),
+        None => parts.skip(name, "the stock client is not installed"),
+    };
+    with_stock_client(&mut parts, "newcomers", newcomers);
+    parts.run("windows", || windows(&f));
+    parts.run("preferred", || preferred(&f));
+    parts.run("killed runs", || killed_runs(&f));
+    with_stock_client(&mut parts, "restarted daemons", restarted_daemons);
+    parts.end();
     f.w.down(f.name);
 }
 
@@ -182,8 +187,15 @@ fn a_fleet_of_lxd_5() {
     let Some(f) = Fleet::up("a_fleet_of_lxd_5", "fl-lxd", "lxd-node", 98) else { return };
     trusted(&f, &["lxc", "config", "trust", "add", "--name"]);
     f.pile();
-    spread(&f);
-    too_small(&f);
+    let mut parts = Parts::new();
+    parts.run("spread", || spread(&f));
+    parts.run("too small", || too_small(&f));
+    parts.run("newcomers", || newcomers_without_a_scriptlet(&f));
+    parts.end();
+    f.w.down(f.name);
+}
+
+fn newcomers_without_a_scriptlet(f: &Fleet) {
     let said = f.fleet(&["place", "n1", "n2", "-c", "limits.memory=1GiB"]);
     assert!(said.code == 0 && said.stdout.contains("n2 "), "{}{}", said.stdout, said.stderr);
     for way in [&["scriptlet"][..], &["scriptlet", "--install"], &["scriptlet", "--remove"]] {
@@ -196,7 +208,6 @@ fn a_fleet_of_lxd_5() {
             said.stderr
         );
     }
-    f.w.down(f.name);
 }
 
 /// From a token to a remote; `add` is how the engine's own client makes one, the name comes last.
@@ -360,10 +371,7 @@ fn newcomers(f: &Fleet) {
     assert!(text.contains("def instance_placement("), "{text}");
     let foreign =
         "instances.placement.scriptlet=def instance_placement(request, candidate_members):\n    return\n";
-    let Some(said) = f.stock(&["config", "set", foreign]) else {
-        println!("SKIP {} (scriptlet): the stock client is not installed", f.name);
-        return;
-    };
+    let said = f.stock(&["config", "set", foreign]).unwrap();
     assert_eq!(said.code, 0, "{}", said.stderr);
     for way in ["--install", "--remove"] {
         let said = f.fleet(&["scriptlet", way]);
@@ -471,10 +479,8 @@ const INTO_THE_MOVE: Duration = Duration::from_millis(600);
 fn restarted_daemons(f: &Fleet) {
     // Large enough for the middle to be hit.
     let fill = ["exec", "c5", "--", "sh", "-c", "head -c 200000000 /dev/urandom > /root/large"];
-    match f.stock(&fill) {
-        Some(said) => assert_eq!(said.code, 0, "{}", said.stderr),
-        None => return println!("SKIP {} (restarts): the stock client is not installed", f.name),
-    }
+    let said = f.stock(&fill).unwrap();
+    assert_eq!(said.code, 0, "{}", said.stderr);
     let drains = drains(f);
     let mut told = 0;
     // Only stopped, not killed, where an instance may be coming in: Incus keeps the record of a volume that never came, and
@@ -506,7 +512,7 @@ fn restarted_daemons(f: &Fleet) {
         told += u32::from(stderr.contains("waiting for the server"));
         assert_eq!(out.code, 0, "the daemon of {victim} was ended by {how}");
         // A run that needed nothing more of that member does not wait for its heartbeat.
-        eventually("every member is online again", SOON, || {
+        eventually("every member is online again", || {
             f.runtime.block_on(f.client.members()).is_ok_and(|m| m.iter().all(|m| m.status == "Online"))
         });
         assert_eq!(f.places(&["c5"]), [planned["to"].as_str().unwrap()]);

@@ -1,22 +1,16 @@
 //! The same images in QEMU, under emulation, which is slow, so one machine at a time.
 
-use crate::common::{World, eventually};
+use crate::common::World;
 use serde_json::Value;
-use std::{process::Command, time::Duration};
+use stead_testkit::{host::lacks_programs, wait};
 
-fn qemu_is_here(test: &str) -> bool {
-    let here = Command::new("qemu-system-x86_64").arg("--version").output().is_ok();
-    if !here {
-        println!("SKIP {test}: qemu-system-x86_64 is not installed");
-    }
-    here
-}
+const QEMU: &str = "qemu-system-x86_64";
 
 #[test]
-fn base_and_incus_boot_in_qemu() {
-    let test = "base_and_incus_boot_in_qemu";
-    let Some(w) = World::new(test, &["base", "incus-node", "debian-12"]) else { return };
-    if !qemu_is_here(test) {
+fn a_data_disk_in_qemu_outlives_a_reboot() {
+    let test = "a_data_disk_in_qemu_outlives_a_reboot";
+    let Some(w) = World::new(test, &["base"]) else { return };
+    if lacks_programs(test, &[QEMU]) {
         return;
     }
     let base = w.file(
@@ -28,7 +22,15 @@ fn base_and_incus_boot_in_qemu() {
     w.ok(&["reboot", "t-qbase", "node1"]);
     assert_eq!(w.exec("t-qbase", "node1", &["cat", "/root/file"]), "kept\n");
     w.down("t-qbase");
+}
 
+#[test]
+fn an_engine_in_qemu_runs_instances() {
+    let test = "an_engine_in_qemu_runs_instances";
+    let Some(w) = World::new(test, &["incus-node", "debian-12"]) else { return };
+    if lacks_programs(test, &[QEMU, "incus"]) {
+        return;
+    }
     let incus = w.file(
         "t-qemu",
         "name: t-qemu\nimage: incus-node\nnodes: 1\nengine: incus\nmachine: {backend: qemu, cpus: 2, memory: 2GiB, disks: [{name: data, size: 4GiB, role: data}]}\n",
@@ -37,17 +39,13 @@ fn base_and_incus_boot_in_qemu() {
     assert_eq!(w.status("t-qemu")["nodes"][0]["engine"]["state"], "online");
     let shown: Value = serde_json::from_str(&w.ok(&["image", "show", "debian-12", "--json"])).unwrap();
     let run = |args: &[&str]| {
-        let said = w.client("t-qemu", args)?;
+        let said = w.client("t-qemu", args).unwrap();
         assert!(said.code == 0, "client {args:?}: {}\n{}", said.stdout, said.stderr);
-        Some(())
     };
     let path = |key: &str| shown["paths"][key].as_str().unwrap().to_owned();
-    if run(&["image", "import", &path("metadata"), &path("rootfs"), "--alias", "debian-12"]).is_none() {
-        println!("SKIP {test}: the stock client is not installed");
-        return;
-    }
+    run(&["image", "import", &path("metadata"), &path("rootfs"), "--alias", "debian-12"]);
     run(&["launch", "debian-12", "c1"]);
-    eventually("the instance has an address of the LAN", Duration::from_secs(240), || {
+    wait::within(wait::EMULATED, "the instance has an address of the LAN", || {
         let s = w.status("t-qemu");
         s["instances"][0]["addresses"]
             .as_array()

@@ -1,4 +1,4 @@
-use super::{Node, eventually, node};
+use super::{Node, node};
 use bytes::Bytes;
 use rustix::process::{Pid, test_kill_process};
 use std::time::Duration;
@@ -7,6 +7,7 @@ use stead_model::{
     Failure,
     agent::{ExecExit, ExecRequest, Size},
 };
+use stead_testkit::wait::eventually_async;
 
 /// Time limit for any output.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -212,7 +213,7 @@ async fn a_command_ends_with_its_client() {
         feed.abort();
         let _ = feed.await;
         drop(output);
-        eventually(script, || {
+        eventually_async(script, || {
             // A zombie of another parent has ended too.
             test_kill_process(pid).is_err()
                 || std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))

@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 use stead_agent::ClientError;
+use stead_testkit::wait::eventually_async;
 use tar::{Builder, EntryType, Header};
 
 fn entry(builder: &mut Builder<Vec<u8>>, path: &str, kind: EntryType, link: Option<&str>, data: &[u8]) {
@@ -220,7 +221,7 @@ async fn a_failing_sender_gets_an_error_and_leaves_no_half_file() {
     let mut failing = Failing(io::Cursor::new(whole[..500_000].to_vec()));
     let error = node.client.put_files(target.to_str().unwrap(), &mut failing).await.unwrap_err();
     assert!(matches!(error, ClientError::Local { .. }), "{error:?}");
-    super::eventually("the temporary file is gone", || fs::read_dir(&target).unwrap().count() == 0).await;
+    eventually_async("the temporary file is gone", || fs::read_dir(&target).unwrap().count() == 0).await;
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use stead_agent::{
     tls,
 };
 use stead_model::agent::{ErrorBody, ExecRequest};
+use stead_testkit::wait::eventually_async;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -147,6 +148,6 @@ async fn garbage_after_the_request_ends_the_command() {
         let pid = rustix::process::Pid::from_raw(std::str::from_utf8(&pid).unwrap().trim().parse().unwrap())
             .unwrap();
         stream.write_all(garbage).await.unwrap();
-        super::eventually("the command is gone", || rustix::process::test_kill_process(pid).is_err()).await;
+        eventually_async("the command is gone", || rustix::process::test_kill_process(pid).is_err()).await;
     }
 }

@@ -1,7 +1,8 @@
-use super::{code, eventually, node};
+use super::{code, node};
 use std::{fs, io::Write, time::Duration};
 use stead_agent::Chunks;
 use stead_model::Failure;
+use stead_testkit::wait::eventually_async;
 
 async fn text(mut chunks: Chunks) -> String {
     let mut out = Vec::new();
@@ -76,5 +77,5 @@ async fn a_follower_that_leaves_is_forgotten() {
     assert!(chunks.next_chunk().await.unwrap().is_some());
     assert!(held() > 0);
     drop(chunks);
-    eventually("the log is closed", || held() == 0).await;
+    eventually_async("the log is closed", || held() == 0).await;
 }

@@ -84,17 +84,6 @@ pub fn code(error: &ClientError) -> u16 {
     }
 }
 
-/// Waits until a condition holds, or panics.
-pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..500 {
-        if holds() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("never: {what}");
-}
-
 #[tokio::test]
 async fn status_describes_the_node_and_keeps_its_connection() {
     let node = node().await;

@@ -6,49 +6,27 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
-    os::unix::{fs::symlink, process::CommandExt, process::ExitStatusExt},
+    os::unix::{fs::symlink, process::ExitStatusExt},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ExitStatus},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
+use stead_os::cgroup::{Entrance, Hierarchy, hierarchies, subtree};
+pub use stead_os::command::find;
+pub use stead_testkit::host::{command, run};
+use stead_testkit::{
+    host::{LoopDisk, Scratch, lacks_root_or_programs},
+    wait,
+};
 use tempfile::TempDir;
 
-/// Longest wait for anything: generous, since other tests run at the same time.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest wait for anything.
+pub const PATIENCE: Duration = wait::SOON;
 
-/// Whether a test cannot run here; prints the reason.
+/// Whether a test cannot run here; reports it as skipped then.
 pub fn skip(test: &str, tools: &[&str]) -> bool {
-    let why = if !rustix::process::geteuid().is_root() {
-        Some("needs root".to_owned())
-    } else {
-        ["unshare", "busybox"].iter().chain(tools).find(|t| find(t).is_none()).map(|t| format!("needs {t}"))
-    };
-    if let Some(why) = &why {
-        println!("SKIP {test}: {why}");
-    }
-    why.is_some()
-}
-
-/// A program of this machine.
-pub fn find(program: &str) -> Option<PathBuf> {
-    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().map(|d| Path::new(d).join(program)).find(|p| p.exists())
-}
-
-/// A command, by its program's name.
-pub fn command(program: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(find(program).unwrap_or_else(|| program.into()));
-    command.args(arguments).stdin(Stdio::null());
-    command
-}
-
-/// Runs a command that must succeed; returns its output.
-pub fn run(program: &str, arguments: &[&str]) -> String {
-    let output = command(program, arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {said}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    lacks_root_or_programs(test, &[&["unshare", "busybox"], tools].concat())
 }
 
 /// A root with only busybox, in two layers.
@@ -96,11 +74,12 @@ impl Layers {
     }
 }
 
-/// A file attached as a loop device for as long as this lives.
+/// A disk of its own.
 pub struct Disk {
     pub file: PathBuf,
     pub device: PathBuf,
-    _dir: TempDir,
+    _attached: LoopDisk,
+    _dir: Scratch,
 }
 
 impl Disk {
@@ -110,18 +89,12 @@ impl Disk {
     }
     /// A disk whose file is prepared by `work` before it is attached.
     pub fn prepared(mib: u64, work: impl FnOnce(&Path)) -> Self {
-        let dir = tempfile::Builder::new().prefix("stead-node-disk-").tempdir().unwrap();
-        let file = dir.path().join("disk");
+        let dir = Scratch::new("stead-node-disk");
+        let file = dir.join("disk");
         fs::File::create(&file).unwrap().set_len(mib << 20).unwrap();
         work(&file);
-        let device = run("losetup", &["--find", "--show", file.to_str().unwrap()]).trim().into();
-        Self { file, device, _dir: dir }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = command("losetup", &["--detach", self.device.to_str().unwrap()]).status();
+        let attached = LoopDisk::of(&file);
+        Self { file, device: attached.device.clone(), _attached: attached, _dir: dir }
     }
 }
 
@@ -132,33 +105,23 @@ impl Cgroups {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("stead-node-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let roots = stead_node::mounts::current().into_iter().filter(|m| {
-            m.filesystem.starts_with("cgroup")
-                && !m.super_options.iter().any(|o| o == "cpuset")
-                && m.at.starts_with("/sys/fs/cgroup")
-        });
+        let usable = |h: &Hierarchy| !h.has_v1("cpuset") && h.root.starts_with("/sys/fs/cgroup");
+        let roots = hierarchies(&stead_node::mounts::current()).into_iter().filter(usable);
         let folders: Vec<PathBuf> =
-            roots.map(|m| m.at.join(&name)).filter(|f| fs::create_dir(f).is_ok()).collect();
+            roots.map(|h| h.root.join(&name)).filter(|f| fs::create_dir(f).is_ok()).collect();
         Self(folders)
     }
 }
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        fn remove(folder: &Path) {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                    remove(&entry.path());
-                }
-            }
+        // Those below first.
+        for folder in self.0.iter().flat_map(|top| subtree(top).into_iter().rev()) {
             // The kernel releases ended processes a little later.
             let until = Instant::now() + Duration::from_secs(5);
-            while fs::remove_dir(folder).is_err() && folder.exists() && Instant::now() < until {
+            while fs::remove_dir(&folder).is_err() && folder.exists() && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(10));
             }
-        }
-        for folder in &self.0 {
-            remove(folder);
         }
     }
 }
@@ -237,16 +200,7 @@ impl Node {
         let arguments: Vec<&str> = words[1..].iter().map(String::as_str).collect();
         let mut command = command(&words[0], &arguments);
         command.stdout(log()).stderr(log());
-        let mut doors: Vec<fs::File> = cgroups
-            .0
-            .iter()
-            .map(|f| fs::OpenOptions::new().write(true).open(f.join("cgroup.procs")).unwrap())
-            .collect();
-        // SAFETY: only write(2) on descriptors opened before, between fork and exec.
-        #[allow(unsafe_code)]
-        unsafe {
-            command.pre_exec(move || doors.iter_mut().try_for_each(|d| d.write_all(b"0")));
-        }
+        Entrance::open(&cgroups.0).unwrap().before_exec(&mut command);
         let child = command.spawn().unwrap();
         Self { child, init: None, console, dir, _cgroups: cgroups }
     }
@@ -273,20 +227,12 @@ impl Node {
         if let Some(pid) = self.init {
             return pid;
         }
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let parent = self.child.id();
-            let children =
-                fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-            if let Some(pid) =
-                children.split_whitespace().next().and_then(|p| p.parse().ok()).and_then(Pid::from_raw)
-            {
-                self.init = Some(pid);
-                return pid;
-            }
-            assert!(Instant::now() < until, "no init");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let parent = self.child.id();
+        let children = format!("/proc/{parent}/task/{parent}/children");
+        let first = || fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok();
+        let pid = wait::answer(PATIENCE, "the node's init", || Pid::from_raw(first()?));
+        self.init = Some(pid);
+        pid
     }
 
     /// A path of the node, from here.

@@ -10,6 +10,10 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
+use stead_testkit::{
+    host::{LoopDisk, run},
+    wait,
+};
 
 /// Which engine a node runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,11 +90,6 @@ pub fn tree(kind: Kind) -> Result<PathBuf, String> {
     Ok(tree)
 }
 
-fn run(program: &str, arguments: &[&str]) {
-    let out = Command::new(program).args(arguments).output().unwrap();
-    assert!(out.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
-}
-
 /// A bridge in its own network namespace, and a scratch directory, from which nodes derive their names.
 pub struct Lan {
     pub id: String,
@@ -112,7 +111,7 @@ impl Lan {
     }
     /// A node with a disk of serial `pool`.
     pub fn node_with_disk(&self, kind: Kind, number: u8, disk: &Disk) -> Node {
-        self.make_node(kind, number, Value::Null, Some(disk.device.clone()))
+        self.make_node(kind, number, Value::Null, Some(disk.device().to_owned()))
     }
     fn make_node(&self, kind: Kind, number: u8, extra: Value, disk: Option<PathBuf>) -> Node {
         let tree = tree(kind).unwrap();
@@ -137,11 +136,7 @@ impl Lan {
     }
     /// A blank disk of 1 GiB.
     pub fn disk(&self, number: u8) -> Disk {
-        let file = self.scratch.path().join(format!("disk{number}"));
-        fs::File::create(&file).unwrap().set_len(1 << 30).unwrap();
-        let out = Command::new("losetup").args(["--find", "--show"]).arg(&file).output().unwrap();
-        assert!(out.status.success(), "losetup: {}", String::from_utf8_lossy(&out.stderr));
-        Disk { device: String::from_utf8(out.stdout).unwrap().trim().into() }
+        Disk(LoopDisk::blank(&self.scratch.path().join(format!("disk{number}")), 1024))
     }
 }
 
@@ -151,19 +146,16 @@ impl Drop for Lan {
     }
 }
 
-/// A loop device.
-pub struct Disk {
-    pub device: PathBuf,
-}
+/// A disk of a node, which outlives it.
+pub struct Disk(LoopDisk);
+
 impl Disk {
+    pub fn device(&self) -> &Path {
+        &self.0.device
+    }
     /// Makes it blank again; only while no node uses it.
     pub fn clear(&self) {
-        run("blkdiscard", &["-f", "-z", &self.device.display().to_string()]);
-    }
-}
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.device).status();
+        run("blkdiscard", &["-f", "-z", &self.device().display().to_string()]);
     }
 }
 
@@ -230,12 +222,12 @@ impl Node {
         let outer = child.id();
         self.process = Some(child);
         let children = format!("/proc/{outer}/task/{outer}/children");
-        self.init = eventually("the node's init", Duration::from_secs(60), || {
+        self.init = wait::answer(wait::SOON, "the node's init", || {
             fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()
         });
         // The script has ended with exec; before that, its root is this machine's.
         let root = self.root();
-        eventually("the node's root", Duration::from_secs(60), || {
+        wait::answer(wait::SOON, "the node's root", || {
             let argv = fs::read(format!("/proc/{}/cmdline", self.init)).ok()?;
             let mut words = argv.split(|b| *b == 0);
             (words.next() == Some(b"bash") && words.next() == Some(b"-c")).then_some(())
@@ -281,18 +273,8 @@ impl Node {
         if let (Some(spec), Some(extra)) = (spec.as_object_mut(), self.extra.as_object()) {
             spec.extend(extra.clone());
         }
-        let mut child = Command::new("nsenter")
-            .args([
-                "--target",
-                &self.init.to_string(),
-                "--mount",
-                "--net",
-                "--pid",
-                "--uts",
-                "--root",
-                "--wd=/",
-            ])
-            .args(["/run/engine-driver", &self.name()])
+        let mut child = self
+            .inside(&["/run/engine-driver", &self.name()])
             .arg(spec.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -337,22 +319,18 @@ impl Node {
         }
         panic!("{} is not {state} after {patience:?} but {last}", self.name());
     }
+    /// A program in the node.
+    fn inside(&self, argv: &[&str]) -> Command {
+        let target = self.init.to_string();
+        let mut command = Command::new("nsenter");
+        command
+            .args(["--mount", "--net", "--pid", "--uts", "--root", "--wd=/", "--target", &target])
+            .args(argv);
+        command
+    }
     /// A program in the node, to its end.
     pub fn exec(&self, argv: &[&str]) -> Result<String, String> {
-        let out = Command::new("nsenter")
-            .args([
-                "--target",
-                &self.init.to_string(),
-                "--mount",
-                "--net",
-                "--pid",
-                "--uts",
-                "--root",
-                "--wd=/",
-            ])
-            .args(argv)
-            .output()
-            .unwrap();
+        let out = self.inside(argv).output().unwrap();
         if out.status.success() {
             Ok(String::from_utf8_lossy(&out.stdout).into_owned())
         } else {
@@ -413,17 +391,5 @@ impl Drop for Node {
             }
         }
         self.power_off();
-    }
-}
-
-/// Polls every few milliseconds.
-pub fn eventually<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(answer) = ask() {
-            return answer;
-        }
-        assert!(begun.elapsed() < patience, "{what} did not come about within {patience:?}");
-        std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -5,12 +5,14 @@ pub mod faults;
 
 use serde_json::Value;
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
 };
+use stead_testkit::host::{assert_gone, lacks_root_or_programs, skipped, traces_of};
+pub use stead_testkit::wait::eventually;
 
 /// Where `make images` puts the images, unless STEAD_TEST_STORE says otherwise.
 const STORE: &str = "/var/lib/stead/images";
@@ -34,13 +36,12 @@ pub struct Said {
 impl World {
     /// `None`, with the reason said, when clusters of `image` cannot run here.
     pub fn new(test: &str, images: &[&str]) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            println!("SKIP {test}: needs root");
+        if lacks_root_or_programs(test, &[]) {
             return None;
         }
         let store = std::env::var("STEAD_TEST_STORE").unwrap_or_else(|_| STORE.to_owned());
         if let Some(missing) = images.iter().find(|i| !Path::new(&store).join("images").join(i).exists()) {
-            println!("SKIP {test}: image {missing} is not built: run `make images`");
+            skipped(test, &format!("image {missing} is not built: run `make images`"));
             return None;
         }
         let state = Path::new(TESTS).join(format!(
@@ -103,48 +104,23 @@ impl World {
     }
 
     /// Everything of this world on the host: processes, mounts, loop devices, and what carries a cluster's name.
-    pub fn leftovers(&self, cluster: &str) -> Vec<String> {
+    pub fn leftovers(&self, cluster: &str) -> BTreeSet<String> {
         let state = self.state.join("clusters").join(cluster);
         let state = state.to_str().unwrap();
-        let mut found = Vec::new();
-        for dir in fs::read_dir("/proc").unwrap().flatten() {
-            if let Ok(arguments) = fs::read(dir.path().join("cmdline")) {
-                let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
-                if arguments.contains(state) && !arguments.contains(" down ") {
-                    found.push(format!("process {}: {arguments}", dir.file_name().to_string_lossy()));
-                }
-            }
-        }
-        for line in fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
-            if line.contains(state) || line.contains(&format!("netns/stead-{cluster} ")) {
-                found.push(format!("mount {line}"));
-            }
-        }
-        for dir in fs::read_dir("/sys/block").unwrap().flatten() {
-            if let Ok(file) = fs::read_to_string(dir.path().join("loop/backing_file"))
-                && file.contains(state)
-            {
-                found.push(format!("loop device {:?} {file}", dir.file_name()));
-            }
-        }
+        let netns = format!("/run/netns/stead-{cluster}");
+        let mount = format!("netns/stead-{cluster} ");
+        let cgroup = format!("/stead/{cluster}");
+        let table = format!("stead_{}", cluster.replace('-', "_"));
+        let mut found = traces_of(|kind, text| match kind {
+            "netns" => text == netns,
+            "mount" => text.contains(state) || text.contains(&mount),
+            "process" => text.contains(state) && !text.contains(" down "),
+            "cgroup" => text.ends_with(&cgroup),
+            "nft" => text.contains(&table),
+            _ => text.contains(state),
+        });
         if Path::new("/run/stead/clusters").join(cluster).exists() {
-            found.push(format!("claim of the name {cluster}"));
-        }
-        if Path::new(&format!("/run/netns/stead-{cluster}")).exists() {
-            found.push(format!("network namespace stead-{cluster}"));
-        }
-        let cgroups = Command::new("find")
-            .args(["/sys/fs/cgroup", "-path", &format!("*/stead/{cluster}"), "-type", "d"])
-            .output()
-            .unwrap();
-        found.extend(String::from_utf8_lossy(&cgroups.stdout).lines().map(|l| format!("cgroup {l}")));
-        if let Ok(tables) = Command::new("nft").args(["list", "tables"]).output() {
-            let text = String::from_utf8_lossy(&tables.stdout).into_owned();
-            found.extend(
-                text.lines()
-                    .filter(|l| l.contains(&format!("stead_{}", cluster.replace('-', "_"))))
-                    .map(str::to_owned),
-            );
+            found.insert(format!("claim of the name {cluster}"));
         }
         found
     }
@@ -182,16 +158,7 @@ impl World {
     /// Nothing of the cluster is on the host any more.
     #[track_caller]
     pub fn nothing_left(&self, cluster: &str) {
-        let mut found = Vec::new();
-        // A killed process is a zombie for a moment until its parent is told.
-        for _ in 0..50 {
-            found = self.leftovers(cluster);
-            if found.is_empty() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        panic!("down left:\n{}", found.join("\n"));
+        assert_gone(|| self.leftovers(cluster));
     }
 }
 
@@ -228,15 +195,5 @@ pub fn said(output: Output) -> Said {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
-/// Tries until it holds, or says what never did.
-#[track_caller]
-pub fn eventually(what: &str, within: Duration, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + within;
-    while !holds() {
-        assert!(Instant::now() < deadline, "never came true within {within:?}: {what}");
-        std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -2,7 +2,6 @@
 //! only by address, certificate and secrets.
 
 use super::real::remove;
-use std::time::Duration;
 use stead_incus::{
     Source,
     client::{FileKind, OnServer},
@@ -14,11 +13,14 @@ use stead_incus::{
     },
     types::Config,
 };
-use stead_testkit::body::Env;
+use stead_testkit::{
+    body::{Env, Group},
+    wait::SOON,
+};
 
-const SOON: Duration = Duration::from_secs(60);
+pub const COPIES: Group = ("copies", |env| Box::pin(copies(env)));
 
-pub async fn all(env: &Env) {
+async fn copies(env: &Env) {
     let c = &env.client;
     let [first, second] = &env.members;
     let shared = Config::from([("features.profiles".to_owned(), "false".to_owned())]);

@@ -6,7 +6,8 @@ pub mod real;
 use crate::common::World;
 use serde_json::Value;
 use std::fs;
-use stead_incus::{Client, Dialect, Endpoint, Identity, tls};
+use stead_incus::{Client, Dialect, Endpoint, Identity, requests::instances::StateAction, tls};
+use stead_testkit::wait::SOON;
 
 /// Over HTTPS, with the certificate and address that `stead env` gives the stock client.
 pub fn client(w: &World, cluster: &str) -> Client {
@@ -34,4 +35,13 @@ pub fn unix_client(w: &World, cluster: &str, node: &str, dialect: Dialect) -> Cl
     let state: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
     let socket = format!("/proc/{}/root{}", state["machine_pid"], dialect.facts().node_socket());
     Client::new(dialect, Endpoint::Unix(socket.into())).unwrap()
+}
+
+/// Removes every instance, whatever it does.
+pub async fn remove_all(client: &Client) {
+    for instance in client.instances().await.unwrap_or_default() {
+        let (project, name) = (instance.project.as_str(), instance.name.as_str());
+        let _ = client.set_instance_state(project, name, StateAction::Kill, SOON).await;
+        let _ = client.delete_instance(project, name).await;
+    }
 }

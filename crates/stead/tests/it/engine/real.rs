@@ -14,23 +14,31 @@ use stead_incus::{
     },
     types::Config,
 };
-use stead_testkit::body::Env;
+use stead_testkit::{
+    body::{Env, Group},
+    wait::SOON,
+};
 
 const PROJECT: &str = "default";
-const SOON: Duration = Duration::from_secs(60);
 const LIMIT: usize = 1 << 20;
 
-pub async fn all(env: &Env) {
-    volumes_and_networks(env).await;
-    images_out_and_in(env).await;
-    if env.starts {
-        commands(env).await;
-        files_and_logs(env).await;
-        metrics(env).await;
-        rebuilding(env).await;
-        evacuation(env).await;
-    }
-}
+/// What needs no running instance.
+pub const GROUPS: [Group; 2] = [
+    ("volumes_and_networks", |env| Box::pin(volumes_and_networks(env))),
+    ("images_out_and_in", |env| Box::pin(images_out_and_in(env))),
+];
+
+/// What needs one.
+pub const OF_RUNNING_INSTANCES: [Group; 5] = [
+    COMMANDS,
+    ("files_and_logs", |env| Box::pin(files_and_logs(env))),
+    ("metrics", |env| Box::pin(metrics(env))),
+    ("rebuilding", |env| Box::pin(rebuilding(env))),
+    ("evacuation", |env| Box::pin(evacuation(env))),
+];
+
+/// Commands go over websockets, and so are checked over each transport.
+pub const COMMANDS: Group = ("commands", |env| Box::pin(commands(env)));
 
 /// A running instance on a member, made anew.
 pub async fn start(c: &Client, member: &str, name: &str) {
@@ -43,7 +51,7 @@ pub async fn remove(c: &Client, name: &str) {
 }
 
 /// Commands with their streams, on both members: asked of one, the other's go through it.
-pub async fn commands(env: &Env) {
+async fn commands(env: &Env) {
     let c = &env.client;
     for (member, name) in env.members.iter().zip(["stead-e1", "stead-e2"]) {
         start(c, member, name).await;

@@ -2,7 +2,8 @@
 
 use super::host::*;
 use crate::common::{World, eventually};
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path};
+use stead_testkit::{host::skipped, parts::Parts};
 
 /// What the node needs besides its engine: what disks are made with and mapped by, and a small Ceph cluster.
 const PACKAGES: [&str; 8] =
@@ -24,7 +25,7 @@ pub fn build(w: &World, test: &str, driver: &str) -> Option<String> {
     let recipe = recipe.replacen("    packages:\n", &format!("    packages:\n{packages}"), 1);
     let built = w.stead(&["image", "build", &w.file(&image, &recipe), "--stead-node", program]);
     if built.code == 1 && built.stderr.contains("mirror cannot be reached") {
-        println!("SKIP {test}: image {image} cannot be built: {}", built.stderr.trim());
+        skipped(test, &format!("image {image} cannot be built: {}", built.stderr.trim()));
         return None;
     }
     assert!(built.code == 0, "{}\n{}", built.stdout, built.stderr);
@@ -37,8 +38,11 @@ pub const NODES: &str = "nodes: [{name: node1, machine: {backend: qemu, memory: 
 
 pub fn every_kind(host: &Host<'_>) {
     host.ok(&["modprobe", "nbd"]);
-    images_volumes_and_context(host);
-    ceph(host);
+    let mut parts = Parts::new();
+    parts.run("images, volumes and context", || images_volumes_and_context(host));
+    parts.run("partitions", || partitions(host));
+    parts.run("ceph", || ceph(host));
+    parts.end();
 }
 
 /// A VM whose root is a qcow2 image over one of the image datastore, with a logical volume, a qcow2 image with
@@ -148,7 +152,6 @@ fn images_volumes_and_context(host: &Host<'_>) {
     assert_eq!(host.inside("one-7", "cat /kept; ls /data"), "kept\nlost+found\nwritten\n");
     host.done("cancel", &of_one7, None);
     free(host);
-    partitions(host);
     let remove = format!(
         "export DM_DISABLE_UDEV=1; lvremove -q -y vg-one-0/lv-one-7-2 && vgremove -q vg-one-0 && losetup --detach {volume}"
     );
@@ -290,7 +293,7 @@ fn connected(host: &Host<'_>) -> BTreeMap<String, String> {
 fn free(host: &Host<'_>) {
     host.clean();
     assert_eq!(connected(host), BTreeMap::new());
-    eventually("the programs behind devices have ended", Duration::from_secs(60), || {
+    eventually("the programs behind devices have ended", || {
         host.run(&["pidof", "qemu-nbd", "rbd-nbd"], "").code == 1
     });
 }

@@ -136,7 +136,7 @@ impl Host<'_> {
     }
     #[track_caller]
     pub fn clean(&self) {
-        eventually("the host is clean", Duration::from_secs(60), || {
+        eventually("the host is clean", || {
             let left = self.leftovers();
             if !left.is_empty() {
                 println!("left: {left}");

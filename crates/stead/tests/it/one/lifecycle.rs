@@ -199,7 +199,7 @@ pub fn devices(host: &Host<'_>) {
     // told is looked at.
     assert_eq!(host.setting("one-8", "limits.cpu"), "1-1");
     if host.driver == "incus" {
-        eventually("it runs on the CPU that it is pinned to", Duration::from_secs(60), || {
+        eventually("it runs on the CPU that it is pinned to", || {
             let allowed = host.inside("one-8", "grep Cpus_allowed_list /proc/self/status");
             allowed.trim() == "Cpus_allowed_list:\t1"
         });
@@ -257,7 +257,7 @@ pub fn restart(host: &Host<'_>, script: &str) {
         host.done(script, &of_one7, None);
     }
     assert_eq!(host.status("one-7"), "RUNNING");
-    eventually("it has started once more", Duration::from_secs(60), || count(host) == before + 1);
+    eventually("it has started once more", || count(host) == before + 1);
     assert_eq!(host.setting("one-7", "user.one_status"), "1");
 }
 
