@@ -18,11 +18,15 @@ pub fn skipped(test: &str, why: &str) {
 
 /// Whether one of these programs is not installed; reports the test as skipped then.
 pub fn lacks_programs(test: &str, programs: &[&str]) -> bool {
-    let missing = programs.iter().find(|p| find(p).is_none());
+    let missing = missing(programs);
     if let Some(missing) = missing {
         skipped(test, &format!("{missing} is not installed"));
     }
     missing.is_some()
+}
+
+fn missing<'p>(programs: &[&'p str]) -> Option<&'p str> {
+    programs.iter().copied().find(|p| find(p).is_none())
 }
 
 /// Whether this is not root, or one of these programs is not installed; reports the test as skipped then.
@@ -220,7 +224,8 @@ mod tests {
 
     #[test]
     fn programs_are_found_or_missed() {
-        assert!(!lacks_programs("x", &["sh"]) && lacks_programs("x", &["sh", "stead-no-such-program"]));
+        assert_eq!(missing(&["sh"]), None);
+        assert_eq!(missing(&["sh", "stead-no-such-program", "x"]), Some("stead-no-such-program"));
         assert_eq!(run("sh", &["-c", "echo $0", "a b"]), "a b\n");
     }
 }

@@ -13,9 +13,16 @@ use std::{
 pub const MARK: &str = "PART ";
 
 /// The parts of one test.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Parts {
     failed: Vec<String>,
+    report: fn(String),
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self { failed: Vec::new(), report: |line| println!("{line}") }
+    }
 }
 
 impl Parts {
@@ -32,11 +39,11 @@ impl Parts {
         let seconds = began.elapsed().as_secs_f64();
         match outcome {
             Ok(result) => {
-                println!("{MARK}{name}: ok {seconds:.3}");
+                (self.report)(format!("{MARK}{name}: ok {seconds:.3}"));
                 Some(result)
             }
             Err(panic) => {
-                println!("{MARK}{name}: FAIL {seconds:.3}: {}", reason(&*panic));
+                (self.report)(format!("{MARK}{name}: FAIL {seconds:.3}: {}", reason(&*panic)));
                 self.failed.push(name.to_owned());
                 None
             }
@@ -45,7 +52,7 @@ impl Parts {
 
     /// Reports a part that cannot run here, and why.
     pub fn skip(&mut self, name: &str, why: &str) {
-        println!("{MARK}{name}: SKIP 0: {why}");
+        (self.report)(format!("{MARK}{name}: SKIP 0: {why}"));
     }
 
     /// Whether a part has failed.
@@ -73,10 +80,13 @@ fn reason(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
 
     #[test]
     fn the_parts_after_a_failed_one_run() {
-        let mut parts = Parts::new();
+        // Not on standard output: the runner would read it.
+        static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        let mut parts = Parts { report: |line| LINES.lock().unwrap().push(line), ..Parts::new() };
         assert_eq!(parts.run("one", || 1), Some(1));
         assert_eq!(parts.run("two", || -> i32 { panic!("broken") }), None);
         assert!(parts.any_failed());
@@ -84,6 +94,21 @@ mod tests {
         parts.skip("four", "no four here");
         let end = catch_unwind(|| parts.end()).unwrap_err();
         assert_eq!(reason(&*end), "failed: two");
+        let lines = LINES
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|l| l.replace(|c: char| c.is_ascii_digit(), "0"))
+            .collect::<Vec<_>>();
+        assert_eq!(
+            lines,
+            [
+                "PART one: ok 0.000",
+                "PART two: FAIL 0.000: broken",
+                "PART three: ok 0.000",
+                "PART four: SKIP 0: no four here"
+            ]
+        );
         Parts::new().end();
     }
 

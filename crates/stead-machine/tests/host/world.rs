@@ -7,7 +7,7 @@ use std::{
 };
 pub use stead_testkit::{
     host::{assert_no_traces, run, traces},
-    wait::{eventually, within},
+    wait::{SOON, answer, eventually, within},
 };
 
 /// Names in tests carry this process' id, so that two checkouts can test at once.

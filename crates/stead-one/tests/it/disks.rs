@@ -85,9 +85,10 @@ fn image(w: &Datastores, path: &Path, filesystem: &str, size_mib: u64) {
     run(&format!("mkfs.{filesystem}"), &[quiet, path]);
     let at = w.dir.join("making");
     fs::create_dir_all(at.join("x")).unwrap();
-    run("mount", &["-o", "loop", path, at.to_str().unwrap()]);
-    fs::write(at.join("inside"), "kept").unwrap();
-    run("umount", &[at.to_str().unwrap()]);
+    // In a mount namespace of its own: namespaces that other tests make meanwhile would take a mount of this one along, and
+    // the filesystem would be written once more when they end.
+    let script = "mount -o loop \"$0\" \"$1\" && printf kept >\"$1/inside\" && umount \"$1\"";
+    run("unshare", &["--mount", "sh", "-c", script, path, at.to_str().unwrap()]);
 }
 
 fn uuid(path: &Path) -> String {

@@ -1,7 +1,7 @@
 //! Clusters without an engine, in namespaces: the whole command line against real nodes.
 
 use crate::common::{World, eventually};
-use std::{fs, io::Write, process::Stdio, time::Duration};
+use std::{fs, io::Write, process::Stdio};
 
 fn yaml(name: &str, nodes: u32, more: &str) -> String {
     format!("name: {name}\nimage: base\nnodes: {nodes}\nmachine: {{backend: namespace}}\n{more}")

@@ -2,7 +2,6 @@
 
 use crate::common::{World, eventually};
 use serde_json::Value;
-use std::time::Duration;
 
 /// Puts the instance image into the cluster and launches one container on each of two members, by the stock client.
 fn instances(w: &World, cluster: &str, members: [&str; 2]) -> Option<()> {

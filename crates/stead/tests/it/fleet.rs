@@ -479,8 +479,8 @@ const INTO_THE_MOVE: Duration = Duration::from_millis(600);
 fn restarted_daemons(f: &Fleet) {
     // Large enough for the middle to be hit.
     let fill = ["exec", "c5", "--", "sh", "-c", "head -c 200000000 /dev/urandom > /root/large"];
-    let said = f.stock(&fill).unwrap();
-    assert_eq!(said.code, 0, "{}", said.stderr);
+    let filled = f.stock(&fill).unwrap();
+    assert_eq!(filled.code, 0, "{}", filled.stderr);
     let drains = drains(f);
     let mut told = 0;
     // Only stopped, not killed, where an instance may be coming in: Incus keeps the record of a volume that never came, and

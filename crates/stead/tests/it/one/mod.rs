@@ -11,7 +11,6 @@ use host::*;
 use std::{
     fmt::Write as _,
     fs,
-    path::Path,
     process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
