@@ -10,7 +10,7 @@
 //! - members are restarted one at a time, while all others are online, and the membership does not change meanwhile;
 //! - a new cluster is formed only when no member has kept its state;
 //! - machines with data are stopped cleanly, and only unwanted nodes are deleted, after they were evacuated and
-//! stopped.
+//!   stopped.
 
 mod flaw;
 mod order;
