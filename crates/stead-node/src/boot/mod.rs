@@ -324,6 +324,9 @@ fn plan_kernel_filesystems(facts: &Facts, root: &Path, plan: &mut BootPlan) {
         plan.may(Step::Symlink { path: dev.join(name), to: to.into() });
     }
     let by_serial = dev.join("disk/by-serial");
+    if facts.mode == Mode::Namespace {
+        hide_memory_blocks(root, &all, plan);
+    }
     plan.must(Step::Directory { path: by_serial.clone() });
     for (serial, device) in &facts.disks {
         if is_file_name(serial) {
@@ -339,6 +342,26 @@ fn plan_kernel_filesystems(facts: &Facts, root: &Path, plan: &mut BootPlan) {
         plan.may_mount("tracefs", root.join("sys/kernel/tracing"), "tracefs", &all, "");
         plan.may_mount("bpf", root.join("sys/fs/bpf"), "bpf", &all, "mode=0700");
     }
+}
+
+/// Where in /dev a sysfs is mounted that nothing covers, as LXC does for nested containers.
+const WHOLE_SYSFS: &str = ".stead/sys";
+
+/// Covers the host's memory blocks in a namespace's sysfs. An engine counts them when it reports its resources, which
+/// each member asks of every other: three files for each 128 MiB of the host. /proc/meminfo has the sum.
+///
+/// The kernel lets a user namespace (of an unprivileged container) mount a sysfs only where another one is seen whole.
+fn hide_memory_blocks(root: &Path, flags: &[Flag], plan: &mut BootPlan) {
+    plan.mount("sysfs", root.join("dev").join(WHOLE_SYSFS), "sysfs", flags, "");
+    let read_only: Vec<Flag> = flags.iter().copied().chain([Flag::Ro]).collect();
+    // A kernel without memory hotplug has no such directory.
+    plan.may(mount(
+        "stead",
+        root.join("sys/devices/system/memory"),
+        "tmpfs",
+        &read_only,
+        "mode=0555,size=4k",
+    ));
 }
 
 /// Whether a serial, which comes from outside, is usable as a file name.
