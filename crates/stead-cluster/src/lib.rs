@@ -33,6 +33,7 @@ pub mod remote;
 #[cfg(test)]
 mod scenarios;
 mod site;
+mod starts;
 pub mod status;
 pub mod up;
 mod wait;

@@ -14,12 +14,15 @@ use crate::{
     observe::{self, Observed},
     plan::{Action, StopHow},
     prepare::Prepared,
+    starts::Starts,
     wait::Watch,
 };
 use futures_util::future::join_all;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZero,
     path::PathBuf,
+    thread::available_parallelism,
 };
 use stead_agent::Client;
 use stead_model::{EngineKind, NodeName, NodeSpec, agent::NodeStatus, node::EngineRole};
@@ -38,6 +41,7 @@ pub(crate) struct Site {
     backend_why: String,
     /// Agents of the wanted nodes, with their connections, which are kept until the machine is restarted.
     agents: Mutex<BTreeMap<NodeName, Client>>,
+    starts: Starts,
 }
 
 impl Site {
@@ -50,6 +54,7 @@ impl Site {
             record: Mutex::new(record),
             events: events.clone(),
             agents: Mutex::default(),
+            starts: Starts::new(available_parallelism().map_or(1, NonZero::get)),
             layout,
             pki,
             desired,
@@ -94,9 +99,17 @@ impl Site {
 
     async fn start(&self, node: &NodeName, initialises: bool) -> Result<(), ClusterError> {
         let desired = self.desired(node)?;
+        if !self.engine.is_none() {
+            self.starts.begin(node).await;
+        }
         self.events.node(node, "starting", desired.machine.backend.to_string());
         self.agents.lock().await.remove(node);
-        machines::start(self.exe.clone(), desired.machine.clone(), &self.spec(desired, initialises)).await
+        let spec = self.spec(desired, initialises);
+        let started = machines::start(self.exe.clone(), desired.machine.clone(), &spec).await;
+        if started.is_err() {
+            self.starts.end(node);
+        }
+        started
     }
 
     async fn stop(&self, node: &NodeName, how: StopHow, why: &[String]) -> Result<(), ClusterError> {
@@ -155,8 +168,9 @@ impl Site {
             }
             Action::AwaitAgent { .. } => {
                 let well = |s: &NodeStatus| health::runs(s) || health::engine_answers(s);
-                let status = watch(&self.events).until("its services to run", well).await?;
-                self.events.node(node, "engine", health::uptime(&status));
+                let status = watch(&self.events).until("its services to run", well).await;
+                self.starts.end(node);
+                self.events.node(node, "engine", health::uptime(&status?));
             }
             Action::Initialise { .. } => {
                 let status = members::initialise(&watch(&quiet)).await?;
@@ -233,6 +247,7 @@ impl World for Site {
 
     async fn begin(&mut self, plan: &Plan) -> Result<(), ClusterError> {
         let initialises = plan.initialises();
+        self.starts.reset();
         {
             let mut record = self.record.lock().await;
             if initialises.is_some() {
@@ -258,6 +273,10 @@ impl World for Site {
 
     async fn perform(&self, action: &Action) -> Result<(), Setback> {
         let result = self.act(action).await;
+        if let Err(Setback::Moved(_)) = &result {
+            // The steps that would end starts are not begun any more.
+            self.starts.open();
+        }
         if let (Err(setback), Some(node)) = (&result, action.node()) {
             let why = match setback {
                 Setback::Moved(why) => why.clone(),
