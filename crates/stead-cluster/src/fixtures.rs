@@ -103,6 +103,7 @@ pub(crate) fn status(node: &NodeName, engine: Option<(EngineState, Option<String
             version: None,
             detail: None,
             certificate,
+            leads: false,
         }),
         addresses: vec![],
         kernel: String::new(),

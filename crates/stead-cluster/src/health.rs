@@ -109,6 +109,7 @@ mod tests {
                 version: None,
                 detail: Some("the engine is not running".into()),
                 certificate: None,
+                leads: false,
             }),
             addresses: vec![],
             kernel: String::new(),

@@ -260,6 +260,9 @@ pub struct EngineStatus {
     /// PEM of the cluster's (or server's) certificate, once it answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
+    /// Whether it leads the cluster's database, as it said last: its stop hands the lead over, which takes time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leads: bool,
 }
 
 /// An instance as the engine lists it.

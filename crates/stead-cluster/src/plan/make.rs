@@ -5,7 +5,8 @@
 //! 2. nodes that do not run, or are useless to the engine's cluster in their present state, are started, all at once;
 //!    members that come back by themselves are waited for, the others join through a member that is online by then;
 //! 3. unwanted members that do not run are removed, because they count as missing voters;
-//! 4. members that need a restart are restarted one at a time, while all others are online;
+//! 4. members that need a restart are restarted one at a time, while all others are online, the leader of
+//!    the database last;
 //! 5. unwanted nodes are evacuated, removed and deleted;
 //! 6. all members are online at the same time.
 
@@ -260,7 +261,10 @@ impl<'a> Maker<'a> {
         let (online, unwell): (Vec<usize>, Vec<usize>) = (0..count)
             .filter(|at| self.is_rolled(&self.views[*at]))
             .partition(|at| self.views[*at].standing == Standing::Online);
-        let rolls: Vec<usize> = unwell.into_iter().chain(online).collect();
+        // The leader of the database last: each stop of a leader hands the lead over, maybe to the next that stops.
+        let (leader, others): (Vec<usize>, Vec<usize>) =
+            online.into_iter().partition(|at| self.views[*at].leads());
+        let rolls: Vec<usize> = unwell.into_iter().chain(others).chain(leader).collect();
         if !rolls.is_empty() {
             ends.extend(removed.values());
         }

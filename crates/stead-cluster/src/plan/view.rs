@@ -76,6 +76,10 @@ impl<'a> View<'a> {
     pub(super) fn engine(&self) -> Option<EngineState> {
         self.seen.and_then(ObservedNode::engine)
     }
+    /// It leads the database of the engine's cluster, as far as it says so.
+    pub(super) fn leads(&self) -> bool {
+        self.status().and_then(|s| s.engine.as_ref()).is_some_and(|e| e.leads)
+    }
     /// What its agent reports.
     pub(super) fn status(&self) -> Option<&'a NodeStatus> {
         self.seen?.status.as_ref()

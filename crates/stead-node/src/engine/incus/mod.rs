@@ -36,13 +36,17 @@ use stead_model::{
 };
 use tokio::{
     sync::Mutex as AsyncMutex,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 /// Interval while the engine starts or forms: every millisecond counts and a request costs little.
 const EAGER_POLL: Duration = Duration::from_millis(4);
 /// Interval otherwise: frequent enough for a person, cheap enough to go on for ever.
 const WATCH_POLL: Duration = Duration::from_secs(1);
+/// Interval at which a member that was just started is asked whether it is online: a rolling change waits for that.
+const RETURN_POLL: Duration = Duration::from_millis(20);
+/// How long after the start. A member that takes longer waits for others.
+const RETURN_PATIENCE: Duration = Duration::from_secs(30);
 /// Time limit for reading the state: an engine without quorum never answers, a healthy one takes milliseconds.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a request for the present state waits for a join to end; with two requests to the engine it stays within
@@ -53,6 +57,9 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a new member may take to be online: it is with its first heartbeat, usually at once, at the latest after
 /// ten seconds.
 const ONLINE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Role of the member that leads the cluster's database; the engine assigns it.
+const LEADER: &str = "database-leader";
 
 /// Adds the action to the engine's error.
 fn engine(action: &'static str) -> impl FnOnce(Error) -> IncusError {
@@ -103,6 +110,7 @@ impl Incus {
                 version: None,
                 detail: None,
                 certificate: None,
+                leads: false,
             }),
             journal: Journal::new(&directory),
             client: Client::new(dialect, Endpoint::Unix(socket.clone()))?,
@@ -136,13 +144,16 @@ impl Incus {
     async fn run(&self) {
         let work = async {
             self.bootstrap().await;
+            let begun = Instant::now();
             loop {
                 if self.is_unfinished() && self.forming.try_lock().is_ok() {
                     // A join failed and the engine could not be reset.
                     self.bootstrap().await;
                 }
                 self.look().await;
-                sleep(WATCH_POLL).await;
+                let returns =
+                    self.last_seen().state == EngineState::Offline && begun.elapsed() < RETURN_PATIENCE;
+                sleep(if returns { RETURN_POLL } else { WATCH_POLL }).await;
             }
         };
         tokio::select! {
@@ -202,6 +213,15 @@ impl Incus {
         let mut s = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         s.state = state;
         s.detail = detail;
+        s.leads = false;
+    }
+
+    /// The state of a member that the cluster counts as there.
+    fn set_member(&self, state: EngineState, member: &Member) {
+        let mut s = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        s.state = state;
+        s.detail = None;
+        s.leads = member.roles.iter().any(|r| r == LEADER);
     }
 
     fn learn(&self, server: &Server) {
@@ -282,9 +302,9 @@ impl Incus {
                 if let Err(e) = self.joined().await {
                     self.handle.warn(chain(&e));
                 }
-                self.set(EngineState::Online, None);
+                self.set_member(EngineState::Online, &m);
             }
-            Ok(m) if m.status == "Evacuated" => self.set(EngineState::Evacuated, None),
+            Ok(m) if m.status == "Evacuated" => self.set_member(EngineState::Evacuated, &m),
             Ok(m) => self.set(EngineState::Offline, Some(m.message).filter(|s| !s.is_empty())),
             Err(e) => self.set(EngineState::Offline, Some(chain(&e))),
         }
