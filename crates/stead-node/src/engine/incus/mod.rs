@@ -11,6 +11,7 @@ mod cluster;
 mod daemon;
 mod disk;
 mod error;
+mod hubs;
 mod journal;
 mod plan;
 mod preseed;
@@ -192,6 +193,10 @@ impl Incus {
         }
         self.await_online(ONLINE_PATIENCE).await?;
         self.joined().await?;
+        if let Err(e) = hubs::appoint(&self.client).await {
+            // The cluster works without: only joins cost more. The next one tries again.
+            self.handle.warn(format!("engine: cannot appoint event hubs: {}", chain(&e)));
+        }
         self.look_now().await;
         Ok(self.last_seen())
     }
