@@ -67,6 +67,11 @@ const BENCHMARKS: &[Benchmark] = &[
         what: "up of three namespace nodes with Incus, images there",
         run: rows::warm_up::run,
     },
+    Benchmark {
+        name: "joins",
+        what: "up of 1, 3, 6 and 12 namespace nodes with Incus",
+        run: rows::joins::run,
+    },
     Benchmark { name: "rebuild", what: "image build when nothing changed", run: rows::rebuild::run },
     Benchmark {
         name: "overlay",

@@ -5,6 +5,7 @@ pub mod ci;
 pub mod cold_build;
 pub mod cpio;
 pub mod fifty;
+pub mod joins;
 pub mod monitor;
 pub mod overlay;
 pub mod placement;
