@@ -1,7 +1,12 @@
-//! Real engines: three Incus nodes and two LXD nodes with instances from our own image, in namespaces.
+//! Real engines: Incus and LXD nodes with instances from our own image, in namespaces.
 
 use crate::common::{World, eventually};
 use serde_json::Value;
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+};
 
 /// Puts the instance image into the cluster and launches one container on each of two members, by the stock client.
 fn instances(w: &World, cluster: &str, members: [&str; 2]) -> Option<()> {
@@ -85,7 +90,7 @@ fn three_incus_nodes_run_instances() {
     w.ok(&["scale", "t-incus", "3"]);
     online(&w, "t-incus", "incus", 3);
     assert!(
-        w.ok(&["up", &w.file("t-incus", &std::fs::read_to_string(&file).unwrap())]).contains("nothing to do")
+        w.ok(&["up", &w.file("t-incus", &fs::read_to_string(&file).unwrap())]).contains("nothing to do")
     );
     w.down("t-incus");
 }
@@ -126,4 +131,72 @@ fn an_instance_outlives_the_reboot_of_its_node() {
             .is_some_and(|s| s.code == 0 && s.stdout == "kept\n")
     });
     w.down("t-keep");
+}
+
+#[test]
+fn a_changed_overlay_file_costs_no_quorum() {
+    let Some(w) = World::new("a_changed_overlay_file_costs_no_quorum", &["incus-node"]) else { return };
+    let motd = w.state.join("overlay/etc/motd");
+    fs::create_dir_all(motd.parent().unwrap()).unwrap();
+    fs::write(&motd, "one\n").unwrap();
+    let file = w.file(
+        "t-roll",
+        "name: t-roll\nimage: incus-node\nnodes: 3\nengine: incus\nmachine:\n  backend: namespace\n  disks: [{name: data, size: 2GiB, role: data}]\noverlays: [overlay]\n",
+    );
+    w.ok(&["up", &file]);
+    let nodes = ["node1", "node2", "node3"];
+    // A member answers this from the cluster's database, so never without a quorum.
+    let answers = |node: &str| {
+        let asked = ["exec", "t-roll", node, "--", "incus", "query", "/1.0/cluster/members?recursion=1"];
+        let said = w.stead(&asked);
+        said.code == 0 && nodes.iter().all(|n| said.stdout.contains(n))
+    };
+    fs::write(&motd, "two\n").unwrap();
+    let (done, rounds, silent) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|s| {
+        s.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                if !nodes.iter().any(|n| answers(n)) {
+                    silent.fetch_add(1, Ordering::Relaxed);
+                }
+                rounds.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let up = w.stead(&["up", &file]);
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(up.code, 0, "{}", up.stderr);
+    });
+    let (rounds, silent) = (rounds.into_inner(), silent.into_inner());
+    assert!(rounds > 1, "the change was over before anybody asked");
+    assert_eq!(silent, 0, "of {rounds} questions, so many had no answer from any member");
+    online(&w, "t-roll", "incus", 3);
+    assert!(nodes.iter().all(|n| w.exec("t-roll", n, &["cat", "/etc/motd"]) == "two\n"));
+    w.down("t-roll");
+}
+
+/// From five members on there are event hubs; and events reach members that listen to hubs alone: the stock client waits
+/// for an operation on another member by them.
+#[test]
+fn five_incus_nodes_have_event_hubs() {
+    let Some(w) = World::new("five_incus_nodes_have_event_hubs", &["incus-node", "debian-12"]) else {
+        return;
+    };
+    let file = w.file(
+        "t-hubs",
+        "name: t-hubs\nimage: incus-node\nnodes: 4\nengine: incus\nmachine: {backend: namespace}\n",
+    );
+    let hubs = || {
+        let said = w.exec("t-hubs", "node1", &["incus", "query", "/1.0/cluster/members?recursion=1"]);
+        let members: Value = serde_json::from_str(&said).unwrap();
+        let is_hub =
+            |m: &&Value| m["roles"].as_array().is_some_and(|r| r.contains(&Value::from("event-hub")));
+        members.as_array().unwrap().iter().filter(is_hub).count()
+    };
+    w.ok(&["up", &file]);
+    assert_eq!(hubs(), 0);
+    w.ok(&["scale", "t-hubs", "5"]);
+    online(&w, "t-hubs", "incus", 5);
+    assert_eq!(hubs(), 3);
+    instances(&w, "t-hubs", ["node4", "node5"]);
+    w.down("t-hubs");
 }
