@@ -13,6 +13,8 @@ use std::{fmt, path::PathBuf, time::Duration};
 /// Time limit of an ordinary request. Lists on a busy cluster take well under a second; a cluster without quorum never
 /// answers.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time limit of a request or operation that moves data: some hundred gigabytes over a gigabit link take an hour.
+pub const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Default limit on the length of an answer. The longest answers are lists with states: 20,000 instances of 10 KiB each.
 pub const DEFAULT_LIMIT_BYTES: u64 = 256 << 20;

@@ -80,27 +80,36 @@ impl Client {
         fingerprint: &str,
         names: &[&str],
     ) -> Result<(), Error> {
-        let environment = &from.client.server_info().await?.environment;
-        let Some(address) = environment.addresses.first() else {
-            return Err(Error::Refused {
-                subject: from.client.endpoint().to_string(),
-                why: "does not listen on the network",
-            });
-        };
-        let share = images::share(from.project, fingerprint);
-        let (_, operation) = from.client.begin_operation(&share).await?;
         #[derive(Deserialize)]
         struct Shared {
             secret: String,
         }
-        let server = ImageServer {
-            url: format!("https://{address}"),
-            certificate: environment.certificate.clone(),
-            secret: Some(shape::<Shared>(&share, operation.metadata)?.secret),
-            project: from.project.to_owned(),
-        };
-        let fetch = images::fetch(from.client.dialect(), project, &server, fingerprint, names);
-        self.run(&fetch, fetch.timeout()).await.map(drop)
+        let environment = &from.client.server_info().await?.environment;
+        let mut first = None;
+        for address in &environment.addresses {
+            // A secret works once.
+            let share = images::share(from.project, fingerprint);
+            let (sharing, operation) = from.client.begin_operation(&share).await?;
+            let server = ImageServer {
+                url: format!("https://{address}"),
+                certificate: environment.certificate.clone(),
+                secret: Some(shape::<Shared>(&share, operation.metadata)?.secret),
+                project: from.project.to_owned(),
+            };
+            let fetch = images::fetch(from.client.dialect(), project, &server, fingerprint, names);
+            match self.run(&fetch, fetch.timeout()).await {
+                Ok(_) => return Ok(()),
+                Err(e) => {
+                    let _ = from.client.cancel(&sharing).await;
+                    // This server may not reach that address: try the next one.
+                    match e {
+                        Error::Operation { .. } | Error::Api { .. } => first = Some(first.unwrap_or(e)),
+                        other => return Err(other),
+                    }
+                }
+            }
+        }
+        Err(first.unwrap_or_else(|| super::silent(from.client)))
     }
     /// Writes an image's file to `to`: a unified image as its file, a split image as a multipart form with both parts.
     pub async fn export_image(&self, project: &str, fingerprint: &str, to: &Path) -> Result<(), Error> {

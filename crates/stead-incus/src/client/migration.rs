@@ -79,11 +79,14 @@ impl Client {
                         Ok(_) => return Ok(()),
                         // The target may not reach that address: try the next one.
                         Err(e @ Error::Operation { .. }) => first = Some(first.unwrap_or(e)),
-                        Err(e) => return Err(e),
+                        Err(e) => {
+                            let _ = from.client.cancel(&sending).await;
+                            return Err(e);
+                        }
                     }
                 }
                 let _ = from.client.cancel(&sending).await;
-                Err(first.unwrap_or_else(|| silent(from.client)))
+                Err(first.unwrap_or_else(|| super::silent(from.client)))
             }
             Mode::Push => {
                 let (receiving, status) = self.begin_operation(&receive(None)).await?;
@@ -108,7 +111,7 @@ impl Client {
                     }
                 }
                 let _ = self.cancel(&receiving).await;
-                Err(first.unwrap_or_else(|| silent(self)))
+                Err(first.unwrap_or_else(|| super::silent(self)))
             }
             Mode::Relay => {
                 let send = migration::send(from.project, instance, options, None);
@@ -120,17 +123,25 @@ impl Client {
                         return Err(e);
                     }
                 };
-                let relay = self.relay(&receiving, &receiver, from.client, &sending, &sender);
-                tokio::pin!(relay);
-                let arrive = self.wait(&receiving, TRANSFER_TIMEOUT);
-                tokio::pin!(arrive);
-                tokio::select! {
-                    done = &mut arrive => done.map(drop),
-                    relayed = &mut relay => {
-                        relayed?;
-                        arrive.await.map(drop)
+                let relayed = async {
+                    let relay = self.relay(&receiving, &receiver, from.client, &sending, &sender);
+                    tokio::pin!(relay);
+                    let arrive = self.wait(&receiving, TRANSFER_TIMEOUT);
+                    tokio::pin!(arrive);
+                    tokio::select! {
+                        done = &mut arrive => done.map(drop),
+                        relayed = &mut relay => {
+                            relayed?;
+                            arrive.await.map(drop)
+                        }
                     }
+                };
+                let done = relayed.await;
+                if done.is_err() {
+                    // Either side may still wait for a stream that will not come.
+                    let (_, _) = tokio::join!(from.client.cancel(&sending), self.cancel(&receiving));
                 }
+                done
             }
         }
     }
@@ -202,6 +213,89 @@ async fn peers(client: &Client, operation: &Operation, status: &OperationStatus)
     Ok(environment.addresses.iter().map(peer).collect())
 }
 
-fn silent(client: &Client) -> Error {
-    Error::Refused { subject: client.endpoint().to_string(), why: "does not listen on the network" }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dialect, Endpoint};
+    use std::{
+        path::{Path, PathBuf},
+        sync::{Arc, Mutex},
+    };
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+
+    /// A server that answers each request with what `answer` makes of its first line, and notes the line.
+    fn server(
+        directory: &Path,
+        name: &str,
+        answer: fn(&str) -> String,
+    ) -> (PathBuf, Arc<Mutex<Vec<String>>>) {
+        let (path, lines) = (directory.join(name), Arc::new(Mutex::new(Vec::new())));
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let noted = Arc::clone(&lines);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut stream = BufReader::new(stream);
+                let (mut head, mut length) = (Vec::new(), 0);
+                loop {
+                    let mut line = String::new();
+                    stream.read_line(&mut line).await.unwrap();
+                    if line.trim().is_empty() {
+                        break;
+                    }
+                    if let Some(n) = line.to_lowercase().strip_prefix("content-length:") {
+                        length = n.trim().parse().unwrap();
+                    }
+                    head.push(line.trim().to_owned());
+                }
+                stream.read_exact(&mut vec![0; length]).await.unwrap();
+                let Some(line) = head.first().map(|l| l.trim_end_matches(" HTTP/1.1").to_owned()) else {
+                    continue;
+                };
+                let body = answer(&line);
+                noted.lock().unwrap().push(line);
+                let status = if body.contains("\"error\"") { "400 Bad Request" } else { "200 OK" };
+                let whole = format!(
+                    "HTTP/1.1 {status}\r\nETag: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                stream.write_all(whole.as_bytes()).await.unwrap();
+            }
+        });
+        (path, lines)
+    }
+
+    /// Begins every operation that is asked for, and accepts no websocket.
+    fn deaf(line: &str) -> String {
+        let sync = |metadata: &str| format!(r#"{{"type":"sync","metadata":{metadata}}}"#);
+        match line {
+            "GET /1.0" => sync(
+                r#"{"auth":"trusted","api_extensions":["container_push","container_exec_recording"],"environment":{"server":"incus"}}"#,
+            ),
+            l if l.starts_with("GET /1.0/instances/c1") => sync(r#"{"name":"c1","config":{}}"#),
+            l if l.starts_with("POST") => {
+                r#"{"type":"async","operation":"/1.0/operations/u","metadata":{"id":"u","status_code":103,"metadata":{"control":"s"}}}"#.into()
+            }
+            l if l.contains("/wait") => r#"{"type":"error","error":"not yet","error_code":503}"#.into(),
+            l if l.contains("/websocket") => r#"{"type":"error","error":"no websocket","error_code":400}"#.into(),
+            _ => sync("{}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_fails_cancels_both_operations() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, of_source) = server(dir.path(), "source", deaf);
+        let (target, of_target) = server(dir.path(), "target", deaf);
+        let client = |path: PathBuf| Client::new(Dialect::Incus, Endpoint::Unix(path)).unwrap();
+        let (source, target) = (client(source), client(target));
+        let new = NewInstance { name: "c2".into(), ..NewInstance::default() };
+        let from = OnServer { client: &source, project: "default" };
+        let options = CopyOptions::default();
+        let copied = target.copy_instance("default", None, &new, from, "c1", Mode::Relay, options).await;
+        assert!(copied.is_err());
+        for lines in [of_source, of_target] {
+            let lines = lines.lock().unwrap();
+            assert!(lines.iter().any(|l| l == "DELETE /1.0/operations/u"), "{lines:?}");
+        }
+    }
 }

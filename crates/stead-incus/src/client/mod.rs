@@ -31,8 +31,8 @@ use tokio::sync::Mutex;
 
 /// Time limit of ordinary operations: forming a cluster, creating a pool, starting an instance.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(120);
-/// Time limit of operations that move data: copies, moves, evacuation.
-pub const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Time limit of what moves data: copies, moves, evacuation.
+pub use crate::request::TRANSFER_TIMEOUT;
 
 /// A client of one server, or of a cluster through one of its members. Clones share connections.
 #[derive(Debug, Clone)]
@@ -216,6 +216,11 @@ impl Client {
             Err(Error::Extension { feature, extension, endpoint: self.endpoint().to_string() })
         }
     }
+}
+
+/// Nobody can connect to the server of `client`.
+fn silent(client: &Client) -> Error {
+    Error::Refused { subject: client.endpoint().to_string(), why: "does not listen on the network" }
 }
 
 fn contents(envelope: Envelope) -> Value {

@@ -4,14 +4,11 @@ use super::Scope;
 use crate::{
     Body, Dialect, ETag, Feature, Part, Request, Source,
     dialect::Header,
-    request::encode,
+    request::{TRANSFER_TIMEOUT, encode},
     types::{Config, ImagePut},
 };
 use serde_json::{Value, json};
-use std::{path::Path, time::Duration};
-
-/// Time limit of a transfer: a gigabyte over a slow disk, and the server repacks it.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1800);
+use std::path::Path;
 
 /// All images. `filter` is in the server's filter language: `properties.os eq Debian`.
 pub fn list(scope: Scope<'_>, filter: Option<&str>) -> Request {

@@ -71,6 +71,9 @@ pub struct Instance {
     /// Its snapshots, if they were requested.
     #[serde(default)]
     pub snapshots: Option<Vec<Snapshot>>,
+    /// Its backups on the server, if they were requested.
+    #[serde(default)]
+    pub backups: Option<Vec<Backup>>,
 }
 
 impl Instance {
@@ -218,6 +221,13 @@ pub struct InstanceAddress {
     pub address: String,
     /// `global`, `link`, `local`.
     pub scope: String,
+}
+
+/// A backup of an instance, kept on its server.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+pub struct Backup {
+    /// Its name.
+    pub name: String,
 }
 
 /// A snapshot of an instance.

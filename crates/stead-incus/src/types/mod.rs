@@ -20,8 +20,8 @@ pub use cluster::{
 pub use event::{Event, EventKind, Lifecycle};
 pub use image::{Image, ImageAlias, ImagePut};
 pub use instance::{
-    Instance, InstanceAddress, InstanceCpu, InstanceDisk, InstanceKind, InstanceMemory, InstanceNetwork,
-    InstancePut, InstanceState, Snapshot, Traffic,
+    Backup, Instance, InstanceAddress, InstanceCpu, InstanceDisk, InstanceKind, InstanceMemory,
+    InstanceNetwork, InstancePut, InstanceState, Snapshot, Traffic,
 };
 pub use network::{Network, NetworkAddress, NetworkLease, NetworkPut, NetworkState};
 pub use operation::{OperationStatus, Outcome, Progress};
