@@ -3,12 +3,14 @@
 //! Owns the files (the key of this host's certificate is in them: mode 0600), the certificate that is made for a cluster,
 //! and the steps from a one-time token to a cluster that answers. Does not own what the cluster is used for.
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256,
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fmt, fs, io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -25,6 +27,8 @@ const VALIDITY: time::Duration = time::Duration::days(3650);
 const CLOCK_SKEW: time::Duration = time::Duration::days(1);
 /// How long one of several addresses may take to answer.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an address is waited for before the next one is tried beside it.
+const STAGGER: Duration = Duration::from_millis(250);
 /// The port engines listen on by default.
 const PORT: u16 = 8443;
 
@@ -203,36 +207,50 @@ impl Remotes {
 }
 
 impl Remote {
-    /// A client of it, by the first of its addresses that answers.
+    /// A client of it, by the first of its addresses that answers. They are tried in their order, each soon after the one
+    /// before it: a member that is off does not keep the others waiting.
     ///
     /// # Errors
     /// [`RemoteError::Unreachable`].
     pub async fn connect(&self) -> Result<Client, RemoteError> {
-        let mut failed = Vec::new();
-        for address in &self.addresses {
-            let endpoint = Endpoint::Https {
-                address: address.clone(),
-                fingerprint: self.fingerprint.clone(),
-                identity: Some(Identity {
-                    certificate_pem: self.certificate_pem.clone(),
-                    key_pem: self.key_pem.clone(),
-                }),
+        let mut tries: FuturesUnordered<_> = self
+            .addresses
+            .iter()
+            .enumerate()
+            .map(|(n, address)| async move {
+                tokio::time::sleep(STAGGER * u32::try_from(n).unwrap_or(u32::MAX)).await;
+                (n, self.connect_to(address).await)
+            })
+            .collect();
+        let mut failed = BTreeMap::new();
+        while let Some((n, tried)) = tries.next().await {
+            match tried {
+                Ok(client) => return Ok(client),
+                Err(e) => failed.insert(n, e),
             };
-            match tokio::time::timeout(ADDRESS_TIMEOUT, Client::discover(endpoint)).await {
-                Ok(Ok(client)) => return Ok(client),
-                Ok(Err(e)) => failed.push(self.another(address).await.unwrap_or(e)),
-                Err(_) => failed.push(Error::Connect {
-                    endpoint: address.clone(),
-                    source: io::ErrorKind::TimedOut.into(),
-                }),
+        }
+        let mut failed = failed.into_values();
+        let source = Box::new(failed.next().ok_or(RemoteError::NoAddress)?);
+        let others = failed.map(|e| chain(&e)).collect();
+        Err(RemoteError::Unreachable { others, source })
+    }
+
+    async fn connect_to(&self, address: &str) -> Result<Client, Error> {
+        let endpoint = Endpoint::Https {
+            address: address.to_owned(),
+            fingerprint: self.fingerprint.clone(),
+            identity: Some(Identity {
+                certificate_pem: self.certificate_pem.clone(),
+                key_pem: self.key_pem.clone(),
+            }),
+        };
+        match tokio::time::timeout(ADDRESS_TIMEOUT, Client::discover(endpoint)).await {
+            Ok(Ok(client)) => Ok(client),
+            Ok(Err(e)) => Err(self.another(address).await.unwrap_or(e)),
+            Err(_) => {
+                Err(Error::Connect { endpoint: address.to_owned(), source: io::ErrorKind::TimedOut.into() })
             }
         }
-        if failed.is_empty() {
-            return Err(RemoteError::NoAddress);
-        }
-        let source = Box::new(failed.remove(0));
-        let others = failed.iter().map(|e| chain(e)).collect();
-        Err(RemoteError::Unreachable { others, source })
     }
 
     /// Whether another server is at an address: TLS itself only reports that the certificate was refused.

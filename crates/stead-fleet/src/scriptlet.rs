@@ -70,7 +70,7 @@ fn asking(what: &'static str) -> impl Fn(Error) -> ScriptletError {
 /// [`ScriptletError::Cannot`] when the server does not support scriptlets.
 pub async fn generate(client: &Client, policy: &Policy) -> Result<String, ScriptletError> {
     able(client).await?;
-    let facts = facts::gather(client).await?;
+    let facts = facts::gather(client, facts::Asking::QUIETLY).await?;
     let server = client.server_info().await.map_err(asking("ask the server for its API extensions"))?;
     let view = match server.has(scriptlet::INSTANCES_EXTENSION) {
         true => View::Instances,

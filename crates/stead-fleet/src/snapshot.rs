@@ -6,16 +6,16 @@
 use crate::{
     amounts,
     facts::{Facts, MemberFacts},
+    ground::project_of,
+    power,
+    size::{Size, Sizes},
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use stead_incus::types::{Config, Devices, Instance as EngineInstance, StoragePool};
+use stead_incus::types::{Config, Devices, Instance as EngineInstance};
 use stead_placement::snapshot::{
-    Amounts, Instance, InstanceId, InstanceKind, Member, MemberName, MemberState, Migration, PoolName,
-    Schedulable, Snapshot, Workload,
+    Amounts, Bar, Evacuation, Instance, InstanceId, InstanceKind, Member, MemberName, MemberState, Migration,
+    PoolName, Schedulable, Snapshot, Workload,
 };
-
-/// Storage that every member reaches: moving an instance in it copies nothing (Incus: "Remote storage").
-const SHARED_DRIVERS: [&str; 6] = ["ceph", "cephfs", "cephobject", "lvmcluster", "linstor", "truenas"];
 
 /// Devices that belong to one host: an instance with one of these cannot be moved.
 const HOST_DEVICES: [&str; 8] =
@@ -24,27 +24,54 @@ const HOST_DEVICES: [&str; 8] =
 /// The setting in which an engine keeps the cluster group that an instance was created for.
 pub(crate) const CLUSTER_GROUP: &str = "volatile.cluster.group";
 
+/// Members that refused an instance in a way that the cluster does not show.
+pub type Learned = BTreeMap<(InstanceId, MemberName), Bar>;
+
 /// The snapshot of a cluster.
 pub fn snapshot(facts: &Facts) -> Snapshot {
+    with_learned(facts, &Sizes::new(), &Learned::new())
+}
+
+/// The snapshot of a cluster, with what was asked or learned besides.
+pub fn with_learned(facts: &Facts, sizes: &Sizes, learned: &Learned) -> Snapshot {
     let members: Vec<Member> = facts.members.iter().map(|m| member(m, facts)).collect();
     let memory: HashMap<&str, u64> = members.iter().map(|m| (m.name.0.as_str(), m.memory_mib)).collect();
-    let instances = facts
+    let mut instances: Vec<Instance> = facts
         .instances
         .iter()
         .map(|i| instance(i, facts, memory.get(i.location.as_str()).copied().unwrap_or(0)))
         .collect();
+    for i in &mut instances {
+        if let Some(size) = sizes.get(&i.workload.id).filter(|_| i.size_mib.is_none()) {
+            (i.size_mib, i.at_least_mib) = (size.mib, size.at_least_mib);
+        }
+    }
+    for ((id, member), bar) in learned {
+        let found = instances.iter_mut().find(|i| i.workload.id == *id && i.member != *member);
+        if let Some(i) = found {
+            i.workload.barred.entry(member.clone()).or_insert_with(|| bar.clone());
+        }
+    }
     Snapshot { members, instances }
+}
+
+/// The identity of an instance.
+pub fn id_of(instance: &EngineInstance) -> InstanceId {
+    InstanceId { project: project_of(instance).to_owned(), name: instance.name.clone() }
 }
 
 fn member(m: &MemberFacts, facts: &Facts) -> Member {
     let name = &m.member.server_name;
     let here = |locations: &[String]| locations.is_empty() || locations.contains(name);
-    let pools = facts.pools.iter().filter(|p| here(&p.locations)).map(|pool| {
+    let pools = facts.ground.pools.iter().filter(|p| here(&p.locations)).map(|pool| {
         let space = m.state.as_ref().and_then(|s| s.storage_pools.get(&pool.name));
-        let size = space.map(|s| s.space.total >> 20).filter(|total| *total > 0 && !is_shared(pool));
+        let size = space
+            .map(|s| s.space.total >> 20)
+            .filter(|total| *total > 0 && !facts.ground.is_shared(&pool.name));
         (PoolName(pool.name.clone()), size)
     });
-    let networks = facts.networks.iter().filter(|n| n.managed && here(&n.locations)).map(|n| n.name.clone());
+    let networks =
+        facts.ground.networks.iter().filter(|n| n.managed && here(&n.locations)).map(|n| n.name.clone());
     let mut architectures = BTreeSet::from([m.member.architecture.clone()]);
     match m.member.architecture.as_str() {
         "x86_64" => architectures.insert("i686".to_owned()),
@@ -55,6 +82,7 @@ fn member(m: &MemberFacts, facts: &Facts) -> Member {
         name: MemberName(name.clone()),
         architectures,
         state: match m.member.status.as_str() {
+            _ if !m.answers() => MemberState::Offline,
             "Online" => MemberState::Online,
             "Evacuated" | "Evacuating" | "Restoring" => MemberState::Evacuated,
             "Blocked" => MemberState::Blocked,
@@ -75,38 +103,54 @@ fn member(m: &MemberFacts, facts: &Facts) -> Member {
     }
 }
 
-fn is_shared(pool: &StoragePool) -> bool {
-    SHARED_DRIVERS.contains(&pool.driver.as_str())
-}
-
 fn instance(i: &EngineInstance, facts: &Facts, member_mib: u64) -> Instance {
-    let running = !matches!(i.status.as_str(), "Stopped" | "Error" | "");
+    let running = power::is_running(i);
     let kind = match i.kind.as_str() {
         "virtual-machine" => InstanceKind::VirtualMachine,
         _ => InstanceKind::Container,
     };
     let usage = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0).map(|n| n.div_ceil(1 << 20));
     let state = i.state.as_ref();
-    let mut size_mib = 0;
-    for (device, pool, size) in disks(&i.expanded_devices) {
-        let shared = facts.pools.iter().any(|p| p.name == pool && is_shared(p));
-        if !shared {
-            let used = state.and_then(|s| s.disk.get(device)).and_then(|d| usage(d.usage));
-            size_mib += used.unwrap_or(size);
-        }
-    }
-    let id = InstanceId {
-        project: if i.project.is_empty() { "default".to_owned() } else { i.project.clone() },
-        name: i.name.clone(),
-    };
+    let Size { mib: size_mib, at_least_mib } = size(i, facts);
+    let mut workload =
+        workload(id_of(i), kind, &i.architecture, &i.expanded_config, &i.expanded_devices, member_mib);
+    workload.barred = facts.ground.bars(i, &facts.all_members());
     Instance {
-        workload: workload(id, kind, &i.architecture, &i.expanded_config, &i.expanded_devices, member_mib),
+        workload,
         member: MemberName(i.location.clone()),
         running,
+        resumes: power::was_stopped_by_evacuation(i, facts.member(&i.location)),
+        ephemeral: i.ephemeral,
+        evacuation: evacuation(i),
         pinned: is_tied(i),
         migration: migration(i, kind, running, facts),
         size_mib,
+        at_least_mib,
         measured: Amounts { memory_mib: state.and_then(|s| usage(s.memory.usage)), cpu_milli: None },
+    }
+}
+
+/// How much a move copies: the root disk, if its pool is local. Volumes that are attached stay where they are.
+fn size(i: &EngineInstance, facts: &Facts) -> Size {
+    let usage = |n: i64| u64::try_from(n).ok().filter(|n| *n > 0).map(|n| n.div_ceil(1 << 20));
+    let mut size = Size { mib: Some(0), at_least_mib: 0 };
+    for (device, pool, _) in disks(&i.expanded_devices) {
+        let is_root = i.expanded_devices[device].get("path").is_some_and(|p| p == "/");
+        if is_root && !facts.ground.is_shared(pool) {
+            let used = i.state.as_ref().and_then(|s| s.disk.get(device)).and_then(|d| usage(d.usage));
+            size.mib = size.mib.zip(used).map(|(sum, used)| sum + used);
+        }
+    }
+    size
+}
+
+/// What its owner wants when its member is emptied. Every way to stop it there has it stay (`stop`, `stateful-stop`,
+/// `force-stop`).
+fn evacuation(i: &EngineInstance) -> Evacuation {
+    match i.expanded_config.get("cluster.evacuate").map_or("", String::as_str) {
+        "" | "auto" | "migrate" => Evacuation::Move,
+        "live-migrate" => Evacuation::LiveOnly,
+        _ => Evacuation::Stop,
     }
 }
 
@@ -134,6 +178,7 @@ pub fn workload(
         disk_mib,
         networks: networks.collect(),
         settings: settings.map(|(key, value)| (key.clone(), value.clone())).collect(),
+        barred: BTreeMap::new(),
     }
 }
 
@@ -149,7 +194,7 @@ pub fn limits(config: &Config, member_mib: u64) -> Amounts {
 }
 
 /// Disks in a pool: device, pool, and size limit in MiB (0 when none is set).
-fn disks(devices: &Devices) -> impl Iterator<Item = (&str, &str, u64)> {
+pub(crate) fn disks(devices: &Devices) -> impl Iterator<Item = (&str, &str, u64)> {
     devices.iter().filter(|(_, d)| d.get("type").is_some_and(|t| t == "disk")).filter_map(|(name, d)| {
         let size = d.get("size").and_then(|s| amounts::mib(s)).unwrap_or(0);
         Some((name.as_str(), d.get("pool")?.as_str(), size))
@@ -170,11 +215,33 @@ fn is_tied(i: &EngineInstance) -> bool {
 }
 
 fn migration(i: &EngineInstance, kind: InstanceKind, running: bool, facts: &Facts) -> Migration {
-    let stateful = i.expanded_config.get("migration.stateful").is_some_and(|v| v == "true");
     match (kind, running) {
         (_, false) => Migration::Stopped,
-        (InstanceKind::VirtualMachine, true) if stateful => Migration::Live,
+        (InstanceKind::VirtualMachine, true) if moves_live(i) => Migration::Live,
         (InstanceKind::Container, true) if facts.refresh_migration => Migration::Refresh,
         _ => Migration::Stopped,
+    }
+}
+
+/// Whether a running instance is moved live: a virtual machine that is set up for it and whose owner does not want it
+/// moved stopped.
+pub(crate) fn moves_live(i: &EngineInstance) -> bool {
+    let says = |key: &str, value: &str| i.expanded_config.get(key).is_some_and(|v| v == value);
+    i.kind == "virtual-machine" && says("migration.stateful", "true") && !says("cluster.evacuate", "migrate")
+}
+
+/// Why an instance may not be moved at all, whatever its target: as placement decides it, asked again when the move begins.
+pub(crate) fn unmovable(i: &EngineInstance) -> Option<&'static str> {
+    let stopped_for_it = power::is_running(i) && !moves_live(i);
+    let pinned = i.expanded_config.get(stead_placement::settings::PIN).map_or("", String::as_str);
+    match evacuation(i) {
+        _ if i.ephemeral && stopped_for_it => Some("it is ephemeral: stopping it for a move would delete it"),
+        Evacuation::Stop => Some("its cluster.evacuate has it stay on its member"),
+        Evacuation::LiveOnly if stopped_for_it => {
+            Some("its cluster.evacuate allows only a live migration, which the server cannot do")
+        }
+        _ if is_tied(i) => Some("it is tied to its member"),
+        _ if !matches!(pinned, "" | "false" | "0" | "no" | "off") => Some("user.stead.pin is set on it"),
+        _ => None,
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     policy::{Downtime, GroupMode, GroupStrength},
     problem::Resource,
     settings::GroupId,
-    snapshot::{InstanceId, MemberName, MemberState, PoolName},
+    snapshot::{Bar, InstanceId, MemberName, MemberState, PoolName},
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -37,6 +37,8 @@ pub enum Hindrance {
     Manual,
     /// It is not online.
     MemberIs(MemberState),
+    /// The engine would refuse this instance there.
+    Barred(Bar),
 }
 
 impl fmt::Display for Hindrance {
@@ -58,6 +60,7 @@ impl fmt::Display for Hindrance {
                 MemberState::Evacuated => "is evacuated",
                 MemberState::Blocked => "is blocked",
             }),
+            Self::Barred(bar) => bar.fmt(f),
         }
     }
 }
@@ -72,6 +75,12 @@ pub enum Fixed {
     PinnedBySetting,
     /// The server cannot move it.
     CannotMigrate,
+    /// It runs, must be stopped for a move, and is deleted when it stops.
+    Ephemeral,
+    /// Its `cluster.evacuate` has it stopped on its member.
+    StopsInPlace,
+    /// Its `cluster.evacuate` has it moved only while it runs, which the server cannot do.
+    OnlyLive,
     /// Its member is not online.
     MemberIs(MemberState),
     /// Its member accepts only instances placed by hand.
@@ -90,6 +99,9 @@ impl fmt::Display for Fixed {
             Self::Pinned => "it is tied to its member",
             Self::PinnedBySetting => "user.stead.pin is set on it",
             Self::CannotMigrate => "the server cannot move it",
+            Self::Ephemeral => "it is ephemeral: stopping it for a move would delete it",
+            Self::StopsInPlace => "its cluster.evacuate has it stay on its member",
+            Self::OnlyLive => "its cluster.evacuate allows only a live migration, which the server cannot do",
             Self::MemberIs(MemberState::Offline) => "its member is offline",
             Self::MemberIs(MemberState::Evacuated) => "its member is evacuated",
             Self::MemberIs(_) => "its member is blocked",
@@ -246,8 +258,11 @@ pub struct Move {
     pub to: MemberName,
     /// Its downtime.
     pub downtime: Downtime,
-    /// Data to copy, in MiB.
-    pub size_mib: u64,
+    /// Data to copy, in MiB; none if unknown.
+    pub size_mib: Option<u64>,
+    /// The least to copy, in MiB, where the amount is unknown; 0 if that is unknown too.
+    #[serde(default)]
+    pub at_least_mib: u64,
     /// The purposes of the move; never empty.
     pub reasons: Vec<Reason>,
     /// [`Imbalance`] before the move, in millionths.
@@ -295,7 +310,7 @@ pub struct GroupReport {
     pub pairs_after: u64,
 }
 
-/// A problem with the settings of instances.
+/// A problem with the settings of instances, or with a member.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Finding {
@@ -307,6 +322,13 @@ pub enum Finding {
         key: String,
         /// The value.
         value: String,
+    },
+    /// A member is offline: its instances stay, and what it has and promises is not counted.
+    Offline {
+        /// The member.
+        member: MemberName,
+        /// How many instances it has.
+        instances: usize,
     },
     /// Instances of a group set different values; spread wins over compact, strict over preferred.
     GroupDisagrees {
@@ -326,6 +348,13 @@ impl fmt::Display for Finding {
         match self {
             Self::BadSetting { instance, key, value } => {
                 write!(f, "{instance}: {key} has the invalid value {value:?}")
+            }
+            Self::Offline { member, instances: 0 } => write!(f, "{member} is offline"),
+            Self::Offline { member, instances: 1 } => {
+                write!(f, "{member} is offline: its instance stays, and is not counted")
+            }
+            Self::Offline { member, instances } => {
+                write!(f, "{member} is offline: its {instances} instances stay, and are not counted")
             }
             Self::GroupDisagrees { group, key, one, other } => {
                 write!(

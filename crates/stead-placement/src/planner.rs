@@ -172,6 +172,7 @@ impl<'p> Planner<'p> {
                 to: p.members[*to as usize].name.clone(),
                 downtime: p.downtime(n),
                 size_mib: p.instances[n].size_mib,
+                at_least_mib: p.instances[n].at_least_mib,
                 reasons,
                 imbalance_before_ppm: before,
                 imbalance_after_ppm: gauge.imbalance_ppm(),

@@ -210,7 +210,7 @@ impl Policy {
 
     /// Amounts committed to an existing instance.
     pub fn committed(&self, instance: &Instance) -> Commitment {
-        if !instance.running && self.stopped == Stopped::Ignore {
+        if !(instance.running || instance.resumes) && self.stopped == Stopped::Ignore {
             return Commitment { memory_mib: 0, cpu_milli: 0 };
         }
         self.asked(&instance.workload, instance.measured)

@@ -8,7 +8,8 @@ use crate::{
     policy::{Downtime, GroupMode, GroupStrength, Policy},
     settings::{self, GroupId, InstanceSettings},
     snapshot::{
-        Instance, InstanceKind, Member, MemberState, Migration, PoolName, Schedulable, Snapshot, Workload,
+        Bar, Evacuation, Instance, InstanceKind, Member, MemberName, MemberState, Migration, PoolName,
+        Schedulable, Snapshot, Workload,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -17,8 +18,8 @@ use std::{
     fmt,
 };
 
-/// Usable space of a pool that is not counted: a shared pool, or one that the member lacks (a hindrance, not a lack of
-/// room).
+/// Usable amount that is not counted: that of an offline member, of a shared pool, or of a pool that the member lacks (a
+/// hindrance, not a lack of room).
 pub const UNCOUNTED: u64 = u64::MAX;
 
 /// A resource of members.
@@ -223,6 +224,10 @@ impl<'a> Problem<'a> {
             classes,
             start,
         };
+        for (n, m) in problem.members.iter().enumerate().filter(|(_, m)| m.state == MemberState::Offline) {
+            let instances = problem.start.iter().filter(|at| **at == n as u32).count();
+            problem.findings.push(Finding::Offline { member: m.name.clone(), instances });
+        }
         for (i, own) in settings_of.iter().enumerate() {
             let must_leave = problem.must_leave_now(i);
             let fixed = problem.why_fixed(i, own, must_leave);
@@ -301,6 +306,13 @@ impl<'a> Problem<'a> {
             (_, _, Migration::Never) => return Some(Fixed::CannotMigrate),
             _ => {}
         }
+        let stopped_for_it = instance.running && instance.migration != Migration::Live;
+        match instance.evacuation {
+            _ if instance.ephemeral && stopped_for_it => return Some(Fixed::Ephemeral),
+            Evacuation::Stop => return Some(Fixed::StopsInPlace),
+            Evacuation::LiveOnly if stopped_for_it => return Some(Fixed::OnlyLive),
+            Evacuation::LiveOnly | Evacuation::Move => {}
+        }
         match member.state {
             MemberState::Online => {}
             MemberState::Evacuated if drained => {}
@@ -375,6 +387,9 @@ const STOP_MIB: u64 = 64 << 10;
 /// Price of a short interruption.
 const PAUSE_MIB: u64 = 1 << 10;
 
+/// Price of a copy of unknown size: the engines' default size of a root disk that needs one.
+const UNKNOWN_MIB: u64 = 10 << 10;
+
 /// Cost of moving an instance.
 fn cost(instance: &Instance) -> u64 {
     let downtime = match downtime(instance) {
@@ -382,7 +397,7 @@ fn cost(instance: &Instance) -> u64 {
         Downtime::Short => PAUSE_MIB,
         Downtime::Full => STOP_MIB,
     };
-    instance.size_mib + downtime
+    instance.size_mib.unwrap_or(UNKNOWN_MIB.max(instance.at_least_mib)) + downtime
 }
 
 /// Downtime of an instance in a move.
@@ -417,6 +432,9 @@ pub fn resources(members: &[&Member]) -> Vec<Resource> {
 
 /// Amount of a resource that a member can promise.
 pub fn usable(policy: &Policy, m: &Member, resource: &Resource) -> u64 {
+    if m.state == MemberState::Offline {
+        return UNCOUNTED;
+    }
     let ratio = policy.overcommit_percent;
     let (has, percent) = match resource {
         Resource::Memory => (m.memory_mib, ratio.memory),
@@ -452,6 +470,7 @@ pub fn hindrances(policy: &Policy, m: &Member, w: &Workload, roles: &BTreeSet<St
     if policy.drain.contains(&m.name) {
         why.push(Hindrance::Drained);
     }
+    why.extend(w.barred.get(&m.name).cloned().map(Hindrance::Barred));
     why
 }
 
@@ -469,8 +488,15 @@ pub fn closed(m: &Member, w: &Workload) -> Option<Hindrance> {
 }
 
 /// The requirements that decide which members may accept a workload.
-type ClassKey<'a> =
-    (InstanceKind, &'a str, Option<&'a str>, &'a BTreeSet<String>, Vec<&'a PoolName>, &'a BTreeSet<String>);
+type ClassKey<'a> = (
+    InstanceKind,
+    &'a str,
+    Option<&'a str>,
+    &'a BTreeSet<String>,
+    Vec<&'a PoolName>,
+    &'a BTreeSet<String>,
+    &'a BTreeMap<MemberName, Bar>,
+);
 
 /// The classes of workloads, and the class of each workload.
 pub fn classes<'a>(
@@ -488,6 +514,7 @@ pub fn classes<'a>(
             &own.roles,
             w.disk_mib.keys().collect(),
             &w.networks,
+            &w.barred,
         );
         let next = classes.len() as u32;
         let number = *known.entry(key).or_insert(next);

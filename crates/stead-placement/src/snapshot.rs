@@ -113,7 +113,7 @@ pub struct Member {
     /// Whether it can run virtual machines.
     #[serde(default)]
     pub virtual_machines: bool,
-    /// Memory for instances, in MiB.
+    /// Memory for instances, in MiB. The amounts of an offline member are unknown, and nothing on it is counted.
     pub memory_mib: u64,
     /// Processor threads, in thousandths.
     pub cpu_milli: u64,
@@ -148,6 +148,36 @@ pub struct Amounts {
     pub cpu_milli: Option<u64>,
 }
 
+/// Why one member may not accept one instance, as the engine's own objects show.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bar {
+    /// A volume of the instance's name is left over in this pool: the engine refuses another one.
+    LeftOver(PoolName),
+    /// It lacks this custom volume, which is attached to the instance.
+    Volume {
+        /// The pool.
+        pool: PoolName,
+        /// The volume's name.
+        name: String,
+    },
+    /// It lacks this interface, to which a device of the instance is attached.
+    Parent(String),
+    /// The instance's project may not use it (`restricted.cluster.groups`).
+    Project(String),
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LeftOver(pool) => write!(f, "has a left-over volume of its name in pool {pool}"),
+            Self::Volume { pool, name } => write!(f, "has no volume {name} in pool {pool}"),
+            Self::Parent(parent) => write!(f, "has no interface {parent}"),
+            Self::Project(project) => write!(f, "is outside the cluster groups of project {project}"),
+        }
+    }
+}
+
 /// Requirements of an instance on its member, for existing and new instances alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -173,6 +203,22 @@ pub struct Workload {
     /// Its `user.stead.*` settings, by full key.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// The members, other than its own, that may not accept it, whatever the rest says.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub barred: BTreeMap<MemberName, Bar>,
+}
+
+/// `cluster.evacuate`: what becomes of an instance when its member is emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Evacuation {
+    /// It is moved.
+    #[default]
+    Move,
+    /// It is moved if that is possible while it runs, and otherwise stays.
+    LiveOnly,
+    /// It is stopped and stays.
+    Stop,
 }
 
 /// The least disruptive way in which the server can move an instance.
@@ -197,15 +243,27 @@ pub struct Instance {
     pub workload: Workload,
     /// The member it is on.
     pub member: MemberName,
-    /// Whether it runs.
+    /// Whether it runs, or is frozen.
     pub running: bool,
+    /// Whether it was stopped by the evacuation of its member, and is started when it has left.
+    #[serde(default)]
+    pub resumes: bool,
+    /// Whether stopping it deletes it.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// What its owner wants when its member is emptied.
+    #[serde(default)]
+    pub evacuation: Evacuation,
     /// Whether the engine ties it to its member, for example by a device of that host.
     #[serde(default)]
     pub pinned: bool,
     /// How it can be moved.
     pub migration: Migration,
-    /// Data to copy in a move, in MiB.
-    pub size_mib: u64,
+    /// Data to copy in a move, in MiB; none if unknown.
+    pub size_mib: Option<u64>,
+    /// The least that its data can be, in MiB, where the size is unknown; 0 if that is unknown too.
+    #[serde(default)]
+    pub at_least_mib: u64,
     /// Measured usage.
     #[serde(default)]
     pub measured: Amounts,
@@ -326,7 +384,8 @@ impl Snapshot {
                     member: i.member.0.chars().take(80).collect(),
                 });
             }
-            bounded("size_mib", &i.workload.id, i.size_mib)?;
+            bounded("size_mib", &i.workload.id, i.size_mib.unwrap_or(0))?;
+            bounded("at_least_mib", &i.workload.id, i.at_least_mib)?;
             bounded("measured", &i.workload.id, i.measured.memory_mib.unwrap_or(0))?;
             bounded("measured", &i.workload.id, i.measured.cpu_milli.unwrap_or(0))?;
         }

@@ -2,8 +2,10 @@
 
 use super::{Clock, Event, Executor, Limits, Opening, Outcome, Summary};
 use crate::{
+    facts::Asking,
     journal::{Journal, JournalError},
-    plan::{self, PlanError, Planned},
+    plan::{self, PlanError, Planned, Sight},
+    shell::Shell,
     window::{self, Moment, Window},
 };
 use jiff::Zoned;
@@ -16,6 +18,9 @@ use tokio::sync::watch;
 /// How often the clock is read while a window is waited for: it may be set, or the host may have slept.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// How often instances are planned anew because a member would not take them.
+const DETOURS: usize = 3;
+
 /// What is done while no window is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outside {
@@ -26,7 +31,7 @@ pub enum Outside {
 }
 
 /// A rebalance.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// The cluster.
     pub client: &'a Client,
@@ -38,8 +43,19 @@ pub struct Request<'a> {
     pub outside: Outside,
     /// How moves are carried out.
     pub limits: &'a Limits,
-    /// The directory of journals.
+    /// The directory of journals, and of the memory of members.
     pub journals: &'a Path,
+    /// A way to run programs on members.
+    pub shell: &'a dyn Shell,
+}
+
+impl std::fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request")
+            .field("limits", self.limits)
+            .field("windows", &self.windows)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a rebalance came to.
@@ -63,6 +79,17 @@ pub enum RebalanceError {
     /// The journal cannot be read or written.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The rate cannot be kept: nobody knows how much the moves copy.
+    #[error(
+        "the sizes of {} are unknown, so a rate of {mib_per_s} MiB/s cannot be kept",
+        instances.join(", ")
+    )]
+    UnknownSizes {
+        /// Instances that would be moved.
+        instances: Vec<String>,
+        /// The rate.
+        mib_per_s: u64,
+    },
     /// Moves that an earlier run began cannot be ended yet.
     #[error("moves that an earlier run began cannot be finished yet, so no other is begun: {}", .0.join(", "))]
     Unfinished(Vec<String>),
@@ -74,6 +101,7 @@ impl Failure for RebalanceError {
             Self::Server(source) => source.failure_kind(),
             Self::Plan(source) => source.failure_kind(),
             Self::Journal(source) => source.failure_kind(),
+            Self::UnknownSizes { .. } => FailureKind::BadInput,
             Self::Unfinished(_) => FailureKind::Failed,
         }
     }
@@ -82,6 +110,11 @@ impl Failure for RebalanceError {
             Self::Server(source) => source.hint(),
             Self::Plan(source) => source.hint(),
             Self::Journal(source) => source.hint(),
+            Self::UnknownSizes { .. } => Some(
+                "give a way to measure them (--cluster, or --shell 'ssh root@{member}'), set the size of their root \
+                 disks, or leave --bandwidth out"
+                    .into(),
+            ),
             Self::Unfinished(_) => Some("run the same command again when all members answer".into()),
         }
     }
@@ -98,28 +131,45 @@ pub async fn rebalance(
     mut stop: watch::Receiver<bool>,
     tell: impl Fn(Event),
 ) -> Result<Report, RebalanceError> {
-    let Request { client, policy, limits, .. } = request;
+    let Request { client, policy, limits, shell, .. } = request;
     let server = client.server_info().await.map_err(|e| RebalanceError::Server(Box::new(e)))?;
-    let (journal, unfinished) = Journal::open(request.journals, &server.environment.certificate_fingerprint)?;
-    let executor = Executor::new(client, journal, limits.clone(), clock, stop.clone(), &tell);
-    let mut summary = executor.resume(unfinished).await?;
+    let (journal, past) = Journal::open(request.journals, &server.environment.certificate_fingerprint)?;
+    let executor = Executor::new(client, journal, &past, limits.clone(), clock, stop.clone(), &tell);
+    let mut summary = executor.resume(past.unfinished).await?;
     let unfinished = summary.moves.iter().filter(|(_, o)| matches!(o, Outcome::Unfinished(_)));
     let unfinished: Vec<String> = unfinished.map(|(planned, _)| planned.instance.to_string()).collect();
     if !unfinished.is_empty() {
         return Err(RebalanceError::Unfinished(unfinished));
     }
+    executor.pay().await?;
+    let waits = |who| tell(Event::Waits(who));
+    let mut detours = 0;
     loop {
         let opening = opening(&request, clock, &mut stop, &tell).await;
         // Time has passed, and what an earlier run left on its way has changed the cluster: the plan is made now.
-        let Planned { fingerprint, plan } = plan::of_cluster(client, policy).await?;
-        let Summary { mut moves } = executor.run(&fingerprint, &plan, opening).await?;
+        let learned = executor.learned();
+        let asking = Asking { memory: Some(request.journals), tell: &waits };
+        let sight = Sight { asking, shell, learned: &learned };
+        let Planned { fingerprint, plan } = plan::of_cluster(client, policy, sight).await?;
+        is_measured(&plan, limits)?;
+        let Summary { mut moves, .. } = executor.run(&fingerprint, &plan, opening).await?;
         let closed = executor.is_closed(opening);
         let stopped = *stop.borrow();
         let left = moves.iter().any(|(_, o)| *o == Outcome::Left);
+        let unfinished = moves.iter().any(|(_, o)| matches!(o, Outcome::Unfinished(_)));
         let waits = request.outside == Outside::Wait;
-        if closed && left && waits && !stopped {
+        if closed && left && waits && !stopped && !unfinished {
             // They are planned again in the next window.
             moves.retain(|(_, o)| *o != Outcome::Left);
+            summary.moves.extend(moves);
+            continue;
+        }
+        if executor.was_obstructed() && detours < DETOURS && !closed && !stopped && !unfinished {
+            // Another member may take what this one would not.
+            detours += 1;
+            tell(Event::GoesRound);
+            let done = |o: &Outcome| matches!(o, Outcome::Moved { .. } | Outcome::AlreadyThere);
+            moves.retain(|(_, o)| done(o));
             summary.moves.extend(moves);
             continue;
         }
@@ -127,7 +177,19 @@ pub async fn rebalance(
             tell(Event::WindowClosed);
         }
         summary.moves.extend(moves);
+        summary.owed = executor.owed();
         return Ok(Report { plan, summary });
+    }
+}
+
+/// A limit on the rate needs the sizes of all that is moved.
+fn is_measured(plan: &Plan, limits: &Limits) -> Result<(), RebalanceError> {
+    let Some(rate) = limits.mib_per_s else { return Ok(()) };
+    let unknown = plan.moves.iter().filter(|m| m.size_mib.is_none());
+    let instances: Vec<String> = unknown.map(|m| m.instance.to_string()).collect();
+    match instances.is_empty() {
+        true => Ok(()),
+        false => Err(RebalanceError::UnknownSizes { instances, mib_per_s: rate.get() }),
     }
 }
 

@@ -1,22 +1,34 @@
 //! One move, from wherever its instance is to its end.
 //!
-//! Look where the instance is -> note that the move begins -> stop the instance if it must be -> move -> start it if it
-//! ran -> look again. Each step looks before it acts, so doing a move again from the start is always right; continuing a
-//! move that an earlier run began is the same as doing it again, with that run's word on whether the instance ran.
+//! Look where the instance is -> ask whether it will start at its target -> note that the move begins -> stop the instance
+//! if it must be -> move -> start it if it ran -> look again. Each step looks before it acts, so doing a move again from the
+//! start is always right; continuing a move that an earlier run began is the same as doing it again, with that run's word on
+//! whether the instance ran.
+//!
+//! An instance that does not start at its target is moved back and started there. If that fails too it is a debt, which the
+//! journal keeps until it is paid.
 
 use super::{Clock, Event, Limits, Outcome};
-use crate::journal::{Entry, Journal, JournalError};
+use crate::{
+    journal::{Barred, Debt, Entry, Journal, JournalError},
+    power::{self, Power},
+    preflight::{self, Obstacle},
+};
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 use stead_incus::{
-    Client, Error, Feature,
+    Client, Error, Feature, Scope,
     requests::instances::{Move as MoveRequest, StateAction},
-    types::Instance,
+    types::{Instance, Member, OperationStatus},
 };
 use stead_os::chain;
-use stead_placement::plan::Move;
+use stead_placement::{
+    plan::Move,
+    snapshot::{Bar, InstanceId, PoolName},
+};
 
 /// How often a move is tried when a server goes away in the middle of it.
 const TRIES: u32 = 5;
@@ -26,6 +38,14 @@ const RESUMED_TRIES: u32 = 2;
 /// Pause between two looks at a server that does not answer.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// How an engine refuses an instance because of what is left of an earlier move of it (internal/server/storage/backend.go,
+/// CreateInstanceFromMigration; the same in LXD).
+const LEFT_OVER: [&str; 3] = [
+    "already exists on storage but not in database",
+    "exists in database but not on storage",
+    "already exists on migration target storage",
+];
+
 /// Moves instances.
 pub struct Mover<'a, F> {
     pub client: &'a Client,
@@ -33,12 +53,18 @@ pub struct Mover<'a, F> {
     pub limits: Limits,
     pub clock: Clock<'a>,
     pub tell: F,
+    /// Instances that are to be started.
+    pub owed: RefCell<BTreeMap<InstanceId, Debt>>,
+    /// Members that refused an instance.
+    pub barred: RefCell<Vec<Barred>>,
+    /// Whether a target would not take an instance.
+    pub obstructed: Cell<bool>,
 }
 
 /// What is known of an instance from one try of its move to the next.
 struct Known {
     /// Whether it ran before the move; none until that was noted in the journal.
-    ran: Option<bool>,
+    power: Option<Power>,
     /// Since when it has been stopped for the move.
     down_since: Option<Instant>,
 }
@@ -51,8 +77,8 @@ impl Known {
 
 /// Where an instance was found.
 enum Found {
-    /// Where it is to be moved from.
-    AtSource(Box<Instance>),
+    /// Where it is to be moved from, and the members of the cluster.
+    AtSource(Box<Instance>, Vec<Member>),
     /// Where it is to be: the move has ended.
     AtTarget(Outcome),
 }
@@ -68,6 +94,12 @@ enum RetryReason {
     Busy(String),
     /// It will not be done, unless an earlier run was in the way.
     Refused(String),
+    /// The target would not take it, or has not taken it. It is as it was.
+    Obstructed(Vec<Obstacle>),
+    /// It did not start at its target, and was moved back.
+    Undone(String),
+    /// It ran, is stopped, and cannot be started.
+    Stranded(String),
 }
 
 impl From<Error> for RetryReason {
@@ -134,6 +166,12 @@ impl Patience {
                 Next::Again
             }
             RetryReason::Refused(why) => Next::End(Outcome::Failed(why)),
+            RetryReason::Obstructed(obstacles) => {
+                let all: Vec<String> = obstacles.iter().map(ToString::to_string).collect();
+                Next::End(Outcome::Failed(all.join("; ")))
+            }
+            RetryReason::Undone(why) => Next::End(Outcome::Failed(why)),
+            RetryReason::Stranded(why) => Next::End(Outcome::Stranded(why)),
         }
     }
 }
@@ -148,23 +186,89 @@ impl<F: Fn(Event)> Mover<'_, F> {
         (self.tell)(Event::Ended { planned: planned.clone(), outcome: outcome.clone() });
     }
 
-    /// One move with its entries. `ran`: an earlier run's word on whether the instance ran.
+    /// One move with its entries. `power`: an earlier run's word on whether the instance ran.
     pub async fn carry_out(
         &self,
         number: usize,
         planned: &Move,
-        ran: Option<bool>,
+        power: Option<Power>,
     ) -> Result<Outcome, JournalError> {
-        let outcome = self.until_it_ends(number, planned, ran).await?;
+        // What could not be started after an earlier move is started after this one.
+        let owed = self.owed.borrow().get(&planned.instance).cloned();
+        let power = power.or(owed.as_ref().map(|debt| debt.power));
+        let outcome = self.until_it_ends(number, planned, power).await?;
         let at_s = now_s(self.clock);
         let entry = match &outcome {
             // Without an end the next run finds it.
             Outcome::Unfinished(_) => return Ok(outcome),
             Outcome::Failed(why) => Entry::Failed { number, why: why.clone(), at_s },
-            _ => Entry::Done { number, at_s },
+            Outcome::Stranded(why) => {
+                let debt = Debt {
+                    instance: planned.instance.clone(),
+                    home: owed.map_or_else(|| planned.from.clone(), |debt| debt.home),
+                    power: power.unwrap_or(Power::Running),
+                    why: why.clone(),
+                    at_s,
+                };
+                self.owed.borrow_mut().insert(debt.instance.clone(), debt.clone());
+                Entry::Owed(debt)
+            }
+            _ => {
+                self.owed.borrow_mut().remove(&planned.instance);
+                Entry::Done { number, at_s }
+            }
         };
         self.journal.borrow_mut().write(&entry)?;
         Ok(outcome)
+    }
+
+    /// Starts what an earlier run left stopped: where it is, or back on the member it came from. The text says why it is
+    /// still stopped.
+    pub async fn pay(&self, debt: &Debt) -> Result<Result<(), String>, JournalError> {
+        let paid = match self.pay_once(debt).await {
+            Err(RetryReason::Away(why)) => match self.wait_for_server(None, &debt.instance, why).await {
+                Ok(()) => self.pay_once(debt).await,
+                Err(why) => Err(RetryReason::Away(why)),
+            },
+            done => done,
+        };
+        Ok(match paid {
+            Ok(()) => {
+                self.owed.borrow_mut().remove(&debt.instance);
+                let paid = Entry::Paid { instance: debt.instance.clone(), at_s: now_s(self.clock) };
+                self.journal.borrow_mut().write(&paid)?;
+                Ok(())
+            }
+            Err(reason) => Err(reason.text()),
+        })
+    }
+
+    async fn pay_once(&self, debt: &Debt) -> Result<(), RetryReason> {
+        let (project, name) = (debt.instance.project.as_str(), debt.instance.name.as_str());
+        self.settled(project, name).await?;
+        let there = match self.client.instance(project, name).await {
+            Ok(found) => found.value,
+            // It was deleted: nothing is owed.
+            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
+        let at = there.location.clone();
+        let ends = [at.as_str(), debt.home.0.as_str()];
+        let why = match self.restore(&ends, &debt.instance, debt.power).await {
+            Err(RetryReason::Refused(why)) => why,
+            done => return done,
+        };
+        if at == debt.home.0 {
+            return Err(RetryReason::Refused(why));
+        }
+        let home = async {
+            self.bring_home(&ends, &debt.instance).await?;
+            self.restore(&ends, &debt.instance, debt.power).await
+        };
+        match home.await {
+            Err(RetryReason::Refused(back)) => Err(RetryReason::Refused(format!("on {at}, {why}; {back}"))),
+            done => done,
+        }
     }
 
     /// Tries until the move has ended or patience has.
@@ -172,25 +276,62 @@ impl<F: Fn(Event)> Mover<'_, F> {
         &self,
         number: usize,
         planned: &Move,
-        ran: Option<bool>,
+        power: Option<Power>,
     ) -> Result<Outcome, JournalError> {
-        let mut patience = Patience::new(ran.is_some(), &self.limits);
-        let mut known = Known { ran, down_since: None };
+        let mut patience = Patience::new(power.is_some(), &self.limits);
+        let mut known = Known { power, down_since: None };
         loop {
             let reason = match self.attempt(number, planned, &mut known).await? {
                 Ok(outcome) => return Ok(outcome),
                 Err(reason) => reason,
             };
+            let reason = match reason {
+                RetryReason::Refused(why) if LEFT_OVER.iter().any(|l| why.contains(l)) => {
+                    let bar = Bar::LeftOver(PoolName(self.root_pool(planned).await));
+                    self.learn(planned, &bar)?;
+                    RetryReason::Obstructed(vec![Obstacle::Barred(bar)])
+                }
+                reason => reason,
+            };
+            if matches!(&reason, RetryReason::Obstructed(all) if all.iter().any(Obstacle::is_of_the_target)) {
+                self.obstructed.set(true);
+            }
             match patience.next(reason, Instant::now()) {
                 Next::Again => tokio::time::sleep(AGAIN).await,
                 Next::WhenServersAnswer(why) => {
-                    if let Err(why) = self.wait_for_server(planned, why).await {
+                    if let Err(why) = self.wait_for_server(Some(planned), &planned.instance, why).await {
                         return Ok(Outcome::Unfinished(why));
                     }
                 }
                 Next::End(outcome) => return Ok(outcome),
             }
         }
+    }
+
+    /// Remembers that a member refuses an instance.
+    fn learn(&self, planned: &Move, bar: &Bar) -> Result<(), JournalError> {
+        let barred = Barred {
+            instance: planned.instance.clone(),
+            member: planned.to.clone(),
+            bar: bar.clone(),
+            at_s: now_s(self.clock),
+        };
+        let known = |b: &Barred| (&b.instance, &b.member) == (&barred.instance, &barred.member);
+        if self.barred.borrow().iter().any(known) {
+            return Ok(());
+        }
+        self.journal.borrow_mut().write(&Entry::Barred(barred.clone()))?;
+        self.barred.borrow_mut().push(barred);
+        Ok(())
+    }
+
+    /// The pool of an instance's root disk, for a message.
+    async fn root_pool(&self, planned: &Move) -> String {
+        let (project, name) = id(planned);
+        let instance = self.client.instance(project, name).await;
+        let is_root = |d: &&stead_incus::types::Config| d.get("path").is_some_and(|p| p == "/");
+        let root = instance.as_ref().ok().and_then(|i| i.value.expanded_devices.values().find(is_root));
+        root.and_then(|d| d.get("pool")).cloned().unwrap_or_else(|| "default".to_owned())
     }
 
     /// One try. The outer error ends the run: without its journal nothing may be begun.
@@ -200,37 +341,48 @@ impl<F: Fn(Event)> Mover<'_, F> {
         planned: &Move,
         known: &mut Known,
     ) -> Result<Result<Outcome, RetryReason>, JournalError> {
-        let instance = match self.find(planned, known).await {
-            Ok(Found::AtSource(instance)) => instance,
+        let (instance, members) = match self.find(planned, known).await {
+            Ok(Found::AtSource(instance, members)) => (instance, members),
             Ok(Found::AtTarget(outcome)) => return Ok(Ok(outcome)),
             Err(reason) => return Ok(Err(reason)),
         };
-        let was_running = match known.ran {
-            Some(ran) => ran,
+        // Before anything is stopped, and before it is announced that something may be.
+        let obstacles = match preflight::obstacles(self.client, &instance, planned, &members).await {
+            Ok(obstacles) => obstacles,
+            Err(e) => return Ok(Err(e.into())),
+        };
+        let power = match known.power {
+            Some(power) => power,
+            None if !obstacles.is_empty() => return Ok(Err(RetryReason::Obstructed(obstacles))),
             None => {
-                let running = is_running(&instance);
-                self.journal.borrow_mut().write(&Entry::Begun {
-                    number,
-                    running,
-                    at_s: now_s(self.clock),
-                })?;
-                known.ran = Some(running);
-                running
+                let at = members.iter().find(|m| m.server_name == instance.location);
+                let power = Power::of(&instance, at);
+                self.journal.borrow_mut().write(&Entry::Begun { number, power, at_s: now_s(self.clock) })?;
+                known.power = Some(power);
+                power
             }
         };
-        Ok(self.transfer(planned, &instance, was_running, known).await)
+        if !obstacles.is_empty() {
+            // An earlier try may have stopped it.
+            let at_source = self.restore_at_source(planned, power, known).await;
+            return Ok(Err(
+                at_source.map_or_else(RetryReason::stranded, |()| RetryReason::Obstructed(obstacles))
+            ));
+        }
+        Ok(self.transfer(planned, &instance, power, known).await)
     }
 
     /// Looks where the instance is, when nobody is at work on it. One that has been moved already is started if it ran.
     async fn find(&self, planned: &Move, known: &Known) -> Result<Found, RetryReason> {
         let (project, name) = id(planned);
         self.settled(project, name).await?;
+        let members = self.online(&ends(planned)).await?;
         let now = self.client.instance(project, name).await?.value;
         if now.location == planned.to.0 {
-            if known.ran == Some(true) && !is_running(&now) {
-                self.start(planned).await?;
+            if let Some(power) = known.power {
+                self.arrive(planned, power, known).await?;
             }
-            return Ok(Found::AtTarget(match known.ran {
+            return Ok(Found::AtTarget(match known.power {
                 Some(_) => known.moved(),
                 None => Outcome::AlreadyThere,
             }));
@@ -239,7 +391,7 @@ impl<F: Fn(Event)> Mover<'_, F> {
             let why = format!("it is on {} by now, not on {}", now.location, planned.from);
             return Err(RetryReason::Refused(why));
         }
-        Ok(Found::AtSource(Box::new(now)))
+        Ok(Found::AtSource(Box::new(now), members))
     }
 
     /// From its source to its target.
@@ -247,43 +399,98 @@ impl<F: Fn(Event)> Mover<'_, F> {
         &self,
         planned: &Move,
         instance: &Instance,
-        was_running: bool,
+        power: Power,
         known: &mut Known,
     ) -> Result<Outcome, RetryReason> {
-        let (project, name) = id(planned);
         let to = planned.to.0.as_str();
-        let (live, refresh) = match is_running(instance) {
-            true => self.ways(instance).await?,
-            false => (false, false),
-        };
-        if is_running(instance) && !live && !refresh {
+        let (live, refresh) = preflight::ways(instance, self.client.has(Feature::RefreshMigration).await?);
+        if power::is_running(instance) && !live && !refresh {
             known.down_since.get_or_insert_with(Instant::now);
             self.stop(planned).await?;
         }
-        let request = MoveRequest { target: Some(to.to_owned()), live, refresh, ..MoveRequest::default() };
-        let moved = self.act(planned, self.client.move_instance(project, name, &request)).await;
-        if matches!(moved, Ok(()) | Err(RetryReason::Refused(_)))
-            && was_running
-            && !self.runs(project, name).await?
-        {
-            self.start(planned).await?;
+        let moved = self.move_to(&ends(planned), &planned.instance, to, (live, refresh)).await;
+        match moved {
+            Err(RetryReason::Refused(why)) => {
+                self.restore_at_source(planned, power, known).await.map_err(|e| e.after(&why))?;
+                return Err(RetryReason::Refused(why));
+            }
+            moved => moved?,
         }
-        moved?;
+        let (project, name) = id(planned);
         let there = self.client.instance(project, name).await?.value;
         if there.location != to {
             let why = format!("the server reports that it was moved, but it is on {}", there.location);
+            self.restore_at_source(planned, power, known).await.map_err(|e| e.after(&why))?;
             return Err(RetryReason::Refused(why));
         }
+        self.arrive(planned, power, known).await?;
         Ok(known.moved())
+    }
+
+    /// Brings an instance to run at its target as it ran before; one that does not start there is moved back.
+    async fn arrive(&self, planned: &Move, power: Power, known: &Known) -> Result<(), RetryReason> {
+        let (ends, to) = (ends(planned), &planned.to);
+        let why = match self.restore(&ends, &planned.instance, power).await {
+            Err(RetryReason::Refused(why)) => why,
+            done => return done,
+        };
+        (self.tell)(Event::MovesBack { planned: planned.clone(), why: why.clone() });
+        let (why, from) = (format!("on {to}, {why}"), &planned.from);
+        self.bring_home(&ends, &planned.instance).await.map_err(|e| e.after(&why))?;
+        let undone = format!("{why}; it was moved back to {from}");
+        match self.restore_at_source(planned, power, known).await {
+            Ok(()) => Err(RetryReason::Undone(undone)),
+            Err(reason) => Err(reason.after(&undone)),
+        }
+    }
+
+    /// Moves an instance that does not start back to the second of `ends`.
+    async fn bring_home(&self, ends: &[&str; 2], instance: &InstanceId) -> Result<(), RetryReason> {
+        let moved = self.move_to(ends, instance, ends[1], (false, false)).await;
+        match moved {
+            Err(RetryReason::Refused(why)) => {
+                Err(RetryReason::Refused(format!("it cannot be moved back to {}: {why}", ends[1])))
+            }
+            moved => moved,
+        }
+    }
+
+    /// Brings an instance that was not moved to run again. What the evacuation of its member had stopped stays so.
+    async fn restore_at_source(
+        &self,
+        planned: &Move,
+        power: Power,
+        known: &Known,
+    ) -> Result<(), RetryReason> {
+        let ends = ends(planned);
+        if known.down_since.is_none() {
+            let members = self.online(&ends).await?;
+            let source = members.iter().find(|m| m.server_name == planned.from.0);
+            if source.is_some_and(power::is_evacuated) {
+                return Ok(());
+            }
+        }
+        self.restore(&ends, &planned.instance, power).await
+    }
+
+    async fn move_to(
+        &self,
+        ends: &[&str; 2],
+        instance: &InstanceId,
+        to: &str,
+        (live, refresh): (bool, bool),
+    ) -> Result<(), RetryReason> {
+        let request = MoveRequest { target: Some(to.to_owned()), live, refresh, ..MoveRequest::default() };
+        self.act(ends, self.client.move_instance(&instance.project, &instance.name, &request)).await
     }
 
     async fn stop(&self, planned: &Move) -> Result<(), RetryReason> {
         let (project, name) = id(planned);
         let timeout = self.limits.stop_timeout;
         let stop = self.client.set_instance_state(project, name, StateAction::Stop, timeout);
-        match self.act(planned, stop).await {
+        match self.act(&ends(planned), stop).await {
             // It may have stopped all the same.
-            Err(RetryReason::Refused(why)) if self.runs(project, name).await? => {
+            Err(RetryReason::Refused(why)) if self.status(&planned.instance).await? != "Stopped" => {
                 let seconds = timeout.as_secs();
                 Err(RetryReason::Refused(format!(
                     "it did not stop within {seconds} s and is still running: {why}"
@@ -294,45 +501,53 @@ impl<F: Fn(Event)> Mover<'_, F> {
         }
     }
 
-    /// Live, or by refreshed copies: what the server and the instance can.
-    async fn ways(&self, instance: &Instance) -> Result<(bool, bool), RetryReason> {
-        if instance.kind == "virtual-machine" {
-            let stateful = instance.expanded_config.get("migration.stateful").is_some_and(|v| v == "true");
-            return Ok((stateful, false));
-        }
-        Ok((false, self.client.has(Feature::RefreshMigration).await?))
-    }
-
     /// Waits for operations on the instance that somebody (an earlier run) has begun.
     async fn settled(&self, project: &str, name: &str) -> Result<(), RetryReason> {
-        let path = format!("/instances/{name}");
-        loop {
-            let operations = self.client.operations(stead_incus::Scope::Project(project)).await?;
-            let concerns = |o: &&stead_incus::types::OperationStatus| {
-                let named = o.resources.values().flatten().flatten();
-                o.outcome() == stead_incus::types::Outcome::Running
-                    && o.class != "token"
-                    && named.into_iter().any(|r| r.split('?').next().is_some_and(|r| r.ends_with(&path)))
-            };
-            if !operations.iter().any(|o| concerns(&o)) {
-                return Ok(());
-            }
+        while is_busy(self.client, project, name).await? {
             tokio::time::sleep(AGAIN).await;
         }
+        Ok(())
     }
 
-    async fn runs(&self, project: &str, name: &str) -> Result<bool, RetryReason> {
-        Ok(is_running(&self.client.instance(project, name).await?.value))
+    async fn status(&self, instance: &InstanceId) -> Result<String, RetryReason> {
+        Ok(self.client.instance(&instance.project, &instance.name).await?.value.status)
     }
 
-    async fn start(&self, planned: &Move) -> Result<(), RetryReason> {
-        let (project, name) = id(planned);
-        let start = self.client.set_instance_state(project, name, StateAction::Start, Duration::ZERO);
-        match self.act(planned, start).await {
-            Err(RetryReason::Refused(why)) if !self.runs(project, name).await? => {
-                Err(RetryReason::Refused(format!("it does not start: {why}")))
-            }
-            Err(RetryReason::Refused(_)) => Ok(()),
+    /// Brings an instance to run as it ran before, where it is.
+    async fn restore(
+        &self,
+        ends: &[&str; 2],
+        instance: &InstanceId,
+        power: Power,
+    ) -> Result<(), RetryReason> {
+        if power == Power::Stopped {
+            return Ok(());
+        }
+        if self.status(instance).await? == "Stopped" {
+            self.set(ends, instance, StateAction::Start, "it does not start").await?;
+        }
+        if power == Power::Frozen && self.status(instance).await? != "Frozen" {
+            self.set(ends, instance, StateAction::Freeze, "it runs, but cannot be frozen").await?;
+        }
+        Ok(())
+    }
+
+    async fn set(
+        &self,
+        ends: &[&str; 2],
+        instance: &InstanceId,
+        action: StateAction,
+        fails: &str,
+    ) -> Result<(), RetryReason> {
+        let (project, name) = (instance.project.as_str(), instance.name.as_str());
+        let set = self.client.set_instance_state(project, name, action, Duration::ZERO);
+        match self.act(ends, set).await {
+            Err(RetryReason::Refused(why)) => match self.status(instance).await?.as_str() {
+                // It has come to be so all the same.
+                "Running" if action == StateAction::Start => Ok(()),
+                "Frozen" if action == StateAction::Freeze => Ok(()),
+                _ => Err(RetryReason::Refused(format!("{fails}: {why}"))),
+            },
             other => other,
         }
     }
@@ -341,12 +556,12 @@ impl<F: Fn(Event)> Mover<'_, F> {
     /// in many ways.
     async fn act<T>(
         &self,
-        planned: &Move,
+        ends: &[&str; 2],
         what: impl Future<Output = Result<T, Error>>,
     ) -> Result<(), RetryReason> {
-        let before = self.daemons(planned).await?;
+        let before = self.daemons(ends).await?;
         match what.await.map_err(RetryReason::from) {
-            Err(RetryReason::Refused(why)) if self.daemons(planned).await? != before => {
+            Err(RetryReason::Refused(why)) if self.daemons(ends).await? != before => {
                 Err(RetryReason::Away(why))
             }
             done => done.map(drop),
@@ -355,35 +570,42 @@ impl<F: Fn(Event)> Mover<'_, F> {
 
     /// The processes of the daemons that a move is between: others after a restart. A member that answers but is offline
     /// for the cluster is away too: nothing would be moved from or to it until its next heartbeat.
-    async fn daemons(&self, planned: &Move) -> Result<[i64; 2], RetryReason> {
-        let members = self.client.members().await?;
-        let ends = [&planned.from.0, &planned.to.0];
-        if let Some(offline) =
-            members.iter().find(|m| ends.contains(&&m.server_name) && m.status == "Offline")
-        {
-            return Err(RetryReason::Away(format!(
-                "{} is offline: {}",
-                offline.server_name, offline.message
-            )));
-        }
+    async fn daemons(&self, ends: &[&str; 2]) -> Result<[i64; 2], RetryReason> {
+        self.online(ends).await?;
         let pid = async |member: &str| match self.client.server_of(member).await {
             Ok(server) => Ok(server.environment.server_pid),
             // However it is said by the one that was asked: this member does not answer.
             Err(e) => Err(RetryReason::Away(chain(&e))),
         };
-        Ok([pid(&planned.from.0).await?, pid(&planned.to.0).await?])
+        Ok([pid(ends[0]).await?, pid(ends[1]).await?])
+    }
+
+    /// The members of the cluster, when these two are online.
+    async fn online(&self, ends: &[&str; 2]) -> Result<Vec<Member>, RetryReason> {
+        let members = self.client.members().await?;
+        let is_end = |m: &&Member| ends.contains(&m.server_name.as_str());
+        match members.iter().filter(is_end).find(|m| m.status == "Offline") {
+            Some(m) => Err(RetryReason::Away(format!("{} is offline: {}", m.server_name, m.message))),
+            None => Ok(members),
+        }
     }
 
     /// Until the two members of a move answer and the instance can be looked at again, or why that was not in time.
-    async fn wait_for_server(&self, planned: &Move, why: String) -> Result<(), String> {
+    async fn wait_for_server(
+        &self,
+        planned: Option<&Move>,
+        instance: &InstanceId,
+        why: String,
+    ) -> Result<(), String> {
         (self.tell)(Event::ServerAway(why));
         let deadline = Instant::now() + self.limits.server_patience;
-        let (project, name) = id(planned);
         loop {
             tokio::time::sleep(AGAIN).await;
             let well = async {
-                self.daemons(planned).await?;
-                self.client.instance(project, name).await.map(drop).map_err(RetryReason::from)
+                if let Some(planned) = planned {
+                    self.daemons(&ends(planned)).await?;
+                }
+                self.status(instance).await.map(drop)
             };
             match well.await {
                 Err(RetryReason::Away(why)) if Instant::now() > deadline => {
@@ -396,13 +618,61 @@ impl<F: Fn(Event)> Mover<'_, F> {
     }
 }
 
+impl RetryReason {
+    /// In words.
+    fn text(self) -> String {
+        match self {
+            Self::Away(why)
+            | Self::Busy(why)
+            | Self::Refused(why)
+            | Self::Undone(why)
+            | Self::Stranded(why) => why,
+            Self::Obstructed(obstacles) => {
+                obstacles.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+            }
+        }
+    }
+
+    /// A refusal to start what ran leaves it stopped.
+    fn stranded(self) -> Self {
+        match self {
+            Self::Refused(why) => Self::Stranded(why),
+            other => other,
+        }
+    }
+
+    /// The same, after something else went wrong.
+    fn after(self, first: &str) -> Self {
+        match self.stranded() {
+            Self::Stranded(why) => Self::Stranded(format!("{first}; {why}")),
+            other => other,
+        }
+    }
+}
+
+/// The members that a move is between, its source last.
+fn ends(planned: &Move) -> [&str; 2] {
+    [&planned.to.0, &planned.from.0]
+}
+
+/// Whether somebody's operation on an instance is under way.
+///
+/// # Errors
+/// The cluster does not answer.
+pub async fn is_busy(client: &Client, project: &str, name: &str) -> Result<bool, Error> {
+    let path = format!("/instances/{name}");
+    let concerns = |o: &OperationStatus| {
+        let mut named = o.resources.values().flatten().flatten();
+        o.outcome() == stead_incus::types::Outcome::Running
+            && o.class != "token"
+            && named.any(|r| r.split('?').next().is_some_and(|r| r.ends_with(&path)))
+    };
+    Ok(client.operations(Scope::Project(project)).await?.iter().any(concerns))
+}
+
 /// Project and name of the instance.
 fn id(planned: &Move) -> (&str, &str) {
     (planned.instance.project.as_str(), planned.instance.name.as_str())
-}
-
-fn is_running(instance: &Instance) -> bool {
-    instance.status != "Stopped"
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
 //! Fleet work against an engine in memory.
 
 mod rebalance;
+mod unharmed;

@@ -3,9 +3,10 @@
 use jiff::{Timestamp, Zoned};
 use std::{cell::RefCell, path::Path, time::Duration};
 use stead_fleet::{
-    facts,
-    journal::Journal,
+    facts::{self, Asking},
+    journal::{Journal, Past},
     rebalance::{Event, Executor, Limits, Opening, Outcome, Outside, Request, Summary},
+    shell::NoShell,
     snapshot::snapshot,
 };
 use stead_incus::{Client, Dialect, requests::instances::NewInstance, types::Config};
@@ -13,7 +14,7 @@ use stead_placement::{Plan, Policy, check, plan};
 use stead_testkit::fake::{Fake, Fault, Usage};
 use tokio::sync::watch;
 
-const CLUSTER: &str = "f00";
+pub const CLUSTER: &str = "f00";
 /// Running ones, and one more that is stopped.
 const RUNNING: usize = 9;
 
@@ -31,8 +32,8 @@ fn piled() -> Fake {
     fake
 }
 
-async fn planned(client: &Client) -> Plan {
-    let snapshot = snapshot(&facts::gather(client).await.unwrap());
+pub async fn planned(client: &Client) -> Plan {
+    let snapshot = snapshot(&facts::gather(client, Asking::QUIETLY).await.unwrap());
     let plan = plan(&snapshot, &Policy::default()).unwrap();
     check(&snapshot, &Policy::default(), &plan).unwrap();
     plan
@@ -40,10 +41,10 @@ async fn planned(client: &Client) -> Plan {
 
 /// As the command does it: an earlier run's moves are brought to an end, then the plan of the day is carried out.
 async fn rebalance(client: &Client, dir: &Path, limits: Limits, tell: impl Fn(Event)) -> [Summary; 2] {
-    let (journal, unfinished) = Journal::open(dir, CLUSTER).unwrap();
+    let (journal, past) = Journal::open(dir, CLUSTER).unwrap();
     let (_keep, stop) = watch::channel(false);
-    let run = Executor::new(client, journal, limits, &Zoned::now, stop, tell);
-    let resumed = run.resume(unfinished).await.unwrap();
+    let run = Executor::new(client, journal, &past, limits, &Zoned::now, stop, tell);
+    let resumed = run.resume(past.unfinished).await.unwrap();
     [resumed, run.run(CLUSTER, &planned(client).await, Opening::Always).await.unwrap()]
 }
 
@@ -208,11 +209,12 @@ async fn asked_to_stop_it_ends_the_move_that_runs_and_begins_no_other() {
     let plan = planned(&client).await;
     let (journal, _) = Journal::open(dir.path(), CLUSTER).unwrap();
     let (ask, stop) = watch::channel(false);
-    let run = Executor::new(&client, journal, Limits::default(), &Zoned::now, stop, |event| {
-        if let Event::Begins { .. } = event {
-            let _ = ask.send(true);
-        }
-    });
+    let run =
+        Executor::new(&client, journal, &Past::default(), Limits::default(), &Zoned::now, stop, |event| {
+            if let Event::Begins { .. } = event {
+                let _ = ask.send(true);
+            }
+        });
     let summary = run.run(CLUSTER, &plan, Opening::Always).await.unwrap();
     assert_eq!(summary.count(|o| matches!(o, Outcome::Moved { .. })), 1);
     assert_eq!(summary.count(|o| *o == Outcome::Left), plan.moves.len() - 1);
@@ -228,7 +230,7 @@ async fn when_its_time_is_over_it_begins_nothing() {
     let (_keep, stop) = watch::channel(false);
     let events = RefCell::new(0);
     let tell = |_| *events.borrow_mut() += 1;
-    let run = Executor::new(&client, journal, Limits::default(), &Zoned::now, stop, tell);
+    let run = Executor::new(&client, journal, &Past::default(), Limits::default(), &Zoned::now, stop, tell);
     let summary = run.run(CLUSTER, &plan, Opening::Until(Timestamp::now())).await.unwrap();
     assert_eq!(summary.count(|o| *o == Outcome::Left), plan.moves.len());
     assert_eq!(*events.borrow(), 0, "something was begun");
@@ -265,6 +267,7 @@ async fn within(
         outside,
         limits: &Limits::default(),
         journals: dir.path(),
+        shell: &NoShell,
     };
     let told = RefCell::new(Vec::new());
     let tell = |event| {
@@ -275,6 +278,7 @@ async fn within(
             Event::OutsideWindows { opens, waits: true } => format!("waits until {}", opens.time()),
             Event::OutsideWindows { opens, waits: false } => format!("ends, opens at {}", opens.time()),
             Event::WindowClosed => "closed".to_owned(),
+            other => format!("{other:?}"),
         };
         let mut turns = turns.borrow_mut();
         if let Some(n) = turns.iter().position(|(what, _)| *what == word) {

@@ -45,7 +45,8 @@ impl Even {
                     &w.cluster_group,
                     world.roles(id),
                     w.disk_mib.keys().collect::<Vec<_>>(),
-                    &w.networks
+                    &w.networks,
+                    &w.barred
                 )
             );
             let places = known

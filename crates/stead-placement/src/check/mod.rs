@@ -159,7 +159,8 @@ impl<'a> World<'a> {
     /// Amount of a resource committed to an instance.
     fn demand(&self, id: &InstanceId, resource: &Resource) -> u64 {
         let i = self.instances[id];
-        if !matches!(resource, Resource::Disk(_)) && !i.running && self.policy.stopped == Stopped::Ignore {
+        let idle = !i.running && !i.resumes;
+        if !matches!(resource, Resource::Disk(_)) && idle && self.policy.stopped == Stopped::Ignore {
             return 0;
         }
         let asked = self.policy.asked(&i.workload, i.measured);
@@ -178,6 +179,9 @@ impl<'a> World<'a> {
     /// Amount of a resource that a member can promise; none if it is not counted.
     fn usable(&self, member: &str, resource: &Resource) -> Option<u64> {
         let (m, ratio) = (self.members[member], self.policy.overcommit_percent);
+        if m.state == MemberState::Offline {
+            return None;
+        }
         let (has, percent) = match resource {
             Resource::Memory => (m.memory_mib, ratio.memory),
             Resource::Cpu => (m.cpu_milli, ratio.cpu),
@@ -245,6 +249,9 @@ impl<'a> World<'a> {
         if self.drained(member) {
             why.push(Hindrance::Drained);
         }
+        if let Some((_, bar)) = w.barred.iter().find(|(name, _)| name.0 == member) {
+            why.push(Hindrance::Barred(bar.clone()));
+        }
         why
     }
 
@@ -282,8 +289,15 @@ impl<'a> World<'a> {
         let m = self.members[self.start[id]];
         let pin = i.workload.settings.get(settings::PIN).map_or("", String::as_str);
         let drained = self.drained(&m.name.0);
+        // What its owner or the engine forbids.
+        let live = i.migration == Migration::Live;
+        let harmed =
+            i.running && !live && (i.ephemeral || i.evacuation == crate::snapshot::Evacuation::LiveOnly);
+        let stays = i.evacuation == crate::snapshot::Evacuation::Stop;
         let reachable = m.state == MemberState::Online || (m.state == MemberState::Evacuated && drained);
         !i.pinned
+            && !harmed
+            && !stays
             && matches!(pin, "" | "false" | "0" | "no" | "off")
             && i.migration != Migration::Never
             && reachable
@@ -360,7 +374,9 @@ impl<'a> World<'a> {
         if !self.enters(id, to) {
             wrong(format!("{to} may not accept {id}"));
         }
-        if (step.downtime, step.size_mib) != (self.downtime(id), i.size_mib) {
+        if (step.downtime, step.size_mib, step.at_least_mib)
+            != (self.downtime(id), i.size_mib, i.at_least_mib)
+        {
             wrong(format!("downtime or size of {id} is wrong"));
         }
         for resource in &self.resources {

@@ -8,7 +8,7 @@ use stead_placement::{
     place::{Placement, place},
     plan::Verdict,
     policy::{GroupMode, GroupStrength},
-    snapshot::{Amounts, Instance, Migration, Workload},
+    snapshot::{Amounts, Evacuation, Instance, Migration, Workload},
 };
 
 /// The cluster with the batch on its first member, for the oracle.
@@ -20,7 +20,11 @@ fn with(s: &Snapshot, batch: &[Workload]) -> Snapshot {
         running: true,
         pinned: false,
         migration: Migration::Stopped,
-        size_mib: 0,
+        size_mib: None,
+        at_least_mib: 0,
+        resumes: false,
+        ephemeral: false,
+        evacuation: Evacuation::Move,
         measured: Amounts::default(),
     }));
     all

@@ -1,7 +1,12 @@
 //! Full plans of clusters that are easy to understand.
 
 use crate::common::{instance, member};
-use stead_placement::{Plan, Policy, Snapshot, check, plan, policy::Downtime, settings, snapshot::Instance};
+use stead_placement::{
+    Plan, Policy, Snapshot, check, plan,
+    policy::{Downtime, Stopped},
+    settings,
+    snapshot::{Bar, Evacuation, Instance, MemberState, Migration, PoolName},
+};
 
 fn planned(s: &Snapshot, p: &Policy) -> Plan {
     let made = plan(s, p).expect("a snapshot without contradictions");
@@ -149,5 +154,122 @@ fn what_only_a_choice_leaves_is_not_called_impossible() {
     refused: n0 has promised 18 GiB of memory but has only 8 GiB: impossible: 10 GiB must be moved away, but all other members together have only 3 GiB free
     refused: n1 has promised 14 GiB of memory but has only 8 GiB: not possible together with the rest: 6 GiB must be moved away, but the most that another member has free is 3 GiB, on n2
     imbalance 1.00 -> 1.00, bound 1.00
+    ");
+}
+
+/// Of three instances on one member, those whose stop would destroy them stay; one that can be moved live, or is stopped
+/// anyway, does not.
+#[test]
+fn ephemeral_instances_are_moved_only_live() {
+    let mut s = cluster(&[16, 16, 16], &[(0, 2), (0, 2), (0, 2), (0, 2)]);
+    for i in &mut s.instances {
+        i.ephemeral = true;
+    }
+    s.instances[1].migration = Migration::Refresh;
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @"imbalance 1.00 -> 1.00, bound 1.00");
+    s.instances[2].migration = Migration::Live;
+    s.instances[3].running = false;
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
+    i2: n0 -> n1 (balance)
+    i3: n0 -> n2 (balance)
+    imbalance 2.50 -> 1.00, bound 1.00
+    ");
+    let drain = Policy { drain: [s.members[0].name.clone()].into(), ..Policy::default() };
+    insta::assert_snapshot!(lines(&planned(&s, &drain)), @r"
+    i2: n0 -> n1 (must leave its member)
+    i3: n0 -> n2 (must leave its member)
+    refused: i0 should not be on n0, which is being drained: impossible: it is ephemeral: stopping it for a move would delete it
+    refused: i1 should not be on n0, which is being drained: impossible: it is ephemeral: stopping it for a move would delete it
+    imbalance 1.00 -> 1.00, bound 1.00
+    ");
+
+    // A plan that moves one all the same is refused, whoever made it.
+    s.instances[0].ephemeral = false;
+    let harmful = planned(&s, &drain);
+    assert!(harmful.moves.iter().any(|m| m.instance == s.instances[0].workload.id));
+    s.instances[0].ephemeral = true;
+    let faults = check(&s, &drain, &harmful).unwrap_err();
+    assert!(faults.iter().any(|f| f.what.contains("i0 cannot or may not be moved")), "{faults:?}");
+}
+
+/// An evacuated member is drained: what its evacuation stopped counts as running, and leaves; what is to be stopped rather
+/// than moved stays.
+#[test]
+fn what_an_evacuation_stopped_leaves_and_what_is_to_stay_stays() {
+    let mut s = cluster(&[16, 16, 16], &[(0, 4), (0, 4), (0, 4), (1, 4)]);
+    s.members[0].state = MemberState::Evacuated;
+    for i in &mut s.instances[..3] {
+        (i.running, i.resumes) = (false, true);
+    }
+    s.instances[1].evacuation = Evacuation::Stop;
+    s.instances[2].evacuation = Evacuation::LiveOnly;
+    let drain = Policy {
+        drain: [s.members[0].name.clone()].into(),
+        stopped: Stopped::Ignore,
+        downtime: Downtime::None,
+        ..Policy::default()
+    };
+    insta::assert_snapshot!(lines(&planned(&s, &drain)), @r"
+    i0: n0 -> n2 (must leave its member)
+    i2: n0 -> n1 (must leave its member)
+    refused: i1 should not be on n0, which is being drained: impossible: its cluster.evacuate has it stay on its member
+    imbalance 1.00 -> 1.33, bound 1.00
+    ");
+    // In an ordinary plan too.
+    s.members[0].state = MemberState::Online;
+    for i in &mut s.instances[..3] {
+        (i.running, i.resumes) = (true, false);
+    }
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
+    i0: n0 -> n2 (balance)
+    imbalance 1.75 -> 1.00, bound 1.00
+    ");
+}
+
+/// A member that would refuse an instance is gone round.
+#[test]
+fn a_member_that_is_barred_to_an_instance_is_gone_round() {
+    let mut s = cluster(&[16, 16, 16], &[(0, 8), (0, 8), (2, 2)]);
+    let n1 = s.members[1].name.clone();
+    for i in &mut s.instances[..2] {
+        i.workload.barred.insert(n1.clone(), Bar::LeftOver(PoolName::from("local")));
+    }
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
+    i0: n0 -> n2 (balance)
+    i2: n2 -> n1 (balance)
+    imbalance 2.67 -> 1.33, bound 1.33
+    ");
+    let n2 = s.members[2].name.clone();
+    s.instances[0].workload.barred.insert(n2.clone(), Bar::Parent("br7".to_owned()));
+    s.instances[1]
+        .workload
+        .barred
+        .insert(n2, Bar::Volume { pool: PoolName::from("local"), name: "data".to_owned() });
+    let drain = Policy { drain: [s.members[0].name.clone()].into(), ..Policy::default() };
+    insta::assert_snapshot!(lines(&planned(&s, &drain)), @r"
+    refused: i0 should not be on n0, which is being drained: impossible: no other member may accept it; n1: has a left-over volume of its name in pool local; n2: has no interface br7
+    refused: i1 should not be on n0, which is being drained: impossible: no other member may accept it; n1: has a left-over volume of its name in pool local; n2: has no volume data in pool local
+    imbalance 2.00 -> 2.00, bound 2.00
+    ");
+}
+
+/// Nothing is known of an offline member but that it is offline: that is said, and the others are planned for.
+#[test]
+fn an_offline_member_is_named_and_the_others_are_planned_for() {
+    let mut s = cluster(&[16, 16, 0], &[(0, 4), (0, 4), (2, 4), (2, 4)]);
+    s.members[2].state = MemberState::Offline;
+    (s.members[2].cpu_milli, s.members[2].pools_mib) = (0, Default::default());
+    insta::assert_snapshot!(lines(&planned(&s, &Policy::default())), @r"
+    i0: n0 -> n1 (balance)
+    note: n2 is offline: its 2 instances stay, and are not counted
+    imbalance 2.00 -> 1.00, bound 1.00
+    ");
+    let drain = Policy { drain: [s.members[2].name.clone()].into(), ..Policy::default() };
+    insta::assert_snapshot!(lines(&planned(&s, &drain)), @r"
+    i0: n0 -> n1 (balance)
+    refused: i2 should not be on n2, which has no pool local and is being drained: impossible: its member is offline
+    refused: i3 should not be on n2, which has no pool local and is being drained: impossible: its member is offline
+    note: n2 is offline: its 2 instances stay, and are not counted
+    imbalance 2.00 -> 1.00, bound 1.00
     ");
 }

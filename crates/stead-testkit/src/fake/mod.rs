@@ -22,7 +22,7 @@ mod routes;
 mod server;
 
 pub use faults::Fault;
-pub use model::{MemberSize, Usage};
+pub use model::{MemberSize, Usage, Volume, VolumeKind};
 
 use model::{Instance, Member, World};
 use operations::Running;
@@ -268,6 +268,22 @@ impl Fake {
             usage,
         };
         inner.world.projects.entry(project.into()).or_default().instances.insert(new.name.clone(), instance);
+    }
+    /// Puts a volume there without asking the API.
+    pub fn put_volume(&self, volume: Volume) {
+        self.shared.lock().world.volumes.push(volume);
+    }
+    /// Removes all volumes of that name that are no instance's.
+    pub fn remove_volumes(&self, name: &str) {
+        self.shared.lock().world.volumes.retain(|v| v.name != name);
+    }
+    /// Stops or freezes an instance, or whatever else its status may be, without asking the API.
+    pub fn set_status(&self, project: &str, instance: &str, status: &'static str) {
+        let mut inner = self.shared.lock();
+        let found = inner.world.projects.get_mut(project).and_then(|p| p.instances.get_mut(instance));
+        if let Some(i) = found {
+            i.status = status;
+        }
     }
     /// Sets what an instance uses while it runs.
     pub fn set_usage(&self, project: &str, instance: &str, usage: Usage) {

@@ -122,6 +122,30 @@ pub(super) struct Snapshot {
     pub profiles: Vec<String>,
 }
 
+/// A volume of its own, or what is left of an instance's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Its project.
+    pub project: String,
+    /// Its member.
+    pub member: String,
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: VolumeKind,
+}
+
+/// What a volume is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeKind {
+    /// Attached to instances.
+    Custom,
+    /// Left over of an instance, and in the database.
+    LeftOver,
+    /// Left over of an instance, and on the disk alone.
+    Hidden,
+}
+
 /// Go's zero time, which servers write for "never".
 pub(super) const NEVER: &str = "0001-01-01T00:00:00Z";
 const MIB: u64 = 1 << 20;
@@ -137,6 +161,8 @@ pub(super) struct World {
     pub groups: BTreeMap<String, Group>,
     pub projects: BTreeMap<String, Project>,
     pub warnings: BTreeMap<String, Value>,
+    /// Volumes besides those of instances.
+    pub volumes: Vec<Volume>,
     /// Driver of its one storage pool.
     pub pool_driver: String,
     ticks: u64,
@@ -174,6 +200,7 @@ impl World {
             groups: BTreeMap::from([("default".into(), group)]),
             projects: BTreeMap::from([("default".into(), default)]),
             warnings: BTreeMap::new(),
+            volumes: Vec::new(),
             pool_driver: "btrfs".into(),
             ticks: 0,
         }
@@ -354,6 +381,21 @@ impl World {
             "status": "Created",
             "locations": if self.clustered() { json!(locations) } else { Value::Null },
         })
+    }
+    /// The volumes of its pool.
+    pub fn volumes(&self) -> Vec<Value> {
+        let volume = |project: &str, member: &str, name: &str, kind: &str| {
+            json!({
+                "name": name, "type": kind, "content_type": "filesystem", "config": {}, "description": "",
+                "location": member, "project": project, "used_by": [],
+            })
+        };
+        let of_instances = self.instances().map(|(p, n, i)| volume(p, &i.location, n, &i.kind));
+        let others = self.volumes.iter().filter(|v| v.kind != VolumeKind::Hidden).map(|v| {
+            let kind = if v.kind == VolumeKind::Custom { "custom" } else { "container" };
+            volume(&v.project, &v.member, &v.name, kind)
+        });
+        of_instances.chain(others).collect()
     }
     pub fn project(&self, name: &str) -> Option<Value> {
         let p = self.projects.get(name)?;

@@ -10,8 +10,8 @@ use stead_placement::{
     },
     settings,
     snapshot::{
-        Amounts, Instance, InstanceId, InstanceKind, Member, MemberName, MemberState, Migration, PoolName,
-        Schedulable, Workload,
+        Amounts, Bar, Evacuation, Instance, InstanceId, InstanceKind, Member, MemberName, MemberState,
+        Migration, PoolName, Schedulable, Workload,
     },
 };
 
@@ -48,6 +48,7 @@ pub fn workload(n: usize, memory_mib: u64, cpu_milli: u64) -> Workload {
         disk_mib: BTreeMap::from([(PoolName::from("local"), 1)]),
         networks: BTreeSet::from(["br0".to_owned()]),
         settings: BTreeMap::new(),
+        barred: BTreeMap::new(),
     }
 }
 
@@ -58,7 +59,11 @@ pub fn instance(n: usize, on: usize, memory_mib: u64, cpu_milli: u64) -> Instanc
         running: true,
         pinned: false,
         migration: Migration::Stopped,
-        size_mib: 10 + n as u64,
+        size_mib: Some(10 + n as u64),
+        at_least_mib: 0,
+        resumes: false,
+        ephemeral: false,
+        evacuation: Evacuation::Move,
         measured: Amounts::default(),
     }
 }
@@ -165,7 +170,10 @@ pub fn snapshot(
     n: std::ops::RangeInclusive<usize>,
     instances: std::ops::RangeInclusive<usize>,
 ) -> impl Strategy<Value = Snapshot> {
-    let more = (0usize..64, rarely(false, true), rarely(false, true), rarely(true, false), 0u8..8);
+    let more = (
+        (0usize..64, rarely(false, true), rarely(false, true), rarely(true, false), 0u8..8),
+        (rarely(false, true), rarely(false, true), 0u8..12, option::weighted(0.2, 0usize..64)),
+    );
     (members(n), workloads(instances, 0)).prop_flat_map(move |(members, workloads)| {
         let count = workloads.len();
         (Just(members), Just(workloads), vec(more.clone(), count..=count)).prop_map(
@@ -173,7 +181,13 @@ pub fn snapshot(
                 let instances = workloads
                     .into_iter()
                     .zip(more)
-                    .map(|(mut workload, (at, pinned, pin, running, migration))| {
+                    .map(|(mut workload, ((at, pinned, pin, running, migration), rest))| {
+                        let (ephemeral, resumes, evacuation, barred) = rest;
+                        let bar = barred.filter(|n| n % members.len() != at % members.len());
+                        workload.barred = bar
+                            .map(|n| (members[n % members.len()].name.clone(), Bar::Parent("br1".to_owned())))
+                            .into_iter()
+                            .collect();
                         if pin {
                             workload.settings.insert(settings::PIN.to_owned(), "true".to_owned());
                         }
@@ -187,7 +201,15 @@ pub fn snapshot(
                                 2 => Migration::Never,
                                 _ => Migration::Stopped,
                             },
-                            size_mib: 10 + at as u64,
+                            size_mib: (at % 7 > 0).then_some(10 + at as u64),
+                            at_least_mib: at as u64 % 5,
+                            resumes: resumes && !running,
+                            ephemeral,
+                            evacuation: match evacuation {
+                                0 => Evacuation::Stop,
+                                1 => Evacuation::LiveOnly,
+                                _ => Evacuation::Move,
+                            },
                             measured: Amounts { memory_mib: Some(1), cpu_milli: None },
                             workload,
                         }
@@ -313,6 +335,7 @@ impl<'a> Oracle<'a> {
             && w.disk_mib.keys().all(|p| m.pools_mib.contains_key(p))
             && w.networks.is_subset(&m.networks)
             && !self.policy.drain.contains(&m.name)
+            && !w.barred.contains_key(&m.name)
     }
 
     pub fn enters(&self, i: usize, m: usize) -> bool {
@@ -343,7 +366,10 @@ impl<'a> Oracle<'a> {
             Migration::Refresh => Downtime::Short,
             _ => Downtime::Full,
         };
+        let stopped = instance.running && instance.migration != Migration::Live;
         !instance.pinned
+            && !(stopped && (instance.ephemeral || instance.evacuation == Evacuation::LiveOnly))
+            && instance.evacuation != Evacuation::Stop
             && !instance.workload.settings.contains_key(settings::PIN)
             && instance.migration != Migration::Never
             && (m.state == MemberState::Online || drained && m.state == MemberState::Evacuated)
@@ -355,13 +381,17 @@ impl<'a> Oracle<'a> {
     /// Memory, processor, the pool "local".
     pub fn demand(&self, i: usize) -> [u64; 3] {
         let w = &self.instances[i].workload;
-        let counts = u64::from(self.instances[i].running || self.policy.stopped == Stopped::Count);
+        let i = self.instances[i];
+        let counts = u64::from(i.running || i.resumes || self.policy.stopped == Stopped::Count);
         let disk = w.disk_mib.get(&PoolName::from("local")).copied().unwrap_or(0);
         [w.limits.memory_mib.unwrap() * counts, w.limits.cpu_milli.unwrap() * counts, disk]
     }
 
     pub fn usable(&self, m: usize) -> [u64; 3] {
         let (m, o) = (self.members[m], self.policy.overcommit_percent);
+        if m.state == MemberState::Offline {
+            return [u64::MAX / 1000; 3];
+        }
         let disk = match m.pools_mib.get(&PoolName::from("local")) {
             None | Some(None) => u64::MAX / 1000,
             Some(Some(size)) => *size,

@@ -35,6 +35,14 @@ pub(super) fn answer(shared: &Arc<Shared>, asked: &Asked, segments: &[&str]) -> 
         ("GET", ["storage-pools", "default", "resources"]) => {
             world.pool_space(&asked_of).map_or_else(|| no_member(&asked_of), Reply::Done)
         }
+        ("GET", ["storage-pools", "default", "volumes"]) => {
+            let here = |v: &serde_json::Value| asked.all_projects() || v["project"] == asked.project();
+            Reply::Done(world.volumes().into_iter().filter(here).collect())
+        }
+        // As of a driver that does not measure.
+        ("GET", ["storage-pools", "default", "volumes", _, _, "state"]) => {
+            Reply::Done(json!({ "usage": null }))
+        }
         ("GET", ["cluster"]) => {
             Reply::Done(json!({ "server_name": first, "enabled": world.clustered(), "member_config": [] }))
         }

@@ -330,7 +330,8 @@ fn state(shared: &Arc<Shared>, asked: &Asked, project: &str, name: &str) -> Repl
         other => return refuse(400, format!("Unknown action: '{other}'")),
     };
     let stateful = asked.body["stateful"] == true;
-    let effect = change(project, name, move |i| {
+    let (owner, of) = (project.to_owned(), name.to_owned());
+    let changed = change(project, name, move |i| {
         let (wanted, becomes): (&[&str], _) = match action {
             "instance-started" => (&["Stopped"], "Running"),
             "instance-shutdown" => (&["Running", "Frozen"], "Stopped"),
@@ -349,6 +350,14 @@ fn state(shared: &Arc<Shared>, asked: &Asked, project: &str, name: &str) -> Repl
         i.stateful = stateful;
         Ok(())
     });
+    let effect = move |world: &mut World| {
+        changed(world)?;
+        // An ephemeral instance is deleted when it stops.
+        if let Some(p) = world.projects.get_mut(&owner) {
+            p.instances.retain(|name, i| *name != of || !(i.ephemeral && i.status == "Stopped"));
+        }
+        Ok(json!({}))
+    };
     begin(shared, on_instance(description, project, name, vec![(action, path)], effect))
 }
 

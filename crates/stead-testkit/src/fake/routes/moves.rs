@@ -1,7 +1,11 @@
 //! Moves of instances, evacuation and restoration of members.
 
 use super::{Asked, Reply, begin, on_instance, refuse};
-use crate::fake::{Shared, config_of, devices_of, model::World, texts};
+use crate::fake::{
+    Shared, config_of, devices_of,
+    model::{VolumeKind, World},
+    texts,
+};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use stead_incus::Dialect;
@@ -83,6 +87,21 @@ pub(super) fn relocate(shared: &Arc<Shared>, asked: &Asked, project: &str, name:
                 && world.projects[&new_project].instances.contains_key(&new_name)
             {
                 return Err(format!("Instance {new_name:?} already exists"));
+            }
+            let left = world
+                .volumes
+                .iter()
+                .find(|v| Some(&v.member) == target.as_ref() && (&v.project, &v.name) == (&project, &name));
+            match left.map(|v| v.kind) {
+                Some(VolumeKind::LeftOver) => {
+                    return Err("Instance move to destination failed: Error transferring instance data: Failed creating \
+                        instance on target: Volume exists in database but not on storage".into());
+                }
+                Some(VolumeKind::Hidden) => {
+                    return Err("Instance move to destination failed: Error transferring instance data: Failed creating \
+                        instance on target: Volume already exists on storage but not in database".into());
+                }
+                Some(VolumeKind::Custom) | None => {}
             }
             let moved = world.projects.get_mut(&project).and_then(|p| p.instances.remove(&name));
             let Some(mut instance) = moved else { return Err("Instance not found".into()) };

@@ -6,7 +6,9 @@ mod place;
 mod plan;
 mod rebalance;
 mod remotes;
+mod repair;
 mod scriptlet;
+mod shell;
 mod snapshot;
 mod trust;
 
@@ -15,6 +17,7 @@ use crate::{
     error::{Error, Result},
 };
 use clap::{Args, ValueHint};
+use shell::ShellArgument;
 use std::path::PathBuf;
 use stead_cluster::client_env;
 use stead_fleet::remote::Remotes;
@@ -35,6 +38,7 @@ verb_list! {
     Forget(forget::Forget),
     Plan(plan::Plan),
     Rebalance(rebalance::Rebalance),
+    Repair(repair::Repair),
     Place(place::Place),
     Scriptlet(scriptlet::Scriptlet),
     Snapshot(snapshot::Snapshot),

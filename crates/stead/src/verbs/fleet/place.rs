@@ -1,6 +1,6 @@
 //! `stead fleet place`.
 
-use super::{PolicyFile, Target};
+use super::{PolicyFile, Target, directory};
 use crate::{
     cli::{App, Exit, Run},
     error::Result,
@@ -8,7 +8,7 @@ use crate::{
     verbs::pair,
 };
 use clap::Args;
-use stead_fleet::{facts, newcomers, newcomers::Asked, snapshot::snapshot};
+use stead_fleet::{facts, facts::Asking, newcomers, newcomers::Asked, snapshot::snapshot};
 use stead_incus::types::Devices;
 use stead_placement::{place as find, place::Placement, snapshot::InstanceKind};
 
@@ -76,7 +76,9 @@ async fn place(app: &App, args: Place) -> Result<Exit> {
     };
     asked.check()?;
     let client = args.target.client(app).await?;
-    let facts = facts::gather(&client).await?;
+    let facts =
+        facts::gather(&client, Asking { memory: Some(&directory(app)), tell: &|who| app.output.note(who) })
+            .await?;
     let batch = newcomers::newcomers(&client, &facts, &args.names, &asked).await?;
     let placement = find(&snapshot(&facts), &policy, &batch)?;
     match args.json {

@@ -1,13 +1,19 @@
 //! `stead fleet plan`, and how a plan is shown.
 
-use super::{PolicyFile, Target, ratio};
+use super::{PolicyFile, ShellArgument, Target, directory, ratio};
 use crate::{
     cli::{App, Exit, Run},
     error::Result,
     output,
 };
 use clap::Args;
-use stead_fleet::plan;
+use jiff::Timestamp;
+use stead_fleet::{
+    facts::Asking,
+    journal::Journal,
+    plan::{self, Sight},
+};
+use stead_incus::Client;
 use stead_placement::{Plan as Planned, Policy, plan::Move};
 
 /// Show which instances should be moved, and why; changes nothing.
@@ -15,6 +21,8 @@ use stead_placement::{Plan as Planned, Policy, plan::Move};
 pub struct Plan {
     #[command(flatten)]
     pub target: Target,
+    #[command(flatten)]
+    pub shell: ShellArgument,
     #[command(flatten)]
     policy: PolicyFile,
     /// Plan at most N moves.
@@ -32,6 +40,19 @@ impl Plan {
         policy.max_moves = self.max_moves.or(policy.max_moves);
         Ok(policy)
     }
+
+    /// The plan, now.
+    pub async fn made(&self, app: &App, client: &Client, policy: &Policy) -> Result<Planned> {
+        let shell = self.shell.of(app, &self.target, client).await?;
+        let journals = directory(app);
+        let fingerprint = client.server_info().await?.environment.certificate_fingerprint.clone();
+        let now_s = Timestamp::now().as_second().try_into().unwrap_or(0);
+        let learned = Journal::peek(&journals, &fingerprint)?.learned(now_s);
+        let tell = |who: String| app.output.note(who);
+        let asking = Asking { memory: Some(&journals), tell: &tell };
+        let sight = Sight { asking, shell: shell.as_ref(), learned: &learned };
+        Ok(plan::of_cluster(client, policy, sight).await?.plan)
+    }
 }
 
 impl Run for Plan {
@@ -39,7 +60,7 @@ impl Run for Plan {
         let policy = self.policy(app)?;
         app.wait(async {
             let client = self.target.client(app).await?;
-            show(app, &plan::of_cluster(&client, &policy).await?.plan, self.json)
+            show(app, &self.made(app, &client, &policy).await?, self.json)
         })
     }
 }
@@ -88,7 +109,11 @@ fn row(m: &Move) -> Vec<String> {
         m.instance.to_string(),
         m.from.to_string(),
         m.to.to_string(),
-        format!("{} MiB", m.size_mib),
+        match (m.size_mib, m.at_least_mib) {
+            (Some(mib), _) => format!("{mib} MiB"),
+            (None, 0) => "unknown".to_owned(),
+            (None, mib) => format!("at least {mib} MiB"),
+        },
         format!("{} -> {}", ratio(m.imbalance_before_ppm), ratio(m.imbalance_after_ppm)),
         reasons.join(", "),
     ]

@@ -12,9 +12,8 @@ use crate::{
 use clap::Args;
 use jiff::Zoned;
 use serde::Serialize;
-use std::time::Duration;
+use std::{num::NonZeroU64, time::Duration};
 use stead_fleet::{
-    plan::of_cluster,
     rebalance::{self, Event, Limits, Outcome, Outside, Report},
     window::Window,
 };
@@ -40,7 +39,7 @@ pub struct Rebalance {
     at_once: usize,
     /// Limit the mean rate at which instances are copied: a move begins only when the rate allows it.
     #[arg(long, value_name = "MIB_PER_S")]
-    bandwidth: Option<u64>,
+    bandwidth: Option<NonZeroU64>,
     /// How long an instance may take to shut down; one that takes longer is not moved.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     stop_timeout: u32,
@@ -63,7 +62,7 @@ async fn rebalance(app: &App, args: Rebalance) -> Result<Exit> {
     let policy = args.plan.policy(app)?;
     let client = args.plan.target.client(app).await?;
     if args.dry_run {
-        return plan::show(app, &of_cluster(&client, &policy).await?.plan, args.plan.json);
+        return plan::show(app, &args.plan.made(app, &client, &policy).await?, args.plan.json);
     }
     let limits = Limits {
         at_once: args.at_once,
@@ -71,6 +70,7 @@ async fn rebalance(app: &App, args: Rebalance) -> Result<Exit> {
         stop_timeout: Duration::from_secs(args.stop_timeout.into()),
         ..Limits::default()
     };
+    let shell = args.plan.shell.of(app, &args.plan.target, &client).await?;
     let request = rebalance::Request {
         client: &client,
         policy: &policy,
@@ -78,6 +78,7 @@ async fn rebalance(app: &App, args: Rebalance) -> Result<Exit> {
         outside: if args.no_wait { Outside::End } else { Outside::Wait },
         limits: &limits,
         journals: &directory(app),
+        shell: shell.as_ref(),
     };
     let (stop, stopping) = watch::channel(false);
     let interrupts = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
@@ -115,9 +116,26 @@ fn text(event: Event) -> String {
             }
             Outcome::AlreadyThere => format!("{instance} is on {to} already"),
             Outcome::Failed(why) => format!("{instance} was not moved: {why}"),
+            Outcome::Stranded(why) => format!("{instance} ran and is stopped: {why}"),
             Outcome::Unfinished(why) => format!("{instance} is left to the next run: {why}"),
             Outcome::Left => format!("{instance} was not moved"),
         },
+        Event::MovesBack { planned: Move { instance, from, .. }, why } => {
+            format!("moving {instance} back to {from}: {why}")
+        }
+        Event::Debt { instance, still: None } => {
+            format!("{instance}, which an earlier run left stopped, runs")
+        }
+        Event::Debt { instance, still: Some(why) } => {
+            format!("{instance}, which an earlier run left stopped, is still stopped: {why}")
+        }
+        Event::WaitsForRate { planned: Move { instance, size_mib, .. }, wait } => format!(
+            "waiting {} s before {instance} is moved: it copies {} MiB",
+            wait.as_secs_f64().ceil(),
+            size_mib.unwrap_or(0)
+        ),
+        Event::GoesRound => "planning again, round the members that would not take an instance".to_owned(),
+        Event::Waits(who) => who,
         Event::ServerAway(why) => format!("waiting for the server: {why}"),
         Event::OutsideWindows { opens, waits } => {
             let what = if waits { "waiting until" } else { "the next one opens on" };
@@ -141,20 +159,29 @@ struct MoveResult<'a> {
 
 fn conclude(app: &App, report: &Report, json: bool) -> Result<Exit> {
     let Report { plan, summary } = report;
-    let failed = summary.count(|o| matches!(o, Outcome::Failed(_) | Outcome::Unfinished(_)));
+    let failed =
+        summary.count(|o| matches!(o, Outcome::Failed(_) | Outcome::Stranded(_) | Outcome::Unfinished(_)));
     let left = summary.count(|o| *o == Outcome::Left);
     if json {
         let results: Vec<MoveResult<'_>> = summary.moves.iter().map(result).collect();
-        app.output.json(&serde_json::json!({ "moves": results, "report": plan.report }))?;
+        let owed: Vec<_> = summary
+            .owed
+            .iter()
+            .map(|(instance, why)| serde_json::json!({ "instance": instance, "why": why }))
+            .collect();
+        app.output.json(&serde_json::json!({ "moves": results, "owed": owed, "report": plan.report }))?;
     } else {
-        let text: String = plan.report.refusals.iter().map(|r| format!("{r}\n")).collect();
+        let refusals = plan.report.refusals.iter().map(ToString::to_string);
+        let findings = plan.report.findings.iter().map(ToString::to_string);
+        let owed = summary.owed.iter().map(|(id, why)| format!("{id} ran and is stopped: {why}"));
+        let text: String = refusals.chain(findings).chain(owed).map(|line| line + "\n").collect();
         let moved = summary.moves.len() - failed - left;
         app.output.print(match summary.moves.len() {
             0 => format!("{text}nothing to move; imbalance {}\n", ratio(plan.report.imbalance.before_ppm)),
             _ => format!("{text}{moved} moved, {failed} failed, {left} left\n"),
         })?;
     }
-    Ok(Exit::success_if(failed + left == 0))
+    Ok(Exit::success_if(summary.is_whole()))
 }
 
 fn result((planned, outcome): &(Move, Outcome)) -> MoveResult<'_> {
@@ -162,6 +189,7 @@ fn result((planned, outcome): &(Move, Outcome)) -> MoveResult<'_> {
         Outcome::Moved { downtime } => ("moved", None, Some(downtime.as_millis())),
         Outcome::AlreadyThere => ("already-there", None, None),
         Outcome::Failed(why) => ("failed", Some(why.as_str()), None),
+        Outcome::Stranded(why) => ("stranded", Some(why.as_str()), None),
         Outcome::Unfinished(why) => ("unfinished", Some(why.as_str()), None),
         Outcome::Left => ("left", None, None),
     };
