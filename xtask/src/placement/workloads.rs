@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use stead_placement::{
     Snapshot, settings,
     snapshot::{
-        Amounts, Instance, InstanceId, InstanceKind, Member, MemberName, MemberState, Migration, PoolName,
-        Schedulable, Workload,
+        Amounts, Evacuation, Instance, InstanceId, InstanceKind, Member, MemberName, MemberState, Migration,
+        PoolName, Schedulable, Workload,
     },
 };
 
@@ -69,12 +69,17 @@ fn instance(n: usize, on: usize, (memory_mib, cpu_milli): (u64, u64), disk_gib: 
             disk_mib: BTreeMap::from([(PoolName::from("local"), disk_gib * GIB)]),
             networks: BTreeSet::from(["br0".to_owned()]),
             settings: BTreeMap::new(),
+            barred: BTreeMap::new(),
         },
         member: MemberName(format!("member{on:04}")),
         running: true,
+        resumes: false,
+        ephemeral: false,
+        evacuation: Evacuation::Move,
         pinned: false,
         migration: Migration::Stopped,
-        size_mib: disk_gib * GIB / 4,
+        size_mib: Some(disk_gib * GIB / 4),
+        at_least_mib: 0,
         measured: Amounts::default(),
     }
 }

@@ -26,23 +26,23 @@ use stead_incus::{
 };
 use stead_testkit::{image, parts::Parts, wait::SOON};
 
-const PROJECT: &str = "default";
+pub const PROJECT: &str = "default";
 /// What the cluster is called here.
 const REMOTE: &str = "lab";
 /// Stopped, and to be so afterwards; all others run.
 const STOPPED: &str = "c9";
 
 /// A cluster and a client of it.
-struct Fleet {
-    w: World,
-    name: &'static str,
-    runtime: tokio::runtime::Runtime,
-    client: Client,
+pub struct Fleet {
+    pub w: World,
+    pub name: &'static str,
+    pub runtime: tokio::runtime::Runtime,
+    pub client: Client,
 }
 
 impl Fleet {
     /// Three members, and the tiny image.
-    fn up(test: &str, name: &'static str, image: &str, network: u8) -> Option<Self> {
+    pub fn up(test: &str, name: &'static str, image: &str, network: u8) -> Option<Self> {
         let w = World::new(test, &[image])?;
         let yaml = format!(
             "name: {name}\nimage: {image}\nnodes: 3\nmachine:\n  backend: namespace\n  disks: [{{name: pool, size: 4GiB, role: storage}}]\n\
@@ -60,7 +60,7 @@ impl Fleet {
     }
 
     /// An instance on a member, running unless it is the one that is not to run.
-    fn create(&self, name: &str, member: &str, config: &[(&str, &str)]) {
+    pub fn create(&self, name: &str, member: &str, config: &[(&str, &str)]) {
         let mut new = NewInstance::of_image(name, "stead-tiny");
         new.config = config.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Config>();
         self.runtime.block_on(async {
@@ -71,7 +71,7 @@ impl Fleet {
         });
     }
 
-    fn delete(&self, name: &str) {
+    pub fn delete(&self, name: &str) {
         self.runtime.block_on(async {
             let _ = self.client.set_instance_state(PROJECT, name, StateAction::Kill, SOON).await;
             self.client.delete_instance(PROJECT, name).await.unwrap();
@@ -95,12 +95,12 @@ impl Fleet {
         }
     }
 
-    fn instances(&self) -> Vec<Instance> {
+    pub fn instances(&self) -> Vec<Instance> {
         self.runtime.block_on(self.client.instances()).unwrap()
     }
 
     /// Which of these instances is where.
-    fn places(&self, names: &[&str]) -> Vec<String> {
+    pub fn places(&self, names: &[&str]) -> Vec<String> {
         let all = self.instances();
         let place = |name: &&str| all.iter().find(|i| i.name == **name).expect("is there").location.clone();
         names.iter().map(place).collect()

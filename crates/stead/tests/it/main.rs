@@ -7,6 +7,7 @@ mod common;
 mod engine;
 mod engines;
 mod fleet;
+mod fleet_unharmed;
 mod kill;
 mod one;
 mod qemu;

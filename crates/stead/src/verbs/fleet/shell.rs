@@ -6,12 +6,12 @@ use crate::{
     error::{Error, Result},
 };
 use clap::Args;
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 use stead_agent::Event;
 use stead_cluster::{Host, remote};
 use stead_fleet::shell::{Commands, MEMBER, Ran, Shell};
 use stead_incus::{Client, Endpoint};
-use stead_model::{ClusterName, agent::ExecRequest};
+use stead_model::{ClusterName, EngineFacts, agent::ExecRequest};
 use stead_os::chain;
 
 /// How long a program on a member may take: `du` over a large instance on slow disks takes minutes.
@@ -20,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// A way to run programs on members.
 #[derive(Debug, Args)]
 pub struct ShellArgument {
-    /// The command that runs another one on a member, as in 'ssh root@{member}' [default: for --cluster the node's agent;
-    /// for --socket this host]
+    /// The command that runs another one on a member, as in 'ssh root@{member}' [default: the agents of a --cluster, or this
+    /// host for its own engine]
     #[arg(long, value_name = "COMMAND")]
     shell: Option<String>,
 }
@@ -40,7 +40,13 @@ impl ShellArgument {
             return Ok(Box::new(Agents { host: app.host.clone(), cluster: cluster.clone() }));
         }
         let mut here = BTreeSet::new();
-        if app.context.is_root && matches!(client.endpoint(), Endpoint::Unix(_)) {
+        // Any other socket may be that of a container or a node, whose files are elsewhere.
+        let is_ours =
+            |socket: &Path| EngineFacts::all().any(|f| f.sockets.iter().any(|s| Path::new(s) == socket));
+        if app.context.is_root
+            && let Endpoint::Unix(socket) = client.endpoint()
+            && is_ours(socket)
+        {
             here.insert(client.server_info().await?.environment.server_name.clone());
         }
         Ok(Box::new(Commands { template: Vec::new(), here }))
