@@ -7,6 +7,7 @@
 mod cli;
 mod context;
 mod error;
+mod member_shell;
 mod output;
 mod progress;
 mod verbs;

@@ -8,7 +8,6 @@ mod rebalance;
 mod remotes;
 mod repair;
 mod scriptlet;
-mod shell;
 mod snapshot;
 mod trust;
 
@@ -17,7 +16,6 @@ use crate::{
     error::{Error, Result},
 };
 use clap::{Args, ValueHint};
-use shell::ShellArgument;
 use std::path::PathBuf;
 use stead_cluster::client_env;
 use stead_fleet::remote::Remotes;

@@ -1,9 +1,10 @@
 //! `stead fleet plan`, and how a plan is shown.
 
-use super::{PolicyFile, ShellArgument, Target, directory, ratio};
+use super::{PolicyFile, Target, directory, ratio};
 use crate::{
     cli::{App, Exit, Run},
     error::Result,
+    member_shell::ShellArgument,
     output,
 };
 use clap::Args;
@@ -43,7 +44,7 @@ impl Plan {
 
     /// The plan, now.
     pub async fn made(&self, app: &App, client: &Client, policy: &Policy) -> Result<Planned> {
-        let shell = self.shell.of(app, &self.target, client).await?;
+        let shell = self.shell.of(app, self.target.cluster.as_ref(), client).await?;
         let journals = directory(app);
         let fingerprint = client.server_info().await?.environment.certificate_fingerprint.clone();
         let now_s = Timestamp::now().as_second().try_into().unwrap_or(0);

@@ -70,7 +70,7 @@ async fn rebalance(app: &App, args: Rebalance) -> Result<Exit> {
         stop_timeout: Duration::from_secs(args.stop_timeout.into()),
         ..Limits::default()
     };
-    let shell = args.plan.shell.of(app, &args.plan.target, &client).await?;
+    let shell = args.plan.shell.of(app, args.plan.target.cluster.as_ref(), &client).await?;
     let request = rebalance::Request {
         client: &client,
         policy: &policy,

@@ -1,9 +1,10 @@
 //! `stead fleet repair`.
 
-use super::{ShellArgument, Target, directory};
+use super::{Target, directory};
 use crate::{
     cli::{App, Exit, Run},
     error::Result,
+    member_shell::ShellArgument,
 };
 use clap::Args;
 use jiff::Timestamp;
@@ -23,8 +24,8 @@ use stead_placement::snapshot::InstanceId;
 /// Example: stead fleet repair --remote lab --shell 'ssh root@{member}'
 #[derive(Debug, Args)]
 pub struct Repair {
-    /// The instances [default: all]
-    #[arg(value_name = "[PROJECT/]NAME")]
+    /// The instances, as plans show them: NAME or PROJECT/NAME [default: all]
+    #[arg(value_name = "NAME")]
     names: Vec<String>,
     #[command(flatten)]
     target: Target,
@@ -43,7 +44,7 @@ impl Run for Repair {
 
 async fn run(app: &App, args: Repair) -> Result<Exit> {
     let client = args.target.client(app).await?;
-    let shell = args.shell.of(app, &args.target, &client).await?;
+    let shell = args.shell.of(app, args.target.cluster.as_ref(), &client).await?;
     let facts =
         facts::gather(&client, Asking { memory: Some(&directory(app)), tell: &|who| app.output.note(who) })
             .await?;

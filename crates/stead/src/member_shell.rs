@@ -1,6 +1,5 @@
 //! How `stead fleet` runs programs on members: by the agents of a cluster of Stead's, by a command such as ssh, or here.
 
-use super::Target;
 use crate::{
     cli::App,
     error::{Error, Result},
@@ -28,7 +27,12 @@ pub struct ShellArgument {
 
 impl ShellArgument {
     /// The way there is.
-    pub async fn of(&self, app: &App, target: &Target, client: &Client) -> Result<Box<dyn Shell>> {
+    pub async fn of(
+        &self,
+        app: &App,
+        cluster: Option<&ClusterName>,
+        client: &Client,
+    ) -> Result<Box<dyn Shell>> {
         if let Some(command) = &self.shell {
             let template: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
             if !template.iter().any(|word| word.contains(MEMBER)) {
@@ -36,7 +40,7 @@ impl ShellArgument {
             }
             return Ok(Box::new(Commands { template, here: BTreeSet::new() }));
         }
-        if let Some(cluster) = &target.cluster {
+        if let Some(cluster) = cluster {
             return Ok(Box::new(Agents { host: app.host.clone(), cluster: cluster.clone() }));
         }
         let mut here = BTreeSet::new();
