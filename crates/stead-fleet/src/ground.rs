@@ -7,7 +7,7 @@
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use stead_incus::{
-    Client, Error, Feature, Scope,
+    Client, Error, Feature, Scope, requests,
     types::{Config, Devices, Instance, Member, Network, Project, StoragePool, Volume},
 };
 use stead_placement::snapshot::{Bar, MemberName, PoolName};
@@ -71,11 +71,7 @@ impl Ground {
     /// The cluster does not answer.
     pub async fn gather(client: &Client, members: &[&str], instances: &[&Instance]) -> Result<Self, Error> {
         let (pools, projects) = (client.storage_pools().await?, client.projects().await?);
-        let mut networks = Vec::new();
-        for project in &projects {
-            // Projects without networks of their own list those of the default project; duplicates do no harm.
-            networks.extend(client.networks(&project.name).await?);
-        }
+        let networks = networks_of(client, &projects).await?;
         let mut volumes = BTreeMap::new();
         for pool in pools.iter().filter(|p| !is_shared(p)) {
             volumes.insert(pool.name.clone(), Volumes::new(volumes_of(client, &pool.name, &projects).await?));
@@ -162,6 +158,18 @@ impl Ground {
             .is_none_or(|v| v == "true");
         if own { project } else { "default" }
     }
+}
+
+async fn networks_of(client: &Client, projects: &[Project]) -> Result<Vec<Network>, Error> {
+    if client.has(Feature::NetworksAllProjects).await? {
+        return client.list(&requests::networks::list(Scope::AllProjects)).await;
+    }
+    let mut all = Vec::new();
+    for project in projects {
+        // Projects without networks of their own list those of the default project; duplicates do no harm.
+        all.extend(client.networks(&project.name).await?);
+    }
+    Ok(all)
 }
 
 async fn volumes_of(client: &Client, pool: &str, projects: &[Project]) -> Result<Vec<Volume>, Error> {

@@ -425,7 +425,7 @@ mod tests {
         let path = dir.path().join("f00.journal");
         let text = fs::read(&path).unwrap();
         fs::write(&path, &text[..text.len() - 9]).unwrap();
-        assert_eq!(open().1.owed, [debt.clone()]);
+        assert_eq!(open().1.owed.as_slice(), std::slice::from_ref(&debt));
         fs::write(&path, &text).unwrap();
         let (mut journal, past) = open();
         assert_eq!(past.owed, [debt]);

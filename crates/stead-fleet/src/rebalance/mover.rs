@@ -225,14 +225,8 @@ impl<F: Fn(Event)> Mover<'_, F> {
     /// Starts what an earlier run left stopped: where it is, or back on the member it came from. The text says why it is
     /// still stopped.
     pub async fn pay(&self, debt: &Debt) -> Result<Result<(), String>, JournalError> {
-        let paid = match self.pay_once(debt).await {
-            Err(RetryReason::Away(why)) => match self.wait_for_server(None, &debt.instance, why).await {
-                Ok(()) => self.pay_once(debt).await,
-                Err(why) => Err(RetryReason::Away(why)),
-            },
-            done => done,
-        };
-        Ok(match paid {
+        // A server that is away is not waited for: the rest of the run need not wait.
+        Ok(match self.pay_once(debt).await {
             Ok(()) => {
                 self.owed.borrow_mut().remove(&debt.instance);
                 let paid = Entry::Paid { instance: debt.instance.clone(), at_s: now_s(self.clock) };
@@ -299,7 +293,7 @@ impl<F: Fn(Event)> Mover<'_, F> {
             match patience.next(reason, Instant::now()) {
                 Next::Again => tokio::time::sleep(AGAIN).await,
                 Next::WhenServersAnswer(why) => {
-                    if let Err(why) = self.wait_for_server(Some(planned), &planned.instance, why).await {
+                    if let Err(why) = self.wait_for_server(planned, why).await {
                         return Ok(Outcome::Unfinished(why));
                     }
                 }
@@ -591,21 +585,14 @@ impl<F: Fn(Event)> Mover<'_, F> {
     }
 
     /// Until the two members of a move answer and the instance can be looked at again, or why that was not in time.
-    async fn wait_for_server(
-        &self,
-        planned: Option<&Move>,
-        instance: &InstanceId,
-        why: String,
-    ) -> Result<(), String> {
+    async fn wait_for_server(&self, planned: &Move, why: String) -> Result<(), String> {
         (self.tell)(Event::ServerAway(why));
         let deadline = Instant::now() + self.limits.server_patience;
         loop {
             tokio::time::sleep(AGAIN).await;
             let well = async {
-                if let Some(planned) = planned {
-                    self.daemons(&ends(planned)).await?;
-                }
-                self.status(instance).await.map(drop)
+                self.daemons(&ends(planned)).await?;
+                self.status(&planned.instance).await.map(drop)
             };
             match well.await {
                 Err(RetryReason::Away(why)) if Instant::now() > deadline => {
