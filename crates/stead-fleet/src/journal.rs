@@ -108,6 +108,9 @@ pub struct Debt {
     pub home: MemberName,
     /// How it is to be.
     pub power: Power,
+    /// Its `volatile.uuid`, by which LXD may still call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<String>,
     /// Why it could not be started.
     pub why: String,
     /// Seconds since 1970.
@@ -407,6 +410,7 @@ mod tests {
             instance: m.instance.clone(),
             home: m.from.clone(),
             power: Power::Running,
+            uuid: None,
             why: "no such network".into(),
             at_s: 3,
         };

@@ -25,7 +25,7 @@ impl Power {
     pub fn of(instance: &Instance, member: Option<&Member>) -> Self {
         match instance.status.as_str() {
             "Frozen" => Self::Frozen,
-            _ if is_running(instance) => Self::Running,
+            _ if may_run(instance) => Self::Running,
             _ if was_stopped_by_evacuation(instance, member) => Self::Running,
             _ => Self::Stopped,
         }
@@ -35,6 +35,11 @@ impl Power {
 /// Whether an instance has processes: it runs, is frozen, or is on its way to either.
 pub fn is_running(instance: &Instance) -> bool {
     !matches!(instance.status.as_str(), "Stopped" | "Error" | "")
+}
+
+/// Whether an instance may have processes: a daemon that has just been started says `Error` of one that runs.
+pub fn may_run(instance: &Instance) -> bool {
+    instance.status != "Stopped"
 }
 
 /// Whether the evacuation of its member stopped an instance. A stop by anybody else sets its last power state to STOPPED
@@ -69,7 +74,7 @@ mod tests {
             ("Stopped", "RUNNING", &online, Power::Stopped),
             ("Frozen", "RUNNING", &online, Power::Frozen),
             ("Running", "RUNNING", &online, Power::Running),
-            ("Error", "RUNNING", &evacuated, Power::Stopped),
+            ("Error", "RUNNING", &online, Power::Running),
         ] {
             assert_eq!(Power::of(&instance(status, last), Some(on)), power, "{status} {last} {}", on.status);
         }

@@ -6,8 +6,8 @@
 use crate::{
     ground::{Ground, project_of},
     power,
-    shell::NoShell,
-    size::{self, Size},
+    shell::{NoShell, Shell},
+    size::{self, Size, volume_path},
     snapshot::{disks, unmovable},
 };
 use std::{collections::BTreeMap, fmt};
@@ -15,7 +15,10 @@ use stead_incus::{
     Client, Error,
     types::{Instance, Member},
 };
-use stead_placement::{plan::Move, snapshot::Bar};
+use stead_placement::{
+    plan::Move,
+    snapshot::{Bar, PoolName},
+};
 
 /// Why a move must not begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +74,7 @@ impl fmt::Display for Obstacle {
 /// The cluster does not answer.
 pub async fn obstacles(
     client: &Client,
+    shell: &dyn Shell,
     instance: &Instance,
     planned: &Move,
     members: &[Member],
@@ -94,6 +98,10 @@ pub async fn obstacles(
         let is_root = instance.expanded_devices[device].get("path").is_some_and(|p| p == "/");
         if is_root && !ground.is_shared(pool) {
             found.extend(space(client, planned, instance, pool).await?);
+            let bar = Obstacle::Barred(Bar::LeftOver(PoolName(pool.to_owned())));
+            if !found.contains(&bar) && is_on_disk(client, shell, to, pool, instance).await {
+                found.push(bar);
+            }
         }
     }
     for network in instance.expanded_devices.values().filter_map(|d| d.get("network")) {
@@ -102,6 +110,21 @@ pub async fn obstacles(
         }
     }
     Ok(found)
+}
+
+/// Whether something is already where the target would put the instance's volume, though the database does not know of it.
+/// Asked where programs can be run.
+async fn is_on_disk(
+    client: &Client,
+    shell: &dyn Shell,
+    member: &str,
+    pool: &str,
+    instance: &Instance,
+) -> bool {
+    let path = volume_path(client.dialect().facts().directory, pool, instance);
+    let Some(path) = path.filter(|_| shell.reaches(member)) else { return false };
+    let argv = ["test", "-e", path.as_str()].map(str::to_owned);
+    shell.run(member, &argv).await.is_ok_and(|ran| ran.code == 0)
 }
 
 /// Whether the target's pool is too full, as far as the size is known.
@@ -128,7 +151,7 @@ async fn space(
 
 /// Whether an instance must be stopped for a move, and how it can be moved while it runs: live, or by refreshed copies.
 pub fn ways(instance: &Instance, refresh: bool) -> (bool, bool) {
-    if !power::is_running(instance) {
+    if !power::may_run(instance) {
         return (false, false);
     }
     let container = instance.kind != "virtual-machine";

@@ -232,7 +232,7 @@ pub(crate) fn moves_live(i: &EngineInstance) -> bool {
 
 /// Why an instance may not be moved at all, whatever its target: as placement decides it, asked again when the move begins.
 pub(crate) fn unmovable(i: &EngineInstance) -> Option<&'static str> {
-    let stopped_for_it = power::is_running(i) && !moves_live(i);
+    let stopped_for_it = power::may_run(i) && !moves_live(i);
     let pinned = i.expanded_config.get(stead_placement::settings::PIN).map_or("", String::as_str);
     match evacuation(i) {
         _ if i.ephemeral && stopped_for_it => Some("it is ephemeral: stopping it for a move would delete it"),

@@ -134,7 +134,8 @@ pub async fn rebalance(
     let Request { client, policy, limits, shell, .. } = request;
     let server = client.server_info().await.map_err(|e| RebalanceError::Server(Box::new(e)))?;
     let (journal, past) = Journal::open(request.journals, &server.environment.certificate_fingerprint)?;
-    let executor = Executor::new(client, journal, &past, limits.clone(), clock, stop.clone(), &tell);
+    let executor =
+        Executor::new(client, journal, &past, limits.clone(), clock, stop.clone(), &tell).with_shell(shell);
     let mut summary = executor.resume(past.unfinished).await?;
     let unfinished = summary.moves.iter().filter(|(_, o)| matches!(o, Outcome::Unfinished(_)));
     let unfinished: Vec<String> = unfinished.map(|(planned, _)| planned.instance.to_string()).collect();

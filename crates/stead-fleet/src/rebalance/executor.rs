@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     journal::{Barred, Debt, Entry, Journal, JournalError, Past, Unfinished},
+    shell::{NoShell, Shell},
     snapshot::Learned,
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -60,8 +61,16 @@ impl<'a, F: Fn(Event)> Executor<'a, F> {
             owed: RefCell::new(owed),
             barred: RefCell::new(past.barred.clone()),
             obstructed: Cell::new(false),
+            shell: &NoShell,
         };
         Self { mover, stop }
+    }
+
+    /// With a way to run programs on members: their disks are looked at before a move.
+    #[must_use]
+    pub fn with_shell(mut self, shell: &'a dyn Shell) -> Self {
+        self.mover.shell = shell;
+        self
     }
 
     /// Brings moves that an earlier run began to their end. Whether asked to stop or not: until this is done an instance

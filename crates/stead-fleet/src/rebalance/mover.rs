@@ -13,6 +13,7 @@ use crate::{
     journal::{Barred, Debt, Entry, Journal, JournalError},
     power::{self, Power},
     preflight::{self, Obstacle},
+    shell::Shell,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -46,6 +47,14 @@ const LEFT_OVER: [&str; 3] = [
     "already exists on migration target storage",
 ];
 
+/// How LXD calls an instance while it moves it, before the instance's `volatile.uuid`.
+const TEMPORARY: &str = "lxd-move-of-";
+
+/// Whether an engine has refused an instance because of what is left of an earlier move.
+fn is_left_over(why: &str) -> bool {
+    LEFT_OVER.iter().any(|l| why.contains(l)) || why.contains(TEMPORARY) && why.ends_with("file exists")
+}
+
 /// Moves instances.
 pub struct Mover<'a, F> {
     pub client: &'a Client,
@@ -59,6 +68,8 @@ pub struct Mover<'a, F> {
     pub barred: RefCell<Vec<Barred>>,
     /// Whether a target would not take an instance.
     pub obstructed: Cell<bool>,
+    /// A way to run programs on members.
+    pub shell: &'a dyn Shell,
 }
 
 /// What is known of an instance from one try of its move to the next.
@@ -67,6 +78,8 @@ struct Known {
     power: Option<Power>,
     /// Since when it has been stopped for the move.
     down_since: Option<Instant>,
+    /// Its `volatile.uuid`, by which LXD names it while it moves it.
+    uuid: Option<String>,
 }
 
 impl Known {
@@ -196,7 +209,9 @@ impl<F: Fn(Event)> Mover<'_, F> {
         // What could not be started after an earlier move is started after this one.
         let owed = self.owed.borrow().get(&planned.instance).cloned();
         let power = power.or(owed.as_ref().map(|debt| debt.power));
-        let outcome = self.until_it_ends(number, planned, power).await?;
+        let mut known =
+            Known { power, down_since: None, uuid: owed.as_ref().and_then(|debt| debt.uuid.clone()) };
+        let outcome = self.until_it_ends(number, planned, &mut known).await?;
         let at_s = now_s(self.clock);
         let entry = match &outcome {
             // Without an end the next run finds it.
@@ -206,7 +221,8 @@ impl<F: Fn(Event)> Mover<'_, F> {
                 let debt = Debt {
                     instance: planned.instance.clone(),
                     home: owed.map_or_else(|| planned.from.clone(), |debt| debt.home),
-                    power: power.unwrap_or(Power::Running),
+                    power: known.power.unwrap_or(Power::Running),
+                    uuid: known.uuid,
                     why: why.clone(),
                     at_s,
                 };
@@ -242,8 +258,18 @@ impl<F: Fn(Event)> Mover<'_, F> {
         self.settled(project, name).await?;
         let there = match self.client.instance(project, name).await {
             Ok(found) => found.value,
-            // It was deleted: nothing is owed.
-            Err(e) if e.is_not_found() => return Ok(()),
+            Err(e) if e.is_not_found() => {
+                let temporary = debt.uuid.as_ref().map(|uuid| format!("{TEMPORARY}{uuid}"));
+                let copy = match &temporary {
+                    Some(temporary) => self.client.instance(project, temporary).await.ok(),
+                    None => None,
+                };
+                // It was deleted: nothing is owed.
+                let (Some(copy), Some(uuid)) = (copy, &debt.uuid) else { return Ok(()) };
+                let ends = [copy.value.location.as_str(), debt.home.0.as_str()];
+                self.rescue(&ends, &debt.instance, uuid).await?;
+                return self.restore(&ends, &debt.instance, debt.power).await;
+            }
             Err(e) => return Err(e.into()),
         };
         let at = there.location.clone();
@@ -270,23 +296,27 @@ impl<F: Fn(Event)> Mover<'_, F> {
         &self,
         number: usize,
         planned: &Move,
-        power: Option<Power>,
+        known: &mut Known,
     ) -> Result<Outcome, JournalError> {
-        let mut patience = Patience::new(power.is_some(), &self.limits);
-        let mut known = Known { power, down_since: None };
+        let mut patience = Patience::new(known.power.is_some(), &self.limits);
         loop {
-            let reason = match self.attempt(number, planned, &mut known).await? {
+            let reason = match self.attempt(number, planned, known).await? {
                 Ok(outcome) => return Ok(outcome),
                 Err(reason) => reason,
             };
             let reason = match reason {
-                RetryReason::Refused(why) if LEFT_OVER.iter().any(|l| why.contains(l)) => {
+                RetryReason::Refused(why) if is_left_over(&why) => {
                     let bar = Bar::LeftOver(PoolName(self.root_pool(planned).await));
-                    self.learn(planned, &bar)?;
                     RetryReason::Obstructed(vec![Obstacle::Barred(bar)])
                 }
                 reason => reason,
             };
+            if let RetryReason::Obstructed(all) = &reason {
+                let left_over = |o: &&Obstacle| matches!(o, Obstacle::Barred(Bar::LeftOver(_)));
+                if let Some(Obstacle::Barred(bar)) = all.iter().find(left_over) {
+                    self.learn(planned, bar)?;
+                }
+            }
             if matches!(&reason, RetryReason::Obstructed(all) if all.iter().any(Obstacle::is_of_the_target)) {
                 self.obstructed.set(true);
             }
@@ -341,7 +371,9 @@ impl<F: Fn(Event)> Mover<'_, F> {
             Err(reason) => return Ok(Err(reason)),
         };
         // Before anything is stopped, and before it is announced that something may be.
-        let obstacles = match preflight::obstacles(self.client, &instance, planned, &members).await {
+        known.uuid = instance.config.get("volatile.uuid").cloned().or(known.uuid.take());
+        let obstacles = preflight::obstacles(self.client, self.shell, &instance, planned, &members);
+        let obstacles = match obstacles.await {
             Ok(obstacles) => obstacles,
             Err(e) => return Ok(Err(e.into())),
         };
@@ -398,14 +430,20 @@ impl<F: Fn(Event)> Mover<'_, F> {
     ) -> Result<Outcome, RetryReason> {
         let to = planned.to.0.as_str();
         let (live, refresh) = preflight::ways(instance, self.client.has(Feature::RefreshMigration).await?);
-        if power::is_running(instance) && !live && !refresh {
+        if power::may_run(instance) && !live && !refresh {
             known.down_since.get_or_insert_with(Instant::now);
             self.stop(planned).await?;
         }
         let moved = self.move_to(&ends(planned), &planned.instance, to, (live, refresh)).await;
         match moved {
             Err(RetryReason::Refused(why)) => {
-                self.restore_at_source(planned, power, known).await.map_err(|e| e.after(&why))?;
+                let undone = async {
+                    if let Some(uuid) = &known.uuid {
+                        self.rescue(&ends(planned), &planned.instance, uuid).await?;
+                    }
+                    self.restore_at_source(planned, power, known).await
+                };
+                undone.await.map_err(|e| e.after(&why))?;
                 return Err(RetryReason::Refused(why));
             }
             moved => moved?,
@@ -435,6 +473,44 @@ impl<F: Fn(Event)> Mover<'_, F> {
         match self.restore_at_source(planned, power, known).await {
             Ok(()) => Err(RetryReason::Undone(undone)),
             Err(reason) => Err(reason.after(&undone)),
+        }
+    }
+
+    /// Gives an instance its name back. LXD 5.0 copies an instance under another name, deletes the original, and renames the
+    /// copy (lxd/instance_post.go): when the last step fails, there is only the copy. It goes back to the second of `ends`,
+    /// where its name is free, on the disk too.
+    async fn rescue(&self, ends: &[&str; 2], instance: &InstanceId, uuid: &str) -> Result<(), RetryReason> {
+        let InstanceId { project, name } = instance;
+        match self.client.instance(project, name).await {
+            Ok(_) => return Ok(()),
+            Err(e) if !e.is_not_found() => return Err(e.into()),
+            Err(_) => {}
+        }
+        let temporary = format!("{TEMPORARY}{uuid}");
+        let copy = match self.client.instance(project, &temporary).await {
+            Ok(copy) => copy.value,
+            Err(e) if e.is_not_found() => {
+                return Err(RetryReason::Refused("it does not exist any more".into()));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        let named = async {
+            if copy.location == ends[1] {
+                return self.client.rename_instance(project, &temporary, name).await;
+            }
+            let home = MoveRequest {
+                target: Some(ends[1].to_owned()),
+                name: Some(name.clone()),
+                ..MoveRequest::default()
+            };
+            self.client.move_instance(project, &temporary, &home).await.map(drop)
+        };
+        match self.act(ends, named).await {
+            Err(RetryReason::Refused(why)) => Err(RetryReason::Refused(format!(
+                "it is called {temporary} on {} and cannot be given its name back: {why}",
+                copy.location
+            ))),
+            done => done,
         }
     }
 

@@ -251,6 +251,28 @@ async fn a_member_with_a_left_over_volume_is_gone_round() {
     assert_eq!(at(&fake, "c0"), ("node1".into(), "Running".into()));
 }
 
+/// LXD gives an instance another name while it moves it, and may leave it so.
+#[tokio::test]
+async fn an_instance_that_a_cut_move_renamed_gets_its_name_back() {
+    let (fake, dir) = (Fake::cluster(Dialect::Lxd, 3).start(), tempfile::tempdir().unwrap());
+    let config = Config::from([("volatile.uuid".into(), "5eed".into())]);
+    let new = NewInstance { name: "c0".into(), config, ..NewInstance::default() };
+    fake.put_instance("default", "node1", &new, true, Usage::default());
+    let first = planned_to(&fake).await;
+    let left = Volume {
+        project: "default".into(),
+        member: first.clone(),
+        name: "c0".into(),
+        kind: VolumeKind::Hidden,
+    };
+    fake.put_volume(left);
+    let (summary, told) = rebalanced(&fake, &drain("node1"), dir.path()).await;
+    assert!(summary.is_whole() && told.contains(&Event::GoesRound), "{summary:?} {told:?}");
+    let (place, status) = at(&fake, "c0");
+    assert!(place != first && place != "node1" && status == "Running", "{place} {status}");
+    assert_eq!(fake.whereabouts("default", "lxd-move-of-5eed"), None);
+}
+
 async fn planned_to(fake: &Fake) -> String {
     let plan = of_cluster(&fake.client(), &drain("node1"), Sight::PLAIN).await.unwrap().plan;
     plan.moves[0].to.0.clone()

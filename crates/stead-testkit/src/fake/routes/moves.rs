@@ -97,6 +97,20 @@ pub(super) fn relocate(shared: &Arc<Shared>, asked: &Asked, project: &str, name:
                     return Err("Instance move to destination failed: Error transferring instance data: Failed creating \
                         instance on target: Volume exists in database but not on storage".into());
                 }
+                // LXD copies to another name, deletes the original, and then fails to rename.
+                Some(VolumeKind::Hidden) if world.dialect == Dialect::Lxd => {
+                    let p = world.projects.entry(project.clone()).or_default();
+                    let Some(mut instance) = p.instances.remove(&name) else {
+                        return Err("Instance not found".into());
+                    };
+                    instance.location = target.unwrap_or_default();
+                    let uuid = instance.config.get("volatile.uuid").cloned().unwrap_or_default();
+                    let temporary = format!("lxd-move-of-{uuid}");
+                    p.instances.insert(temporary.clone(), instance);
+                    return Err(format!(
+                        "Rename instance operation failed: rename {temporary} {name}: file exists"
+                    ));
+                }
                 Some(VolumeKind::Hidden) => {
                     return Err("Instance move to destination failed: Error transferring instance data: Failed creating \
                         instance on target: Volume already exists on storage but not in database".into());
