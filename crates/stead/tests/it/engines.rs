@@ -89,9 +89,7 @@ fn three_incus_nodes_run_instances() {
     assert_ne!(node, "node3");
     w.ok(&["scale", "t-incus", "3"]);
     online(&w, "t-incus", "incus", 3);
-    assert!(
-        w.ok(&["up", &w.file("t-incus", &fs::read_to_string(&file).unwrap())]).contains("nothing to do")
-    );
+    assert!(w.ok(&["up", &w.file("t-incus", &fs::read_to_string(&file).unwrap())]).contains("nothing to do"));
     w.down("t-incus");
 }
 

@@ -3,7 +3,7 @@
 
 use crate::{
     common::{Said, eventually, said},
-    fleet::{Fleet, PROJECT, SOON},
+    fleet::{Fleet, PROJECT},
 };
 use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 use stead_incus::{
@@ -15,6 +15,7 @@ use stead_incus::{
     },
     types::{Config, Devices, Instance},
 };
+use stead_testkit::wait::SOON;
 
 /// What is done to a cluster, besides what [`Fleet`] does.
 trait Harm {
@@ -144,7 +145,7 @@ fn ephemeral(f: &Fleet) {
     }
     assert_ne!(f.places(&["lasting"]), ["node1"]);
     f.delete("lasting");
-    eventually("the ephemeral instances are deleted by their stop", SOON, || {
+    eventually("the ephemeral instances are deleted by their stop", || {
         f.instances().iter().all(|i| !i.name.starts_with("eph"))
     });
 }
@@ -354,7 +355,7 @@ fn offline(f: &Fleet) {
     for node in ["node2", "node3"] {
         signal(node, "-CONT");
     }
-    eventually("every member is online again", SOON, || {
+    eventually("every member is online again", || {
         f.runtime.block_on(f.client.members()).is_ok_and(|m| m.iter().all(|m| m.status == "Online"))
     });
     for name in ["one", "two", "far"] {
