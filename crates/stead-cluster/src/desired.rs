@@ -173,9 +173,7 @@ fn node_spec(inputs: &Inputs<'_>, node: &ResolvedNode, engine: EngineKind, ident
     for (i, nic) in node.nics.iter().enumerate() {
         let Some(network) = spec.networks.iter().find(|n| n.name == nic.network) else { continue };
         let gateways: Vec<IpAddr> = network.addresses(1).iter().map(IpNet::addr).collect();
-        if network.dhcp {
-            nameservers.extend(&gateways);
-        }
+        nameservers.extend(&gateways);
         let routes = gateways
             .iter()
             .filter(|_| network.nat)

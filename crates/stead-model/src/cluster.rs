@@ -244,7 +244,7 @@ pub struct Network {
     /// Whether this host does NAT for outgoing connections; false if absent.
     #[serde(default)]
     pub nat: bool,
-    /// Whether dnsmasq serves DHCP, router advertisements and DNS; true if absent.
+    /// Whether dnsmasq serves DHCP and router advertisements, besides DNS; true if absent.
     #[serde(default = "yes")]
     pub dhcp: bool,
     /// Nodes on it; all if absent.

@@ -19,9 +19,10 @@ const USUAL_START: u32 = 100;
 /// The most leases in one prefix.
 const MAX_LEASES: u32 = 4096;
 
-/// The configuration; `None` when no bridge wants DHCP and DNS. `upstream` are asked for other names.
+/// The configuration; `None` without bridges. Every bridge gets DNS, so that nodes know each other by name; those that want
+/// it also get DHCP. `upstream` are asked for other names.
 pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<String> {
-    let bridges: Vec<&BridgeSpec> = spec.bridges.iter().filter(|b| b.dhcp).collect();
+    let bridges = &spec.bridges;
     if bridges.is_empty() {
         return None;
     }
@@ -60,11 +61,14 @@ pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<Stri
         say(format!("server={server}"));
     }
     // A machine on several networks has one default route: by the first network with NAT, else by the first.
-    let way_out = bridges.iter().position(|b| b.nat).unwrap_or(0);
+    let way_out = bridges.iter().position(|b| b.dhcp && b.nat).or(bridges.iter().position(|b| b.dhcp));
     for (i, bridge) in bridges.iter().enumerate() {
         let name = &bridge.name;
         say(format!("interface={name}"));
-        for address in &bridge.addresses {
+        if !bridge.dhcp {
+            say(format!("no-dhcp-interface={name}"));
+        }
+        for address in bridge.addresses.iter().filter(|_| bridge.dhcp) {
             match address {
                 IpNet::V4(net) => {
                     if let Some((start, end)) = range_v4(*net, bridge) {
@@ -77,15 +81,15 @@ pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<Stri
                     // it and gives it the name of their DHCPv4 lease.
                     say("enable-ra".to_owned());
                     say(format!("dhcp-range=set:{name},{start},{end},slaac,ra-names,64,{LEASE}"));
-                    let lifetime = if i == way_out { ",10,1800" } else { ",10,0" };
+                    let lifetime = if Some(i) == way_out { ",10,1800" } else { ",10,0" };
                     say(format!("ra-param={name},mtu:{}{lifetime}", bridge.mtu));
                 }
             }
         }
-        if i != way_out {
+        if bridge.dhcp && Some(i) != way_out {
             say(format!("dhcp-option=tag:{name},option:router"));
         }
-        if bridge.mtu != 1500 {
+        if bridge.dhcp && bridge.mtu != 1500 {
             say(format!("dhcp-option=tag:{name},option:mtu,{}", bridge.mtu));
         }
         for host in &bridge.hosts {
@@ -103,7 +107,9 @@ pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<Stri
                 say(format!("host-record={names}{addresses}"));
                 let v4 = v4.map(|a| format!(",{a}")).unwrap_or_default();
                 let v6 = v6.map(|a| format!(",[{a}]")).unwrap_or_default();
-                say(format!("dhcp-host={}{v4}{v6},{}", host.mac, host.name));
+                if bridge.dhcp {
+                    say(format!("dhcp-host={}{v4}{v6},{}", host.mac, host.name));
+                }
             }
         }
     }
@@ -278,7 +284,11 @@ mod tests {
         dhcp-host=02:00:00:00:00:01,10.99.0.2,node1
         ");
         let mut quiet = spec;
-        quiet.bridges.iter_mut().for_each(|b| b.dhcp = false);
+        quiet.bridges[1].dhcp = false;
+        let all = config(&quiet, &[]).unwrap();
+        let (_, storage) = all.split_once("interface=storage\n").unwrap();
+        assert_eq!(storage, "no-dhcp-interface=storage\nhost-record=node1.storage.demo,10.99.0.2\n");
+        quiet.bridges.clear();
         assert_eq!(config(&quiet, &[]), None);
     }
 

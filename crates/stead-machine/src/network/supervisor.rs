@@ -230,7 +230,7 @@ async fn answering(spec: &HostNetworkSpec, child: &mut Tethered) -> Result<(), N
     let log = || files::tail(&spec.dir.join("dnsmasq.log"), 1000);
     let deadline = Instant::now() + DNS_PATIENCE;
     let addresses: Vec<IpAddr> =
-        spec.bridges.iter().filter(|b| b.dhcp).filter_map(|b| Some(b.addresses.first()?.addr())).collect();
+        spec.bridges.iter().filter_map(|b| Some(b.addresses.first()?.addr())).collect();
     for address in addresses {
         loop {
             let name = spec.netns();

@@ -19,6 +19,7 @@ use stead_machine::{
 pub const TESTS: &[Test] = &[
     ("network::same_addresses_side_by_side", same_addresses_side_by_side),
     ("network::names_and_leases", names_and_leases),
+    ("network::names_without_dhcp", names_without_dhcp),
     ("network::published_ports", published_ports),
     ("network::killed_and_changed", killed_and_changed),
     ("network::way_out", way_out),
@@ -165,6 +166,19 @@ fn same_addresses_side_by_side() -> Outcome {
     a.down();
     assert!(network::observe(&b.0).is_some_and(|s| s.ready), "one's down took the other");
     b.down();
+    Outcome::Passed
+}
+
+/// Nodes know each other by name on a network without DHCP too, where nobody gets a lease.
+fn names_without_dhcp() -> Outcome {
+    let up = Up::new("tst-nd", |spec| spec.bridges[0].dhcp = false);
+    assert_eq!(resolve(&up.netns(), "node2", false), ["10.88.0.3".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(resolve(&up.netns(), "node2", true), ["fd88::3".parse::<std::net::IpAddr>().unwrap()]);
+    let client = Client::new(&up, 1);
+    let lease = ["busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-t", "2", "-T", "1", "-s", "/bin/true"];
+    assert!(!in_netns(&client.0, &lease).status.success(), "a lease without DHCP");
+    drop(client);
+    up.down();
     Outcome::Passed
 }
 
