@@ -1,5 +1,5 @@
-//! The client of the engines' API on real engines: what the fake passes too (`stead_testkit::body`), and what only a
-//! real engine can show: commands, files, measurements, copies between servers, restarts.
+//! The client of the engines' API on real engines: the checks that the fake passes too (`stead_testkit::body`), and
+//! those that need a real engine: commands, files, measurements, copies between servers, restarts.
 
 use crate::common::{World, eventually};
 use crate::engine::{client, copies, real, remove_all, unix_client};
@@ -27,8 +27,8 @@ fn env(w: &World, client: Client, flavour: &str, starts: bool) -> Env {
     Env { client, members: ["node1".into(), "node2".into()], image, starts }
 }
 
-/// Everything, on one engine: over HTTPS, and the body once more over the unix socket. `no_instances`: why none can be
-/// started here.
+/// All checks on one engine: over HTTPS, and the shared ones again over the unix socket. `no_instances`: why none can
+/// be started here.
 fn whole(test: &str, image: &str, dialect: Dialect, network: u8, no_instances: Option<&str>) {
     let Some(w) = World::new(test, &[image]) else { return };
     let name = format!("t-client-{network}");
@@ -62,14 +62,14 @@ fn whole(test: &str, image: &str, dialect: Dialect, network: u8, no_instances: O
     w.down(&name);
 }
 
-/// The server is restarted while it is waited for and listened to.
+/// The server is restarted during a wait and an event stream.
 fn restarted(w: &World, runtime: &tokio::runtime::Runtime, env: &Env, cluster: &str, dialect: Dialect) {
     let c = unix_client(w, cluster, "node1", dialect);
     let (daemon, sleeping) = runtime.block_on(async {
         let daemon = c.server_info().await.unwrap().environment.server_pid;
         let new = instances::NewInstance::of_image("stead-r1", "stead-tiny");
         c.create_instance("default", Some(&env.members[0]), &new).await.unwrap();
-        // An operation that is in its middle for long: the container's init is frozen and does not shut down.
+        // A long operation: the container's init is frozen and does not shut down.
         c.set_instance_state("default", "stead-r1", instances::StateAction::Start, Duration::from_secs(20))
             .await
             .unwrap();
@@ -77,7 +77,7 @@ fn restarted(w: &World, runtime: &tokio::runtime::Runtime, env: &Env, cluster: &
         (daemon, c.exec("default", "stead-r1", &command).await.unwrap())
     });
     let mut events = runtime.block_on(c.events(EventFilter::lifecycle())).unwrap();
-    // By its number: its helpers have its name too, and come and go.
+    // By its process id, because its short-lived helpers have the same name.
     w.exec(cluster, "node1", &["sh", "-c", &format!("kill -KILL {daemon}")]);
     let outcome = runtime.block_on(sleeping.exit.wait(Duration::from_secs(60)));
     match outcome.unwrap_err() {

@@ -1,5 +1,4 @@
-//! Clusters for tests: made by the real command line in a state directory of their own, taken down at the end whatever
-//! happened.
+//! Clusters for tests: made by the real command line in their own state directory, and always taken down at the end.
 
 pub mod faults;
 
@@ -14,19 +13,19 @@ use std::{
 use stead_testkit::host::{assert_gone, lacks_root_or_programs, skipped, traces_of};
 pub use stead_testkit::wait::eventually;
 
-/// Where `make images` puts the images, unless STEAD_TEST_STORE says otherwise.
+/// The store of `make images`, unless STEAD_TEST_STORE names another.
 const STORE: &str = "/var/lib/stead/images";
-/// Tests keep their clusters here, so that the check for leftovers sees what a failed one left.
+/// Directory of the tests' clusters, so that the check for leftovers sees those of failed tests.
 const TESTS: &str = "/var/lib/stead/tests";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// A state directory of its own, with the images of the host's store.
+/// A private state directory, with the images of the host's store.
 pub struct World {
     pub state: PathBuf,
 }
 
-/// What one command said.
+/// The output of one command.
 pub struct Said {
     pub code: i32,
     pub stdout: String,
@@ -34,7 +33,7 @@ pub struct Said {
 }
 
 impl World {
-    /// `None`, with the reason said, when clusters of `image` cannot run here.
+    /// `None`, after printing the reason, when clusters of `images` cannot run here.
     pub fn new(test: &str, images: &[&str]) -> Option<Self> {
         if lacks_root_or_programs(test, &[]) {
             return None;
@@ -73,7 +72,7 @@ impl World {
         said.stdout
     }
 
-    /// Writes a cluster file and gives its path.
+    /// Writes a cluster file and returns its path.
     pub fn file(&self, name: &str, yaml: &str) -> String {
         let path = self.state.join(format!("{name}.yaml"));
         fs::write(&path, yaml).unwrap();
@@ -85,7 +84,7 @@ impl World {
         serde_json::from_str(&self.ok(&["status", cluster, "--json"])).unwrap()
     }
 
-    /// A command on a node, through its agent.
+    /// Runs a command on a node, through its agent.
     #[track_caller]
     pub fn exec(&self, cluster: &str, node: &str, command: &[&str]) -> String {
         let mut args = vec!["exec", "-T", cluster, node, "--"];
@@ -103,7 +102,7 @@ impl World {
         command.output().ok().map(said)
     }
 
-    /// Everything of this world on the host: processes, mounts, loop devices, and what carries a cluster's name.
+    /// Everything of this world on the host: processes, mounts, loop devices, and objects with a cluster's name.
     pub fn leftovers(&self, cluster: &str) -> BTreeSet<String> {
         let state = self.state.join("clusters").join(cluster);
         let state = state.to_str().unwrap();
@@ -125,7 +124,7 @@ impl World {
         found
     }
 
-    /// Prints what there is to know about a cluster that did not do as it should.
+    /// Prints everything known about a cluster after a failure.
     fn tell_about(&self, cluster: &str) {
         let end = |title: String, text: &str| {
             let lines: Vec<&str> = text.lines().collect();
@@ -148,14 +147,14 @@ impl World {
         }
     }
 
-    /// Takes the cluster down and checks that nothing is left.
+    /// Takes the cluster down and checks for leftovers.
     #[track_caller]
     pub fn down(&self, cluster: &str) {
         self.ok(&["down", cluster]);
         self.nothing_left(cluster);
     }
 
-    /// Nothing of the cluster is on the host any more.
+    /// Checks that nothing of the cluster is left on the host.
     #[track_caller]
     pub fn nothing_left(&self, cluster: &str) {
         assert_gone(|| self.leftovers(cluster));
@@ -163,8 +162,8 @@ impl World {
 }
 
 impl Drop for World {
-    /// Takes every cluster down. What cannot be taken down keeps its files: without them nobody could, and supervisors
-    /// would go on without a trace.
+    /// Takes every cluster down. One that cannot be taken down keeps its files, without which its supervisors could not
+    /// be found any more.
     fn drop(&mut self) {
         let mut stays = Vec::new();
         for cluster in fs::read_dir(self.state.join("clusters")).into_iter().flatten().flatten() {

@@ -1,4 +1,4 @@
-//! What only a real engine can show. Each group makes what it needs and takes it away.
+//! Checks that need a real engine. Each group creates what it needs and removes it.
 
 use std::time::Duration;
 use stead_incus::{
@@ -40,7 +40,7 @@ pub const OF_RUNNING_INSTANCES: [Group; 5] = [
 /// Commands go over websockets, and so are checked over each transport.
 pub const COMMANDS: Group = ("commands", |env| Box::pin(commands(env)));
 
-/// A running instance on a member, made anew.
+/// Creates and starts an instance on a member.
 pub async fn start(c: &Client, member: &str, name: &str) {
     c.create_instance(PROJECT, Some(member), &NewInstance::of_image(name, "stead-tiny")).await.unwrap();
     c.set_instance_state(PROJECT, name, StateAction::Start, SOON).await.unwrap();
@@ -50,7 +50,7 @@ pub async fn remove(c: &Client, name: &str) {
     c.delete_instance(PROJECT, name).await.unwrap();
 }
 
-/// Commands with their streams, on both members: asked of one, the other's go through it.
+/// Commands with their streams, on both members: the other member's go through the one that is asked.
 async fn commands(env: &Env) {
     let c = &env.client;
     for (member, name) in env.members.iter().zip(["stead-e1", "stead-e2"]) {
@@ -62,14 +62,14 @@ async fn commands(env: &Env) {
         let done = run(&sh("echo out; echo err >&2; exit 3"), b"").await.unwrap();
         assert_eq!((done.code, &done.stdout[..], &done.stderr[..]), (3, &b"out\n"[..], &b"err\n"[..]));
 
-        // A megabyte and a half there and back, every byte of it.
+        // One and a half megabytes there and back, every byte.
         let input: Vec<u8> = (0..LIMIT + LIMIT / 2).map(|n| (n % 251) as u8).collect();
         let done =
             c.exec_to_end(PROJECT, name, &Command::new(["cat"]), &input, 2 * LIMIT, SOON).await.unwrap();
         assert!(done.code == 0 && done.stdout == input, "{} bytes came back", done.stdout.len());
         let too_long = run(&Command::new(["cat"]), &input).await;
         assert!(matches!(too_long, Err(Error::TooLong { .. })), "{too_long:?}");
-        // A command that does not read what it is sent.
+        // A command that does not read its input.
         assert_eq!(run(&Command::new(["true"]), &input).await.unwrap().code, 0);
 
         let mut environment = Config::new();
@@ -90,7 +90,7 @@ async fn commands(env: &Env) {
             Err(e) => assert!(e.to_string().contains("ommand not found"), "{e}"),
         }
 
-        // Signals reach it; a client that goes away takes it along.
+        // Signals reach it; it ends with its client.
         let mut exec = c
             .exec(
                 PROJECT,
@@ -120,7 +120,7 @@ async fn commands(env: &Env) {
         );
         assert_eq!(run(&dead, b"").await.unwrap().code, 0);
 
-        // Too slow: it is an error in time.
+        // A command that is too slow ends in an error in time.
         let slow = c
             .exec_to_end(PROJECT, name, &Command::new(["sleep", "30"]), b"", LIMIT, Duration::from_secs(1))
             .await;
@@ -131,9 +131,9 @@ async fn commands(env: &Env) {
     }
 }
 
-/// A terminal has a size, which can change, and an end.
+/// A terminal has a size that can change, and an end.
 async fn terminal(c: &Client, name: &str) {
-    // The sleep: LXD 5.0 stops reading a terminal when the command ends and may lose what it said last.
+    // The sleep: LXD 5.0 stops reading a terminal when the command ends and may lose its last output.
     let script = "stty size; read line; stty size; echo \"read $line\"; sleep 0.5; exit 5";
     let command = Command { terminal: Some((100, 30)), ..Command::new(["sh", "-c", script]) };
     let mut exec = c.exec(PROJECT, name, &command).await.unwrap();
@@ -144,7 +144,7 @@ async fn terminal(c: &Client, name: &str) {
         said.push_str(&String::from_utf8_lossy(&piece));
     }
     exec.control.resize(120, 40).await.unwrap();
-    // The size is told on another connection than the line.
+    // The size is sent on another connection than the line.
     tokio::time::sleep(Duration::from_millis(300)).await;
     exec.stdin.write("a line\n".into()).await.unwrap();
     let read = async {
@@ -196,7 +196,7 @@ async fn files_and_logs(env: &Env) {
     c.delete_file(PROJECT, "stead-f1", "/root/dir").await.unwrap();
     assert!(get("/root/dir").await.unwrap_err().is_not_found());
 
-    // The uploaded image itself, from disk: larger than one piece of anything.
+    // The uploaded image itself, from disk: larger than any buffer.
     put("/root/image", &NewFile::File(Source::File(env.image.rootfs.clone())), Attributes::default())
         .await
         .unwrap();
@@ -232,13 +232,13 @@ async fn volumes_and_networks(env: &Env) {
     let listed = c.volumes("default", stead_incus::Scope::Project(PROJECT)).await.unwrap();
     assert!(listed.iter().any(|v| v.kind == "custom" && v.name == "stead-v"));
     let mut put = volume.value.writable();
-    // The description is no part of a volume's ETag.
+    // The description is not part of a volume's ETag.
     put.description = "mine".into();
     put.config.insert("user.stead".into(), "2".into());
     let update = |etag| storage::update_volume("default", PROJECT, "custom", "stead-v", target, &put, etag);
     c.send(&update(volume.etag.clone())).await.unwrap();
     assert!(matches!(c.send(&update(volume.etag)).await, Err(Error::Changed { .. })));
-    // Btrfs counts only with quotas.
+    // btrfs only counts with quotas.
     match c.volume_state("default", PROJECT, "custom", "stead-v", target).await {
         Ok(state) => assert!(state.usage.is_none_or(|u| u.used < LIMIT as u64), "{state:?}"),
         Err(e) => assert!(e.to_string().ends_with("(500): Not supported"), "{e}"),
@@ -286,7 +286,7 @@ async fn metrics(env: &Env) {
     remove(c, "stead-x1").await;
 }
 
-/// An image goes out to a file and comes in again as what it was; an instance becomes an image.
+/// An exported image is imported unchanged; an instance becomes an image.
 async fn images_out_and_in(env: &Env) {
     let c = &env.client;
     let alias = c.image_alias(PROJECT, "stead-tiny").await.unwrap().value;
@@ -306,7 +306,7 @@ async fn images_out_and_in(env: &Env) {
     let fingerprint = c.publish_image(PROJECT, "stead-i1", &properties, &["stead/published"]).await.unwrap();
     assert_eq!(c.image(PROJECT, &fingerprint).await.unwrap().value.properties["os"], "Published");
     assert_eq!(c.image_alias(PROJECT, "stead/published").await.unwrap().value.target, fingerprint);
-    // It has no source to be refreshed from.
+    // It has no source for a refresh.
     let refreshed = c.refresh_image(PROJECT, &fingerprint).await;
     assert!(
         matches!(refreshed, Ok(false) | Err(Error::Api { .. } | Error::Operation { .. })),
@@ -345,7 +345,7 @@ async fn evacuation(env: &Env) {
     c.set_member_state(second, MemberAction::Evacuate).await.unwrap();
     assert_eq!(c.member(second).await.unwrap().value.status, "Evacuated");
     let there = c.instance(PROJECT, "stead-v1").await.unwrap().value;
-    // LXD 5.0 knows no modes and only stops an instance whose interface is on a bridge of the member's own.
+    // LXD 5.0 has no modes and only stops an instance whose interface is on the member's own bridge.
     let expected = match c.has(Feature::EvacuationMode).await.unwrap() {
         true => (first, "Running"),
         false => (second, "Stopped"),
