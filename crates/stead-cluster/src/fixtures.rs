@@ -45,6 +45,7 @@ fn manifest(layer: u8, engine: EngineKind) -> Manifest {
             stead_node: artifact(3),
         }),
         instance: None,
+        container: None,
         packages: BTreeMap::new(),
     }
 }

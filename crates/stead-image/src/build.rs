@@ -1,6 +1,7 @@
 //! Runs a build: each step's result comes from the cache or is made, and the manifest is published last.
 
 use crate::{
+    container::{self, ContainerParts},
     debian,
     error::{ImageError, IoContext, Result},
     files, initrd,
@@ -117,6 +118,7 @@ pub fn build(
         let worker = scope.spawn(move || match run.job.recipe.kind {
             RecipeKind::Node => run.node(),
             RecipeKind::Instance => run.instance(),
+            RecipeKind::Container => run.container(),
         });
         let (mut steps, mut warnings) = (Vec::new(), Vec::new());
         for event in receiver {
@@ -211,6 +213,7 @@ impl Run<'_> {
             Base::Debian(d) => format!("Debian {}", d.suite),
             Base::Tar(path) => path.clone(),
             Base::Oci(oci) => format!("OCI image {}", oci.path),
+            Base::Scratch => "nothing".to_owned(),
         };
         let blobs = |b: &BaseParts| vec![b.artifact.digest.clone()];
         let base = self.step("base", &what, &self.job.base_key, self.refresh, blobs, |scratch| {
@@ -254,6 +257,7 @@ impl Run<'_> {
                 let warnings = if node { made.warnings } else { Vec::new() };
                 Ok(BaseParts { artifact, packages: made.packages, left_out, warnings })
             }
+            Base::Scratch => self.merged_base(scratch, &[]),
             Base::Tar(path) => {
                 let full = existing(&self.job.dir, path, "base.tar")?;
                 let source =
@@ -513,6 +517,7 @@ impl Run<'_> {
                 stead_node,
             }),
             instance: None,
+            container: None,
             packages,
         };
         let mut keys = vec![job.base_key.clone(), files_key];
@@ -524,6 +529,26 @@ impl Run<'_> {
         Ok((manifest, keys))
     }
 
+    /// What the root of an instance or a container is made of, lowest first.
+    fn sources(&self, base: &BaseParts, programs: &[ProgramParts], scratch: &Scratch) -> Result<Vec<Source>> {
+        let job = self.job;
+        let mut sources = vec![Source::Tar {
+            path: self.store.blob(&base.artifact.digest),
+            part: None,
+            name: "base".into(),
+            policy: TarPolicy::BASE,
+        }];
+        if base.packages.contains_key("systemd") {
+            sources.push(Source::Memory(secrets::units(&base.left_out)));
+        }
+        sources.push(programs::tree(self.store, &job.recipe.programs, programs)?);
+        sources.push(files::tree(&job.recipe, &job.dir)?);
+        for (options, observed) in &job.overlays {
+            sources.push(overlay::source(observed, options, scratch)?);
+        }
+        Ok(sources)
+    }
+
     fn instance(&self) -> Result<(Manifest, Vec<Digest>)> {
         let job = self.job;
         let base = self.base()?;
@@ -531,46 +556,51 @@ impl Run<'_> {
         let key = job.rootfs_key(Some(&base)).expect("the base is known");
         let parts: InstanceParts =
             self.step("rootfs", "root and metadata", &key, false, InstanceParts::blobs, |scratch| {
-                let mut sources = vec![Source::Tar {
-                    path: self.store.blob(&base.artifact.digest),
-                    part: None,
-                    name: "base".into(),
-                    policy: TarPolicy::BASE,
-                }];
-                if base.packages.contains_key("systemd") {
-                    sources.push(Source::Memory(secrets::units(&base.left_out)));
-                }
-                sources.push(programs::tree(self.store, &job.recipe.programs, &programs)?);
-                sources.push(files::tree(&job.recipe, &job.dir)?);
-                for (options, observed) in &job.overlays {
-                    sources.push(overlay::source(observed, options, scratch)?);
-                }
-                instance::pack(
-                    self.store,
-                    scratch,
-                    &job.recipe,
-                    architecture(),
-                    &sources,
-                    &programs,
-                    job.unified,
-                )
+                let sources = self.sources(&base, &programs, scratch)?;
+                let of = architecture();
+                instance::pack(self.store, scratch, &job.recipe, of, &sources, &programs, job.unified)
             })?;
         self.warn(&parts.warnings);
-        let manifest = Manifest {
+        Ok((Manifest { instance: Some(parts.image), ..self.rootless(base) }, self.keys_with_root(key)))
+    }
+
+    fn container(&self) -> Result<(Manifest, Vec<Digest>)> {
+        let job = self.job;
+        let base = self.base()?;
+        let programs = self.programs()?;
+        let key = job.rootfs_key(Some(&base)).expect("the base is known");
+        let parts: ContainerParts =
+            self.step("rootfs", "OCI layout", &key, false, ContainerParts::blobs, |scratch| {
+                let sources = self.sources(&base, &programs, scratch)?;
+                container::pack(self.store, scratch, &job.recipe, &sources, &programs)
+            })?;
+        self.warn(&parts.warnings);
+        Ok((Manifest { container: Some(parts.image), ..self.rootless(base) }, self.keys_with_root(key)))
+    }
+
+    /// The manifest of an image without layers, but for the image itself.
+    fn rootless(&self, base: BaseParts) -> Manifest {
+        let recipe = &self.job.recipe;
+        Manifest {
             schema: 1,
-            name: job.recipe.name.clone(),
-            kind: RecipeKind::Instance,
+            name: recipe.name.clone(),
+            kind: recipe.kind,
             architecture: architecture().to_owned(),
-            engine: self.job.recipe.system.engine,
-            recipe: job.recipe_digest.clone(),
+            engine: recipe.system.engine,
+            recipe: self.job.recipe_digest.clone(),
             layers: Vec::new(),
             boot: None,
-            instance: Some(parts.image),
+            instance: None,
+            container: None,
             packages: base.packages,
-        };
-        let mut keys = vec![job.base_key.clone(), key];
-        keys.extend(job.programs.iter().map(|p| p.inputs.clone()));
-        Ok((manifest, keys))
+        }
+    }
+
+    /// Cache keys of an image without layers.
+    fn keys_with_root(&self, root: Digest) -> Vec<Digest> {
+        let mut keys = vec![self.job.base_key.clone(), root];
+        keys.extend(self.job.programs.iter().map(|p| p.inputs.clone()));
+        keys
     }
 }
 

@@ -47,7 +47,7 @@ fn machine(architecture: &str) -> &str {
 pub fn metadata_yaml(recipe: &Recipe, architecture: &str) -> String {
     let (os, release) = match &recipe.base {
         Base::Debian(d) => ("Debian", d.suite.as_str()),
-        Base::Tar(_) | Base::Oci(_) => ("Linux", "custom"),
+        Base::Tar(_) | Base::Oci(_) | Base::Scratch => ("Linux", "custom"),
     };
     let description = recipe.description.clone().unwrap_or_else(|| format!("{os} {release}"));
     let template = |name: &str| serde_json::json!({ "when": ["create", "copy", "rename"], "create_only": false, "template": name, "properties": {} });

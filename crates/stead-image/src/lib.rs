@@ -10,6 +10,7 @@
 pub mod build;
 pub mod bzimage;
 pub mod compression;
+pub mod container;
 pub mod cpio;
 pub mod debian;
 pub mod digest;

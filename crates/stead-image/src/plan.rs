@@ -229,6 +229,9 @@ impl Job {
         if let Some(programs) = self.programs_key() {
             key.text(programs.as_str());
         }
+        if self.recipe.kind == RecipeKind::Container {
+            key.text("container-1").text(&json(&self.recipe.container));
+        }
         for (entry, text) in crate::secrets::units(&base.left_out) {
             key.part(&entry.path).part(&text);
         }
@@ -252,6 +255,7 @@ impl Job {
                 debian::bootstrap(d, &store.dir().join("tmp")).map(|i| i.argv()).unwrap_or_default(),
             ),
             Base::Tar(path) => (format!("take the root filesystem {path}"), Vec::new()),
+            Base::Scratch => ("begin with nothing".to_owned(), Vec::new()),
             Base::Oci(oci) => {
                 let which = oci.reference.as_ref().map_or(String::new(), |r| format!("{r} "));
                 (format!("take the OCI image {which}in {}", oci.path), Vec::new())
@@ -290,7 +294,13 @@ impl Job {
             let name = format!("overlay:{}", o.name);
             step(&name, format!("{what} {}", o.path.display()), Some(o.inputs.clone()), cached, Vec::new());
         }
-        if self.recipe.kind == RecipeKind::Instance {
+        if self.recipe.kind == RecipeKind::Container {
+            let key = self.rootfs_key(base.as_ref());
+            let cached =
+                key.as_ref().is_some_and(|k| store.cached::<crate::container::ContainerParts>(k).is_some());
+            let what = "lay files and overlays over the base, pack an OCI layout".to_owned();
+            step("rootfs", what, key, cached, Vec::new());
+        } else if self.recipe.kind == RecipeKind::Instance {
             let key = self.rootfs_key(base.as_ref());
             let cached =
                 key.as_ref().is_some_and(|k| store.cached::<crate::instance::InstanceParts>(k).is_some());
@@ -350,6 +360,9 @@ fn base_key(recipe: &Recipe, dir: &Path, inputs: &mut Inputs) -> Result<Digest> 
             sorted.packages.sort();
             sorted.packages.dedup();
             key.text("debian").text(&json(&sorted));
+        }
+        Base::Scratch => {
+            key.text("scratch");
         }
         Base::Tar(path) => {
             let path = existing(dir, path, "base.tar")?;

@@ -427,6 +427,7 @@ pub fn artifacts(manifest: &Manifest) -> Vec<(String, Artifact)> {
         out.extend(parts.into_iter().filter_map(|(w, a)| Some((w.to_owned(), a.clone()?))));
         out.push(("stead-node".to_owned(), boot.stead_node.clone()));
     }
+    out.extend(manifest.container.iter().map(|c| ("container".to_owned(), c.archive.clone())));
     if let Some(instance) = &manifest.instance {
         out.push(("metadata".to_owned(), instance.metadata.clone()));
         out.push(("rootfs".to_owned(), instance.rootfs.clone()));

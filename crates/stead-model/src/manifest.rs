@@ -129,6 +129,18 @@ pub struct InstanceImage {
     pub unified: Option<Artifact>,
 }
 
+/// What an image for application containers consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerImage {
+    /// The tar of an OCI layout, which `docker load` reads, too.
+    pub archive: Artifact,
+    /// Digest of the image's manifest in it, by which runtimes and registries know the image.
+    pub manifest: Digest,
+    /// Its names.
+    pub names: Vec<String>,
+}
+
 /// The result of a build: immutable, itself stored by digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -137,7 +149,7 @@ pub struct Manifest {
     pub schema: u32,
     /// The recipe's name.
     pub name: ImageName,
-    /// Node or instance.
+    /// Node, instance or container.
     pub kind: RecipeKind,
     /// Debian's word for the architecture, e.g. `amd64`.
     pub architecture: String,
@@ -146,12 +158,15 @@ pub struct Manifest {
     /// The engine it carries.
     #[serde(default)]
     pub engine: EngineKind,
-    /// Root layers, lowest first. Empty for instance images.
+    /// Root layers, lowest first. Only node images have some.
     pub layers: Vec<Layer>,
-    /// What boots it. Absent for instance images.
+    /// What boots it. Only node images have it.
     pub boot: Option<Boot>,
-    /// The instance image. Absent for node images.
+    /// The instance image, if it is one.
     pub instance: Option<InstanceImage>,
+    /// The container image, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerImage>,
     /// Installed packages and their versions.
     pub packages: BTreeMap<String, String>,
 }

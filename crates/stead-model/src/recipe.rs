@@ -21,6 +21,8 @@ pub enum RecipeKind {
     Node,
     /// An image for system containers on Incus and LXD: metadata and rootfs.
     Instance,
+    /// An image for application containers: the tar of an OCI layout.
+    Container,
 }
 
 /// What an image contains. Paths in it are relative to the recipe's own folder.
@@ -29,7 +31,7 @@ pub enum RecipeKind {
 pub struct Recipe {
     /// Name of the image.
     pub name: ImageName,
-    /// What it is for: `node` (the default) or `instance`.
+    /// What it is for: `node` (the default), `instance` or `container`.
     #[serde(default)]
     pub kind: RecipeKind,
     /// One line for `stead image ls`.
@@ -49,6 +51,9 @@ pub struct Recipe {
     /// Single files.
     #[serde(default)]
     pub files: Vec<File>,
+    /// What a runtime does with it, for container images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerConfig>,
     /// What the node does with it; a recipe writes these keys at its top level.
     #[serde(flatten)]
     pub system: SystemSpec,
@@ -116,7 +121,73 @@ impl JsonSchema for Scalar {
     }
 }
 
-/// Where the root filesystem comes from: exactly one of the three.
+/// How a runtime starts a container image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerConfig {
+    /// Names in a runtime or registry, e.g. `registry.example/pause:3.10`; `localhost/<name>:latest` when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// The program and its first arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    /// Arguments that the user of the image may replace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// Environment; `PATH` has a value when this has none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+    /// User, and group if wanted: `65534` or `65534:65534`. Root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Working directory; `/` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_directory: Option<String>,
+    /// The signal that stops it, e.g. `SIGQUIT`; `SIGTERM` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
+}
+
+impl ContainerConfig {
+    /// The rules between keys; the error is (key, why).
+    fn check(&self) -> Result<(), (String, String)> {
+        let err = |key: &str, why: String| Err((format!("container.{key}"), why));
+        let sign = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b);
+        let part = |p: &str| p.starts_with(|c: char| c.is_ascii_alphanumeric()) && p.bytes().all(sign);
+        for name in &self.names {
+            let (path, tag) = match name.rsplit_once(':') {
+                Some((path, tag)) if !tag.contains('/') => (path, tag),
+                _ => return err("names", format!("{name:?} has no tag: registry/name:tag")),
+            };
+            let (host, rest) = path.split_once('/').unwrap_or((path, ""));
+            let host = host.split_once(':').map_or(host, |(host, _)| host);
+            let tagged =
+                !tag.is_empty() && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+            if name.len() > 255 || !part(host) || rest.is_empty() || !rest.split('/').all(part) || !tagged {
+                return err("names", format!("{name:?} is not an image's name (registry/name:tag)"));
+            }
+        }
+        let word = |w: &String| !w.contains('\0');
+        if !self.entrypoint.iter().chain(&self.command).all(word)
+            || self.entrypoint.first().is_some_and(String::is_empty)
+        {
+            return err("entrypoint", "is not an argument vector".into());
+        }
+        for (name, value) in &self.environment {
+            if name.is_empty() || name.contains(['=', '\0']) || !word(value) {
+                return err("environment", format!("{name:?} is no variable"));
+            }
+        }
+        if let Some(dir) = &self.working_directory
+            && !(dir.starts_with('/') && word(dir))
+        {
+            return err("working_directory", format!("{dir:?} is not an absolute path"));
+        }
+        Ok(())
+    }
+}
+
+/// Where the root filesystem comes from: exactly one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Base {
@@ -126,6 +197,8 @@ pub enum Base {
     Tar(String),
     /// An OCI image layout (a folder or its tar), or what `docker save` writes.
     Oci(OciBase),
+    /// Nothing: the recipe's programs and files are all there is. For container images.
+    Scratch,
 }
 
 /// An OCI image: a path, or a path with the image that is meant when there are several.
@@ -442,9 +515,23 @@ impl Recipe {
             if k.package.is_some() == k.path.is_some() {
                 return err("kernel".into(), "needs exactly one of \"package\" and \"path\"");
             }
-            if self.kind == RecipeKind::Instance {
-                return err("kernel".into(), "an instance image has no kernel: it runs on its node's");
+            if self.kind != RecipeKind::Node {
+                return err("kernel".into(), "only a node image has a kernel: others run on their node's");
             }
+        }
+        match (&self.container, self.kind) {
+            (Some(container), RecipeKind::Container) => container.check()?,
+            (Some(_), _) => return err("container".into(), "\"container\" goes with \"kind: container\""),
+            _ => {}
+        }
+        if self.kind == RecipeKind::Container && self.system != SystemSpec::default() {
+            return err(
+                "kind".into(),
+                "a container image has no hostname, sysctl, onboot, services, disks or engine",
+            );
+        }
+        if self.kind != RecipeKind::Container && self.base == Base::Scratch {
+            return err("base".into(), "scratch is for \"kind: container\"");
         }
         if let Base::Oci(o) = &self.base
             && o.reference.as_ref().is_some_and(String::is_empty)
@@ -644,6 +731,7 @@ fn reject_unknown_top_level(file: &str, yaml: &str) -> Result<(), SpecError> {
         programs: Option<serde::de::IgnoredAny>,
         overlays: Option<serde::de::IgnoredAny>,
         files: Option<serde::de::IgnoredAny>,
+        container: Option<serde::de::IgnoredAny>,
         hostname: Option<serde::de::IgnoredAny>,
         sysctl: Option<serde::de::IgnoredAny>,
         onboot: Option<serde::de::IgnoredAny>,
@@ -680,6 +768,28 @@ mod tests {
         );
         assert!(err(GOOD.replace("iproute2", "'--hook=x'")).contains("is not a Debian name"));
         assert!(err(GOOD.replace("suite", "suit")).contains("did you mean \"suite\""));
+    }
+
+    #[test]
+    fn a_container_image_has_its_own_keys() {
+        let good = "name: x\nkind: container\nbase: scratch\ncontainer:\n  names: [localhost:5000/a/b:v1.0]\n  entrypoint: [/a]\n";
+        let read = Recipe::from_yaml("r.yaml", good).unwrap();
+        assert_eq!((&read.base, read.container.unwrap().entrypoint.len()), (&Base::Scratch, 1));
+        for (was, is, expected) in [
+            ("kind: container", "kind: node", "\"container\" goes with"),
+            ("kind: container", "kind: container\nhostname: h", "a container image has no hostname"),
+            ("kind: container", "kind: container\nkernel: {path: k}", "only a node image has a kernel"),
+            ("b:v1.0", "b", "has no tag"),
+            ("b:v1.0", "B:v1.0", "is not an image's name"),
+            ("localhost:5000/a/b:v1.0", "b:v1", "is not an image's name"),
+            ("[/a]", "[/a]\n  working_directory: srv", "is not an absolute path"),
+            ("[/a]", "[\"\"]", "is not an argument vector"),
+        ] {
+            let error = Recipe::from_yaml("r.yaml", &good.replace(was, is)).unwrap_err().to_string();
+            assert!(error.contains(expected), "{is}: {error}");
+        }
+        let error = Recipe::from_yaml("r.yaml", "name: x\nbase: scratch\n").unwrap_err().to_string();
+        assert!(error.contains("scratch is for \"kind: container\""), "{error}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The builder with real tools.
 
+mod container;
 mod debian;
 mod hard_links;
 mod programs;
