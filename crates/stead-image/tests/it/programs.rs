@@ -309,7 +309,10 @@ fn shipped_recipes_agree_with_their_modules() {
     let text = fs::read_to_string(images.join("kubernetes/go.mod")).unwrap();
     let module = stead_image::programs::gomod::parse(&text);
     let needed: GoVersion = stead_model::go::SHIPPED_RECIPES_NEED.parse().unwrap();
-    assert!(module.go.unwrap() <= needed);
+    for name in ["coredns", "kubernetes", "pause"] {
+        let text = fs::read_to_string(images.join(name).join("go.mod")).unwrap();
+        assert!(stead_image::programs::gomod::parse(&text).go.unwrap() <= needed, "{name}");
+    }
     // The parts of Kubernetes have its own version, with another number before it.
     let version = &module.require["k8s.io/kubernetes"];
     let expected = format!("v0.{}", version.strip_prefix("v1.").unwrap());
@@ -321,6 +324,9 @@ fn shipped_recipes_agree_with_their_modules() {
         return;
     }
     let bench = Bench::new();
+    let pause = BuildRequest::new(images.join("pause.yaml"), bench.path("stead-node"));
+    let container = build(&bench.store("s"), &pause, &mut |_| ()).unwrap().manifest.container.unwrap();
+    assert_eq!(container.names, ["localhost/pause:1"]);
     let request = BuildRequest::new(images.join("kubernetes-node.yaml"), bench.path("stead-node"));
     match plan(&bench.store("s"), &request) {
         Err(ImageError::ToolTooOld { found, .. }) => println!("SKIP {TEST}: Go {found} is too old"),

@@ -1,0 +1,3 @@
+module stead/images/pause
+
+go 1.24
