@@ -355,13 +355,7 @@ fn hide_memory_blocks(root: &Path, flags: &[Flag], plan: &mut BootPlan) {
     plan.mount("sysfs", root.join("dev").join(WHOLE_SYSFS), "sysfs", flags, "");
     let read_only: Vec<Flag> = flags.iter().copied().chain([Flag::Ro]).collect();
     // A kernel without memory hotplug has no such directory.
-    plan.may(mount(
-        "stead",
-        root.join("sys/devices/system/memory"),
-        "tmpfs",
-        &read_only,
-        "mode=0555,size=4k",
-    ));
+    plan.may_mount("stead", root.join("sys/devices/system/memory"), "tmpfs", &read_only, "mode=0555,size=4k");
 }
 
 /// Whether a serial, which comes from outside, is usable as a file name.
