@@ -2,10 +2,10 @@
 //! evacuation stopped runs again, and what a cut move leaves behind is recognised and removed.
 
 use crate::{
-    common::{Said, eventually, said},
+    common::{Said, eventually},
     fleet::{Fleet, PROJECT},
 };
-use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+use std::fs;
 use stead_incus::{
     Scope,
     requests::{
@@ -69,7 +69,6 @@ fn no_instance_of_incus_6_is_harmed() {
     // Not frozen: under version 1 of cgroups, Incus 6.0 takes a frozen container for a running one and cannot stop it.
     evacuated(&f);
     left_over(&f);
-    offline(&f);
     f.w.down(f.name);
 }
 
@@ -302,63 +301,4 @@ fn left_over(f: &Fleet) {
         volumes.iter().filter(|v| v.name == "torn").map(|v| v.location.as_str()).collect();
     assert_eq!(copies, [at.as_str()]);
     f.delete("torn");
-}
-
-/// One member without its daemon, then a second: the first is planned round, with both there is no quorum, and each is named.
-fn offline(f: &Fleet) {
-    f.create("one", "node1", &[]);
-    f.create("two", "node1", &[]);
-    f.create("far", "node3", &[]);
-    let daemons: BTreeMap<&str, String> = ["node2", "node3"]
-        .map(|node| {
-            let server = f.runtime.block_on(f.client.server_of(node)).unwrap();
-            (node, server.environment.server_pid.to_string())
-        })
-        .into();
-    let signal = |node: &str, signal: &str| f.on(node, &["kill", signal, &daemons[node]]);
-    // Where the members' own addresses are reached.
-    let inside = |args: &[&str]| {
-        let stead = f.w.command(&[&["fleet"], args].concat());
-        let mut command = std::process::Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/stead-{}", f.name))
-            .arg(stead.get_program())
-            .args(stead.get_args());
-        let began = Instant::now();
-        let said = said(command.output().unwrap());
-        println!("{args:?}: {:?}, exit {}\n{}{}", began.elapsed(), said.code, said.stderr, said.stdout);
-        said
-    };
-    let socket = format!("/proc/{}/root/var/lib/incus/unix.socket", first_process(f, "node1"));
-    assert!(Path::new(&socket).exists());
-    let plan = ["plan", "--socket", socket.as_str()];
-    assert_eq!(inside(&plan).code, 0);
-
-    signal("node3", "-STOP");
-    let said = inside(&plan);
-    assert!(said.stderr.contains("waiting for node3, which does not answer"), "{}", said.stderr);
-    assert!(said.code == 0 && said.stdout.contains("node3 is offline: its instance"), "{}", said.stdout);
-    assert!(said.stdout.contains("node2") && !said.stdout.contains("impossible"), "{}", said.stdout);
-    // Known to be offline, it is not waited for.
-    let said = inside(&["rebalance", "--socket", &socket]);
-    assert!(said.code == 0 && !said.stderr.contains("waiting for node3"), "{}", said.stderr);
-
-    signal("node2", "-STOP");
-    let said = inside(&plan);
-    assert!(
-        said.code == 1
-            && said.stderr.contains("the cluster has no quorum")
-            && said.stderr.contains("node2, node3 do not answer"),
-        "{}",
-        said.stderr
-    );
-    for node in ["node2", "node3"] {
-        signal(node, "-CONT");
-    }
-    eventually("every member is online again", || {
-        f.runtime.block_on(f.client.members()).is_ok_and(|m| m.iter().all(|m| m.status == "Online"))
-    });
-    for name in ["one", "two", "far"] {
-        f.delete(name);
-    }
 }
