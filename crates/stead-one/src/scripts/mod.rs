@@ -11,6 +11,7 @@ mod deploy;
 mod error;
 mod hotplug;
 mod migrate;
+mod peer;
 mod poll;
 mod resize;
 mod restart;
