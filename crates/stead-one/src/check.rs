@@ -130,22 +130,31 @@ pub async fn check(context: &Context, rc: &Lxdrc) -> Vec<Finding> {
 /// Scripts run as oneadmin, but mounting needs root.
 fn sudo(context: &Context) -> Finding {
     let rule = sudoers(&context.program);
-    if rustix::process::geteuid().is_root() && context.user.is_none() {
-        let text = format!("this is root; for oneadmin put into /etc/sudoers.d/stead-one: {rule}");
-        return Finding { name: "sudo", verdict: Verdict::Good, text };
-    }
     // The rule covers the program with these arguments, not the program alone.
     let called = [context.program.as_os_str(), "one".as_ref(), "run".as_ref(), "poll".as_ref()];
-    let allowed = context.user.is_some()
-        || stead_os::Program::new("sudo").args(["-n", "-l", "--"]).args(called).run().is_ok();
-    finding(
-        "sudo",
-        allowed,
-        Verdict::Bad,
-        "this user may run the driver as root",
-        &format!("put into /etc/sudoers.d/stead-one: {rule}"),
-    )
+    let ask = ["sudo", "-n", "-l", "--"];
+    let no = |why: &str| format!("{why}: put into /etc/sudoers.d/stead-one: {rule}");
+    if context.user.is_some() {
+        return finding("sudo", true, Verdict::Bad, "this was called by sudo", "");
+    }
+    if !rustix::process::geteuid().is_root() {
+        let allowed = stead_os::Program::new(ask[0]).args(&ask[1..]).args(called).run().is_ok();
+        let no = no("this user may not run the driver as root");
+        return finding("sudo", allowed, Verdict::Bad, "this user may run the driver as root", &no);
+    }
+    // Root may anything: what counts is whether oneadmin may.
+    let asked = stead_os::Program::new("runuser").args(["-u", ONEADMIN, "--"]).args(ask).args(called).run();
+    match asked {
+        Ok(_) => finding("sudo", true, Verdict::Bad, "oneadmin may run the driver as root", ""),
+        Err(error) => {
+            let no = no(&format!("oneadmin may not run the driver as root ({})", stead_os::chain(&error)));
+            finding("sudo", false, Verdict::Bad, "", &no)
+        }
+    }
 }
+
+/// The user that OpenNebula is on its hosts.
+const ONEADMIN: &str = "oneadmin";
 
 /// The rule that oneadmin needs.
 pub fn sudoers(program: &Path) -> String {

@@ -19,6 +19,8 @@ pub struct Context {
     pub sys: PathBuf,
     /// The caller of sudo, who makes connections to other hosts.
     pub user: Option<String>,
+    /// The socket of the ssh agent that OpenNebula forwards, with which those connections are made.
+    pub ssh_agent: Option<PathBuf>,
 }
 
 impl Context {

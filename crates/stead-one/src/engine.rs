@@ -1,7 +1,7 @@
 //! The engine on this host: where it is, what it offers, and the few requests that several scripts make.
 //!
-//! Everything here is about one local daemon. In a cluster it is asked for the instances of its own member only, for
-//! OpenNebula sees every host by itself.
+//! Everything here is about one local daemon. In a cluster it acts on the instances of its own member only: the disks of
+//! an instance are mounted on the host of the member that holds it, where no other member sees them.
 
 use crate::{
     document::{self, DocumentError, Vm},
@@ -19,17 +19,25 @@ use stead_incus::{
     Client, Dialect, Endpoint, Error, Scope, Tagged,
     requests::{
         self,
-        instances::{InstanceSource, NewInstance, StateAction},
+        instances::{Detail, InstanceSource, NewInstance, StateAction, list},
     },
     types::{Config, Devices, Instance, OperationStatus, Outcome},
 };
 
 /// OpenNebula knows nothing of projects.
 pub const PROJECT: &str = "default";
-/// As long as OpenNebula's own driver waited for an instance to shut down.
-pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(120);
 /// An engine that is busy with an instance after a stop, or a start that failed, is done within this.
 const BUSY_PATIENCE: Duration = Duration::from_secs(30);
+/// An engine that starts, or waits for its cluster's majority, is waited for as long.
+const READY_PATIENCE: Duration = Duration::from_secs(30);
+/// What engines say that have no access to the cluster's database.
+const UNREADY: [&str; 5] = [
+    "isn't ready yet",
+    "is starting up",
+    "leader server found",
+    "context deadline exceeded",
+    "Failed to begin transaction",
+];
 /// How often is looked whether it has.
 const GLANCE: Duration = Duration::from_millis(100);
 /// The log of one start.
@@ -106,6 +114,34 @@ pub enum EngineError {
     /// Deleting it would delete what is mounted into it.
     #[error("instance {0} is not deleted: its root filesystem is still mounted")]
     StillMounted(InstanceName),
+    /// It does not serve yet, or not any more.
+    #[error(
+        "the engine is not ready: in a cluster it answers only while more than half of the members that keep the cluster's \
+         database are up (`incus admin cluster list-database` or `lxd cluster list-database` lists them)"
+    )]
+    NotReady(#[source] Error),
+    /// The member that holds an instance is down.
+    #[error(
+        "instance {name} is held by member {member} of the engine's cluster, which is offline: start that member; or, when it \
+         is certain that it does not run any more, remove it from the cluster by force and deploy again"
+    )]
+    MemberDown {
+        /// Which.
+        name: InstanceName,
+        /// The member that holds it.
+        member: String,
+        /// What the engine said.
+        #[source]
+        source: Error,
+    },
+    /// Another host's: its disks, if mounted, are mounted there.
+    #[error("instance {name} is on member {member} of the engine's cluster, not on this host")]
+    Elsewhere {
+        /// Which.
+        name: InstanceName,
+        /// The member that holds it.
+        member: String,
+    },
 }
 
 impl EngineError {
@@ -127,6 +163,8 @@ pub struct Engine {
     pub directory: PathBuf,
     /// Whether it can shift the owners of a mounted filesystem.
     pub shifts: bool,
+    /// An instance has this long to shut down.
+    pub shutdown_timeout: Duration,
 }
 
 impl Engine {
@@ -142,7 +180,7 @@ impl Engine {
         let Some(socket) = candidates.iter().find(|s| s.exists()) else {
             return Err(EngineError::NoSocket(candidates.iter().map(|c| c.display().to_string()).collect()));
         };
-        let client = Client::discover(Endpoint::Unix(socket.clone())).await?;
+        let client = when_ready(async || Client::discover(Endpoint::Unix(socket.clone())).await).await?;
         let server: Value = client.fetch(&requests::server::get()).await?;
         let text = |pointer: &str| server.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let clustered = server.pointer("/environment/server_clustered").and_then(Value::as_bool);
@@ -151,9 +189,14 @@ impl Engine {
             Some(parent) if !parent.starts_with("/run") => parent.to_owned(),
             _ => PathBuf::from(client.dialect().facts().directory),
         };
+        if clustered == Some(true) {
+            // The first request that needs the cluster's database.
+            when_ready(async || client.members().await).await?;
+        }
         Ok(Self {
             member: (clustered == Some(true)).then(|| text("/environment/server_name").to_owned()),
             shifts: text("/environment/kernel_features/idmapped_mounts") == "true",
+            shutdown_timeout: Duration::from_secs(rc.shutdown_timeout_s.into()),
             directory,
             client,
         })
@@ -167,6 +210,16 @@ impl Engine {
     pub fn is_here(&self, instance: &Instance) -> bool {
         self.member.as_ref().is_none_or(|m| *m == instance.location)
     }
+    /// Refuses an instance that another member holds.
+    ///
+    /// # Errors
+    /// [`EngineError::Elsewhere`].
+    pub fn require_here(&self, instance: &Instance, name: &InstanceName) -> Result<(), EngineError> {
+        match self.is_here(instance) {
+            true => Ok(()),
+            false => Err(EngineError::Elsewhere { name: name.clone(), member: instance.location.clone() }),
+        }
+    }
 
     /// An instance; `None`: there is none.
     ///
@@ -176,7 +229,20 @@ impl Engine {
         match self.client.instance(PROJECT, name.as_str()).await {
             Ok(instance) => Ok(Some(instance)),
             Err(e) if e.is_not_found() => Ok(None),
-            Err(e) => Err(e.into()),
+            Err(e) => Err(self.explain(name, e).await),
+        }
+    }
+    /// Why an instance cannot be asked about: the member that holds it may be down, which the engine tells only in lists.
+    async fn explain(&self, name: &InstanceName, error: Error) -> EngineError {
+        let request = list(Scope::Project(PROJECT), Detail::Settings, None);
+        let (Some(_), Ok(members)) = (&self.member, self.client.members().await) else { return error.into() };
+        let all: Vec<Instance> = self.client.list(&request).await.unwrap_or_default();
+        let holder = all.into_iter().find(|i| i.name == name.as_str()).map(|i| i.location);
+        let is_down =
+            |holder: &String| members.iter().any(|m| m.server_name == *holder && m.status == "Offline");
+        match holder.filter(is_down) {
+            Some(member) => EngineError::MemberDown { name: name.clone(), member, source: error },
+            None => error.into(),
         }
     }
     /// Waits until nothing works on an instance that a script began: one that was killed leaves the server at it, and what
@@ -185,7 +251,7 @@ impl Engine {
     /// # Errors
     /// A request's.
     pub async fn settle(&self, name: &InstanceName) -> Result<(), EngineError> {
-        let deadline = Instant::now() + SHUTDOWN_TIMEOUT + BUSY_PATIENCE;
+        let deadline = Instant::now() + self.shutdown_timeout + BUSY_PATIENCE;
         let path = format!("/1.0/instances/{name}");
         loop {
             let all = self.client.operations(Scope::Project(PROJECT)).await?;
@@ -201,6 +267,14 @@ impl Engine {
             }
             tokio::time::sleep(GLANCE).await;
         }
+    }
+    /// What the host of another member may be called: the member's name, and its address in the cluster.
+    ///
+    /// # Errors
+    /// A request's.
+    pub async fn names_of(&self, member: &str) -> Result<Vec<String>, EngineError> {
+        let url = self.client.member(member).await?.value.url;
+        Ok(std::iter::once(member.to_owned()).chain(host_of(&url).map(str::to_owned)).collect())
     }
     /// The facts for a mapping that are the server's.
     ///
@@ -265,7 +339,7 @@ impl Engine {
         if action == StateAction::Start {
             self.brace(name).await?;
         }
-        self.client.set_instance_state(PROJECT, name.as_str(), action, SHUTDOWN_TIMEOUT).await?;
+        self.client.set_instance_state(PROJECT, name.as_str(), action, self.shutdown_timeout).await?;
         Ok(())
     }
     /// Before anything that makes LXD start an instance: see [`crate::disks::brace`].
@@ -293,21 +367,9 @@ impl Engine {
     /// # Errors
     /// A request's.
     pub async fn patch(&self, name: &InstanceName, config: &Config) -> Result<(), EngineError> {
-        Ok(when_free(async || self.patch_once(name, config).await).await?)
-    }
-    async fn patch_once(&self, name: &InstanceName, config: &Config) -> Result<(), Error> {
-        self.client.patch_instance(PROJECT, name.as_str(), config, &Devices::new()).await
-    }
-    /// Hides it from monitoring, unless the engine is busy with it: a stop that is under way has hidden it already.
-    ///
-    /// # Errors
-    /// A request's.
-    pub async fn hide_at_once(&self, name: &InstanceName) -> Result<(), EngineError> {
-        let hidden = Config::from([(STATUS_KEY.to_owned(), Shown::Busy.value().to_owned())]);
-        match self.patch_once(name, &hidden).await {
-            Err(e) if e.is_busy() => Ok(()),
-            other => Ok(other?),
-        }
+        let patch =
+            async || self.client.patch_instance(PROJECT, name.as_str(), config, &Devices::new()).await;
+        Ok(when_free(patch).await?)
     }
     /// Changes settings and devices together; somebody else's change in between is kept.
     ///
@@ -333,11 +395,12 @@ impl Engine {
             }
         }
     }
-    /// Deletes a stopped instance, unless something is mounted into it.
+    /// Deletes a stopped instance of this host, unless something is mounted into it.
     ///
     /// # Errors
-    /// A request's; [`EngineError::StillMounted`].
+    /// A request's; [`EngineError::StillMounted`]; [`EngineError::Elsewhere`].
     pub async fn delete(&self, instance: &Instance, name: &InstanceName) -> Result<(), EngineError> {
+        self.require_here(instance, name)?;
         if root_pool(instance).is_some_and(|pool| crate::disks::is_mounted(&self.rootfs(pool, name))) {
             return Err(EngineError::StillMounted(name.clone()));
         }
@@ -353,6 +416,30 @@ impl Engine {
         let text = String::from_utf8_lossy(&log).into_owned();
         let errors = text.lines().filter(|l| l.contains(" ERROR ")).map(str::to_owned);
         errors.take(MAX_LOG_ERRORS).collect()
+    }
+}
+
+/// Repeats a request while the engine starts, or has no access to its cluster's database: a majority that comes back within
+/// the time is waited for.
+async fn when_ready<T>(request: impl AsyncFn() -> Result<T, Error>) -> Result<T, EngineError> {
+    let deadline = Instant::now() + READY_PATIENCE;
+    loop {
+        match request().await {
+            Err(e) if !is_unready(&e) => return Err(e.into()),
+            Err(e) if Instant::now() > deadline => return Err(EngineError::NotReady(e)),
+            Err(_) => tokio::time::sleep(GLANCE).await,
+            Ok(answer) => return Ok(answer),
+        }
+    }
+}
+
+/// Neither engine has a code for it alone.
+fn is_unready(error: &Error) -> bool {
+    let says = |message: &str| UNREADY.iter().any(|words| message.contains(words));
+    match error {
+        Error::Api { code, message, .. } => *code == 503 || says(message),
+        Error::Timeout { .. } => true,
+        _ => false,
     }
 }
 
@@ -377,6 +464,13 @@ pub fn root_pool(instance: &Instance) -> Option<&str> {
         .map(String::as_str)
 }
 
+/// The host of `https://host:port`.
+fn host_of(url: &str) -> Option<&str> {
+    let (host, _) = url.strip_prefix("https://")?.rsplit_once(':')?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    (!host.is_empty()).then_some(host)
+}
+
 /// The document kept with an instance; `None`: it has none, so OpenNebula did not make it.
 ///
 /// # Errors
@@ -390,9 +484,17 @@ pub fn kept_document(instance: &Instance, name: &InstanceName) -> Result<Option<
 }
 
 /// What a script's path tells: the remotes it is in, and for which driver it was called. Scripts are
-/// `<remotes>/vmm/<driver>/<script>`, probes below `<remotes>/im/<driver>-probes.d`.
+/// `<remotes>/vmm/<driver>/<script>`, probes below `<remotes>/im/<driver>-probes.d`; the client that runs them goes there
+/// by `<remotes>/im/<driver>.d/..`.
 pub fn remotes(script: &Path) -> Option<(PathBuf, Driver)> {
-    let parts: Vec<&std::ffi::OsStr> = script.iter().collect();
+    let mut parts: Vec<&std::ffi::OsStr> = Vec::new();
+    for part in script {
+        if part == ".." {
+            parts.pop();
+        } else {
+            parts.push(part);
+        }
+    }
     let at = parts.iter().rposition(|p| *p == "vmm" || *p == "im").filter(|at| at + 1 < parts.len())?;
     let name = parts[at + 1].to_str()?;
     let driver = match name.strip_suffix("-probes.d").unwrap_or(name) {
@@ -423,6 +525,13 @@ mod tests {
     }
 
     #[test]
+    fn a_members_address_is_its_urls_host() {
+        assert_eq!(host_of("https://10.0.0.2:8443"), Some("10.0.0.2"));
+        assert_eq!(host_of("https://[fd00::2]:8443"), Some("fd00::2"));
+        assert_eq!(host_of(""), None);
+    }
+
+    #[test]
     fn a_scripts_path_tells_its_driver() {
         let found = |path: &str| remotes(Path::new(path)).map(|(r, d)| (r.display().to_string(), d.name()));
         assert_eq!(found("/var/tmp/one/vmm/lxd/deploy"), Some(("/var/tmp/one".into(), "lxd")));
@@ -431,6 +540,10 @@ mod tests {
             found("/var/tmp/one/im/incus-probes.d/vm/status/x.sh"),
             Some(("/var/tmp/one".into(), "incus"))
         );
+        for driver in ["incus", "lxd"] {
+            let path = format!("/var/tmp/one/im/{driver}.d/../{driver}-probes.d/vm/status/x.sh");
+            assert_eq!(found(&path), Some(("/var/tmp/one".into(), driver)));
+        }
         assert_eq!(found("deploy"), None);
     }
 }

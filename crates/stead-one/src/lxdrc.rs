@@ -11,6 +11,8 @@ use stead_model::{Failure, FailureKind};
 const MAX_BYTES: usize = 1 << 20;
 /// The default command, as in OpenNebula's own file.
 const VNC_COMMAND: &str = "/bin/login";
+/// As long as OpenNebula's own driver waited.
+const SHUTDOWN_TIMEOUT_S: u32 = 120;
 const FILESYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
 
 /// The driver's configuration.
@@ -26,6 +28,8 @@ pub struct Lxdrc {
     pub storage_pool: Option<String>,
     /// `:socket:` of the engine; absent: the usual places.
     pub socket: Option<PathBuf>,
+    /// `:shutdown_timeout:`: seconds that an instance has to shut down.
+    pub shutdown_timeout_s: u32,
 }
 
 /// `:vnc:`.
@@ -57,6 +61,7 @@ impl Default for Lxdrc {
             filesystem: FILESYSTEMS[0].to_owned(),
             storage_pool: None,
             socket: None,
+            shutdown_timeout_s: SHUTDOWN_TIMEOUT_S,
         }
     }
 }
@@ -145,6 +150,9 @@ pub fn parse(file: &str, text: &str) -> Result<(Lxdrc, Vec<String>), LxdrcError>
                 rc.filesystem = name;
             }
             "storage_pool" => rc.storage_pool = Some(reader.text(&key, value)?),
+            "shutdown_timeout" => {
+                rc.shutdown_timeout_s = reader.number(&key, value, 1, 3600, "seconds, 1 to 3600")?;
+            }
             "socket" => rc.socket = Some(reader.path(&key, value)?),
             _ => reader.unknown.push(key),
         }

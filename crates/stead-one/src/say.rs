@@ -7,9 +7,9 @@
 use std::{fmt::Display, io::Write};
 
 /// Before a failure's text.
-const FAILURE_BEGINS: &str = "ERROR MESSAGE --8<------";
+pub(crate) const FAILURE_BEGINS: &str = "ERROR MESSAGE --8<------";
 /// After it.
-const FAILURE_ENDS: &str = "ERROR MESSAGE ------>8--";
+pub(crate) const FAILURE_ENDS: &str = "ERROR MESSAGE ------>8--";
 /// A line of the log is not longer than this.
 const MAX_LINE_CHARS: usize = 4000;
 

@@ -20,6 +20,8 @@ pub struct Context {
     pub terminal_type: Option<String>,
     /// `SUDO_USER`, unless it is root: who called `sudo`.
     pub sudo_user: Option<String>,
+    /// `SSH_AUTH_SOCK`: the socket of the caller's ssh agent.
+    pub ssh_agent: Option<PathBuf>,
     /// The effective user is root.
     pub is_root: bool,
     /// The standard streams that are terminals.
@@ -53,6 +55,7 @@ impl Context {
             temp_dir: std::env::temp_dir(),
             terminal_type: text("TERM"),
             sudo_user: text("SUDO_USER").filter(|user| user != "root"),
+            ssh_agent: text("SSH_AUTH_SOCK").map(PathBuf::from),
             is_root: rustix::process::geteuid().is_root(),
             terminals: Terminals {
                 stdin: io::stdin().is_terminal(),

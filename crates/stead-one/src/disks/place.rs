@@ -9,7 +9,7 @@ use crate::{
     ids::{DatastoreId, DiskId, InstanceName, VmId},
 };
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
@@ -69,6 +69,14 @@ impl Place {
     pub fn vm(&self, vm: VmId, datastore: Option<DatastoreId>) -> Result<PathBuf, PlaceError> {
         let datastore = datastore.ok_or(PlaceError::NoDatastore(vm))?;
         Ok(self.datastores.join(datastore.to_string()).join(vm.to_string()))
+    }
+
+    /// Whether the VM's directory is gone while its datastore is there: OpenNebula has deleted the VM, or moved it away.
+    pub fn is_deleted(&self, vm: VmId, datastore: Option<DatastoreId>) -> bool {
+        let Ok(directory) = self.vm(vm, datastore) else { return false };
+        let is_gone =
+            |path: &Path| fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+        is_gone(&directory) && directory.parent().is_some_and(Path::is_dir)
     }
 
     /// The file or device that a disk's bytes are in, without links, and the files and directories which its backing files
@@ -132,6 +140,10 @@ mod tests {
         for file in ["0/7/disk.0", "0/8/disk.0", "1/image", "1/image.snap/0", "1/others", "2/image"] {
             fs::write(dir.path().join(file), "x").unwrap();
         }
+        let deleted = |vm, ds| place.is_deleted(VmId(vm), ds);
+        assert!(deleted(9, Some(DatastoreId(0))) && !deleted(7, Some(DatastoreId(0))));
+        // A datastore that is not there now says nothing of its VMs.
+        assert!(!deleted(7, Some(DatastoreId(3))) && !deleted(7, None));
         symlink(dir.path().join("1/image"), own.join("disk.1")).unwrap();
         symlink("../8/disk.0", own.join("disk.2")).unwrap();
         symlink("/etc/shadow", own.join("disk.3")).unwrap();

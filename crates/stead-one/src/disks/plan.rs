@@ -15,6 +15,8 @@ use std::path::Path;
 
 /// Filesystems that are mounted. The kernel knows more, but not all of them are safe with untrusted images.
 const MOUNTED: [&str; 9] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "vfat", "iso9660", "squashfs"];
+/// Filesystems that volatile disks can get.
+const MADE: [&str; 7] = ["ext4", "xfs", "btrfs", "ext2", "ext3", "f2fs", "vfat"];
 /// Filesystems whose owners the kernel can shift on a mount.
 const SHIFTABLE: [&str; 6] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"];
 
@@ -28,6 +30,14 @@ pub enum PlanError {
         disk: DiskId,
         /// What is on it.
         found: String,
+    },
+    /// A volatile disk asks for a filesystem that cannot be made.
+    #[error("disk {disk} cannot be formatted as FS={asked}: {} can be made", MADE.join(", "))]
+    Made {
+        /// Which.
+        disk: DiskId,
+        /// FS.
+        asked: String,
     },
     /// An image is blank although it is not a volatile disk.
     #[error("disk {0} is blank: only volatile disks are formatted")]
@@ -127,7 +137,10 @@ pub fn mount(
     let whole = Window { bytes: bytes.to_owned(), part: None };
     match layout {
         Layout::Blank if disk.role == Role::Volatile => {
-            let kind = disk.filesystem.as_deref().filter(|f| MOUNTED.contains(f)).unwrap_or(filesystem);
+            let kind = disk.filesystem.as_deref().unwrap_or(filesystem);
+            if !MADE.contains(&kind) {
+                return Err(PlanError::Made { disk: disk.id, asked: kind.to_owned() });
+            }
             if !is_device {
                 steps.push(Step::Loop { window: whole, readonly: false });
             }

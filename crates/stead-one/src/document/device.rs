@@ -189,12 +189,18 @@ fn kind(vm: VmId, id: DiskId, role: Role, disk: Element<'_>) -> Result<DiskKind,
     }
 }
 
+/// Mounted by the instance itself: a disk must not take their place.
+const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
 /// TARGET as a path in the instance. `vdb` and the like have no meaning in a container.
 fn target(disk: Element<'_>) -> Result<Option<PathBuf>, DocumentError> {
     let Some(text) = disk.text("TARGET").filter(|t| t.starts_with('/')) else { return Ok(None) };
     let path = ids::path("TARGET", &text)?;
-    if path.parent().is_none() {
-        return Err(IdError::new("TARGET", &text, "a path below /").into());
+    let is_kernels = KERNELS.iter().any(|k| path.starts_with(k));
+    if path.parent().is_none() || is_kernels {
+        return Err(
+            IdError::new("TARGET", &text, "a path that is not /, and not in /proc, /sys or /dev").into()
+        );
     }
     Ok(Some(path))
 }

@@ -77,7 +77,28 @@ pub fn read(text: &str) -> Result<(Vm, String), DocumentError> {
     } else {
         return Err(DocumentError::Root(root.tag_name().name().chars().take(80).collect()));
     };
-    Ok((of(Element(Some(vm)))?, text[vm.range()].to_owned()))
+    Ok((of(Element(Some(vm)))?, kept(vm, text)))
+}
+
+/// The text of a VM's element without what the driver never reads: the user's own attributes and the context's. They may be
+/// megabytes, and whatever is kept with an instance is in each answer of the engine about it.
+fn kept(vm: roxmltree::Node<'_, '_>, text: &str) -> String {
+    let of = |parent: &'static str| vm.descendants().find(move |n| n.has_tag_name(parent)).into_iter();
+    let dropped = |parent: &'static str, is_read: fn(&str) -> bool| {
+        let elements = of(parent).flat_map(|n| n.children()).filter(roxmltree::Node::is_element);
+        elements.filter(move |n| !is_read(n.tag_name().name())).map(|n| n.range())
+    };
+    let user = dropped("USER_TEMPLATE", |name| name.starts_with("LXD_"));
+    let context = dropped("CONTEXT", |name| matches!(name, "DISK_ID" | "TARGET"));
+    let mut ranges: Vec<_> = user.chain(context).collect();
+    ranges.sort_by_key(|r| r.start);
+    let (mut kept, mut from) = (String::new(), vm.range().start);
+    for range in ranges {
+        kept.push_str(text.get(from..range.start).unwrap_or_default());
+        from = range.end.max(from);
+    }
+    kept.push_str(text.get(from..vm.range().end).unwrap_or_default());
+    kept
 }
 
 fn of(vm: Element<'_>) -> Result<Vm, DocumentError> {
@@ -209,4 +230,22 @@ fn root_disk(template: Element<'_>, disks: &[Disk]) -> Result<Option<DiskId>, Do
         }
     }
     Ok(disks.iter().find(|d| !d.is_swap()).map(|d| d.id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_says_the_same_and_is_small() {
+        let large = "x".repeat(100_000);
+        let text = format!(
+            "<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID>0</DISK_ID></DISK><CONTEXT><DISK_ID>1</DISK_ID><START_SCRIPT>{large}\
+             </START_SCRIPT><TARGET>hda</TARGET></CONTEXT></TEMPLATE><USER_TEMPLATE><A><B>{large}</B></A>\
+             <LXD_SECURITY_NESTING>yes</LXD_SECURITY_NESTING><C/></USER_TEMPLATE></VM>"
+        );
+        let (vm, kept) = read(&text).unwrap();
+        assert!(kept.len() < 400, "{kept}");
+        assert_eq!(read(&kept).unwrap(), (vm, kept));
+    }
 }

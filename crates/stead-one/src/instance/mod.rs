@@ -56,6 +56,8 @@ impl Shown {
 pub const DOCUMENT_KEY: &str = "user.xml";
 /// The map of user ids that the root filesystem was left with.
 pub const IDMAP_KEY: &str = "volatile.last_state.idmap";
+/// Whether the engine starts it with the host.
+const AUTOSTART_KEY: &str = "boot.autostart";
 /// The map of files that carry no shifted owners.
 const UNSHIFTED: &str = "[]";
 /// The profile that everything falls back to; both engines always have it.
@@ -142,6 +144,15 @@ pub fn wanted(vm: &Vm, document: &str, facts: &Facts) -> Result<(Wanted, Vec<Str
     config.insert(IDMAP_KEY.into(), facts.idmap.clone().unwrap_or_else(|| UNSHIFTED.to_owned()));
     if let Some(raw) = &vm.raw {
         config.extend(raw::parse(raw)?);
+    }
+    // After a reboot of the host its disks are not mounted: the engine must not start what OpenNebula has not deployed.
+    if config
+        .insert(AUTOSTART_KEY.into(), "false".into())
+        .is_some_and(|asked| asked != "false" && asked != "0")
+    {
+        notes.push(format!(
+            "{AUTOSTART_KEY} of RAW is not used: after a reboot of its host, OpenNebula starts the VM, with its disks"
+        ));
     }
     // These are how the driver finds its own again: not even RAW may set them otherwise.
     config.insert(STATUS_KEY.into(), Shown::Busy.value().into());

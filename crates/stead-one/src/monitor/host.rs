@@ -1,14 +1,14 @@
 //! What the host is and how much of it is in use, from /proc and /sys.
 
 use super::text::quoted;
-use crate::{engine::Driver, lxdrc::Lxdrc};
+use crate::engine::Driver;
 use std::{fmt::Write as _, fs, thread, time::Duration};
 
 /// Use of the processors is looked at over this.
 const CPU_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What the host is, and how much room its datastores have.
-pub fn host_system(driver: Driver, rc: &Lxdrc) -> String {
+/// What the host is. How much room its datastores have is told by OpenNebula's own probe.
+pub fn host_system(driver: Driver) -> String {
     let cpuinfo = read("/proc/cpuinfo");
     let uname = rustix::system::uname();
     let field = |name: &str| {
@@ -32,12 +32,6 @@ pub fn host_system(driver: Driver, rc: &Lxdrc) -> String {
         "CGROUPS_VERSION",
         &if fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap_or(false) { 2 } else { 1 },
     );
-    if let Ok(space) = rustix::fs::statvfs(&rc.datastore_location) {
-        let mib = |blocks: u64| (u128::from(blocks) * u128::from(space.f_frsize)) >> 20;
-        put("DS_LOCATION_USED_MB", &mib(space.f_blocks.saturating_sub(space.f_bfree)));
-        put("DS_LOCATION_TOTAL_MB", &mib(space.f_blocks));
-        put("DS_LOCATION_FREE_MB", &mib(space.f_bavail));
-    }
     out
 }
 

@@ -10,13 +10,16 @@ mod rate;
 mod text;
 
 pub use host::{host_system, host_usage};
-pub use text::{Seen, State, import_template, poll_line, status_lines};
+pub use text::{Seen, State, import_template, poll_line, status};
 
 use crate::{
     context::Context,
     engine::{Engine, EngineError, PROJECT},
     ids::InstanceName,
+    instance::Shown,
     lxdrc::Lxdrc,
+    say::Log,
+    scripts::{at_work, sweep},
 };
 use rate::Readings;
 use std::{path::PathBuf, time::Duration};
@@ -51,6 +54,10 @@ impl Probe {
         (Self::Monitor, "vm/monitor", "vm-monitor"),
     ];
 
+    /// Its name in `stead one`.
+    pub fn name(self) -> &'static str {
+        Self::ALL.into_iter().find(|(probe, ..)| *probe == self).map_or("probe", |(_, _, name)| name)
+    }
     /// The probe of this name in `stead one`.
     pub fn find(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|(_, _, own)| *own == name).map(|(probe, ..)| probe)
@@ -61,7 +68,12 @@ impl Probe {
 ///
 /// # Errors
 /// The engine cannot be asked. A probe that fails makes OpenNebula discard its whole group.
-pub async fn probe(probe: Probe, context: &Context, rc: &Lxdrc) -> Result<String, EngineError> {
+pub async fn probe(
+    probe: Probe,
+    context: &Context,
+    rc: &Lxdrc,
+    log: &mut Log<'_>,
+) -> Result<String, EngineError> {
     if probe == Probe::Usage {
         return Ok(host_usage(context.driver()));
     }
@@ -69,16 +81,20 @@ pub async fn probe(probe: Probe, context: &Context, rc: &Lxdrc) -> Result<String
     match probe {
         Probe::Usage => Ok(String::new()),
         Probe::System => {
-            let mut out = host_system(context.driver(), rc);
+            let mut out = host_system(context.driver());
             let profiles = engine.client.profiles(PROJECT).await?;
             let names: Vec<&str> =
                 profiles.iter().map(|p| p.name.as_str()).filter(|n| *n != "default").collect();
             out.push_str(&format!("LXD_PROFILES=\"{}\"\n", text::quoted(&names.join(" "))));
-            let seen = look(&list_here(&engine, Detail::Settings).await?, None);
+            let seen = look(context, &list_here(&engine, Detail::Settings).await?, None);
             out.push_str(&text::wild_lines(&seen, context.driver()));
             Ok(out)
         }
-        Probe::Status => Ok(status_lines(&look(&list_here(&engine, Detail::Settings).await?, None))),
+        Probe::Status => {
+            let instances = list_here(&engine, Detail::Settings).await?;
+            sweep(context, rc, &engine, &instances, log).await;
+            Ok(status(&look(context, &instances, None), &at_work(&context.run)))
+        }
         Probe::Monitor => Ok(text::monitor_lines(&usage(&engine, context).await?)),
     }
 }
@@ -98,8 +114,14 @@ pub(crate) async fn poll_one(
 }
 
 /// `poll -t` and `poll`: all instances.
-pub(crate) async fn poll_all(context: &Context, rc: &Lxdrc, templates: bool) -> Result<String, EngineError> {
+pub(crate) async fn poll_all(
+    context: &Context,
+    rc: &Lxdrc,
+    templates: bool,
+    log: &mut Log<'_>,
+) -> Result<String, EngineError> {
     let engine = Engine::connect(context.driver(), rc).await?;
+    sweep(context, rc, &engine, &list_here(&engine, Detail::Settings).await?, log).await;
     let seen = usage(&engine, context).await?;
     Ok(text::poll_all(&seen, context.driver(), templates))
 }
@@ -119,7 +141,7 @@ async fn usage(engine: &Engine, context: &Context) -> Result<Vec<Seen>, EngineEr
             (now, instances, again)
         }
     };
-    let seen = look(&instances, Some((&earlier, &now)));
+    let seen = look(context, &instances, Some((&earlier, &now)));
     // Without it the next call takes a moment longer.
     let _ = now.save(&file);
     Ok(seen)
@@ -142,11 +164,16 @@ async fn list_here(engine: &Engine, detail: Detail) -> Result<Vec<Instance>, Eng
     Ok(all)
 }
 
-fn look(instances: &[Instance], readings: Option<(&Readings, &Readings)>) -> Vec<Seen> {
+fn look(context: &Context, instances: &[Instance], readings: Option<(&Readings, &Readings)>) -> Vec<Seen> {
+    let at_work = at_work(&context.run);
     instances
         .iter()
         .map(|instance| {
             let mut seen = Seen::of(instance);
+            // What it is in the middle of a script is nobody's concern, unless it runs.
+            if seen.shown == Shown::Yes && !seen.runs() && at_work.contains(&seen.name) {
+                seen.shown = Shown::Busy;
+            }
             seen.cpu_percent = readings.and_then(|(before, now)| rate::percent(before, now, &instance.name));
             seen
         })

@@ -6,7 +6,7 @@ use crate::{
     instance::{DOCUMENT_KEY, Shown},
 };
 use base64::Engine as _;
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 use stead_incus::types::{Config, Instance};
 
 /// OpenNebula's states.
@@ -109,6 +109,10 @@ impl Seen {
             name: instance.name.clone(),
         }
     }
+    /// Whether its processes are there.
+    pub fn runs(&self) -> bool {
+        matches!(self.state, State::Running | State::Paused)
+    }
     fn id(&self) -> String {
         self.vm.map_or_else(|| "-1".to_owned(), |vm| vm.to_string())
     }
@@ -156,11 +160,12 @@ pub(super) fn poll_all(seen: &[Seen], driver: Driver, templates: bool) -> String
     out
 }
 
-/// The status probe: all states. That an instance is missing is only to be concluded while no script is at work, for
-/// what it works on is missing too. OpenNebula misses nothing that it has saved.
-pub fn status_lines(seen: &[Seen]) -> String {
+/// The status probe: all states. That an instance is missing is only to be concluded while no script is `at_work` on one
+/// that does not run, for what it works on is missing too. OpenNebula misses nothing that it has saved.
+pub fn status(seen: &[Seen], at_work: &BTreeSet<String>) -> String {
     let mut out = String::new();
-    if !seen.iter().any(|s| s.shown == Shown::Busy) {
+    let runs = |name: &String| seen.iter().any(|s| s.name == *name && s.runs());
+    if !seen.iter().any(|s| s.shown == Shown::Busy) && at_work.iter().all(runs) {
         out.push_str("SYNC_STATE=yes\nMISSING_STATE=POWEROFF\n");
     }
     for s in seen.iter().filter(|s| s.shown == Shown::Yes) {
@@ -280,7 +285,7 @@ mod tests {
     #[test]
     fn what_is_told() {
         let seen = instances();
-        insta::assert_snapshot!(status_lines(&seen[..3]), @r#"
+        insta::assert_snapshot!(status(&seen[..3], &BTreeSet::new()), @r#"
         SYNC_STATE=yes
         MISSING_STATE=POWEROFF
         VM = [ ID="7", DEPLOY_ID="one-7", STATE="RUNNING" ]
@@ -318,13 +323,19 @@ mod tests {
     fn hidden_ones_are_not_told_and_nothing_is_missing_then() {
         let seen = instances();
         assert_eq!(seen[3].shown, Shown::Busy);
-        let lines = status_lines(&seen);
+        let nobody = BTreeSet::new();
+        let lines = status(&seen, &nobody);
         assert!(!lines.contains("SYNC_STATE") && !lines.contains("one-9\""), "{lines}");
         // One that was saved is not told either, but may stay so for months.
         let mut seen = seen;
         seen[3].shown = Shown::Saved;
-        let lines = status_lines(&seen);
+        let lines = status(&seen, &nobody);
         assert!(lines.contains("SYNC_STATE") && !lines.contains("one-9\""), "{lines}");
+        // A script that works on one that runs hides nothing; the instance of one that deploys may not be there yet.
+        assert_eq!(status(&seen, &["one-7".to_owned()].into()), lines);
+        for elsewhere in ["one-8", "one-99"] {
+            assert!(!status(&seen, &[elsewhere.to_owned()].into()).contains("SYNC_STATE"), "{elsewhere}");
+        }
     }
 
     #[test]

@@ -5,15 +5,18 @@ use crate::{
     console,
     disks::{Mapper, idmap},
     document::{DocumentError, Vm},
-    engine::{self, EngineError, root_pool},
-    ids::DiskId,
+    engine::{self, EngineError, PROJECT, root_pool},
+    ids::{DiskId, VmId},
     instance::{self, HostPci, Shown},
 };
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
-use stead_incus::{requests::instances::StateAction, types::Instance};
+use stead_incus::{
+    requests::instances::{Move, StateAction},
+    types::Instance,
+};
 
 /// `deploy`: the VM is the document's.
 #[derive(Debug)]
@@ -28,7 +31,7 @@ impl Work for Deploy {
     fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
         Box::pin(async move {
             let name = call.document.as_ref().map(|(vm, _)| vm.name.clone());
-            call.on(name.ok_or(DocumentError::Missing("VM"))?, async |job| {
+            call.wherever(name.ok_or(DocumentError::Missing("VM"))?, async |job| {
                 let (vm, document) = job.document()?;
                 job.deploy(&vm, &document, None).await
             })
@@ -45,9 +48,12 @@ impl Job<'_, '_> {
         document: &str,
         idmap: Option<String>,
     ) -> Result<String, ScriptError> {
-        let existing = self.engine.instance(&self.name).await?.map(|t| t.value);
+        let existing = self.find().await?;
         if vm.is_imported() {
             let Some(instance) = existing else { return Err(ScriptError::Absent(self.name.clone())) };
+            if !self.engine.is_here(&instance) {
+                self.fetch_imported(&instance).await?;
+            }
             if instance.status != "Running" {
                 self.engine.set_state(&self.name, StateAction::Start).await?;
             }
@@ -55,7 +61,7 @@ impl Job<'_, '_> {
             return Ok(self.name.to_string());
         }
         if let Some(instance) = existing {
-            if self.is_deployed(vm, &instance) {
+            if self.engine.is_here(&instance) && self.is_deployed(vm, &instance) {
                 self.log.info(
                     "it runs already, as this document wants it: an earlier deploy came to its end unheard",
                 );
@@ -85,9 +91,10 @@ impl Job<'_, '_> {
 
     /// Puts away what an earlier deploy left, whether it broke off or was stopped behind OpenNebula's back.
     async fn clear(&mut self, instance: &Instance) -> Result<(), ScriptError> {
-        let ours = engine::kept_document(instance, &self.name).ok().flatten().is_some();
-        if !ours {
-            return Err(ScriptError::Foreign(self.name.clone()));
+        let kept = engine::kept_document(instance, &self.name).ok().flatten();
+        let Some((vm, _)) = kept else { return Err(ScriptError::Foreign(self.name.clone())) };
+        if !self.engine.is_here(instance) {
+            return self.clear_elsewhere(instance, vm.id).await;
         }
         if instance.status != "Stopped" {
             // One that is hidden was being deployed when its script was killed.
@@ -97,8 +104,25 @@ impl Job<'_, '_> {
             self.log.info("an earlier deploy broke off: its instance is made anew");
             self.engine.set_state(&self.name, StateAction::Kill).await?;
         }
-        self.mapper()?.unmap_all()?;
-        self.engine.delete(instance, &self.name).await?;
+        self.put_away(Some(&vm)).await
+    }
+
+    /// As [`Self::clear`], for an instance that another member of the cluster holds. Only a stopped one is given up, and only
+    /// that member's host may do it.
+    async fn clear_elsewhere(&mut self, instance: &Instance, vm: VmId) -> Result<(), ScriptError> {
+        self.require_stopped_elsewhere(instance)?;
+        self.release_elsewhere(vm, &instance.location).await
+    }
+
+    /// Moves an imported instance, which is stopped, to this host's member: its root is in the engine's pool.
+    async fn fetch_imported(&mut self, instance: &Instance) -> Result<(), ScriptError> {
+        self.require_stopped_elsewhere(instance)?;
+        let here = self.engine.member.clone().unwrap_or_default();
+        self.log
+            .info(format_args!("instance {} moves from member {} to {here}", self.name, instance.location));
+        let to = Move::to(here);
+        let moved = self.engine.client.move_instance(PROJECT, self.name.as_str(), &to).await;
+        moved.map_err(EngineError::from)?;
         Ok(())
     }
 
@@ -210,7 +234,7 @@ impl Job<'_, '_> {
     }
 
     /// Where all disks but root are mounted.
-    fn others(&self, vm: &Vm) -> Vec<(DiskId, PathBuf)> {
+    pub(super) fn others(&self, vm: &Vm) -> Vec<(DiskId, PathBuf)> {
         let disks = vm.disks.iter().filter(|d| !d.is_swap() && vm.root != Some(d.id)).map(|d| d.id);
         let all = disks.chain(vm.context.iter().map(|c| c.disk));
         all.map(|id| (id, self.place.mountpoint(&self.name, id))).collect()

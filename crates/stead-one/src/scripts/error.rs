@@ -98,6 +98,42 @@ pub enum ScriptError {
         /// What it said.
         said: String,
     },
+    /// The other host is not ready for the VM, which has not been touched.
+    #[error("host {host} is not ready to take the VM over, which goes on here: {said}")]
+    NotReady {
+        /// Which.
+        host: String,
+        /// What it said.
+        said: String,
+    },
+    /// It runs on another member of the engine's cluster.
+    #[error(
+        "instance {name} is {status} on member {member} of the engine's cluster, not on this host: stop it there before it \
+         is deployed or given up here"
+    )]
+    RunsElsewhere {
+        /// Which.
+        name: InstanceName,
+        /// The member that holds it.
+        member: String,
+        /// Its status there: `running`.
+        status: String,
+    },
+    /// It is left, stopped, on another member of the engine's cluster, whose host does not release it.
+    #[error(
+        "instance {name} is stopped on member {member} of the engine's cluster, where its disks may still be mounted, and \
+         that host does not release it ({said}): run there, as root: {command}"
+    )]
+    NotReleased {
+        /// Which.
+        name: InstanceName,
+        /// The member that holds it.
+        member: String,
+        /// What the host said.
+        said: String,
+        /// What releases it.
+        command: String,
+    },
     /// Nowhere to go.
     #[error("{0}")]
     Refused(String),

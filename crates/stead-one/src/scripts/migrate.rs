@@ -6,7 +6,8 @@
 
 use super::{
     Call, Job, Parsed, Running, ScriptError, Words, Work, nothing,
-    peer::{over_there, path_word},
+    peer::{Peer, over_there, path_word},
+    save::Keep,
 };
 use crate::{
     console,
@@ -59,7 +60,12 @@ impl Work for MigrateLocal {
             let vm = call.vm.map(|v| v.to_string()).unwrap_or_default();
             let (name, from) = (self.name.to_string(), self.from.to_string());
             let arguments = [name, self.destination.to_string(), from.clone(), vm, from];
-            over_there(call.context, &self.from, "migrate", &arguments, &call.passed).map(nothing)
+            match over_there(call.context, &self.from, "migrate", &arguments, &call.passed)? {
+                Peer::Done => Ok(String::new()),
+                Peer::Unreachable(said) | Peer::Failed(said) => {
+                    Err(ScriptError::Elsewhere { host: self.from.to_string(), said })
+                }
+            }
         })
     }
 }
@@ -80,7 +86,8 @@ impl Job<'_, '_> {
         }
         let directory = self.place.vm(vm.id, vm.datastore)?;
         let checkpoint = directory.join("checkpoint");
-        self.save(&checkpoint).await?;
+        self.is_ready(destination, vm, document)?;
+        self.save(&checkpoint, Keep::Disks).await?;
         let arguments = [
             path_word(&checkpoint)?,
             destination.to_string(),
@@ -88,7 +95,13 @@ impl Job<'_, '_> {
             vm.id.to_string(),
             destination.to_string(),
         ];
-        let taken = over_there(self.context, destination, "restore", &arguments, document);
+        let taken = match over_there(self.context, destination, "restore", &arguments, document) {
+            Ok(Peer::Done) => Ok(()),
+            Ok(Peer::Unreachable(said) | Peer::Failed(said)) => {
+                Err(ScriptError::Elsewhere { host: destination.to_string(), said })
+            }
+            Err(error) => Err(error),
+        };
         if let Err(error) = taken {
             self.log.error(format_args!("{destination} did not take the VM over; it is started here again"));
             self.restore(&checkpoint, vm.clone(), document.to_owned()).await?;
@@ -97,6 +110,25 @@ impl Job<'_, '_> {
         }
         let _ = std::fs::remove_file(&checkpoint);
         Ok(())
+    }
+
+    /// Asks the other host before anything is stopped: whether ssh gets there, whether the driver, its engine and the VM's
+    /// disks are there.
+    fn is_ready(&self, destination: &HostName, vm: &Vm, document: &str) -> Result<(), ScriptError> {
+        let host = destination.to_string();
+        let words = [self.name.to_string(), host.clone(), vm.id.to_string(), host.clone()];
+        match over_there(self.context, destination, "ready", &words, document)? {
+            Peer::Done => Ok(()),
+            Peer::Failed(said) => Err(ScriptError::NotReady { host, said }),
+            Peer::Unreachable(said) => {
+                let user = self.context.user.as_deref().unwrap_or("root");
+                let said = format!(
+                    "{said}; ssh from this host to it, as {user}, needs the agent that OpenNebula forwards for migrate \
+                     (5.12 and later), or a key"
+                );
+                Err(ScriptError::NotReady { host, said })
+            }
+        }
     }
 
     async fn move_imported(&mut self, destination: &HostName) -> Result<(), ScriptError> {

@@ -31,6 +31,7 @@ use crate::{
     say::{Ending, Log},
 };
 use call::{Call, Job};
+pub(crate) use call::{at_work, sweep};
 use std::{
     fmt::{self, Write as _},
     io::{Read, Write},
@@ -177,6 +178,20 @@ pub const SCRIPTS: &[Script] = &[
     )
     .on_frontend(),
     Script::new(
+        "ready",
+        "whether this host could take it over (called by another host)",
+        &["deploy id", "host"],
+        Stdin::Document,
+        peer::parse_ready,
+    ),
+    Script::new(
+        "release",
+        "free it on this host, stopped, for another host (called by that)",
+        &["deploy id", "host"],
+        Stdin::Ignored,
+        peer::parse_release,
+    ),
+    Script::new(
         "attach_disk",
         "add a disk",
         &["deploy id", "path", "target", "index", "document"],
@@ -305,7 +320,7 @@ pub fn run_named(
     stderr: impl Write,
 ) -> Ending {
     if let Some(probe) = Probe::find(name) {
-        return run_probe(probe, name, context, stdout, stderr);
+        return run_probe(probe, probe.name(), context, stdout, stderr);
     }
     match Script::find(name) {
         Some(script) => run(script, arguments, context, stdin, stdout, stderr),
@@ -325,21 +340,22 @@ fn wait<T, E: Into<ScriptError>>(work: impl Future<Output = Result<T, E>>) -> Re
 /// Runs a probe. It does not read stdin, where OpenNebula sends its own configuration.
 fn run_probe(
     probe: Probe,
-    name: &str,
+    name: &'static str,
     context: &Context,
     mut stdout: impl Write,
-    mut stderr: impl Write,
+    stderr: impl Write,
 ) -> Ending {
+    let mut log = Log::new(name, stderr);
     let result = lxdrc::load(&context.lxdrc())
         .map_err(ScriptError::from)
-        .and_then(|(rc, _)| wait(monitor::probe(probe, context, &rc)));
+        .and_then(|(rc, _)| wait(monitor::probe(probe, context, &rc, &mut log)));
     match result {
         Ok(text) if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_ok() => {
             Ending::Success
         }
         Ok(_) => Ending::Failure,
         Err(error) => {
-            let _ = writeln!(stderr, "ERROR: {name}: {}", stead_os::chain(&error));
+            log.error(stead_os::chain(&error));
             Ending::Failure
         }
     }
@@ -419,6 +435,8 @@ mod tests {
         "restore /var/lib/one//datastores/0/7/checkpoint host1 one-7 7 host1",
         "migrate one-7 host2 host1 7 host1",
         "migrate_local one-7 host2 host1 7 host1",
+        "ready one-7 host2 7 host2",
+        "release one-7 host1 7 host1",
         "attach_disk one-7 /var/lib/one//datastores/0/7/disk.3 vdd 3 PFZNLz4= 7 host1",
         "detach_disk one-7 /var/lib/one//datastores/0/7/disk.3 vdd 3 7 host1",
         "attach_nic one-7 02:00:c0:a8:00:01 br0 - fw one-7-1 7 host1",

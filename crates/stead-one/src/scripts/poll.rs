@@ -39,7 +39,7 @@ impl Work for PollAll {
     fn run<'c, 'l: 'c>(self: Box<Self>, mut call: Call<'c, 'l>) -> Running<'c> {
         Box::pin(async move {
             let rc = call.configuration()?;
-            Ok(monitor::poll_all(call.context, &rc, self.templates).await?)
+            Ok(monitor::poll_all(call.context, &rc, self.templates, call.log).await?)
         })
     }
 }

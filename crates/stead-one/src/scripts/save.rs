@@ -37,6 +37,15 @@ struct Checkpoint {
     idmap: Option<String>,
 }
 
+/// What a VM takes with it when it is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Also what its processes do, where the engine can keep that.
+    Processes,
+    /// Its disks and settings: the processes' state would stay with the instance, on its host.
+    Disks,
+}
+
 /// `save`.
 #[derive(Debug)]
 struct Save {
@@ -51,7 +60,9 @@ pub(super) fn parse_save(words: &Words<'_>) -> Parsed {
 
 impl Work for Save {
     fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
-        Box::pin(call.on(self.name.clone(), async move |job| job.save(&self.checkpoint).await.map(nothing)))
+        Box::pin(call.on(self.name.clone(), async move |job| {
+            job.save(&self.checkpoint, Keep::Processes).await.map(nothing)
+        }))
     }
 }
 
@@ -69,7 +80,7 @@ pub(super) fn parse_restore(words: &Words<'_>) -> Parsed {
 
 impl Work for Restore {
     fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
-        Box::pin(call.on(self.name.clone(), async move |job| {
+        Box::pin(call.wherever(self.name.clone(), async move |job| {
             let (vm, document) = job.document()?;
             job.restore(&self.checkpoint, vm, document).await.map(nothing)
         }))
@@ -77,20 +88,13 @@ impl Work for Restore {
 }
 
 impl Job<'_, '_> {
-    pub(super) async fn save(&mut self, path: &Path) -> Result<(), ScriptError> {
+    pub(super) async fn save(&mut self, path: &Path, keep: Keep) -> Result<(), ScriptError> {
         let path = self.in_datastores(path)?;
         let instance = self.instance().await?;
         let Some((vm, _)) = kept_document(&instance, &self.name)?.filter(|(vm, _)| !vm.is_imported()) else {
             return Err(ScriptError::Imported { action: "saving", name: self.name.clone() });
         };
-        self.engine.show(&self.name, Shown::Busy).await?;
-        let stateful = match self.suspend(&instance.status).await {
-            Ok(stateful) => stateful,
-            Err(error) => {
-                self.show_again().await;
-                return Err(error);
-            }
-        };
+        let stateful = self.suspend(&instance.status, keep).await?;
         console::end(self.place, &self.name);
         let saved = self.put_down(&vm, &path, stateful).await;
         if saved.is_err() {
@@ -98,7 +102,6 @@ impl Job<'_, '_> {
             if let Err(error) = self.start_again(Some(&vm)).await {
                 self.log.error(stead_os::chain(&error));
             }
-            self.show_again().await;
         }
         saved
     }
@@ -126,11 +129,13 @@ impl Job<'_, '_> {
     }
 
     /// Stops with the processes' state where that works; whether it did.
-    async fn suspend(&mut self, status: &str) -> Result<bool, ScriptError> {
+    async fn suspend(&mut self, status: &str, keep: Keep) -> Result<bool, ScriptError> {
         if status == "Stopped" {
             return Ok(false);
         }
-        let why = if stead_os::command::find("criu").is_some() {
+        let why = if keep == Keep::Disks {
+            "it goes to another host".to_owned()
+        } else if stead_os::command::find("criu").is_some() {
             // Incus asks for it; it says nothing else of a container.
             let willing = [("migration.stateful".to_owned(), "true".to_owned())].into();
             let asked = match self.engine.patch(&self.name, &willing).await {
@@ -145,7 +150,7 @@ impl Job<'_, '_> {
             "CRIU is not installed".to_owned()
         };
         self.log.info(format_args!(
-            "the processes' state cannot be kept on this host ({why}): the instance is shut down, its disks and settings are kept"
+            "the processes' state cannot be kept ({why}): the instance is shut down, its disks and settings are kept"
         ));
         self.engine.set_state(&self.name, StateAction::Stop).await?;
         Ok(false)
@@ -154,11 +159,12 @@ impl Job<'_, '_> {
     pub(super) async fn restore(&mut self, path: &Path, vm: Vm, document: String) -> Result<(), ScriptError> {
         let path = self.in_datastores(path)?;
         let checkpoint = read(&path)?;
-        let existing = self.engine.instance(&self.name).await?.map(|t| t.value);
+        let existing = self.find().await?;
         if let Some(instance) = existing.filter(|i| i.status == "Stopped" && self.engine.is_here(i))
             && kept_document(&instance, &self.name)?.is_some()
         {
-            // With state or snapshots in it.
+            // With state or snapshots in it. From here on it is not one that lies saved, without mounts.
+            self.engine.show(&self.name, Shown::Busy).await?;
             self.map_again(&vm, &instance)?;
             let document = instance::encode(&document);
             let started = async {
@@ -169,6 +175,7 @@ impl Job<'_, '_> {
             };
             if let Err(error) = started.await {
                 self.mapper()?.unmap_all()?;
+                self.engine.show(&self.name, Shown::Saved).await?;
                 return Err(error.into());
             }
             self.start_console(&vm)?;

@@ -26,7 +26,13 @@ pub(super) fn parse(words: &Words<'_>, force: bool) -> Parsed {
 
 impl Work for Stop {
     fn run<'c, 'l: 'c>(self: Box<Self>, call: Call<'c, 'l>) -> Running<'c> {
-        Box::pin(call.on(self.name.clone(), async move |job| job.stop(self.force).await.map(nothing)))
+        Box::pin(async move {
+            if self.force {
+                call.kill_at_once(&self.name).await;
+            }
+            let force = self.force;
+            call.wherever(self.name.clone(), async |job| job.stop(force).await.map(nothing)).await
+        })
     }
 }
 
@@ -34,7 +40,7 @@ impl Job<'_, '_> {
     /// shutdown and cancel: the instance is stopped and everything of it on the host goes. One that was imported is only
     /// stopped.
     pub(super) async fn stop(&mut self, force: bool) -> Result<(), ScriptError> {
-        let Some(instance) = self.engine.instance(&self.name).await?.map(|t| t.value) else {
+        let Some(instance) = self.find().await? else {
             self.log.info(format_args!("there is no instance {}; its disks are unmapped", self.name));
             console::end(self.place, &self.name);
             self.mapper()?.unmap_all()?;
@@ -42,10 +48,7 @@ impl Job<'_, '_> {
             return Ok(());
         };
         if !self.engine.is_here(&instance) {
-            // Another host's, in the same cluster: a cancel for where it was before it moved.
-            self.log.info(format_args!("instance {} is on {}", self.name, instance.location));
-            self.mapper()?.unmap_all()?;
-            return Ok(());
+            return self.stop_elsewhere(&instance).await;
         }
         let kept = kept_document(&instance, &self.name);
         self.halt(&instance, force).await?;
@@ -60,32 +63,32 @@ impl Job<'_, '_> {
                 None
             }
         };
-        let put_away = self.put_away(vm.as_ref()).await;
-        if put_away.is_err() {
-            // OpenNebula takes it for running still, and has to learn that it is not.
-            self.show_again().await;
-        }
-        put_away
+        self.put_away(vm.as_ref()).await
     }
 
-    /// Stops an instance that is not stopped.
+    /// shutdown and cancel of an instance that another member of the cluster holds. OpenNebula takes the VM for stopped
+    /// afterwards, and may delete its disks: while it runs there, that would be wrong. CLEANUP, which cancels on every host
+    /// that may have it, takes no notice of the error.
+    async fn stop_elsewhere(&mut self, instance: &Instance) -> Result<(), ScriptError> {
+        console::end(self.place, &self.name);
+        self.mapper()?.unmap_all()?;
+        self.remove_directory();
+        self.require_stopped_elsewhere(instance)?;
+        match kept_document(instance, &self.name)? {
+            Some((vm, _)) if !vm.is_imported() => self.release_elsewhere(vm.id, &instance.location).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Stops an instance that is not stopped. Monitoring does not take it for crashed meanwhile: it is hidden as long as a
+    /// script holds its lock. No setting says so, for the engine takes none while a stop hangs.
     pub(super) async fn halt(&mut self, instance: &Instance, force: bool) -> Result<(), ScriptError> {
         if instance.status == "Stopped" {
             return Ok(());
         }
-        // Hidden while it stops: monitoring must not take it for crashed. A kill waits for nothing, least of all for a stop
-        // that hangs.
-        match force {
-            true => self.engine.hide_at_once(&self.name).await?,
-            false => self.engine.show(&self.name, Shown::Busy).await?,
-        }
         let action = if force { StateAction::Kill } else { StateAction::Stop };
-        let stopped = self.engine.set_state(&self.name, action).await;
-        if stopped.is_err() {
-            self.show_again().await;
-        }
         // It may have stopped by itself a moment earlier.
-        match stopped {
+        match self.engine.set_state(&self.name, action).await {
             Err(error) if self.instance().await?.status != "Stopped" => Err(error.into()),
             _ => Ok(()),
         }
@@ -121,6 +124,19 @@ impl Job<'_, '_> {
         if let Err(error) = kept {
             self.log.error(stead_os::chain(&error));
         }
+    }
+
+    /// Puts away a stopped instance whose VM OpenNebula has deleted; nothing of it is kept.
+    pub(super) async fn put_away_deleted(&mut self, vm: &Vm) -> Result<(), ScriptError> {
+        let Some(instance) = self.find().await?.filter(|i| i.status == "Stopped") else { return Ok(()) };
+        console::end(self.place, &self.name);
+        for nic in &vm.nics {
+            self.drop_port(nic);
+        }
+        self.mapper()?.unmap_all()?;
+        self.engine.delete(&instance, &self.name).await?;
+        self.remove_directory();
+        Ok(())
     }
 
     pub(super) fn remove_directory(&self) {

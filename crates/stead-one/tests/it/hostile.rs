@@ -81,6 +81,7 @@ impl Host {
             run: dir.join("run"),
             sys: "/sys".into(),
             user: None,
+            ssh_agent: None,
         };
         let neighbour = fs::read(dir.join("ds/0/8/disk.0")).unwrap();
         Self { dir, context, _fake: fake, neighbour }

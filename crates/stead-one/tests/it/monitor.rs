@@ -7,11 +7,16 @@ use stead_one::{
     Context,
     lxdrc::Lxdrc,
     monitor::{Probe, probe},
+    say::Log,
 };
 use stead_testkit::{
     counters,
     fake::{Fake, Usage},
 };
+
+async fn told(which: Probe, context: &Context, rc: &Lxdrc) -> String {
+    probe(which, context, rc, &mut Log::new(which.name(), std::io::sink())).await.unwrap()
+}
 
 fn context(run: &Path) -> Context {
     Context {
@@ -20,6 +25,7 @@ fn context(run: &Path) -> Context {
         run: run.to_owned(),
         sys: run.join("sys"),
         user: None,
+        ssh_agent: None,
     }
 }
 
@@ -54,13 +60,13 @@ async fn five_hundred_instances_are_one_request() {
         let context = context(run.path());
         let rc = Lxdrc { socket: Some(socket(&fake)), ..Lxdrc::default() };
         // The first call has no earlier reading of CPU time and looks twice.
-        probe(Probe::Monitor, &context, &rc).await.unwrap();
+        told(Probe::Monitor, &context, &rc).await;
         fake.set_usage("default", "one-7", Usage { memory_mib: 7, disk_mib: 1, cpu_ns: 1_200_000_000 });
         count(run.path(), 7, 1200);
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         let before = fake.requests().len();
         let began = std::time::Instant::now();
-        let told = probe(Probe::Monitor, &context, &rc).await.unwrap();
+        let lines = told(Probe::Monitor, &context, &rc).await;
         let took = began.elapsed();
         println!("{dialect}: 500 instances, {counted} counted here, in {} ms", took.as_millis());
         let asked = fake.requests()[before..].to_vec();
@@ -68,8 +74,8 @@ async fn five_hundred_instances_are_one_request() {
         assert_eq!(lists.len(), if counted == 500 { 1 } else { 2 }, "{asked:?}");
         assert!(lists[0].contains("recursion=1"), "{asked:?}");
         assert!(asked.len() <= 5, "{asked:?}");
-        assert_eq!(told.lines().count(), 500);
-        let line = told.lines().find(|l| l.contains("DEPLOY_ID=one-7,")).unwrap();
+        assert_eq!(lines.lines().count(), 500);
+        let line = lines.lines().find(|l| l.contains("DEPLOY_ID=one-7,")).unwrap();
         let packed = line.split('"').nth(1).unwrap();
         let values = base64::engine::general_purpose::STANDARD.decode(packed).unwrap();
         let values = String::from_utf8(values).unwrap();
@@ -78,7 +84,7 @@ async fn five_hundred_instances_are_one_request() {
         // 200 ms of CPU in at least 200 ms.
         assert!((1.0..=101.0).contains(&cpu), "{cpu}");
         let before = fake.requests().len();
-        assert_eq!(probe(Probe::Status, &context, &rc).await.unwrap().lines().count(), 502);
+        assert_eq!(told(Probe::Status, &context, &rc).await.lines().count(), 502);
         assert_eq!(fake.requests()[before..].iter().filter(|r| r.contains("/instances")).count(), 1);
     }
 }
@@ -92,8 +98,8 @@ async fn a_host_tells_of_its_own_member_only() {
     }
     let run = tempfile::tempdir().unwrap();
     let rc = Lxdrc { socket: Some(socket(&fake)), ..Lxdrc::default() };
-    let told = probe(Probe::Status, &context(run.path()), &rc).await.unwrap();
-    assert!(told.contains("one-1") && !told.contains("one-2"), "{told}");
-    let told = probe(Probe::System, &context(run.path()), &rc).await.unwrap();
-    assert!(told.contains("DEPLOY_ID=web, VM_NAME=web") && told.contains("HYPERVISOR=incus"), "{told}");
+    let lines = told(Probe::Status, &context(run.path()), &rc).await;
+    assert!(lines.contains("one-1") && !lines.contains("one-2"), "{lines}");
+    let lines = told(Probe::System, &context(run.path()), &rc).await;
+    assert!(lines.contains("DEPLOY_ID=web, VM_NAME=web") && lines.contains("HYPERVISOR=incus"), "{lines}");
 }

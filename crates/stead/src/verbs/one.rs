@@ -15,7 +15,9 @@ use std::{
     process::Command,
 };
 use stead_one::{
-    Context as Caller, check, console, install, lxdrc,
+    Context as Caller, check, console,
+    install::{self, Change},
+    lxdrc,
     say::Log,
     scripts::{self, Script},
 };
@@ -38,7 +40,7 @@ enum Verb {
     /// Example: stead one install --remotes /var/lib/one/remotes --program /usr/local/bin/stead
     Install(Install),
     /// Remove the scripts and probes, and restore what was there before.
-    Uninstall(Install),
+    Uninstall(Uninstall),
     /// Check whether this host has what the driver needs.
     Check(Check),
     /// Run one script, as OpenNebula calls it; `stead one NAME ARGUMENTS…` is the same.
@@ -62,9 +64,13 @@ struct Install {
     /// Where this program is on the hosts [default: the same path as here]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     program: Option<PathBuf>,
-    /// Lay the probes out as OpenNebula 5.8 and 5.10 do.
-    #[arg(long)]
-    old: bool,
+}
+
+#[derive(Debug, Args)]
+struct Uninstall {
+    /// OpenNebula's remotes.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    remotes: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -100,6 +106,9 @@ struct Call {
     /// The path it was called by, which determines the driver and its configuration.
     #[arg(long, value_name = "FILE")]
     script: Option<PathBuf>,
+    /// The socket of the ssh agent that OpenNebula forwards, which sudo drops from the environment.
+    #[arg(long, value_name = "SOCKET")]
+    ssh_agent: Option<PathBuf>,
     /// Its name: deploy, shutdown, …, or a probe's.
     name: String,
     /// Its arguments.
@@ -120,7 +129,8 @@ pub fn run_as(
     context: Context,
     output: Output,
 ) -> u8 {
-    let call = Call { script: Some(path), name: script.name.to_owned(), arguments: arguments.to_vec() };
+    let (name, arguments) = (script.name.to_owned(), arguments.to_vec());
+    let call = Call { script: Some(path), ssh_agent: None, name, arguments };
     run_script(&context, &output, call).map_or_else(|e| report(&e, &output, false), |exit| exit.0)
 }
 
@@ -138,30 +148,37 @@ impl Run for One {
                         "see `stead one --help`",
                     ));
                 }
-                run_script(context, &app.output, Call { script: None, name, arguments: words.collect() })
+                let call = Call { script: None, ssh_agent: None, name, arguments: words.collect() };
+                run_script(context, &app.output, call)
             }
             Verb::Console { directory } => {
                 console::serve(&context.absolute(&directory)).context("cannot run the console")?;
                 Ok(Exit::SUCCESS)
             }
             Verb::Install(args) => {
-                let remotes = remotes(context, &args)?;
-                let changed = install::install(&remotes, &plan(context, &args))?;
-                list(app, &changed, "installed", "everything is installed already")
+                let remotes = remotes(context, &args.remotes)?;
+                let program = args.program.unwrap_or_else(|| context.exe.clone());
+                let steps = install::plan(&program, &install::look(&remotes)?);
+                let changed = install::install(&remotes, &steps)?;
+                let lines = changed.iter().map(|change| match change {
+                    Change::Installed(path) => format!("installed {}\n", path.display()),
+                    Change::SetAside { from, to } => {
+                        format!("set aside {} (now {})\n", from.display(), to.display())
+                    }
+                });
+                list(app, lines.collect(), "everything is installed already")
             }
             Verb::Uninstall(args) => {
-                let mut steps = plan(context, &args);
-                steps.extend(install::plan(&program(context, &args), !args.old));
-                let removed = install::uninstall(&remotes(context, &args)?, &steps)?;
-                list(app, &removed, "removed", "nothing of the driver is installed")
+                let removed = install::uninstall(&remotes(context, &args.remotes)?)?;
+                let lines = removed.iter().map(|path| format!("removed {}\n", path.display()));
+                list(app, lines.collect(), "nothing of the driver is installed")
             }
             Verb::Check(args) => check_host(app, &args),
         }
     }
 }
 
-fn list(app: &App, paths: &[PathBuf], what: &str, nothing: &str) -> Result<Exit> {
-    let mut text: String = paths.iter().map(|p| format!("{what} {}\n", p.display())).collect();
+fn list(app: &App, mut text: String, nothing: &str) -> Result<Exit> {
     if text.is_empty() {
         text = format!("{nothing}\n");
     }
@@ -170,20 +187,12 @@ fn list(app: &App, paths: &[PathBuf], what: &str, nothing: &str) -> Result<Exit>
 }
 
 /// A directory that does not exist is a mistyped one: OpenNebula makes its remotes.
-fn remotes(context: &Context, args: &Install) -> Result<PathBuf> {
-    let remotes = context.absolute(&args.remotes);
+fn remotes(context: &Context, given: &Path) -> Result<PathBuf> {
+    let remotes = context.absolute(given);
     match remotes.is_dir() {
         true => Ok(remotes),
-        false => Err(Error::bad_input(format!("there is no directory {}", args.remotes.display()))),
+        false => Err(Error::bad_input(format!("there is no directory {}", given.display()))),
     }
-}
-
-fn program(context: &Context, args: &Install) -> PathBuf {
-    args.program.clone().unwrap_or_else(|| context.exe.clone())
-}
-
-fn plan(context: &Context, args: &Install) -> Vec<install::Step> {
-    install::plan(&program(context, args), args.old)
 }
 
 fn caller(context: &Context, script_path: Option<PathBuf>) -> Caller {
@@ -193,20 +202,17 @@ fn caller(context: &Context, script_path: Option<PathBuf>) -> Caller {
         run: PathBuf::from(RUN),
         sys: PathBuf::from("/sys"),
         user: context.sudo_user.clone(),
+        ssh_agent: context.ssh_agent.clone(),
     }
 }
 
 fn run_script(context: &Context, output: &Output, call: Call) -> Result<Exit> {
-    let caller = caller(context, call.script.map(|path| context.absolute(&path)));
+    let mut caller = caller(context, call.script.map(|path| context.absolute(&path)));
+    caller.ssh_agent = call.ssh_agent.or(caller.ssh_agent);
     let script = Script::find(&call.name);
     let needs_root = !script.is_some_and(|s| s.on_frontend);
     if needs_root && !context.is_root {
-        let mut command = Command::new("sudo");
-        command.args(["-n", "--"]).arg(&caller.program).args(["one", "run"]);
-        if let Some(path) = &caller.script_path {
-            command.arg("--script").arg(path);
-        }
-        let error = command.arg(&call.name).args(&call.arguments).exec();
+        let error = Command::new("sudo").args(by_sudo(&caller, &call.name, &call.arguments)).exec();
         // OpenNebula reads this one, too.
         Log::new(script.map_or("stead one", |s| s.name), output.err()).failure(&NoSudo(error));
         return Ok(Exit::FAILURE);
@@ -215,6 +221,18 @@ fn run_script(context: &Context, output: &Output, call: Call) -> Result<Exit> {
     let arguments: Vec<String> = call.arguments.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let ending = scripts::run_named(&call.name, &arguments, &caller, io::stdin(), output.out(), output.err());
     Ok(Exit(ending.code()))
+}
+
+/// The arguments of sudo: the same call by root. What sudo drops from the environment goes along as options.
+fn by_sudo(caller: &Caller, name: &str, arguments: &[OsString]) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec!["-n".into(), "--".into(), caller.program.clone().into()];
+    words.extend(["one", "run"].map(OsString::from));
+    for (option, path) in [("--script", &caller.script_path), ("--ssh-agent", &caller.ssh_agent)] {
+        words.extend(path.iter().flat_map(|path| [OsString::from(option), path.clone().into()]));
+    }
+    words.push(name.into());
+    words.extend(arguments.iter().cloned());
+    words
 }
 
 /// The scripts need root, and there is no way to it.
@@ -248,4 +266,26 @@ fn check_host(app: &App, args: &Check) -> Result<Exit> {
         app.output.print(output::table(&["WHAT", "IS", ""], &rows))?;
     }
     Ok(Exit::success_if(found.iter().all(|f| f.verdict != check::Verdict::Bad)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ssh_agent_gets_through_sudo() {
+        let caller = Caller {
+            script_path: Some("/var/tmp/one/vmm/incus/migrate".into()),
+            program: "/usr/local/bin/stead".into(),
+            run: RUN.into(),
+            sys: "/sys".into(),
+            user: None,
+            ssh_agent: Some("/tmp/ssh-x/agent.7".into()),
+        };
+        let words = by_sudo(&caller, "migrate", &["one-7".into(), "host2".into()]);
+        insta::assert_snapshot!(
+            words.join(" ".as_ref()).to_string_lossy(),
+            @"-n -- /usr/local/bin/stead one run --script /var/tmp/one/vmm/incus/migrate --ssh-agent /tmp/ssh-x/agent.7 migrate one-7 host2"
+        );
+    }
 }

@@ -61,6 +61,7 @@ impl Place {
             temp_dir: self.0.path().to_owned(),
             terminal_type: None,
             sudo_user: None,
+            ssh_agent: None,
             is_root: true,
             terminals: Terminals::default(),
             columns: Some(100),

@@ -29,6 +29,15 @@ trap 'exit 0' PWR TERM
 echo started >>/var/boots
 while :; do /bin/busybox sleep 1 & wait $!; done
 ";
+/// The names of what `install.sh` of OpenNebula 5.12 and later puts into the remotes, as far as the driver's are linked to it.
+const REMOTES: &str = "
+cd /var/tmp/one && mkdir -p im && cd im
+p=kvm-probes.d
+for f in run_monitord_client kvm.d/monitord-client.rb kvm.d/monitord-client_control.sh $p/host/beacon/date.sh \
+    $p/host/system/monitor_ds.rb $p/host/system/numa_host.rb $p/host/system/pci.rb $p/host/system/version.sh \
+    $p/host/monitor/numa_usage.rb $p/vm/monitor/monitor_ds_vm.rb; do
+    mkdir -p $(dirname $f) && printf '#!/bin/sh\\nexit 0\\n' >$f && chmod +x $f || exit 1
+done";
 /// What oned's ssh gives a script: little.
 const ENVIRONMENT: [&str; 3] = ["PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/var/lib/one", "LANG=C"];
 
@@ -175,6 +184,7 @@ impl Host<'_> {
         }
         self.put(&program, "/usr/local/bin/stead");
         self.put(image, "/var/lib/one/image");
+        self.ok(&["sh", "-c", REMOTES]);
         self.ok(&["/usr/local/bin/stead", "one", "install", "--remotes", "/var/tmp/one"]);
         self.run(&["sh", "-c", "cat >/var/tmp/one/VERSION"], version);
         // Open vSwitch is not on the nodes: what it would be told is written down.

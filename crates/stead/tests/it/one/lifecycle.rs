@@ -168,6 +168,8 @@ pub fn lifecycle(host: &Host<'_>) {
     assert_eq!(host.inside("one-7", "cat /state"), "before\n");
     assert_eq!(host.inside("one-7", "ls /data"), "lost+found\nwritten\n");
 
+    hanging_guests(host);
+
     let elsewhere = host.call("save", &["one-7", "/etc/checkpoint", "host", "7", "host"], None);
     assert!(elsewhere.code == 1 && elsewhere.stderr.contains("is not in"), "{}", elsewhere.stderr);
 
@@ -185,6 +187,52 @@ pub fn lifecycle(host: &Host<'_>) {
     assert_eq!(host.status("one-7"), "absent");
     host.clean();
     host.ok(&["rm", "-r", "/var/lib/one/datastores/0/7"]);
+}
+
+/// A guest that hears nothing: a shutdown ends with an error and leaves everything as it was for monitoring; a cancel wins,
+/// after it and while it lasts.
+fn hanging_guests(host: &Host<'_>) {
+    let of_one7 = ["one-7", "host", "7", "host"];
+    let deaf = |host: &Host<'_>| {
+        let script = format!("kill -STOP $({} info one-7 | sed -n 's/^P[Ii][Dd]: //p')", host.client());
+        host.ok(&["sh", "-c", &script]);
+    };
+    let rc = format!("/var/tmp/one/etc/vmm/{}/lxdrc", host.driver);
+    let set = |seconds: u32| {
+        host.ok(&["sed", "-i", &format!("s/^:shutdown_timeout:.*/:shutdown_timeout: {seconds}/"), &rc]);
+    };
+    let status = |host: &Host<'_>| probe(host, "vm/status/stead-vm-status.sh");
+    let shown =
+        "SYNC_STATE=yes\nMISSING_STATE=POWEROFF\nVM = [ ID=\"7\", DEPLOY_ID=\"one-7\", STATE=\"RUNNING\" ]\n";
+    set(2);
+    for _ in 0..2 {
+        deaf(host);
+        let late = host.call("shutdown", &of_one7, None);
+        assert_eq!(late.code, 1, "{}", late.stderr);
+        assert_eq!(status(host), shown, "{}", late.stderr);
+        host.done("cancel", &of_one7, None);
+        assert_eq!(host.status("one-7"), "absent");
+        host.clean();
+        redeploy(host);
+    }
+    set(120);
+    deaf(host);
+    let asked = format!("/var/tmp/one/vmm/{}/shutdown one-7 host 7 host", host.driver);
+    let begin = format!(
+        "{asked} >/dev/null 2>&1 & while flock -n /run/stead-one/locks/one-7 true; do sleep 0.05; done"
+    );
+    host.ok(&["sh", "-c", &begin]);
+    assert_eq!(status(host), shown, "one that is being shut down runs");
+    host.done("cancel", &of_one7, None);
+    assert_eq!(host.status("one-7"), "absent");
+    host.clean();
+    redeploy(host);
+}
+
+/// The VM as [`lifecycle`] has it.
+fn redeploy(host: &Host<'_>) {
+    let more = format!("{VOLATILE}{SWAP}{NIC}{CONTEXT}");
+    host.done("deploy", &["/x", "host", "7", "host"], Some(&vm(7, "", &more, "")));
 }
 
 /// Pinning and I/O limits as the kernel has them; PCI devices that cannot be given.
@@ -279,7 +327,7 @@ pub fn monitoring(host: &Host<'_>) {
     );
     assert!(probe("vm/monitor/stead-vm-monitor.sh").contains("VM = [ ID=7, DEPLOY_ID=one-7, MONITOR=\""));
     let system = probe("host/system/stead-host-system.sh");
-    for key in ["ARCH=", "TOTALCPU=", "TOTALMEMORY=", "DS_LOCATION_FREE_MB=", "LXD_PROFILES="] {
+    for key in ["ARCH=", "TOTALCPU=", "TOTALMEMORY=", "LXD_PROFILES="] {
         assert!(system.contains(key), "{key} is missing:\n{system}");
     }
     assert!(!system.contains("ID=-1"), "{system}");

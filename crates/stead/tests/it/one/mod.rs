@@ -4,6 +4,7 @@ mod console;
 mod disks;
 mod host;
 mod lifecycle;
+mod members;
 mod moves;
 
 use crate::common::World;

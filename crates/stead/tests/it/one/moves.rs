@@ -1,6 +1,6 @@
 //! Migration between hosts.
 
-use super::{alone, host::*};
+use super::{alone, host::*, members};
 use crate::common::World;
 use std::{fs, process::Command, thread, time::Duration};
 
@@ -12,6 +12,7 @@ fn vms_move_between_members_of_a_cluster() {
     between(test, [("one-move", "node1"), ("one-move", "node2")], |hosts| {
         moves(hosts);
         imported_ones_move(hosts);
+        members::another_members_instance(hosts);
     });
 }
 
@@ -22,7 +23,7 @@ fn vms_move_between_hosts_that_share_datastores_only() {
 }
 
 /// What OpenNebula calls the two hosts.
-const NAMES: [&str; 2] = ["host-a", "host-b"];
+pub const NAMES: [&str; 2] = ["host-a", "host-b"];
 
 fn between(test: &str, places: [(&'static str, &'static str); 2], work: impl Fn(&[Host<'_>; 2])) {
     let _alone = alone();
@@ -51,8 +52,11 @@ fn between(test: &str, places: [(&'static str, &'static str); 2], work: impl Fn(
     for host in &hosts {
         host.ok(&["mount", &device, "/var/lib/one/datastores"]);
     }
-    // Its arguments are -o BatchMode=yes -- HOST SCRIPT ARGUMENT…; the answer comes back through the shared filesystem.
-    let ssh = "#!/bin/sh\nshift 3\nd=$(mktemp -d /var/lib/one/datastores/ssh/XXXXXX)\ncat >$d/input\necho \"$@\" >$d/new\n\
+    // Its arguments are -o BatchMode=yes -o ConnectTimeout=15 -- HOST SCRIPT ARGUMENT…; the answer comes back through the
+    // shared filesystem. While `down` is there no host can be reached. The agent's socket is noted.
+    let ssh = "#!/bin/sh\nshift 5\ncd /var/lib/one/datastores/ssh\necho $SSH_AUTH_SOCK >agent\n\
+               [ ! -e down ] || { echo \"ssh: connect to host $1 port 22: No route to host\" >&2; exit 255; }\n\
+               d=$(mktemp -d /var/lib/one/datastores/ssh/XXXXXX)\ncat >$d/input\necho \"$@\" >$d/new\n\
                mv $d/new $d/asked\nwhile [ ! -e $d/code ]; do sleep 0.1; done\ncat $d/stderr >&2\nexit $(cat $d/code)\n";
     for host in &hosts {
         host.ok(&["mkdir", "-p", "/var/lib/one/datastores/ssh"]);
@@ -64,7 +68,8 @@ fn between(test: &str, places: [(&'static str, &'static str); 2], work: impl Fn(
         let asked = read("taken");
         let words: Vec<&str> = asked.split_whitespace().collect();
         let script = words[1].rsplit('/').next().unwrap();
-        let other = hosts.iter().zip(NAMES).find(|(_, name)| *name == words[0]).unwrap().0;
+        let is_called = |host: &Host<'_>, name: &str| name == words[0] || host.node == words[0];
+        let other = hosts.iter().zip(NAMES).find(|(host, name)| is_called(host, name)).unwrap().0;
         let answer = other.call(script, &words[2..], Some(&read("input")));
         one.run(&["sh", "-c", &format!("cat >{call}/stderr")], &answer.stderr);
         one.ok(&["sh", "-c", &format!("echo {} >{call}/new && mv {call}/new {call}/code", answer.code)]);
@@ -115,22 +120,41 @@ fn moves(hosts: &[Host<'_>; 2]) {
     };
     assert!(runs_on(two) && !runs_on(one));
     assert_eq!(two.inside("one-7", "cat /state"), "moved\n");
-    // A cancel on the host that it left, as CLEANUP makes it, leaves it alone.
-    one.done("cancel", &["one-7", a, "7", a], None);
+    // A cancel on the host that it left, as CLEANUP makes it, leaves it alone; what CLEANUP does not heed tells a VM that is
+    // given up from one that has moved in the cluster.
+    let left = one.call("cancel", &["one-7", a, "7", a], None);
+    assert_eq!(left.code == 0, one.cluster != two.cluster, "{}", left.stderr);
     assert!(runs_on(two));
     // Snapshots would be lost on the way.
     two.done("snapshot_create", &["one-7", "0", "7", b], None);
     let answer = two.call("migrate", &["one-7", a, b, "7", b], Some(&document));
     assert!(answer.code == 1 && answer.stderr.contains("snapshots"), "{}", answer.stderr);
     two.done("snapshot_delete", &["one-7", "snap-0", "7", b], None);
-    // The other host refuses: it goes on where it was.
+    // What would keep the other host from it is found out before it is stopped: no connection, no bridge.
+    two.inside("one-7", "touch /tmp/not-restarted");
+    let down = "/var/lib/one/datastores/ssh/down";
+    one.ok(&["touch", down]);
+    let answer = two.call("migrate", &["one-7", a, b, "7", b], Some(&document));
+    assert!(
+        answer.code == 1 && answer.stderr.contains("No route to host; ssh from this host to it"),
+        "{}",
+        answer.stderr
+    );
+    one.ok(&["rm", down]);
     one.ok(&["ip", "link", "del", "onebr0"]);
+    let answer = two.call("migrate", &["one-7", a, b, "7", b], Some(&document));
+    assert!(answer.code == 1 && answer.stderr.contains("no bridge onebr0 on this host"), "{}", answer.stderr);
+    two.inside("one-7", "ls /tmp/not-restarted");
+    one.ok(&["ip", "link", "add", "onebr0", "type", "bridge"]);
+    // The other host fails when it is stopped already: it goes on where it was.
+    let e2fsck = "/usr/local/sbin/e2fsck";
+    one.ok(&["sh", "-c", &format!("printf '#!/bin/sh\\nexit 8\\n' >{e2fsck} && chmod +x {e2fsck}")]);
     let answer = two.call("migrate", &["one-7", a, b, "7", b], Some(&document));
     assert!(answer.code == 1 && answer.stderr.contains("could not take the VM over"), "{}", answer.stderr);
     assert!(runs_on(two) && !runs_on(one));
-    assert_eq!(two.inside("one-7", "cat /state"), "moved\n");
+    assert_eq!(two.inside("one-7", "cat /state; ls /tmp"), "moved\nnot-restarted\n");
     one.clean();
-    one.ok(&["ip", "link", "add", "onebr0", "type", "bridge"]);
+    one.ok(&["rm", e2fsck]);
     // Back again, asked on the frontend, which is no host: the VM's host does it. Then stopped there and started here.
     let frontend = Host { local: true, ..*one };
     frontend.done("migrate_local", &["one-7", a, b, "7", b], Some(&document));
