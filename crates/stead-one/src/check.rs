@@ -123,6 +123,13 @@ pub async fn check(context: &Context, rc: &Lxdrc) -> Vec<Finding> {
         "the kernel reads ISO 9660",
         "the kernel lacks ISO 9660 (isofs): VMs with a CONTEXT cannot be deployed",
     ));
+    found.push(finding(
+        "monitoring",
+        has(&["ruby", "ps", "lspci"]),
+        Limited,
+        "what OpenNebula's client and probes call is there",
+        "OpenNebula's client needs ruby, ps and lspci (packages ruby, procps, pciutils): without them the host has no monitoring",
+    ));
     found.push(sudo(context));
     found
 }

@@ -226,10 +226,20 @@ impl Engine {
     /// # Errors
     /// A request's.
     pub async fn instance(&self, name: &InstanceName) -> Result<Option<Tagged<Instance>>, EngineError> {
-        match self.client.instance(PROJECT, name.as_str()).await {
-            Ok(instance) => Ok(Some(instance)),
-            Err(e) if e.is_not_found() => Ok(None),
-            Err(e) => Err(self.explain(name, e).await),
+        let deadline = Instant::now() + READY_PATIENCE;
+        loop {
+            let error = match self.client.instance(PROJECT, name.as_str()).await {
+                Ok(instance) => return Ok(Some(instance)),
+                Err(e) if e.is_not_found() => return Ok(None),
+                Err(e) => e,
+            };
+            match self.explain(name, error).await {
+                // The member that holds it starts, or is gone for less long than the engine takes to notice.
+                EngineError::Request(e) if is_unready(&e) && Instant::now() < deadline => {
+                    tokio::time::sleep(GLANCE).await;
+                }
+                other => return Err(other),
+            }
         }
     }
     /// Why an instance cannot be asked about: the member that holds it may be down, which the engine tells only in lists.
@@ -522,6 +532,19 @@ mod tests {
         assert_eq!(when_free(request).await.unwrap(), 7);
         assert!(when_free(request).await.unwrap_err().to_string().ends_with("no such profile"));
         assert!(answers.borrow().is_empty());
+    }
+
+    #[test]
+    fn what_passes_when_a_majority_is_back_is_told_from_what_does_not() {
+        let refused =
+            |code, message: &str| Error::Api { request: "GET".into(), code, message: message.into() };
+        assert!(is_unready(&refused(500, "Server isn't ready yet")));
+        assert!(is_unready(&refused(
+            500,
+            "Failed to begin transaction: no available cowsql leader server found"
+        )));
+        assert!(is_unready(&Error::Timeout { request: "GET".into(), after: READY_PATIENCE }));
+        assert!(!is_unready(&refused(404, "Instance not found")));
     }
 
     #[test]

@@ -110,13 +110,13 @@ impl Job<'_, '_> {
     /// As [`Self::clear`], for an instance that another member of the cluster holds. Only a stopped one is given up, and only
     /// that member's host may do it.
     async fn clear_elsewhere(&mut self, instance: &Instance, vm: VmId) -> Result<(), ScriptError> {
-        self.require_stopped_elsewhere(instance)?;
+        self.require_stopped_elsewhere(instance).await?;
         self.release_elsewhere(vm, &instance.location).await
     }
 
     /// Moves an imported instance, which is stopped, to this host's member: its root is in the engine's pool.
     async fn fetch_imported(&mut self, instance: &Instance) -> Result<(), ScriptError> {
-        self.require_stopped_elsewhere(instance)?;
+        self.require_stopped_elsewhere(instance).await?;
         let here = self.engine.member.clone().unwrap_or_default();
         self.log
             .info(format_args!("instance {} moves from member {} to {here}", self.name, instance.location));

@@ -18,6 +18,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::Stdio,
+    time::{Duration, Instant},
 };
 use stead_incus::types::Instance;
 use stead_os::{CommandError, Program};
@@ -26,6 +27,10 @@ use stead_os::{CommandError, Program};
 const SSH_FAILED: i32 = 255;
 /// A host that is up answers within this; ssh alone would wait for minutes.
 const CONNECT_TIMEOUT: &str = "ConnectTimeout=15";
+/// The engine has put down an instance whose guest powered itself off within this.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
+/// How often is looked whether it has.
+const GLANCE: Duration = Duration::from_millis(200);
 /// As much of what the other host says goes into an error.
 const TAIL_CHARS: usize = 1000;
 
@@ -196,16 +201,20 @@ impl Job<'_, '_> {
         self.put_away(Some(&vm)).await
     }
 
-    /// Refuses an instance of another member that is anything but stopped.
-    pub(super) fn require_stopped_elsewhere(&self, instance: &Instance) -> Result<(), ScriptError> {
-        match instance.status.as_str() {
-            "Stopped" => Ok(()),
-            status => Err(ScriptError::RunsElsewhere {
-                name: self.name.clone(),
-                member: instance.location.clone(),
-                status: status.to_lowercase(),
-            }),
+    /// Refuses an instance of another member that is anything but stopped. One whose guest has just powered itself off is
+    /// reported as running until the engine has put it down.
+    pub(super) async fn require_stopped_elsewhere(&self, instance: &Instance) -> Result<(), ScriptError> {
+        let deadline = Instant::now() + STOP_PATIENCE;
+        let mut status = instance.status.clone();
+        while status != "Stopped" {
+            if Instant::now() > deadline {
+                let (name, member) = (self.name.clone(), instance.location.clone());
+                return Err(ScriptError::RunsElsewhere { name, member, status: status.to_lowercase() });
+            }
+            tokio::time::sleep(GLANCE).await;
+            status = self.instance().await?.status;
         }
+        Ok(())
     }
 
     /// Has the member that holds a stopped instance put it away: what is mounted into it is mounted there, and an engine

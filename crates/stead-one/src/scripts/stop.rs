@@ -73,7 +73,7 @@ impl Job<'_, '_> {
         console::end(self.place, &self.name);
         self.mapper()?.unmap_all()?;
         self.remove_directory();
-        self.require_stopped_elsewhere(instance)?;
+        self.require_stopped_elsewhere(instance).await?;
         match kept_document(instance, &self.name)? {
             Some((vm, _)) if !vm.is_imported() => self.release_elsewhere(vm.id, &instance.location).await,
             _ => Ok(()),

@@ -11,6 +11,7 @@ use stead_one::{
     Context as Caller,
     lxdrc::Lxdrc,
     monitor::{Probe, probe},
+    say::Log,
 };
 use stead_testkit::{
     counters,
@@ -41,10 +42,12 @@ pub fn run(bench: &Bench) -> Result<Vec<Row>> {
         run: run.path().to_owned(),
         sys,
         user: None,
+        ssh_agent: None,
     };
     let rc = Lxdrc { socket: Some(socket), ..Lxdrc::default() };
     let ask = || {
-        let told = runtime.block_on(probe(Probe::Monitor, &caller, &rc))?;
+        let mut log = Log::new("bench", std::io::stderr());
+        let told = runtime.block_on(probe(Probe::Monitor, &caller, &rc, &mut log))?;
         ensure!(told.lines().count() == INSTANCES, "the probe reported {} instances", told.lines().count());
         Ok(())
     };

@@ -289,8 +289,11 @@ fn ports_dropped(host: &Host<'_>) -> String {
     told.lines().filter(|l| l.contains("del-port")).map(|l| format!("{l}\n")).collect()
 }
 
+/// By the path and with the arguments of OpenNebula's client (seen with 6.6.3 and 7.4.0), which sends its configuration.
 fn probe(host: &Host<'_>, path: &str) -> String {
-    host.ok(&["sh", "-c", &format!("echo '<x/>' | /var/tmp/one/im/{}-probes.d/{path}", host.driver)])
+    let driver = host.driver;
+    let line = format!("/var/tmp/one/im/{driver}.d/../{driver}-probes.d/{path} {driver} 0 host");
+    host.ok(&["sh", "-c", &format!("echo '<MONITOR_CONFIGURATION/>' | {line}")])
 }
 
 /// Twice, as 5.10 to 6.8 do for drivers of the name lxd; once otherwise.
@@ -331,6 +334,7 @@ pub fn monitoring(host: &Host<'_>) {
         assert!(system.contains(key), "{key} is missing:\n{system}");
     }
     assert!(!system.contains("ID=-1"), "{system}");
+    assert!(system.contains(&format!("HYPERVISOR={}\n", host.driver)), "{system}");
     assert!(probe("host/monitor/stead-host-usage.sh").contains("FREECPU="));
     // A busy loop uses a core; as much as there is to have.
     host.ok(&[
