@@ -2,7 +2,6 @@
 
 use super::{host::*, moves::NAMES};
 use crate::common::eventually;
-use std::time::Duration;
 
 const ROOT: &str = "/var/lib/incus/storage-pools/default/containers/one-8/rootfs";
 
@@ -68,57 +67,6 @@ pub fn another_members_instance(hosts: &[Host<'_>; 2]) {
     two.clean();
 }
 
-/// The daemon of one member is dead. What it holds is not deployed elsewhere, and the error says which member it is; all else
-/// works while the majority of those that keep the database is there, and goes on by itself when it is back.
-pub fn a_dead_member(hosts: &[Host<'_>; 2]) {
-    let [one, two] = hosts;
-    let [a, b] = NAMES;
-    one.prepare(9);
-    one.prepare(10);
-    let (ninth, tenth) = (vm(9, "", "", ""), vm(10, "", "", ""));
-    let tenth_is_deployed = |host: &Host<'_>, name: &str| {
-        host.done("deploy", &["/x", name, "10", name], Some(&tenth));
-        host.done("cancel", &["one-10", name, "10", name], None);
-    };
-    two.done("deploy", &["/x", b, "9", b], Some(&ninth));
-    kill_daemon(two);
-    eventually("the driver says which member is down", Duration::from_secs(120), || {
-        let refused = one.call("deploy", &["/x", a, "9", a], Some(&ninth));
-        assert_eq!(refused.code, 1, "{}", refused.stderr);
-        refused
-            .stderr
-            .contains("instance one-9 is held by member node2 of the engine's cluster, which is offline")
-    });
-    tenth_is_deployed(one, a);
-    start_daemon(two);
-    eventually("the member is back", Duration::from_secs(60), || two.status("one-9") == "RUNNING");
-    two.done("cancel", &["one-9", b, "9", b], None);
-
-    // Of two members one has the database.
-    kill_daemon(one);
-    std::thread::scope(|scope| {
-        let deployed = scope.spawn(|| tenth_is_deployed(two, b));
-        std::thread::sleep(Duration::from_secs(3));
-        assert!(!deployed.is_finished(), "it does not need the database");
-        start_daemon(one);
-        deployed.join().unwrap();
-    });
-    for host in hosts {
-        host.clean();
-    }
-    two.ok(&["rm", "-r", "/var/lib/one/datastores/0/9", "/var/lib/one/datastores/0/10"]);
-}
-
-/// Its supervisor does not find it again before [`start_daemon`].
-fn kill_daemon(host: &Host<'_>) {
-    let script = "p=$(pidof incusd); e=$(readlink -f /proc/$p/exe); echo $e >/run/incusd.was; mv $e $e.away; kill -9 $p";
-    host.ok(&["sh", "-c", script]);
-}
-
-fn start_daemon(host: &Host<'_>) {
-    host.ok(&["sh", "-c", "e=$(cat /run/incusd.was); mv $e.away $e"]);
-}
-
 /// As a guest does it. A signal is lost while init has no handler yet, and the command may end with the guest.
 fn power_off(host: &Host<'_>) {
     // While the engine puts it down it is stopped, running again, and stopped: only after this setting is it the last.
@@ -126,7 +74,7 @@ fn power_off(host: &Host<'_>) {
         host.run(&[host.client(), "exec", "one-8", "--", "/bin/sh", "-c", "kill -PWR 1"], "");
         host.setting("one-8", "volatile.last_state.power") == "STOPPED" && host.status("one-8") == "STOPPED"
     };
-    eventually("the guest has powered itself off", Duration::from_secs(60), is_off);
+    eventually("the guest has powered itself off", is_off);
     host.ok(&["mountpoint", "-q", ROOT]);
 }
 

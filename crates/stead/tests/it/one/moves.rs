@@ -13,7 +13,6 @@ fn vms_move_between_members_of_a_cluster() {
         moves(hosts);
         imported_ones_move(hosts);
         members::another_members_instance(hosts);
-        members::a_dead_member(hosts);
     });
 }
 
