@@ -6,7 +6,10 @@ use std::{
     io::{self, Read, Write},
     path::Path,
 };
-use stead_agent::frame::{self, Frame};
+use stead_agent::{
+    files::unpack,
+    frame::{self, Frame},
+};
 use stead_image::{
     ImageError,
     compression::decompressed,
@@ -27,7 +30,7 @@ use stead_model::{
     ClusterSpec, Failure, NodeSpec, Recipe, agent,
     programs::{VersionOf, VersionPart},
 };
-use stead_node::api::{Route, route, unpack};
+use stead_node::api::{Route, route};
 use stead_one::{disks, document, instance, lxdrc, payload, raw};
 use stead_os::{
     mountinfo,
@@ -208,7 +211,7 @@ pub fn agent_files(data: &[u8]) {
     let inside = outside.path().join("inside");
     fs::create_dir(&inside).expect("a directory in it");
     let target = unpack::Target::open(inside).expect("the directory can be opened");
-    let _ = target.unpack(&mut &*data);
+    let _ = target.unpack(&mut &*data, unpack::Top::Kept);
     assert_eq!(names(outside.path()), ["inside"], "an entry was written outside the directory");
 }
 

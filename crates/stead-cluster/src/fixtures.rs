@@ -105,6 +105,7 @@ pub(crate) fn status(node: &NodeName, engine: Option<(EngineState, Option<String
             detail: None,
             certificate,
             leads: false,
+            refused: false,
         }),
         addresses: vec![],
         kernel: String::new(),
@@ -129,6 +130,7 @@ pub(crate) fn as_applied(desired: &Desired, engine: EngineState, members: &[&str
                     machine: Some(d.machine.clone()),
                     spec: Some(d.spec.clone()),
                     status: Some(status(&d.machine.name, Some((engine, None)))),
+                    unlinked: false,
                     other_version: None,
                 };
                 (d.machine.name.clone(), node)

@@ -38,6 +38,8 @@ pub(crate) fn is_online(state: EngineState) -> bool {
 pub(crate) enum Outlook {
     /// It could not boot.
     Rescue(String),
+    /// Its engine refused its configuration for good.
+    Refused(String),
     /// A service failed for good.
     Failed { service: String, why: String },
     /// It waits for something.
@@ -52,6 +54,9 @@ pub(crate) fn outlook(s: &NodeStatus) -> Outlook {
     if let Some(x) = s.services.iter().find(|x| x.state == ServiceState::Failed) {
         let why = x.last_exit.as_deref().unwrap_or("no reason known").to_owned();
         return Outlook::Failed { service: x.name.clone(), why };
+    }
+    if let Some(e) = s.engine.as_ref().filter(|e| e.refused) {
+        return Outlook::Refused(e.detail.clone().unwrap_or_else(|| "no reason known".to_owned()));
     }
     let engine = s.engine.iter().map(|e| {
         let detail = e.detail.as_ref().map(|d| format!(" ({d})")).unwrap_or_default();
@@ -110,6 +115,7 @@ mod tests {
                 detail: Some("the engine is not running".into()),
                 certificate: None,
                 leads: false,
+                refused: false,
             }),
             addresses: vec![],
             kernel: String::new(),
@@ -132,6 +138,9 @@ mod tests {
     #[test]
     fn a_final_failure_is_reported_at_once() {
         let mut s = status();
+        let refused = s.engine.as_mut().unwrap();
+        (refused.refused, refused.detail) = (true, Some("cannot create the pool: no such driver".into()));
+        assert_eq!(outlook(&s), Outlook::Refused("cannot create the pool: no such driver".into()));
         s.services[2].state = ServiceState::Failed;
         assert_eq!(outlook(&s), Outlook::Failed { service: "web".into(), why: "no reason known".into() });
         s.rescue = Some("no root".into());

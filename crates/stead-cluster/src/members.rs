@@ -6,15 +6,20 @@
 use crate::{
     ClusterError, Events,
     execute::Setback,
+    files,
     health::{self, is_online, word},
     wait::{Watch, failed},
 };
 use futures_util::future::join_all;
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 use stead_agent::{Client, ClientError};
 use stead_machine::{MachineSpec, supervise};
 use stead_model::{
-    EngineKind, NodeName,
+    EngineKind, NodeName, NodeSpec,
     agent::{
         EngineState, JoinRequest, JoinTokenRequest, NodeStatus, RemoveMemberRequest, RestoreMemberRequest,
     },
@@ -70,6 +75,12 @@ async fn useless(peer: Peer<'_>) -> Option<String> {
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Where the engine of a node answers, by the spec it was last given.
+fn engine_address(spec_dir: &Path) -> Option<SocketAddr> {
+    let spec: Option<NodeSpec> = files::read_json(&spec_dir.join("node.json")).unwrap_or_default();
+    spec?.engine.map(|engine| engine.address)
 }
 
 /// Turns an error into a setback: either the member gone through is unusable, or the action itself failed.
@@ -178,13 +189,14 @@ async fn join_once(
     events: &Events,
 ) -> Result<(), ClusterError> {
     let name = node.name();
-    let asked = JoinTokenRequest { member: name.clone() };
+    let address = engine_address(&node.machine.spec_dir);
+    let asked = JoinTokenRequest { member: name.clone(), address };
     let token = if clean { None } else { through.agent.join_token(&asked).await.ok() };
     let token = match token {
         Some(token) => token,
         None => {
             events.warning(format!("{name}: its old membership of {engine} is removed before it joins"));
-            let request = RemoveMemberRequest { member: name.clone(), force: true };
+            let request = RemoveMemberRequest { member: name.clone(), address, force: true };
             let removed = through.agent.remove_member(&request).await;
             removed.map_err(through.failed("remove the old membership"))?;
             let token = through.agent.join_token(&asked).await;
@@ -201,7 +213,8 @@ async fn join_once(
 /// # Errors
 /// [`Setback::Moved`] when the node it goes through is unusable; otherwise it refuses.
 pub(crate) async fn readmit(watch: &Watch<'_>, through: Peer<'_>) -> Result<(), Setback> {
-    let request = RestoreMemberRequest { member: watch.machine.name.clone() };
+    let address = engine_address(&watch.machine.spec_dir);
+    let request = RestoreMemberRequest { member: watch.machine.name.clone(), address };
     if through.name() == &watch.machine.name {
         if rest(watch).await? == EngineState::Waiting {
             // It was removed, so there is nothing to restore.
@@ -225,8 +238,13 @@ pub(crate) async fn readmit(watch: &Watch<'_>, through: Peer<'_>) -> Result<(), 
 ///
 /// # Errors
 /// [`Setback::Moved`] when the member it goes through is unusable; otherwise the engine refuses.
-pub(crate) async fn remove(node: &NodeName, through: Peer<'_>, force: bool) -> Result<(), Setback> {
-    let request = RemoveMemberRequest { member: node.clone(), force };
+pub(crate) async fn remove(
+    node: &NodeName,
+    spec_dir: &Path,
+    through: Peer<'_>,
+    force: bool,
+) -> Result<(), Setback> {
+    let request = RemoveMemberRequest { member: node.clone(), address: engine_address(spec_dir), force };
     match through.agent.remove_member(&request).await {
         Ok(()) => Ok(()),
         Err(e) => {

@@ -1,6 +1,6 @@
 //! The observed state: from the state files, the locks, and the agents that answer.
 
-use crate::{ClusterError, Events, Layout, Record, dial, files};
+use crate::{ClusterError, Events, Layout, Record, blocking::blocking, dial, files};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -27,6 +27,8 @@ const ELECTION_PATIENCE: Duration = Duration::from_secs(15);
 const STEP_DOWN_PATIENCE: Duration = Duration::from_secs(5);
 /// After this, what is waited for is reported.
 const REPORT_AFTER: Duration = Duration::from_secs(1);
+/// A machine that boots again has its links again after this.
+const RELINK_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between two looks at an engine that is not settled.
 const SETTLE_POLL: Duration = Duration::from_millis(50);
 
@@ -56,6 +58,9 @@ pub struct ObservedNode {
     pub spec: Option<NodeSpec>,
     /// Its agent's status, when it answers.
     pub status: Option<NodeStatus>,
+    /// It runs without its links to the cluster's network, which were removed by hand.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unlinked: bool,
     /// The error of an agent that speaks another version of the protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub other_version: Option<String>,
@@ -85,10 +90,12 @@ pub async fn observe(
             machine: files::read_json(&dir.join("machine.json")).unwrap_or_default(),
             spec: files::read_json(&layout.node_spec_dir(&name).join("node.json")).unwrap_or_default(),
             status: None,
+            unlinked: false,
             other_version: None,
         };
         nodes.insert(name, node);
     }
+    note_unlinked(&mut nodes).await?;
     let agents: Agents =
         nodes.iter().filter_map(|(name, node)| Some((name.clone(), node.agent(operator?, name)?))).collect();
     let looks = agents.values().map(|agent| tokio::time::timeout(LOOK_TIMEOUT, agent.status()));
@@ -104,6 +111,39 @@ pub async fn observe(
     }
     let observed = Observed { network, network_runs, nodes, ..Observed::default() };
     Ok((observed, agents))
+}
+
+/// Notes machines that run without their links. A machine that boots again has none for a moment: only what is twice without
+/// them counts.
+async fn note_unlinked(nodes: &mut BTreeMap<NodeName, ObservedNode>) -> Result<(), ClusterError> {
+    let runs = |node: &ObservedNode| node.running.as_ref().is_some_and(|s| s.phase == MachinePhase::Running);
+    let mut suspects: Vec<(NodeName, MachineSpec)> = nodes
+        .iter()
+        .filter(|(_, node)| runs(node))
+        .filter_map(|(name, node)| Some((name.clone(), node.machine.clone()?)))
+        .collect();
+    for look in 0..2 {
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        if look > 0 {
+            tokio::time::sleep(RELINK_PAUSE).await;
+        }
+        suspects = blocking("look at the links of machines", move || {
+            let machines: Vec<&MachineSpec> = suspects.iter().map(|(_, machine)| machine).collect();
+            // What cannot be looked at is not suspected.
+            let linked =
+                stead_machine::links::linked(&machines).unwrap_or_else(|_| vec![true; machines.len()]);
+            suspects.into_iter().zip(linked).filter(|(_, linked)| !linked).map(|(one, _)| one).collect()
+        })
+        .await?;
+    }
+    for (name, _) in suspects {
+        if let Some(node) = nodes.get_mut(&name) {
+            node.unlinked = true;
+        }
+    }
+    Ok(())
 }
 
 /// Observes everything that plans need: with the record, and after engines have settled.
@@ -126,11 +166,11 @@ pub(crate) async fn settled(
 }
 
 impl ObservedNode {
-    /// Whether its machine runs and is not known to be ending.
+    /// Whether its machine runs, has its links, and is not known to be ending.
     pub fn is_up(&self) -> bool {
         let stopping = self.status.as_ref().is_some_and(|s| s.phase == NodePhase::Stopping);
         let runs = |s: &MachineState| matches!(s.phase, MachinePhase::Starting | MachinePhase::Running);
-        self.running.as_ref().is_some_and(runs) && !stopping
+        self.running.as_ref().is_some_and(runs) && !stopping && !self.unlinked
     }
     /// State of its engine, when its agent answers.
     pub fn engine(&self) -> Option<EngineState> {

@@ -147,8 +147,8 @@ impl Site {
             record.save(&self.layout)?;
         }
         let agent = self.agent(through).await?;
-        members::remove(node, Peer { machine: &self.desired(through)?.machine, agent: &agent }, force)
-            .await?;
+        let through = Peer { machine: &self.desired(through)?.machine, agent: &agent };
+        members::remove(node, &self.layout.node_spec_dir(node), through, force).await?;
         let mut record = self.record.lock().await;
         record.members.remove(node);
         record.leaving.remove(node);

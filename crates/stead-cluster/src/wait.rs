@@ -13,6 +13,9 @@ use stead_model::agent::NodeStatus;
 const POLL: Duration = Duration::from_millis(15);
 /// Pause while the agent does not listen yet.
 const POLL_UNREACHABLE: Duration = Duration::from_millis(10);
+/// What an engine refuses for so long it refuses for good: its node tries again every second, and the cause may just have been
+/// removed.
+const REFUSED_FOR: Duration = Duration::from_secs(4);
 /// Lines of console and service logs shown for a node that failed.
 const TAIL_LINES: usize = 15;
 
@@ -35,7 +38,8 @@ impl<'a> Watch<'a> {
     /// Polls its agent until `well` holds; `what` names the condition.
     ///
     /// # Errors
-    /// [`ClusterError::Node`]: its machine ended, it is in rescue, a service failed for good, or the time limit passed;
+    /// [`ClusterError::Node`]: its machine ended, it is in rescue, its engine or a service failed for good, or the
+    /// time limit passed;
     /// [`ClusterError::Agent`]: its agent speaks another version of the protocol.
     pub(crate) async fn until(
         &self,
@@ -44,6 +48,7 @@ impl<'a> Watch<'a> {
     ) -> Result<NodeStatus, ClusterError> {
         let mut last = None;
         let mut agent_seen = false;
+        let mut refused: Option<Instant> = None;
         loop {
             let pause = match self.agent.status().await {
                 Ok(s) => {
@@ -56,6 +61,12 @@ impl<'a> Watch<'a> {
                     }
                     match outlook(&s) {
                         Outlook::Rescue(why) => return self.fail(format!("is in rescue: {why}"), None, &[]),
+                        Outlook::Refused(why)
+                            if refused.get_or_insert_with(Instant::now).elapsed() > REFUSED_FOR =>
+                        {
+                            return self.fail(format!("its engine cannot be set up: {why}"), None, &[]);
+                        }
+                        Outlook::Refused(why) => last = Some(why),
                         Outlook::Failed { service, why } => {
                             let log = agent_log(self.agent, &service).await;
                             let why = format!("service {service} failed for good: {why}");

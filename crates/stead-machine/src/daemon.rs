@@ -128,6 +128,9 @@ pub(crate) fn start(
     let mut command = Command::new(exe);
     command
         .args(args)
+        // Programs are found where the command finds them; nothing else of its environment is the supervisor's.
+        .env_clear()
+        .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone().map_err(prepare)?)

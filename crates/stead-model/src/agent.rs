@@ -263,6 +263,9 @@ pub struct EngineStatus {
     /// Whether it leads the cluster's database, as it said last: its stop hands the lead over, which takes time.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leads: bool,
+    /// It failed for a reason that no further try changes: what it is asked to be cannot be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
 }
 
 /// An instance as the engine lists it.
@@ -283,6 +286,9 @@ pub struct InstanceStatus {
 pub struct JoinTokenRequest {
     /// The new member's name.
     pub member: NodeName,
+    /// Where its engine answers: a member that was renamed in the engine is found by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
 }
 
 /// Asks for all that the engine's stock client needs, and has the engine trust the client's certificate. The client's key
@@ -376,6 +382,9 @@ pub struct JoinRequest {
 pub struct RemoveMemberRequest {
     /// Who goes.
     pub member: NodeName,
+    /// Where its engine answers: a member that was renamed in the engine is found by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
     /// Do not evacuate, and remove it though it does not answer.
     #[serde(default)]
     pub force: bool,
@@ -387,6 +396,9 @@ pub struct RemoveMemberRequest {
 pub struct RestoreMemberRequest {
     /// Who stays.
     pub member: NodeName,
+    /// Where its engine answers: a member that was renamed in the engine is found by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
 }
 
 /// Shutdown or reboot.

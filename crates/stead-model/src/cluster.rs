@@ -1,7 +1,10 @@
 //! The cluster file: machines, networks and one engine.
 
+mod check;
+
 use crate::{
     names::{ClusterName, ImageName, MacAddress, NodeName},
+    preseed,
     recipe::{OverlaySource, Scalar, Service},
     sizes::{Bytes, Memory},
     text::{self, SpecError},
@@ -283,7 +286,8 @@ pub struct EngineOptions {
     /// Its kind.
     pub kind: EngineKind,
     /// Preseed in the engine's format (config, networks, storage_pools, profiles), deep-merged over the generated one.
-    #[serde(default)]
+    /// Its scalars are those of [`preseed::Written`].
+    #[serde(default, deserialize_with = "preseed::shaped")]
     pub preseed: serde_json::Value,
 }
 
@@ -388,6 +392,11 @@ impl ClusterSpec {
     /// [`SpecError`] with file, line and key.
     pub fn from_yaml(file: &str, yaml: &str) -> Result<Self, SpecError> {
         let mut spec: Self = text::from_yaml(file, yaml)?;
+        if let Some(Engine::Full(options)) = &mut spec.engine
+            && !options.preseed.is_null()
+        {
+            options.preseed = preseed::as_written(file, yaml)?;
+        }
         if spec.networks.is_empty() {
             spec.networks.push(Network::default_lan());
         }
@@ -494,7 +503,7 @@ impl ClusterSpec {
                 return fail("persistent_root", format!("{} has no disk of role data", node.name));
             }
         }
-        crate::recipe::SystemSpec { sysctl: self.sysctl.clone(), ..Default::default() }.check()
+        check::check(self)
     }
 
     /// Names of the nodes, in order.

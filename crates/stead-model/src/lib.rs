@@ -11,6 +11,7 @@ pub mod go;
 pub mod manifest;
 pub mod names;
 pub mod node;
+pub mod preseed;
 pub mod programs;
 pub mod recipe;
 pub mod sizes;

@@ -240,7 +240,7 @@ impl NodeSpec {
                 ));
             }
         }
-        spec.system.check().map_err(|(key, why)| SpecError::about(file, json, &key, why))?;
+        spec.system.check_part().map_err(|(key, why)| SpecError::about(file, json, &key, why))?;
         Ok(spec)
     }
 }

@@ -27,7 +27,6 @@ pub enum RecipeKind {
 
 /// What an image contains. Paths in it are relative to the recipe's own folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// Name of the image.
     pub name: ImageName,
@@ -55,7 +54,7 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<ContainerConfig>,
     /// What the node does with it; a recipe writes these keys at its top level.
-    #[serde(flatten)]
+    #[serde(flatten, skip_deserializing)]
     pub system: SystemSpec,
 }
 
@@ -82,36 +81,11 @@ pub struct SystemSpec {
     pub engine: EngineKind,
 }
 
-/// A sysctl's value: text or a number, kept as text.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// A sysctl's value: any scalar, as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Scalar(pub String);
 
-impl Serialize for Scalar {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&self.0)
-    }
-}
-impl<'de> Deserialize<'de> for Scalar {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct V;
-        impl serde::de::Visitor<'_> for V {
-            type Value = Scalar;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("text or a whole number")
-            }
-            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<Scalar, E> {
-                Ok(Scalar(v.to_owned()))
-            }
-            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<Scalar, E> {
-                Ok(Scalar(v.to_string()))
-            }
-            fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<Scalar, E> {
-                Ok(Scalar(v.to_string()))
-            }
-        }
-        d.deserialize_any(V)
-    }
-}
 impl JsonSchema for Scalar {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         "Scalar".into()
@@ -502,7 +476,9 @@ impl Recipe {
     /// [`SpecError`] with file, line and key.
     pub fn from_yaml(file: &str, yaml: &str) -> Result<Self, SpecError> {
         reject_unknown_top_level(file, yaml)?;
-        let recipe: Self = text::from_yaml(file, yaml)?;
+        let mut recipe: Self = text::from_yaml(file, yaml)?;
+        // Read by itself: a flattened part would be read into numbers first, and lose how they are written.
+        recipe.system = text::from_yaml(file, yaml)?;
         recipe.check().map_err(|(key, why)| SpecError::about(file, yaml, &key, why))?;
         recipe.check_programs().map_err(|(n, key, why)| about_programs(file, yaml, n, &key, why))?;
         Ok(recipe)
@@ -605,11 +581,31 @@ fn about_programs(file: &str, yaml: &str, n: usize, key: &str, why: String) -> S
 }
 
 impl SystemSpec {
-    /// The rules between keys; the error is (key, why).
+    /// The rules between keys of the whole, with the image's part; the error is (key, why).
     pub fn check(&self) -> Result<(), (String, String)> {
-        for key in self.sysctl.keys() {
-            if key.is_empty() || key.contains("..") || key.starts_with(['/', '.']) || key.contains('\0') {
-                return Err(("sysctl".into(), format!("{key:?} is not a kernel parameter's name")));
+        self.check_part()?;
+        let names: BTreeSet<&str> = self.services.iter().map(|s| s.name.as_str()).collect();
+        for (i, s) in self.services.iter().enumerate() {
+            if let Some(missing) = s.after.iter().find(|a| !names.contains(a.as_str())) {
+                return Err((
+                    format!("services[{i}].after"),
+                    format!("{}: after names {missing:?}, which is no service here", s.name),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The rules that hold for a part too, whose services may wait for those of the image; the error is (key, why).
+    pub fn check_part(&self) -> Result<(), (String, String)> {
+        for (key, value) in &self.sysctl {
+            let at = || format!("sysctl.{key}");
+            if !is_sysctl(key) {
+                let why = "is not a kernel parameter's name, as vm.max_map_count is";
+                return Err((at(), format!("{key:?} {why}")));
+            }
+            if value.0.trim().is_empty() || value.0.trim_end().contains(['\n', '\0']) {
+                return Err((at(), format!("{:?} is not a value on one line", value.0)));
             }
         }
         for o in &self.onboot {
@@ -618,34 +614,36 @@ impl SystemSpec {
             }
         }
         let mut names = BTreeSet::new();
-        for s in &self.services {
+        for (i, s) in self.services.iter().enumerate() {
+            let at = |key: &str| format!("services[{i}].{key}");
             if s.name.is_empty()
                 || !s.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.@".contains(&b))
                 || s.name.starts_with('.')
             {
                 return Err((
-                    "services".into(),
+                    at("name"),
                     format!("{:?} is not a service's name (letters, digits, - _ . @)", s.name),
                 ));
             }
             if !names.insert(s.name.as_str()) {
-                return Err(("services".into(), format!("{} is declared twice", s.name)));
+                return Err((at("name"), format!("{} is declared twice", s.name)));
             }
-            if s.command.is_empty() {
-                return Err(("services".into(), format!("{}: command is empty", s.name)));
+            if s.command.first().is_none_or(String::is_empty) {
+                return Err((at("command"), format!("{}: command is empty", s.name)));
+            }
+            if let Some(signal) = s.stop_signal.as_deref().filter(|s| !is_signal(s)) {
+                let known = STOP_SIGNALS.join(", ");
+                return Err((at("stop_signal"), format!("{signal:?} is not a signal that stops ({known})")));
+            }
+            if let Some(Readiness::Command(command)) = &s.ready
+                && command.is_empty()
+            {
+                return Err((at("ready"), format!("{}: command is empty", s.name)));
             }
             if let Some(c) = &s.cgroup
                 && (c.starts_with('/') || c.split('/').any(|p| p.is_empty() || p == ".." || p == "."))
             {
-                return Err(("services".into(), format!("{}: cgroup {c:?} must be a relative path", s.name)));
-            }
-        }
-        for s in &self.services {
-            if let Some(missing) = s.after.iter().find(|a| !names.contains(a.as_str())) {
-                return Err((
-                    "services".into(),
-                    format!("{}: after names {missing:?}, which is no service here", s.name),
-                ));
+                return Err((at("cgroup"), format!("{}: cgroup {c:?} must be a relative path", s.name)));
             }
         }
         start_order(&self.services).map_err(|cycle| {
@@ -677,6 +675,30 @@ impl SystemSpec {
         }
         self
     }
+}
+
+/// Signals that a service can be stopped by, without `SIG`.
+pub const STOP_SIGNALS: [&str; 10] =
+    ["TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2", "PWR", "WINCH", "CONT"];
+
+fn is_signal(name: &str) -> bool {
+    STOP_SIGNALS.contains(&name.strip_prefix("SIG").unwrap_or(name))
+}
+
+/// Folders of /proc/sys (Documentation/admin-guide/sysctl in the kernel, and those of modules).
+const SYSCTL_FOLDERS: [&str; 11] =
+    ["abi", "crypto", "debug", "dev", "fs", "kernel", "net", "sunrpc", "user", "vm", "xen"];
+
+/// Whether a name has the form of a kernel parameter's: dots part it, or slashes when there is one.
+fn is_sysctl(name: &str) -> bool {
+    let parts: Vec<&str> = name.split(if name.contains('/') { '/' } else { '.' }).collect();
+    parts.len() >= 2
+        && SYSCTL_FOLDERS.contains(&parts[0])
+        && parts.iter().all(|p| {
+            !p.is_empty()
+                && *p != ".."
+                && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:@".contains(&b))
+        })
 }
 
 fn merge_by<T: Clone>(into: &mut Vec<T>, over: &[T], name: fn(&T) -> &String) {
@@ -755,6 +777,18 @@ mod tests {
         let r = Recipe::from_yaml("r.yaml", GOOD).unwrap();
         assert_eq!(r.system.sysctl["vm.max_map_count"], Scalar("262144".into()));
         assert_eq!(start_order(&r.system.services).unwrap(), [1, 0]);
+    }
+
+    #[test]
+    fn scalars_are_kept_as_they_are_written() {
+        for text in ["1.50", "0755", "1e3", "yes", "0x1F", "1_000", "12345678901234567890123", ".inf"] {
+            let yaml = GOOD
+                .replace("262144", text)
+                .replace("command: [/bin/a]", &format!("command: [/bin/a]\n  environment: {{A: {text}}}"));
+            let system = Recipe::from_yaml("r.yaml", &yaml).unwrap().system;
+            assert_eq!(system.sysctl["vm.max_map_count"].0, text);
+            assert_eq!(system.services[0].environment["A"], text);
+        }
     }
 
     #[test]

@@ -6,8 +6,14 @@ use std::{borrow::Cow, fmt, str::FromStr};
 
 /// The text is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("size {0:?} is not a number with an optional unit (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB)")]
-pub struct SizeError(pub String);
+pub enum SizeError {
+    /// Neither a number nor one with a unit.
+    #[error("size {0:?} is not a number with an optional unit (B, KiB, MiB, GiB, TiB, kB, MB, GB, TB)")]
+    NotASize(String),
+    /// An amount of memory without a unit.
+    #[error("memory {0:?} has no unit: write {0}MiB for mebibytes, {0}B for bytes")]
+    NoUnit(String),
+}
 
 impl Failure for SizeError {
     fn failure_kind(&self) -> FailureKind {
@@ -49,7 +55,7 @@ impl Bytes {
 impl FromStr for Bytes {
     type Err = SizeError;
     fn from_str(s: &str) -> Result<Self, SizeError> {
-        let bad = || SizeError(s.chars().take(40).collect());
+        let bad = || SizeError::NotASize(s.chars().take(40).collect());
         let text = s.trim();
         let (number, unit) =
             UNITS.iter().find_map(|(u, n)| text.strip_suffix(u).map(|t| (t, *n))).unwrap_or((text, 1));
@@ -95,7 +101,7 @@ impl schemars::JsonSchema for Bytes {
     }
 }
 
-/// Memory of a machine: a number of bytes, or a percentage of the host's memory (in a container: of its cgroup limit).
+/// Memory of a machine: bytes with a unit, or a percentage of the host's memory (in a container: of its cgroup limit).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Memory {
     /// A number of bytes.
@@ -119,8 +125,12 @@ impl FromStr for Memory {
         match s.trim().strip_suffix('%') {
             Some(p) => match p.trim().parse() {
                 Ok(p @ 1..=100) => Ok(Self::Percent(p)),
-                _ => Err(SizeError(s.chars().take(40).collect())),
+                _ => Err(SizeError::NotASize(s.chars().take(40).collect())),
             },
+            // 2048 was meant as MiB as often as in bytes.
+            None if s.trim().ends_with(|c: char| c.is_ascii_digit()) => {
+                Err(SizeError::NoUnit(s.chars().take(40).collect()))
+            }
             None => s.parse().map(Self::Amount),
         }
     }
@@ -128,7 +138,11 @@ impl FromStr for Memory {
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Amount(b) => b.fmt(f),
+            Self::Amount(b) => {
+                let text = b.to_string();
+                let unit = if text.ends_with(|c: char| c.is_ascii_digit()) { "B" } else { "" };
+                write!(f, "{text}{unit}")
+            }
             Self::Percent(p) => write!(f, "{p}%"),
         }
     }
@@ -149,7 +163,7 @@ impl schemars::JsonSchema for Memory {
     }
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
-            "type": ["string", "integer"], "description": "bytes such as 2GiB, or a share of the host such as 25%"
+            "type": "string", "description": "bytes with a unit such as 2GiB, or a share of the host such as 25%"
         })
     }
 }
@@ -194,6 +208,11 @@ mod tests {
             assert!(bad.parse::<Bytes>().is_err(), "{bad:?} was accepted");
         }
         assert_eq!("25%".parse::<Memory>().unwrap().of(Bytes::gib(8)), Bytes::mib(2047));
+        assert!("2048".parse::<Memory>().unwrap_err().to_string().contains("has no unit"));
+        assert_eq!(
+            "1.5GB".parse::<Memory>().unwrap().to_string().parse(),
+            Ok(Memory::Amount(Bytes(1_500_000_000)))
+        );
         assert!("0%".parse::<Memory>().is_err() && "101%".parse::<Memory>().is_err());
     }
 

@@ -3,8 +3,10 @@
 mod words;
 
 use crate::{Failure, FailureKind};
-use serde::de::DeserializeOwned;
-use std::fmt;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_saphyr::Spanned;
+use serde_untagged::UntaggedEnumVisitor;
+use std::{collections::BTreeMap, fmt};
 
 /// Limit on the length of a recipe, cluster file or node spec, in bytes. Generous: the largest real one is 20 KiB, but a
 /// node spec may carry a user's preseed.
@@ -33,7 +35,7 @@ impl SpecError {
     pub fn about(file: &str, text: &str, key: &str, message: impl Into<String>) -> Self {
         Self {
             file: file.to_owned(),
-            line: line_of(text, key),
+            line: place_of(text, key).or_else(|| line_of(text, key)),
             column: None,
             key: Some(key.to_owned()),
             message: message.into(),
@@ -118,6 +120,59 @@ fn below<'e, 't>(entries: &'e [Entry<'t>], at: usize) -> &'e [Entry<'t>] {
     &rest[..rest.iter().position(|e| !inside(e)).unwrap_or(rest.len())]
 }
 
+/// A YAML document as places of its values.
+struct Tree {
+    below: Vec<(String, Spanned<Tree>)>,
+}
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        UntaggedEnumVisitor::new()
+            .expecting("any value")
+            .unit(|| Ok(Self { below: vec![] }))
+            .bool(|_| Ok(Self { below: vec![] }))
+            .i64(|_| Ok(Self { below: vec![] }))
+            .i128(|_| Ok(Self { below: vec![] }))
+            .u64(|_| Ok(Self { below: vec![] }))
+            .u128(|_| Ok(Self { below: vec![] }))
+            .f64(|_| Ok(Self { below: vec![] }))
+            .string(|_| Ok(Self { below: vec![] }))
+            .seq(|items| {
+                let items: Vec<Spanned<Self>> = items.deserialize()?;
+                let named = items.into_iter().enumerate().map(|(i, item)| (i.to_string(), item));
+                Ok(Self { below: named.collect() })
+            })
+            .map(|keys| {
+                let keys: BTreeMap<String, Spanned<Self>> = keys.deserialize()?;
+                Ok(Self { below: keys.into_iter().collect() })
+            })
+            .deserialize(d)
+    }
+}
+
+/// The line of the scalar at a path such as `nodes[1].machine.cpus`, also where several values share a line or keys have dots.
+fn place_of(text: &str, path: &str) -> Option<u64> {
+    if !path.contains(['.', '[']) {
+        return None;
+    }
+    let mut tree: Tree = serde_saphyr::from_str(text).ok()?;
+    let mut place = None;
+    let mut rest = path;
+    while !rest.is_empty() {
+        // Keys may have dots in them: the longest that fits.
+        let bare = rest.trim_start_matches(['.', '[']);
+        let fits = |name: &str| {
+            bare.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with(['.', '[', ']']))
+        };
+        let found = tree.below.into_iter().filter(|(name, _)| fits(name)).max_by_key(|(name, _)| name.len());
+        let (name, value) = found?;
+        place = Some(value.referenced.line());
+        tree = value.value;
+        rest = bare[name.len()..].trim_start_matches(']');
+    }
+    place.filter(|_| tree.below.is_empty())
+}
+
 impl fmt::Display for SpecError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.file)?;
@@ -151,7 +206,11 @@ impl Failure for SpecError {
 /// Malformed text, unknown or repeated keys, wrong types, or more than [`MAX_TEXT_BYTES`].
 pub fn from_yaml<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, SpecError> {
     too_large(file, text)?;
-    serde_saphyr::from_str(text).map_err(|e| {
+    // A type that wants no number answers `.inf` in its own words.
+    let options = serde_saphyr::options! {
+        non_finite_float_policy: serde_saphyr::options::NonFiniteFloatPolicy::PassThrough,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| {
         let outer = e.location().map(|l| (l.line(), l.column()));
         let full = e.without_snippet().to_string();
         let (message, place) = placed(&full);

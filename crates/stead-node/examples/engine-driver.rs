@@ -63,10 +63,12 @@ async fn main() -> Result<(), Failure> {
 async fn obey(engine: &dyn Engine, line: &str) -> Result<Value, Failure> {
     let (verb, argument) = line.split_once(' ').unwrap_or((line, ""));
     let member = || NodeName::new(argument);
-    let remove = |force| Ok::<_, Failure>(RemoveMemberRequest { member: member()?, force });
+    let remove = |force| Ok::<_, Failure>(RemoveMemberRequest { member: member()?, address: None, force });
     Ok(match verb {
         "status" => serde_json::to_value(engine.status())?,
-        "join-token" => engine.join_token(&JoinTokenRequest { member: member()? }).await?.token.into(),
+        "join-token" => {
+            engine.join_token(&JoinTokenRequest { member: member()?, address: None }).await?.token.into()
+        }
         "join" => {
             let token = Token { token: argument.to_owned() };
             serde_json::to_value(engine.join(&JoinRequest { token }).await?)?

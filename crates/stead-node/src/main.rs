@@ -19,6 +19,9 @@ const USAGE: &str = "usage: stead-node check FILE | namespace FILE | run | --ver
 As PID 1 without any of these: the init of a VM.";
 
 fn main() -> ExitCode {
+    if is_init() {
+        stead_os::origin::become_known();
+    }
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();

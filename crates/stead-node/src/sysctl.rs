@@ -1,8 +1,12 @@
 //! Kernel parameters.
 //!
-//! Owns the mapping from names to files below `/proc/sys`, and which parameters belong to a node in a namespace.
+//! Owns the mapping from names to files below `/proc/sys`, which parameters belong to a node in a namespace, and the copies
+//! of the host's parameters that such a node sees instead.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 /// File of a dotted parameter: `net.ipv4.ip_forward`. A name with `/` is read as by sysctl(8): slashes separate it,
 /// dots stay (`net/ipv4/conf/eth0.5/forwarding`).
@@ -22,22 +26,49 @@ pub fn is_namespaced(key: &str) -> bool {
         || key == "kernel.domainname"
 }
 
-/// Sets a parameter.
+/// Copies of the host's parameters in a namespace node: each is mounted over the parameter.
+pub const SHADOWS: &str = "/run/stead/sysctl";
+
+/// Mounts a copy of the file `path`, kept at `copy`, over it: with this value, or with the one that it has. Does nothing when
+/// there is no such file.
 ///
 /// # Errors
-/// A fragment for a warning: the parameter is missing or refused, or belongs to the host of a namespace node and has
-/// another value.
+/// The copy cannot be made or mounted.
+pub fn shadow(path: &Path, copy: &Path, value: Option<&str>) -> io::Result<()> {
+    let now = match fs::read(path) {
+        Ok(now) => now,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // Some can only be written.
+        Err(_) => Vec::new(),
+    };
+    if let Some(folder) = copy.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let new = !copy.try_exists()?;
+    let content = value.map_or(now, |value| format!("{}\n", value.trim_end()).into_bytes());
+    fs::write(copy, content)?;
+    if new { Ok(rustix::mount::mount_bind(copy, path)?) } else { Ok(()) }
+}
+
+/// Sets a parameter. In a namespace node one of the host's is set for the node's eyes alone.
+///
+/// # Errors
+/// A fragment for a warning: it is missing or refused.
 pub fn set(key: &str, value: &str, in_namespace: bool) -> Result<(), String> {
     let path = path(key);
-    if in_namespace && !is_namespaced(key) {
-        let now = fs::read_to_string(&path).unwrap_or_default();
-        return if now.split_whitespace().eq(value.split_whitespace()) {
-            Ok(())
-        } else {
-            Err(format!("sysctl {key} belongs to the host ({}) and is not set to {value}", now.trim()))
-        };
+    let failed = |e: io::Error| format!("sysctl {key} cannot be set to {value}: {e}");
+    if !in_namespace || is_namespaced(key) {
+        match fs::write(&path, value) {
+            // Also of what is in the network namespace the kernel keeps some for the host alone.
+            Err(e) if in_namespace && e.kind() == io::ErrorKind::PermissionDenied => {}
+            done => return done.map_err(failed),
+        }
     }
-    fs::write(&path, value).map_err(|e| format!("sysctl {key} cannot be set to {value}: {e}"))
+    if !path.exists() {
+        return Err(failed(io::ErrorKind::NotFound.into()));
+    }
+    let below = path.strip_prefix("/proc/sys").unwrap_or(&path);
+    shadow(&path, &Path::new(SHADOWS).join(below), Some(value)).map_err(failed)
 }
 
 #[cfg(test)]
@@ -63,6 +94,5 @@ mod tests {
         for hosts in ["vm.max_map_count", "kernel.panic", "fs.inotify.max_user_instances", "kernel.pid_max"] {
             assert!(!is_namespaced(hosts), "{hosts}");
         }
-        assert!(set("vm.overcommit_memory", "99", true).unwrap_err().contains("belongs to the host"));
     }
 }

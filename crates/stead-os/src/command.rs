@@ -135,7 +135,7 @@ impl Output {
 }
 
 impl Program {
-    /// The program of this name in [`PATH`], or at this path if the name contains a slash.
+    /// The program of this name in [`PATH`] or in this process's own, or at this path if the name contains a slash.
     pub fn new(name: impl Into<OsString>) -> Self {
         Self {
             name: name.into(),
@@ -352,7 +352,9 @@ fn find_in(root: Option<&Path>, name: &OsStr) -> Option<PathBuf> {
     if name.as_encoded_bytes().contains(&b'/') {
         return Some(PathBuf::from(name)).filter(|path| executable(path));
     }
-    PATH.split(':').map(|dir| Path::new(dir).join(name)).find(|path| executable(path))
+    let own = std::env::var_os("PATH").unwrap_or_default();
+    let own = std::env::split_paths(&own).filter(|dir| dir.is_absolute());
+    PATH.split(':').map(PathBuf::from).chain(own).map(|dir| dir.join(name)).find(|path| executable(path))
 }
 
 /// The last lines that a program printed: on standard error or, if that is empty, on standard output.

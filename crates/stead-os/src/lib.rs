@@ -9,6 +9,7 @@ pub mod command;
 mod error;
 pub mod loops;
 pub mod mountinfo;
+pub mod origin;
 #[cfg(feature = "qmp")]
 pub mod qmp;
 

@@ -20,6 +20,12 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 /// Runs the command of this process.
 pub fn main() -> ExitCode {
+    stead_os::origin::set_umask();
+    // SAFETY: this is the beginning of the process, which has no other thread yet.
+    #[allow(unsafe_code)]
+    unsafe {
+        stead_os::origin::extend_path();
+    }
     let output = Output::of_this_process();
     let arguments = std::env::args_os();
     ExitCode::from(match Context::of_this_process() {

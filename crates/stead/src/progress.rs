@@ -1,11 +1,44 @@
 //! The live display: a line a node on a terminal, nothing otherwise but warnings.
 
 use crate::cli::App;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, io, time::Duration};
 use stead_cluster::{Event, Events};
 use stead_model::NodeName;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    task::JoinHandle,
+};
+
+/// Waits until the user, the terminal that goes or the system that stops ends the command: SIGINT, SIGHUP or SIGTERM. One
+/// that the caller has ignored (nohup) stays ignored.
+///
+/// # Errors
+/// Signals cannot be watched.
+pub async fn interrupted() -> io::Result<()> {
+    let ignored = ignored_signals();
+    let ends = [SignalKind::interrupt(), SignalKind::hangup(), SignalKind::terminate()];
+    let mut watched = Vec::new();
+    for kind in ends {
+        if ignored & (1 << (kind.as_raw_value() - 1)) == 0 {
+            watched.push(signal(kind)?);
+        }
+    }
+    let mut any: FuturesUnordered<_> = watched.iter_mut().map(|s| s.recv()).collect();
+    if any.next().await.is_none() {
+        std::future::pending::<()>().await;
+    }
+    Ok(())
+}
+
+/// The signals that this process ignores, as a mask: signal 1 is the lowest bit.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
 
 /// Shows events until all their senders are gone.
 pub struct Display {

@@ -66,6 +66,7 @@ fn usual(tier: Tier) -> Rule {
 const TABLE: &[(&str, Tier, Option<&str>)] = &[
     ("stead::it::cli::", Tier::Files, None),
     ("stead::it::base_cluster::", Tier::Host, None),
+    ("stead::it::surroundings::", Tier::Host, None),
     ("stead::it::kill::incus_cluster", Tier::Engine, None),
     ("stead::it::kill::a_removal", Tier::Engine, None),
     ("stead::it::kill::", Tier::Host, None),

@@ -275,6 +275,19 @@ impl Client {
         Ok(total)
     }
 
+    /// Whether `path` is a directory or a link to one; false when it is something else or nothing.
+    ///
+    /// # Errors
+    /// As for every request.
+    pub async fn is_directory(&self, path: &str) -> Result<bool, ClientError> {
+        // The kernel finds "." in directories only. Nobody takes the tar, so that the node stops packing at once.
+        match self.get_files_stream(&format!("{}/.", path.trim_end_matches('/'))).await {
+            Ok(_) => Ok(true),
+            Err(ClientError::Status { code: 400 | 404, .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Unpacks a tar archive in the directory `path`. An archive with entries outside that directory is refused.
     ///
     /// # Errors

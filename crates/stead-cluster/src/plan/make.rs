@@ -108,7 +108,9 @@ impl<'a> Maker<'a> {
     }
     /// As [`Self::restart`], for a node that is not up: a machine that is ending ends cleanly first.
     fn start(&mut self, at: usize, initialises: bool) -> StepId {
-        self.restart(at, StopHow::Clean, vec!["it was already ending".into()], initialises)
+        let unlinked = self.views[at].seen.is_some_and(|o| o.unlinked);
+        let why = if unlinked { "its link to the network is gone" } else { "it was already ending" };
+        self.restart(at, StopHow::Clean, vec![why.into()], initialises)
     }
 
     fn without_engine(&mut self) {

@@ -193,6 +193,7 @@ impl Town {
                 machine: Some(h.machine.clone()),
                 spec: Some(h.spec.clone()),
                 status: h.runs.then(|| status(node, engine)),
+                unlinked: false,
                 other_version: None,
             };
             (node.clone(), seen)

@@ -11,7 +11,7 @@ use stead_model::Bytes;
 use stead_os::{
     Program,
     cgroup::{Version, hierarchies},
-    mountinfo,
+    command, mountinfo,
 };
 
 /// Where state is kept unless told otherwise; its nearest existing parent is measured.
@@ -23,17 +23,13 @@ const GO_PATIENCE: Duration = Duration::from_secs(20);
 /// Looks at the host, and looks for these programs.
 pub fn observe(programs: impl IntoIterator<Item = &'static str>) -> HostFacts {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    // A user's PATH may lack the directories of root's programs.
-    dirs.extend(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let limit = memory_limit();
     let (disk_at, disk_free) = disk();
     let tools: BTreeMap<String, Option<PathBuf>> =
-        programs.into_iter().map(|p| (p.to_owned(), find(&dirs, p))).collect();
+        programs.into_iter().map(|p| (p.to_owned(), command::find(p))).collect();
     // Go's own distribution is unpacked there, which few search paths name.
-    let go = find(&dirs, "go").or_else(|| find(&["/usr/local/go/bin".into()], "go"));
+    let go = command::find("go").or_else(|| command::find("/usr/local/go/bin/go"));
     HostFacts {
         root: rustix::process::geteuid().is_root(),
         tools,
@@ -63,12 +59,6 @@ fn device(path: &str) -> Device {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Device::Missing,
         Err(_) => Device::Refused,
     }
-}
-
-fn find(dirs: &[PathBuf], name: &str) -> Option<PathBuf> {
-    dirs.iter()
-        .map(|d| d.join(name))
-        .find(|p| rustix::fs::access(p, rustix::fs::Access::EXEC_OK).is_ok() && p.is_file())
 }
 
 /// Asks a Go for its version.

@@ -1,13 +1,15 @@
-//! The configuration dnsmasq runs with, as text made from the network's spec.
+//! The configuration dnsmasq runs with, as text made from the network's spec, and its arguments.
 //!
-//! Owns the ranges of leases and the names. Does not own the process.
+//! Owns the ranges of leases and the names. Does not own the process. Paths are arguments: in the text, `#`, quotes and line
+//! ends of a directory's name would have a meaning.
 
 use super::{BridgeSpec, HostNetworkSpec};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::{
+    ffi::OsString,
     fmt::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::Path,
 };
 
 /// How long an address is leased: instances come and go, and the range is small.
@@ -54,7 +56,6 @@ pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<Stri
     ] {
         say(line.to_owned());
     }
-    say(format!("dhcp-leasefile={}", leases_file(spec).display()));
     say(format!("domain={domain}"));
     say(format!("local=/{domain}/"));
     for server in upstream {
@@ -116,9 +117,18 @@ pub(crate) fn config(spec: &HostNetworkSpec, upstream: &[IpAddr]) -> Option<Stri
     Some(c)
 }
 
-/// Where leases are kept over restarts.
-pub(crate) fn leases_file(spec: &HostNetworkSpec) -> PathBuf {
-    spec.dir.join("leases")
+/// Its arguments, with the configuration in this file. Leases are kept over restarts.
+pub(crate) fn arguments(spec: &HostNetworkSpec, config: &Path) -> [OsString; 3] {
+    let option = |name: &str, path: &Path| {
+        let mut option = OsString::from(name);
+        option.push(path);
+        option
+    };
+    [
+        "--keep-in-foreground".into(),
+        option("--conf-file=", config),
+        option("--dhcp-leasefile=", &spec.dir.join("leases")),
+    ]
 }
 
 /// The range of leases in an IPv4 prefix; `None` if no address is free. It is in the stretch between fixed addresses that
@@ -265,7 +275,6 @@ mod tests {
         let all = config(&spec, &["192.0.2.53".parse().unwrap()]).unwrap();
         let changing = all.split_once("cache-size=1000\n").unwrap().1;
         insta::assert_snapshot!(changing, @r"
-        dhcp-leasefile=/var/lib/x/leases
         domain=demo
         local=/demo/
         server=192.0.2.53
@@ -290,6 +299,23 @@ mod tests {
         assert_eq!(storage, "no-dhcp-interface=storage\nhost-record=node1.storage.demo,10.99.0.2\n");
         quiet.bridges.clear();
         assert_eq!(config(&quiet, &[]), None);
+    }
+
+    #[test]
+    fn no_path_is_part_of_the_text() {
+        let odd = "/var/lib/a#b \"c\", d\ndhcp-script=/bin/evil";
+        let dir = Path::new(odd).to_owned();
+        let spec = HostNetworkSpec {
+            cluster: "demo".parse().unwrap(),
+            dir: dir.clone(),
+            bridges: vec![bridge("10.88.0.0/24", 1)],
+            publish: vec![],
+        };
+        let text = config(&spec, &[]).unwrap();
+        assert!(!text.contains("evil") && !text.contains("/var/lib"), "{text}");
+        let [_, file, leases] = arguments(&spec, &dir.join("dnsmasq.conf"));
+        assert_eq!(file.to_str().unwrap(), format!("--conf-file={odd}/dnsmasq.conf"));
+        assert_eq!(leases.to_str().unwrap(), format!("--dhcp-leasefile={odd}/leases"));
     }
 
     #[test]

@@ -126,9 +126,16 @@ impl Forwarder {
         self.publish == wish.publish.to_string()
     }
 
-    /// Sets the target of new connections.
-    pub(crate) fn aim(&self, target: SocketAddr) {
-        self.target.send_replace(target);
+    /// Makes it the one for `wish`: new connections go to its target.
+    pub(crate) fn aim(&mut self, wish: &PublishTarget) {
+        self.publish = wish.publish.to_string();
+        self.target.send_replace(wish.target);
+    }
+
+    /// Stops listening; when this returns, the address is free. Connections stay.
+    pub(crate) async fn close(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
     }
 }
 

@@ -129,11 +129,15 @@ pub fn up(exe: &Path, spec: &HostNetworkSpec) -> Result<NetworkState, NetworkErr
     files::private_dir(&spec.dir).at("make", &spec.dir)?;
     let _one_at_a_time = Lock::wait(&spec.dir.join("up.lock")).at("lock", spec.dir.join("up.lock"))?;
     let name = spec.netns();
-    netns::create(&name).map_err(|source| NetworkError::Namespace {
+    let made = netns::create(&name).map_err(|source| NetworkError::Namespace {
         operation: "make",
         netns: name.clone(),
         source,
     })?;
+    if made {
+        // Somebody removed the name of the namespace that a supervisor is still in.
+        end_supervisor(spec)?;
+    }
     make_links(spec)?;
     nat::ensure(spec)?;
     let file = spec.dir.join("network.json");

@@ -23,7 +23,7 @@ use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
-use stead_os::{PathContext, chain};
+use stead_os::{PathContext, chain, command};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// dnsmasq's log turns over at this size.
@@ -149,12 +149,22 @@ impl Supervisor {
 
     async fn publish(&mut self) -> Result<(), NetworkError> {
         let mut old = std::mem::take(&mut self.forwarders);
-        // Ports that are no longer published go first: a new one may need the address.
-        old.retain(|f| self.spec.publish.iter().any(|wish| f.is_for(wish)));
+        // A port that moves from one node to another goes on listening.
+        let mut kept: Vec<Option<Forwarder>> =
+            self.spec.publish.iter().map(|wish| take(&mut old, |f| f.is_for(wish))).collect();
+        for (wish, kept) in self.spec.publish.iter().zip(&mut kept) {
+            if kept.is_none() && wish.publish.listen.port() != 0 {
+                *kept = take(&mut old, |f| f.listening == wish.publish.listen);
+            }
+        }
+        // Ports that are no longer published are closed before any is opened: a new one may need the address.
+        for forwarder in old {
+            forwarder.close().await;
+        }
         let mut first_failure = None;
-        for wish in &self.spec.publish {
-            let forwarder = match old.iter().position(|f| f.is_for(wish)) {
-                Some(i) => old.swap_remove(i),
+        for (wish, kept) in self.spec.publish.iter().zip(kept) {
+            let mut forwarder = match kept {
+                Some(forwarder) => forwarder,
                 None => {
                     let before = self.ports.get(&wish.publish.to_string()).copied();
                     match Forwarder::listen(&self.gate, wish, before).await {
@@ -168,7 +178,7 @@ impl Supervisor {
                     }
                 }
             };
-            forwarder.aim(wish.target);
+            forwarder.aim(wish);
             self.ports.insert(wish.publish.to_string(), forwarder.listening);
             self.forwarders.push(forwarder);
         }
@@ -204,6 +214,11 @@ impl Supervisor {
     }
 }
 
+/// Takes the first one that fits out of a list.
+fn take(from: &mut Vec<Forwarder>, fits: impl Fn(&Forwarder) -> bool) -> Option<Forwarder> {
+    from.iter().position(fits).map(|i| from.swap_remove(i))
+}
+
 async fn start(spec: &HostNetworkSpec, config: PathBuf) -> Result<Tethered, NetworkError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => NetworkError::Missing { program: "dnsmasq", package: "dnsmasq-base" },
@@ -212,10 +227,9 @@ async fn start(spec: &HostNetworkSpec, config: PathBuf) -> Result<Tethered, Netw
     let netns = netns::open(&spec.netns()).map_err(failed)?;
     let (log, writer) = io::pipe().map_err(failed)?;
     files::log_from(log, spec.dir.join("dnsmasq.log"), MAX_LOG_BYTES).map_err(failed)?;
-    let mut command = Command::new("dnsmasq");
+    let mut command = Command::new(command::find("dnsmasq").unwrap_or_else(|| "dnsmasq".into()));
     command
-        .arg("--keep-in-foreground")
-        .arg(format!("--conf-file={}", config.display()))
+        .args(dnsmasq::arguments(spec, &config))
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/")

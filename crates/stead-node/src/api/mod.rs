@@ -15,7 +15,6 @@ pub mod route;
 #[cfg(test)]
 mod tests;
 
-pub use files::unpack;
 pub use route::{Route, RouteError, route};
 
 use crate::{engine::Engine, handle::Handle};

@@ -1,9 +1,10 @@
 //! Executes the steps of a boot plan in order; makes no choices.
 
 use super::{BootPlan, Device, Step};
-use crate::{disks, modules, mounts::mount_filesystem};
+use crate::{disks, modules, mounts::mount_filesystem, sysctl};
 use rustix::{
     fs::{CWD, FileType, Mode, makedev, mknodat},
+    io::Errno,
     mount::{
         MountFlags, MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_change,
         mount_move, mount_remount, unmount,
@@ -12,7 +13,7 @@ use rustix::{
 };
 use std::{
     fs, io,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -52,12 +53,19 @@ fn step(step: &Step, warn: &mut dyn FnMut(String)) -> Result<(), StepError> {
         Step::MakePrivate => {
             mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).map_err(Into::into)
         }
+        Step::Private { path } => fs::DirBuilder::new().recursive(true).mode(0o700).create(path),
         Step::Directory { path } => fs::create_dir_all(path),
         Step::Enter { path } => chdir(path).map_err(Into::into),
         Step::Mount { source, target, filesystem, flags, data } => {
             mount_filesystem(source, target, filesystem, flags, data)
         }
         Step::Bind { source, target } => mount_bind_recursive(source, target).map_err(Into::into),
+        Step::Expose { source, target } => match target.exists() {
+            true => mount_bind(source, target).map_err(Into::into),
+            false => Ok(()),
+        },
+        Step::ReadOnly { path } => read_only(path),
+        Step::Shadow { path, copy } => sysctl::shadow(path, copy, None),
         Step::File { path } => {
             fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map(|_| ())
         }
@@ -79,12 +87,16 @@ fn step(step: &Step, warn: &mut dyn FnMut(String)) -> Result<(), StepError> {
 fn describe(step: &Step) -> String {
     match step {
         Step::MakePrivate => "make mounts private".into(),
-        Step::Directory { path } => format!("make directory {}", path.display()),
+        Step::Private { path } | Step::Directory { path } => format!("make directory {}", path.display()),
         Step::Enter { path } => format!("enter {}", path.display()),
         Step::Mount { source, target, filesystem, .. } => {
             format!("mount {filesystem} {source} on {}", target.display())
         }
-        Step::Bind { source, target } => format!("bind {} on {}", source.display(), target.display()),
+        Step::Bind { source, target } | Step::Expose { source, target } => {
+            format!("bind {} on {}", source.display(), target.display())
+        }
+        Step::ReadOnly { path } => format!("make {} read-only", path.display()),
+        Step::Shadow { path, .. } => format!("put a copy in the place of {}", path.display()),
         Step::File { path } => format!("make {}", path.display()),
         Step::Node { folder, device } => format!("make device {}/{}", folder.display(), device.name),
         Step::Symlink { path, .. } => format!("link {}", path.display()),
@@ -94,6 +106,23 @@ fn describe(step: &Step) -> String {
         Step::FreeInitrd => "free the initrd".into(),
         Step::PivotRoot { root } => format!("pivot the root to {}", root.display()),
         Step::MoveRoot { root } => format!("move the root to {}", root.display()),
+    }
+}
+
+/// What is not there needs nothing: kernels differ. A mount is changed itself, so that what is mounted below it stays.
+fn read_only(path: &Path) -> io::Result<()> {
+    if !path.try_exists()? {
+        return Ok(());
+    }
+    let flags =
+        MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    match mount_remount(path, flags, c"") {
+        // It is no mount yet.
+        Err(Errno::INVAL) => {
+            mount_bind(path, path)?;
+            Ok(mount_remount(path, flags, c"")?)
+        }
+        done => Ok(done?),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     cgroups::Layout,
     mounts::Flag,
     state::{Mode, Upper},
+    sysctl,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -67,6 +68,11 @@ pub struct Facts {
 pub enum Step {
     /// Separate this mount namespace from its host's.
     MakePrivate,
+    /// Make a directory that only root can look into.
+    Private {
+        /// Where.
+        path: PathBuf,
+    },
     /// Make a directory and its parents.
     Directory {
         /// Where.
@@ -96,6 +102,25 @@ pub enum Step {
         source: PathBuf,
         /// Where; it exists.
         target: PathBuf,
+    },
+    /// As [`Step::Bind`], when there is such a thing: kernels differ.
+    Expose {
+        /// What.
+        source: PathBuf,
+        /// Where.
+        target: PathBuf,
+    },
+    /// Show a directory or file in its own place, read-only, when there is one.
+    ReadOnly {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Show a copy of a file's content in its place: writing to it appears to succeed and changes nothing else.
+    Shadow {
+        /// The file.
+        path: PathBuf,
+        /// The copy, made here.
+        copy: PathBuf,
     },
     /// Make an empty file.
     File {
@@ -218,6 +243,9 @@ pub fn plan(facts: &Facts) -> Result<BootPlan, PlanError> {
     plan_kernel_filesystems(facts, &root, &mut plan);
     plan_cgroups(&facts.cgroups, &root, &mut plan);
     plan.must(Step::Directory { path: root.join("run/stead") });
+    if facts.mode == Mode::Namespace {
+        keep_off_the_host(&root, &mut plan);
+    }
     match facts.mode {
         Mode::Namespace => {
             plan.must(Step::InstallSelf { path: root.join(SELF_PATH.trim_start_matches('/')) });
@@ -352,10 +380,91 @@ const WHOLE_SYSFS: &str = ".stead/sys";
 ///
 /// The kernel lets a user namespace (of an unprivileged container) mount a sysfs only where another one is seen whole.
 fn hide_memory_blocks(root: &Path, flags: &[Flag], plan: &mut BootPlan) {
+    plan.must(Step::Private { path: root.join(WHOLE) });
     plan.mount("sysfs", root.join("dev").join(WHOLE_SYSFS), "sysfs", flags, "");
     let read_only: Vec<Flag> = flags.iter().copied().chain([Flag::Ro]).collect();
     // A kernel without memory hotplug has no such directory.
     plan.may_mount("stead", root.join("sys/devices/system/memory"), "tmpfs", &read_only, "mode=0555,size=4k");
+}
+
+/// Below /dev, for the kernel alone: it lets an unprivileged container mount a proc or sysfs only where a whole one is seen
+/// (`mount_too_revealing` in fs/namespace.c), and those in their usual places are partly covered.
+const WHOLE: &str = "dev/.stead";
+/// Parts of /proc that act on the whole host and on nothing of a node's own.
+const HOST_PROC: [&str; 8] = ["acpi", "bus", "dynamic_debug", "fs", "irq", "mtrr", "scsi", "sysrq-trigger"];
+/// Parts of /proc/sys that the kernel keeps apart for the namespaces that a node has.
+const OWN_SYSCTLS: [&str; 16] = [
+    "net",
+    "fs/mqueue",
+    "kernel/hostname",
+    "kernel/domainname",
+    "kernel/shmall",
+    "kernel/shmmax",
+    "kernel/shmmni",
+    "kernel/shm_rmid_forced",
+    "kernel/shm_next_id",
+    "kernel/msgmax",
+    "kernel/msgmnb",
+    "kernel/msgmni",
+    "kernel/msg_next_id",
+    "kernel/auto_msgmni",
+    "kernel/sem",
+    "kernel/sem_next_id",
+];
+/// The host's parameters that kubelets, kube-proxy and engines set, and end when they cannot; and those of its user
+/// namespace, which a node shares.
+const SHADOWED_SYSCTLS: [&str; 27] = [
+    "fs/aio-max-nr",
+    "fs/inotify/max_queued_events",
+    "fs/inotify/max_user_instances",
+    "fs/inotify/max_user_watches",
+    "kernel/dmesg_restrict",
+    "kernel/keys/maxbytes",
+    "kernel/keys/maxkeys",
+    "kernel/keys/root_maxbytes",
+    "kernel/keys/root_maxkeys",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "net/netfilter/nf_conntrack_max",
+    "net/nf_conntrack_max",
+    "user/max_cgroup_namespaces",
+    "user/max_inotify_instances",
+    "user/max_inotify_watches",
+    "user/max_ipc_namespaces",
+    "user/max_mnt_namespaces",
+    "user/max_net_namespaces",
+    "user/max_pid_namespaces",
+    "user/max_time_namespaces",
+    "user/max_user_namespaces",
+    "user/max_uts_namespaces",
+    "vm/max_map_count",
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "vm/swappiness",
+];
+
+/// What a node writes to the kernel's files stays its own: the host's parameters and knobs are read-only, what belongs to the
+/// node's namespaces is not, and what programs insist on setting is a copy.
+fn keep_off_the_host(root: &Path, plan: &mut BootPlan) {
+    use Flag::{Nodev, Noexec, Nosuid};
+    let (proc, sys, whole) = (root.join("proc"), root.join("sys"), root.join(WHOLE));
+    plan.mount("proc", whole.join("proc"), "proc", &[Nosuid, Nodev, Noexec], "");
+    for part in HOST_PROC {
+        plan.may(Step::ReadOnly { path: proc.join(part) });
+    }
+    plan.must(Step::ReadOnly { path: proc.join("sys") });
+    for part in OWN_SYSCTLS {
+        let source = whole.join("proc/sys").join(part);
+        plan.may(Step::Expose { source, target: proc.join("sys").join(part) });
+    }
+    for key in SHADOWED_SYSCTLS {
+        let copy = root.join(sysctl::SHADOWS.trim_start_matches('/')).join(key);
+        plan.may(Step::Shadow { path: proc.join("sys").join(key), copy });
+    }
+    plan.must(Step::ReadOnly { path: sys.clone() });
+    // The node's own interfaces: sysfs shows those of the network namespace that it was mounted in.
+    let interfaces = "devices/virtual/net";
+    plan.may(Step::Expose { source: whole.join("sys").join(interfaces), target: sys.join(interfaces) });
 }
 
 /// Whether a serial, which comes from outside, is usable as a file name.

@@ -41,7 +41,9 @@ fn check(facts: &Facts, plan: &BootPlan) -> Result<(), String> {
             return Err(format!("{step:?} comes after the root was changed"));
         }
         match step {
-            Step::Directory { path } => there.extend(path.ancestors().map(Path::to_owned)),
+            Step::Directory { path } | Step::Private { path } => {
+                there.extend(path.ancestors().map(Path::to_owned))
+            }
             Step::Enter { path } => {
                 has(&there, path)?;
                 cwd.clone_from(path);
@@ -65,7 +67,18 @@ fn check(facts: &Facts, plan: &BootPlan) -> Result<(), String> {
                 has(&there, target)?;
                 has(&there, tools)?;
             }
-            Step::Bind { target, .. } => has(&there, target)?,
+            // What the kernel's own filesystems have in them is there, or is passed over.
+            Step::Bind { target: path, .. }
+            | Step::Expose { target: path, .. }
+            | Step::ReadOnly { path }
+            | Step::Shadow { path, .. }
+                if ["proc", "sys"].iter().any(|d| path.starts_with(facts.staging.join("root").join(d))) => {}
+            Step::Bind { target: path, .. }
+            | Step::Expose { target: path, .. }
+            | Step::ReadOnly { path }
+            | Step::Shadow { path, .. } => {
+                has(&there, path)?;
+            }
             Step::Unmount { path } => {
                 has(&there, path)?;
                 there.retain(|p| p == path || !p.starts_with(path));
@@ -137,8 +150,9 @@ proptest! {
         prop_assert_eq!(&plan.0[0].step, &Step::MakePrivate);
         for p in &plan.0 {
             let written = match &p.step {
-                Step::Mount { target, .. } | Step::Bind { target, .. } => target,
-                Step::Directory { path } | Step::File { path } | Step::Symlink { path, .. } | Step::InstallSelf { path } => path,
+                Step::Mount { target, .. } | Step::Bind { target, .. } | Step::Expose { target, .. } => target,
+                Step::Directory { path } | Step::Private { path } | Step::File { path } | Step::Symlink { path, .. }
+                | Step::InstallSelf { path } | Step::ReadOnly { path } | Step::Shadow { path, .. } => path,
                 Step::Node { folder, .. } => folder,
                 _ => continue,
             };

@@ -170,14 +170,20 @@ fn the_root_is_the_layers_and_nothing_of_the_host() {
         {"name":"look","command":["/bin/sh","-c","hostname; cat /proc/self/mountinfo; ls -l /dev /dev/net; cat /proc/sys/net/ipv4/ip_forward; ls /sys/class/net"]},
         {"name":"slow","command":["/bin/sleep","100"],"timeout_s":1},
         {"name":"bad","command":["/bin/sh","-c","exit 7"]}],
-        "sysctl":{"net.ipv4.ip_forward":1,"vm.overcommit_memory":"99","net.ipv4.no_such":"1"}}"#;
+        "sysctl":{"net.ipv4.ip_forward":"1","vm.overcommit_memory":"99","net.ipv4.no_such":"1"}}"#;
     let mut node = Node::boot(&layers, spec, &[]);
     node.wait_for("] running");
     let console = node.console();
     assert!(console.contains("onboot look done"), "{console}");
     assert!(console.contains("onboot slow failed: took longer than 1 s"), "{console}");
     assert!(console.contains("onboot bad failed: exit 7"), "{console}");
-    assert!(console.contains("sysctl vm.overcommit_memory belongs to the host"), "{console}");
+    assert!(!console.contains("sysctl vm.overcommit_memory"), "{console}");
+    assert_eq!(node.read("/run/stead/sysctl/vm/overcommit_memory").trim(), "99");
+    assert_ne!(
+        fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap().trim(),
+        "99",
+        "it is the host's"
+    );
     assert!(console.contains("sysctl net.ipv4.no_such cannot be set to 1"), "{console}");
     assert!(console.contains("state is lost at reboot"), "{console}");
     assert_eq!(node.read("/etc/layer"), "over", "the last layer is on top");
@@ -206,6 +212,63 @@ fn the_root_is_the_layers_and_nothing_of_the_host() {
         "the spec with the agent's key is gone"
     );
     assert!(fs::write(node.path("/run/stead/stead-node"), "x").is_err(), "the host's file is read-only");
+    node.shut_down();
+}
+
+/// Whether or not a write is refused, the host's parameters and knobs stay as they are; what belongs to the node's
+/// namespaces can be set.
+#[test]
+fn what_a_node_writes_to_the_kernel_stays_its_own() {
+    if skip("what_a_node_writes_to_the_kernel_stays_its_own", &[]) {
+        return;
+    }
+    /// Files of the host, and whether a node's write appears to succeed.
+    const HOSTS: [(&str, &str, bool); 10] = [
+        ("/proc/sys/kernel/panic", "17", true),
+        ("/proc/sys/kernel/panic_on_oops", "0", true),
+        ("/proc/sys/vm/overcommit_memory", "2", true),
+        ("/proc/sys/fs/inotify/max_user_instances", "17", true),
+        ("/proc/sys/user/max_user_namespaces", "17", true),
+        ("/proc/sys/kernel/core_pattern", "|/bin/false", false),
+        ("/proc/sys/kernel/sysrq", "17", false),
+        ("/proc/sys/vm/dirty_ratio", "17", false),
+        ("/sys/kernel/mm/transparent_hugepage/enabled", "never", false),
+        ("/sys/module/loop/parameters/max_part", "17", false),
+    ];
+    const OWN: [(&str, &str); 4] = [
+        ("/proc/sys/net/ipv4/ip_forward", "1"),
+        ("/proc/sys/kernel/hostname", "renamed"),
+        ("/proc/sys/kernel/shmmax", "123456789"),
+        ("/sys/class/net/lo/tx_queue_len", "777"),
+    ];
+    let before: Vec<_> = HOSTS.iter().map(|(file, ..)| fs::read(file).ok()).collect();
+    let mut script = String::from("echo begin;");
+    for (file, value) in HOSTS.iter().map(|(f, v, _)| (f, v)).chain(OWN.iter().map(|(f, v)| (f, v))) {
+        script += &format!(
+            "if [ -e {file} ]; then (echo '{value}' >{file}) 2>/dev/null && echo {file} = $(cat {file}); fi;"
+        );
+    }
+    script += "(echo h >/proc/sysrq-trigger) 2>/dev/null && echo SYSRQ; (echo x >/proc/irq/default_smp_affinity) 2>/dev/null && echo IRQ; echo end";
+    let command = serde_json::json!(["/bin/sh", "-c", script]);
+    let spec = format!(r#""system":{{"onboot":[{{"name":"write","command":{command}}}]}}"#);
+    let layers = Layers::new();
+    let mut node = Node::boot(&layers, &spec, &[]);
+    node.wait_for("] running");
+    let said = node.log("onboot-write");
+    let after: Vec<_> = HOSTS.iter().map(|(file, ..)| fs::read(file).ok()).collect();
+    assert_eq!(before, after, "the host is as it was: {said}");
+    for ((file, value, succeeds), there) in HOSTS.iter().zip(&before) {
+        let says = said.contains(&format!("{file} = {value}"));
+        assert_eq!(says, *succeeds && there.is_some(), "{file}: {said}");
+    }
+    for (file, value) in OWN {
+        assert!(said.contains(&format!("{file} = {value}")), "{file}: {said}");
+    }
+    assert!(said.contains(" end") && !said.contains("SYSRQ") && !said.contains("IRQ"), "{said}");
+    let console = node.console();
+    for failed in ["read-only", "bind ", "in the place of", "make directory", "cgroup"] {
+        assert!(!console.contains(&format!("warning: {failed}")), "{console}");
+    }
     node.shut_down();
 }
 

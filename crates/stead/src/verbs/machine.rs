@@ -27,6 +27,8 @@ enum Verb {
 impl Run for Machine {
     fn run(self, app: &App) -> Result<Exit> {
         let Verb::Run { file } = self.verb;
+        stead_os::origin::become_known();
+        stead_os::origin::allow_files();
         stead_machine::supervise::run(super::read_spec(app, &file)?)?;
         Ok(Exit::SUCCESS)
     }

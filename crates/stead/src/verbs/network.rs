@@ -27,6 +27,8 @@ enum Verb {
 impl Run for Network {
     fn run(self, app: &App) -> Result<Exit> {
         let Verb::Run { file } = self.verb;
+        stead_os::origin::become_known();
+        stead_os::origin::allow_files();
         stead_machine::network::run(super::read_spec(app, &file)?)?;
         Ok(Exit::SUCCESS)
     }

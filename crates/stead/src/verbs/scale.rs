@@ -28,7 +28,8 @@ impl Run for Scale {
             let (events, display) = progress::start(app);
             let result = tokio::select! {
                 result = stead_cluster::up::scale(&app.host, &self.cluster, self.count, &events) => result.map_err(Error::from),
-                _ = tokio::signal::ctrl_c() => {
+                interrupted = progress::interrupted() => {
+                    interrupted?;
                     Err(Error::interrupted("interrupted: the same command again continues"))
                 }
             };

@@ -7,7 +7,10 @@ use crate::{
     progress,
 };
 use clap::{Args, ValueHint};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use stead_cluster::{
     ClusterError, Record,
     down::{self, DownMode},
@@ -15,6 +18,11 @@ use stead_cluster::{
     up::{UpReport, UpRequest},
 };
 use stead_model::{ClusterName, ClusterSpec, FailureKind};
+
+/// How often an interrupted first `up` takes down what was still starting.
+const LATE_STARTS: u32 = 5;
+/// Pause before it does so again.
+const LATE_START_PAUSE: Duration = Duration::from_millis(300);
 
 /// Bring a cluster to the state that its file describes. Run it again at any time.
 #[derive(Debug, Args)]
@@ -64,7 +72,7 @@ async fn up(app: &App, request: UpRequest, json: bool) -> Result<Exit> {
     let (events, display) = progress::start(app);
     let result = tokio::select! {
         result = cluster::up(host, request, &events) => Some(result),
-        _ = tokio::signal::ctrl_c() => None,
+        interrupted = progress::interrupted() => { interrupted?; None }
     };
     display.end(events).await;
     match result {
@@ -72,7 +80,15 @@ async fn up(app: &App, request: UpRequest, json: bool) -> Result<Exit> {
         None if is_new => {
             app.output.note("\ninterrupted: taking down what was started");
             let (events, display) = progress::start(app);
-            let result = down::down(host, &cluster, DownMode::Delete, &events).await;
+            let mut result = down::down(host, &cluster, DownMode::Delete, &events).await;
+            for _ in 0..LATE_STARTS {
+                if matches!(result, Ok(()) | Err(ClusterError::NoCluster(_))) {
+                    break;
+                }
+                // A machine that was amid its start when `up` ended has come up since.
+                tokio::time::sleep(LATE_START_PAUSE).await;
+                result = down::down(host, &cluster, DownMode::Delete, &events).await;
+            }
             display.end(events).await;
             match result {
                 Ok(()) | Err(ClusterError::NoCluster(_)) => Ok(Exit(FailureKind::Interrupted.exit_code())),
@@ -92,7 +108,7 @@ pub async fn finish(app: &App, cluster: &ClusterName, report: &UpReport, json: b
         return Ok(Exit::SUCCESS);
     }
     let seconds = report.seconds;
-    if report.plan.is_empty() {
+    if report.plan.is_empty() && report.later.is_empty() {
         app.output.print(format!("cluster {cluster}: nothing to do ({seconds:.1} s)\n"))?;
         return Ok(Exit::SUCCESS);
     }

@@ -107,6 +107,7 @@ fn nodes_are_reached() {
     w.ok(&["cp", "t-reach/node1:/tmp/tree", back.to_str().unwrap()]);
     assert_eq!(fs::read_to_string(back.join("sub/file")).unwrap(), "content");
     assert_eq!(w.stead(&["cp", "t-reach/node1:/nowhere", back.to_str().unwrap()]).code, 2);
+    copies_as_cp_does(&w);
     // Nodes resolve each other by name, over both families, and reach each other's agents.
     for family in ["ahostsv4", "ahostsv6"] {
         let text = w.exec("t-reach", "node1", &["getent", family, "node2"]);
@@ -114,6 +115,72 @@ fn nodes_are_reached() {
     }
     assert!(w.ok(&["logs", "t-reach", "node1"]).contains("network up"));
     w.down("t-reach");
+}
+
+/// The same arguments mean the same in both directions, and what cp(1) means by them.
+fn copies_as_cp_does(w: &World) {
+    let here = w.state.join("cp");
+    let local = |name: &str| here.join(name).to_str().unwrap().to_owned();
+    let there = |path: &str| format!("t-reach/node1:{path}");
+    let on_node = |script: &str| w.exec("t-reach", "node1", &["sh", "-c", script]).trim().to_owned();
+    for dir in ["tree/sub", "dir"] {
+        fs::create_dir_all(here.join(dir)).unwrap();
+    }
+    fs::write(here.join("one"), "1").unwrap();
+    fs::write(here.join("two"), "2").unwrap();
+    fs::write(here.join("tree/sub/file"), "f").unwrap();
+    std::os::unix::fs::symlink("one", here.join("link.txt")).unwrap();
+    std::os::unix::fs::symlink("tree", here.join("linked")).unwrap();
+    on_node("mkdir -p /tmp/cp/dir; ln -s dir /tmp/cp/linked");
+    // Into an existing directory, with or without a slash, through a link to one; under a new name; several.
+    w.ok(&["cp", &local("one"), &there("/tmp/cp/dir")]);
+    w.ok(&["cp", &local("one"), &local("two"), &local("link.txt"), &there("/tmp/cp/linked")]);
+    w.ok(&["cp", &local("two"), &there("/tmp/cp/dir/new")]);
+    w.ok(&["cp", &local("tree"), &there("/tmp/cp/copy")]);
+    w.ok(&["cp", &local("tree/."), &there("/tmp/cp/dir/")]);
+    w.ok(&["cp", &local("linked/"), &there("/tmp/cp/dir")]);
+    let list = "cd /tmp/cp && find . -mindepth 1 | sort && readlink dir/link.txt && cat dir/one dir/new copy/sub/file";
+    let want = "./copy ./copy/sub ./copy/sub/file ./dir ./dir/link.txt ./dir/linked ./dir/linked/sub \
+                ./dir/linked/sub/file ./dir/new ./dir/one ./dir/sub ./dir/sub/file ./dir/two ./linked one 12f";
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
+    assert_eq!(words(&on_node(list)), words(want));
+    // The other way.
+    w.ok(&["cp", &there("/tmp/cp/dir/one"), &local("dir")]);
+    w.ok(&["cp", &there("/tmp/cp/dir/link.txt"), &there("/tmp/cp/dir/two"), &local("dir/")]);
+    w.ok(&["cp", &there("/tmp/cp/copy/."), &local("dir")]);
+    w.ok(&[
+        "cp",
+        &there("/proc/version"),
+        &there("/sys/kernel/mm/transparent_hugepage/enabled"),
+        &local("dir"),
+    ]);
+    assert_eq!(fs::read_to_string(here.join("dir/one")).unwrap(), "1");
+    assert_eq!(fs::read_link(here.join("dir/link.txt")).unwrap(), std::path::Path::new("one"));
+    assert_eq!(fs::read_to_string(here.join("dir/sub/file")).unwrap(), "f");
+    assert_eq!(fs::read(here.join("dir/version")).unwrap(), fs::read("/proc/version").unwrap());
+    let knob = "/sys/kernel/mm/transparent_hugepage/enabled";
+    assert_eq!(fs::read(here.join("dir/enabled")).unwrap(), fs::read(knob).unwrap());
+    // What cp refuses.
+    for (from, to) in [
+        (local("one"), there("/tmp/cp/none/new")),
+        (local("one"), there("/tmp/cp/none/")),
+        (there("/tmp/cp/dir/one"), local("none/new")),
+        (there("/tmp/cp/dir/one"), local("none/")),
+        (local("none"), there("/tmp")),
+    ] {
+        let said = w.stead(&["cp", &from, &to]);
+        assert_eq!(said.code, 2, "{from} to {to}: {}", said.stderr);
+    }
+    let several = w.stead(&["cp", &local("one"), &local("two"), &there("/tmp/cp/none")]);
+    assert!(several.code == 2 && several.stderr.contains("is not a directory"), "{}", several.stderr);
+    // A socket is named, and what comes after it arrives.
+    on_node(
+        "mkdir /tmp/cp/special; mkfifo /tmp/cp/special/fifo; mknod /tmp/cp/special/device c 1 3; echo x >/tmp/cp/special/z",
+    );
+    let said = w.stead(&["cp", &there("/tmp/cp/special"), &local("dir")]);
+    assert!(said.code == 1 && said.stderr.contains("special/device: is a device node"), "{}", said.stderr);
+    assert_eq!(fs::read_to_string(here.join("dir/special/z")).unwrap(), "x\n");
+    assert!(fs::symlink_metadata(here.join("dir/special/fifo")).is_ok());
 }
 
 #[test]

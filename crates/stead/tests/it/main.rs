@@ -11,3 +11,4 @@ mod fleet_unharmed;
 mod kill;
 mod one;
 mod qemu;
+mod surroundings;

@@ -209,7 +209,7 @@ async fn a_node_without_engine_says_so() {
     let error = node.client.engine().await.unwrap_err();
     assert_eq!(code(&error), 404);
     assert_eq!(error.to_string(), "cannot read the engine's status on n1: this node has no engine");
-    let request = stead_model::agent::JoinTokenRequest { member: name("n2") };
+    let request = stead_model::agent::JoinTokenRequest { member: name("n2"), address: None };
     assert_eq!(code(&node.client.join_token(&request).await.unwrap_err()), 404);
     assert_eq!(code(&node.client.instances().await.unwrap_err()), 404);
 }

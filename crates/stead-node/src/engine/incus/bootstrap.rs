@@ -6,7 +6,9 @@ use super::{
     journal::Phase,
     plan,
     preseed::{self, Preseed},
-    reset, step,
+    reset,
+    scalars::Readings,
+    step,
 };
 use std::{
     path::{Path, PathBuf},
@@ -32,9 +34,10 @@ impl Incus {
             (_, device) => Ok(device),
         }
     }
-    fn wanted(&self, device: Option<&Path>) -> Result<Preseed, IncusError> {
+    fn wanted(&self, server: &Server, device: Option<&Path>) -> Result<Preseed, IncusError> {
         let source = device.map(|d| d.to_string_lossy().into_owned());
-        Ok(preseed::wanted(&self.spec, source.as_deref())?)
+        let readings = Readings::of(self.client.dialect(), &server.environment.server_version);
+        Ok(preseed::wanted(&self.spec, source.as_deref(), readings)?)
     }
 
     /// Notes that the first start is still to come. The remains of an interrupted first start are removed, since the
@@ -60,7 +63,13 @@ impl Incus {
                     if self.last_seen().detail.as_deref() != Some(&why) {
                         self.handle.note(EventKind::Engine, format!("engine: {why}"));
                     }
-                    self.set(EngineState::Failed, Some(why));
+                    if e.is_final() {
+                        self.set_refused(why);
+                        // Whoever removes the cause runs `up` again, which should not see the old answer.
+                        pause = RETRY.0;
+                    } else {
+                        self.set(EngineState::Failed, Some(why));
+                    }
                 }
             }
             sleep(pause).await;
@@ -145,7 +154,7 @@ impl Incus {
     async fn initialise(&self, server: &Server) -> Result<(), IncusError> {
         self.set(EngineState::Forming, None);
         let device = self.attached_device()?;
-        let wanted = self.wanted(device.as_deref())?;
+        let wanted = self.wanted(server, device.as_deref())?;
         let observed = act::observe(&self.client, server, device.as_deref(), &self.directory)
             .await
             .map_err(step("look at the engine"))?;
@@ -173,7 +182,7 @@ impl Incus {
         }
         self.set(EngineState::Forming, None);
         let device = self.attached_device()?;
-        let wanted = self.wanted(device.as_deref())?;
+        let wanted = self.wanted(server, device.as_deref())?;
         let (_, certificate) = tokio::try_join!(self.clear_way(server), async {
             act::cluster_certificate(&token).await.map_err(step("find the cluster to join"))
         })?;

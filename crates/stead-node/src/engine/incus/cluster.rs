@@ -1,7 +1,7 @@
 //! A member's actions on the cluster on behalf of others: clearing the way for one that joins again, removing one.
 
 use super::{IncusError, chain, engine};
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 use stead_incus::{Client, Error, requests, requests::cluster::MemberAction, tls, types::Member};
 use tokio::time::{Instant, sleep};
 
@@ -10,15 +10,38 @@ const PROBE: Duration = Duration::from_secs(2);
 /// State of a member that was accepted but has not finished joining (`nodes.state` in both engines' schema).
 const PENDING: u8 = 1;
 
-/// Removes the remains of an interrupted join of `name` from the cluster: a pending member, which the API does not
-/// show, or an empty member that does not answer as one.
+/// A member as the cluster file knows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Who<'a> {
+    /// The node's name, which is the member's unless somebody renamed it in the engine.
+    pub name: &'a str,
+    /// Where its engine answers.
+    pub address: Option<SocketAddr>,
+}
+
+impl Who<'_> {
+    /// Finds it: by its address, which an engine cannot change by itself, else by its name.
+    fn among(self, members: Vec<Member>) -> Option<Member> {
+        let at = self.address.and_then(|address| members.iter().position(|m| is_at(m, address)));
+        let at = at.or_else(|| members.iter().position(|m| m.server_name == self.name))?;
+        members.into_iter().nth(at)
+    }
+}
+
+/// Whether a member answers at this address.
+pub fn is_at(member: &Member, address: SocketAddr) -> bool {
+    member.url.trim_start_matches("https://").parse() == Ok(address)
+}
+
+/// Removes the remains of an interrupted join from the cluster: a pending member, which the API does not show, or an
+/// empty member that does not answer as one.
 ///
 /// # Errors
 /// The member exists and is alive or not empty.
-pub async fn make_way(client: &Client, name: &str) -> Result<(), IncusError> {
-    unpend(client, name).await?;
-    let found = members(client).await?;
-    let Some(member) = found.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
+pub async fn make_way(client: &Client, who: Who<'_>) -> Result<(), IncusError> {
+    unpend(client, who.name).await?;
+    let Some(member) = who.among(members(client).await?) else { return Ok(()) };
+    let name = member.server_name.as_str();
     if let Some(sign) = sign_of_life(client, &member).await? {
         return Err(IncusError::AlreadyMember { member: name.to_owned(), sign });
     }
@@ -32,10 +55,10 @@ pub async fn make_way(client: &Client, name: &str) -> Result<(), IncusError> {
 ///
 /// # Errors
 /// The engine's.
-pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), IncusError> {
-    unpend(client, name).await?;
-    let found = members(client).await?;
-    let Some(member) = found.into_iter().find(|m| m.server_name == name) else { return Ok(()) };
+pub async fn remove(client: &Client, who: Who<'_>, force: bool) -> Result<(), IncusError> {
+    unpend(client, who.name).await?;
+    let Some(member) = who.among(members(client).await?) else { return Ok(()) };
+    let name = member.server_name.as_str();
     if !force && member.status != "Evacuated" {
         client.set_member_state(name, MemberAction::Evacuate).await.map_err(engine("evacuate the member"))?;
     }
@@ -46,10 +69,10 @@ pub async fn remove(client: &Client, name: &str, force: bool) -> Result<(), Incu
 ///
 /// # Errors
 /// The engine's.
-pub async fn restore(client: &Client, name: &str) -> Result<(), IncusError> {
-    let found = members(client).await?;
-    let evacuated = found.iter().any(|m| m.server_name == name && m.status == "Evacuated");
-    if evacuated {
+pub async fn restore(client: &Client, who: Who<'_>) -> Result<(), IncusError> {
+    let found = who.among(members(client).await?);
+    if let Some(member) = found.filter(|m| m.status == "Evacuated") {
+        let name = member.server_name.as_str();
         client.set_member_state(name, MemberAction::Restore).await.map_err(engine("restore the member"))?;
     }
     Ok(())
@@ -141,8 +164,37 @@ async fn holds(client: &Client, name: &str) -> Result<Option<String>, IncusError
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renamed_member_is_found_by_its_address() {
+        let member = |name: &str, url: &str| Member {
+            server_name: name.into(),
+            url: url.into(),
+            ..serde_json::from_str(r#"{"server_name":"","status":"Online"}"#).unwrap()
+        };
+        let all = || {
+            vec![
+                member("node1", "https://10.0.0.2:8443"),
+                // Their names were exchanged.
+                member("node3", "https://10.0.0.3:8443"),
+                member("node2", "https://[fd00::4]:8443"),
+                member("other", "https://somewhere:8443"),
+            ]
+        };
+        let found = |name: &str, address: Option<&str>| {
+            let who = Who { name, address: address.map(|a| a.parse().unwrap()) };
+            who.among(all()).map(|m| m.server_name)
+        };
+        assert_eq!(found("node2", Some("10.0.0.3:8443")).as_deref(), Some("node3"));
+        assert_eq!(found("node3", Some("[fd00::4]:8443")).as_deref(), Some("node2"));
+        assert_eq!(found("node1", None).as_deref(), Some("node1"));
+        assert_eq!(found("other", Some("10.0.0.9:8443")).as_deref(), Some("other"));
+        assert_eq!(found("gone", Some("10.0.0.9:8443")), None);
+    }
+
     #[test]
     fn quotes_do_not_end_the_literal() {
-        assert_eq!(super::quoted("a'b"), "a''b");
+        assert_eq!(quoted("a'b"), "a''b");
     }
 }

@@ -90,3 +90,14 @@ pub enum IncusError {
         what: &'static str,
     },
 }
+
+impl IncusError {
+    /// Whether the same try again comes to the same end: what is asked for cannot be.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Preseed(_) | Self::NoDisk(_) | Self::Plan(_) => true,
+            Self::Step { source: act::ActError::Engine(e), .. } => e.code() == Some(400),
+            _ => false,
+        }
+    }
+}

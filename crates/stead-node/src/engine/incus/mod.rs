@@ -16,9 +16,11 @@ mod journal;
 mod plan;
 mod preseed;
 mod reset;
+mod scalars;
 
 use super::{Engine, EngineError, Work};
 use crate::{blocking::blocking, chain, handle::Handle};
+use cluster::Who;
 pub use error::IncusError;
 use journal::{Journal, Phase};
 use std::{
@@ -112,6 +114,7 @@ impl Incus {
                 detail: None,
                 certificate: None,
                 leads: false,
+                refused: false,
             }),
             journal: Journal::new(&directory),
             client: Client::new(dialect, Endpoint::Unix(socket.clone()))?,
@@ -174,8 +177,9 @@ impl Incus {
         self.last_seen()
     }
 
-    async fn token_for(&self, member: &NodeName) -> Result<Token, IncusError> {
-        cluster::make_way(&self.client, member.as_str()).await?;
+    async fn token_for(&self, request: &JoinTokenRequest) -> Result<Token, IncusError> {
+        let JoinTokenRequest { member, address } = request;
+        cluster::make_way(&self.client, Who { name: member.as_str(), address: *address }).await?;
         let token = self.client.join_token(member.as_str()).await.map_err(engine("ask for a join token"))?;
         Ok(Token { token: token.encode() })
     }
@@ -226,7 +230,15 @@ impl Incus {
         let mut s = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         s.state = state;
         s.detail = None;
+        s.refused = false;
         s.leads = member.roles.iter().any(|r| r == LEADER);
+        s.refused = false;
+    }
+
+    /// It failed for good, unless the world changes.
+    fn set_refused(&self, why: String) {
+        self.set(EngineState::Failed, Some(why));
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).refused = true;
     }
 
     fn learn(&self, server: &Server) {
@@ -253,7 +265,15 @@ impl Incus {
     }
 
     async fn own_member(&self) -> Result<Member, Error> {
-        self.client.fetch(&requests::cluster::member(self.node.as_str()).within(WATCH_TIMEOUT)).await
+        let called = async |name: &str| {
+            self.client.fetch::<Member>(&requests::cluster::member(name).within(WATCH_TIMEOUT)).await
+        };
+        match called(self.node.as_str()).await {
+            Ok(member) if cluster::is_at(&member, self.spec.address) => Ok(member),
+            Err(e) if !e.is_not_found() => Err(e),
+            // It was renamed in the engine: the engine knows itself under which name.
+            _ => called(&self.ask_server().await?.environment.server_name).await,
+        }
     }
 
     async fn joined(&self) -> Result<(), IncusError> {
@@ -334,7 +354,7 @@ impl Engine for Incus {
         Box::pin(self.seen_now())
     }
     fn join_token<'a>(&'a self, request: &'a JoinTokenRequest) -> Work<'a, Result<Token, EngineError>> {
-        Box::pin(async { self.token_for(&request.member).await.map_err(EngineError::new) })
+        Box::pin(async { self.token_for(request).await.map_err(EngineError::new) })
     }
     fn join<'a>(&'a self, request: &'a JoinRequest) -> Work<'a, Result<EngineStatus, EngineError>> {
         Box::pin(async { self.join_by(&request.token).await.map_err(EngineError::new) })
@@ -342,14 +362,20 @@ impl Engine for Incus {
     fn remove<'a>(&'a self, request: &'a RemoveMemberRequest) -> Work<'a, Result<(), EngineError>> {
         Box::pin(async {
             let _one_at_a_time = self.removing.lock().await;
-            let removed = cluster::remove(&self.client, request.member.as_str(), request.force).await;
+            let removed = cluster::remove(
+                &self.client,
+                Who { name: request.member.as_str(), address: request.address },
+                request.force,
+            )
+            .await;
             removed.map_err(EngineError::new)
         })
     }
     fn restore<'a>(&'a self, request: &'a RestoreMemberRequest) -> Work<'a, Result<(), EngineError>> {
         Box::pin(async {
             let _one_at_a_time = self.removing.lock().await;
-            cluster::restore(&self.client, request.member.as_str()).await.map_err(EngineError::new)
+            let who = Who { name: request.member.as_str(), address: request.address };
+            cluster::restore(&self.client, who).await.map_err(EngineError::new)
         })
     }
     fn workloads(&self) -> Work<'_, Result<Vec<InstanceStatus>, EngineError>> {

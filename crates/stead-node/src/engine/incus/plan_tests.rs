@@ -1,5 +1,5 @@
 use super::*;
-use crate::engine::incus::preseed;
+use crate::engine::incus::{preseed, preseed::PreseedError, scalars::Readings};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use stead_model::{
@@ -16,6 +16,10 @@ fn spec(preseed: Value) -> EngineSpec {
         storage_disk: None,
         preseed,
     }
+}
+
+fn wanted(spec: &EngineSpec, source: Option<&str>) -> Result<Preseed, PreseedError> {
+    preseed::wanted(spec, source, Readings::of(stead_incus::Dialect::Incus, "6.0.4"))
 }
 
 /// An untouched server: no pool, and empty profiles called default.
@@ -109,7 +113,7 @@ fn blank_disk() -> Option<Disk> {
 
 #[test]
 fn a_fresh_server_with_a_disk() {
-    let wanted = preseed::wanted(&spec(Value::Null), Some("/dev/vdb")).unwrap();
+    let wanted = wanted(&spec(Value::Null), Some("/dev/vdb")).unwrap();
     let steps = init(&wanted, "node1", &Observed { disk: blank_disk(), ..untouched() }).unwrap();
     insta::assert_json_snapshot!(steps, @r#"
     [
@@ -162,7 +166,7 @@ fn a_fresh_server_with_a_disk() {
 
 #[test]
 fn a_clustered_server_is_left_alone() {
-    let wanted = preseed::wanted(&spec(Value::Null), None).unwrap();
+    let wanted = wanted(&spec(Value::Null), None).unwrap();
     let o = Observed { clustered: true, ..untouched() };
     assert!(init(&wanted, "node1", &o).unwrap().is_empty());
     assert!(before_join(&o).unwrap().is_empty());
@@ -170,7 +174,7 @@ fn a_clustered_server_is_left_alone() {
 
 #[test]
 fn data_is_never_wiped() {
-    let wanted = preseed::wanted(&spec(Value::Null), Some("/dev/vdb")).unwrap();
+    let wanted = wanted(&spec(Value::Null), Some("/dev/vdb")).unwrap();
     let with = |content, disk_unused| Observed {
         disk: Some(Disk { device: "/dev/vdb".into(), content }),
         disk_unused,
@@ -213,7 +217,7 @@ fn what_a_failed_join_left_goes_first() {
 
 #[test]
 fn leftovers_go_unless_they_hold_files() {
-    let wanted = preseed::wanted(&spec(Value::Null), None).unwrap();
+    let wanted = wanted(&spec(Value::Null), None).unwrap();
     let mut o = Observed { leftovers: vec![("/x/default".into(), false)], ..untouched() };
     let remove = Step::RemoveLeftover { path: "/x/default".into() };
     assert!(init(&wanted, "node1", &o).unwrap().contains(&remove));
@@ -226,7 +230,7 @@ fn leftovers_go_unless_they_hold_files() {
 fn another_driver_is_an_error() {
     let mut o = untouched();
     o.pools.push(StoragePool { name: "default".into(), driver: "zfs".into(), ..StoragePool::default() });
-    let wanted = preseed::wanted(&spec(Value::Null), None).unwrap();
+    let wanted = wanted(&spec(Value::Null), None).unwrap();
     assert!(matches!(init(&wanted, "node1", &o), Err(PlanError::PoolDriver { .. })));
 }
 
@@ -255,7 +259,7 @@ proptest! {
     /// After power cuts at any steps, the next plan completes, and the result is the same as without them.
     #[test]
     fn every_interruption_is_recovered(user in any_preseed(), disk: bool, cuts in prop::collection::vec(0usize..12, 0..4)) {
-        let wanted = preseed::wanted(&spec(user), disk.then_some("/dev/vdb")).unwrap();
+        let wanted = wanted(&spec(user), disk.then_some("/dev/vdb")).unwrap();
         let fresh = || Observed { disk: if disk { blank_disk() } else { None }, ..untouched() };
         let mut straight = fresh();
         for step in init(&wanted, "node1", &straight).unwrap() {

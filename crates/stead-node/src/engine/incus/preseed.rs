@@ -2,6 +2,7 @@
 //!
 //! Pure. The format is that of `incus admin init --preseed`.
 
+use super::scalars::Readings;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -170,12 +171,12 @@ pub fn generated(spec: &EngineSpec, source: Option<&str>) -> Value {
     })
 }
 
-/// The user's preseed merged over the generated one, parsed.
+/// The user's preseed merged over the generated one, its scalars as this engine's tool reads them.
 ///
 /// # Errors
 /// [`PreseedError`] when the user's does not have the format.
-pub fn wanted(spec: &EngineSpec, source: Option<&str>) -> Result<Preseed, PreseedError> {
-    let mut merged = merge(generated(spec, source), spec.preseed.clone());
+pub fn wanted(spec: &EngineSpec, source: Option<&str>, readings: Readings) -> Result<Preseed, PreseedError> {
+    let mut merged = readings.apply(merge(generated(spec, source), spec.preseed.clone()));
     if let Value::Object(map) = &mut merged {
         map.retain(|_, v| !v.is_null());
     }
@@ -282,9 +283,13 @@ mod tests {
         }
     }
 
+    fn read(spec: &EngineSpec, source: Option<&str>) -> Result<Preseed, PreseedError> {
+        wanted(spec, source, Readings::of(stead_incus::Dialect::Incus, "6.0.4"))
+    }
+
     #[test]
     fn generated_alone() {
-        let p = wanted(&spec(Value::Null), Some("/dev/vdb")).unwrap();
+        let p = read(&spec(Value::Null), Some("/dev/vdb")).unwrap();
         assert_eq!(p.config["core.https_address"], "10.0.0.1:8443");
         assert_eq!(p.config["cluster.https_address"], "10.0.0.1:8443");
         assert_eq!(
@@ -296,7 +301,7 @@ mod tests {
             p.member_config().iter().map(|k| (k.entity.as_str(), k.key.as_str())).collect::<Vec<_>>(),
             [("storage-pool", "source")]
         );
-        assert_eq!(wanted(&spec(Value::Null), None).unwrap().storage_pools[0].driver, "dir");
+        assert_eq!(read(&spec(Value::Null), None).unwrap().storage_pools[0].driver, "dir");
     }
 
     #[test]
@@ -310,7 +315,7 @@ mod tests {
             ],
             "projects": [{ "name": "p" }],
         });
-        let p = wanted(&spec(user), None).unwrap();
+        let p = read(&spec(user), None).unwrap();
         assert_eq!(p.config["images.auto_update_interval"], "0");
         assert!(!p.config.contains_key("core.https_address"));
         assert_eq!(p.storage_pools.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["default", "fast"]);
@@ -325,15 +330,15 @@ mod tests {
             "storage_pools": [{ "name": "default", "driver": "zfs", "config": { "size": "5GiB" } }],
             "profiles": [{ "name": "default", "devices": { "eth0": { "type": "nic", "network": "lan" } } }],
         });
-        let p = wanted(&spec(user), Some("/dev/vdb")).unwrap();
+        let p = read(&spec(user), Some("/dev/vdb")).unwrap();
         assert_eq!(p.storage_pools[0].config, Config::from([("size".into(), "5GiB".into())]));
         assert!(!p.profiles[0].devices["eth0"].contains_key("parent"));
     }
 
     #[test]
     fn other_formats_are_refused() {
-        assert!(wanted(&spec(json!({ "storagepools": [] })), None).is_err());
-        assert!(wanted(&spec(json!([1])), None).is_err());
+        assert!(read(&spec(json!({ "storagepools": [] })), None).is_err());
+        assert!(read(&spec(json!([1])), None).is_err());
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
@@ -362,6 +367,6 @@ mod tests {
             prop_assert_eq!(merge(once.clone(), over), once);
         }
         #[test]
-        fn any_user_preseed_is_answered(user in any_json()) { let _ = wanted(&spec(user), None); }
+        fn any_user_preseed_is_answered(user in any_json()) { let _ = read(&spec(user), None); }
     }
 }

@@ -3,9 +3,6 @@
 //! Packing and unpacking block on disks, so each transfer has a thread, connected by a channel of chunks. A client that
 //! stalls ends its transfer.
 
-pub mod pack;
-pub mod unpack;
-
 use super::answer::{self, Answer, Refusal};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream;
@@ -17,6 +14,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use stead_agent::files::{pack, unpack};
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -76,7 +74,9 @@ pub async fn put(path: String, mut body: Incoming, transfers: &Arc<Semaphore>) -
     let (done, result) = oneshot::channel();
     spawn("unpack", permit, move || {
         let mut reader = ChunkReader { chunks: receiver, chunk: Bytes::new() };
-        let _ = done.send(unpack::Target::open(PathBuf::from(path)).and_then(|t| t.unpack(&mut reader)));
+        let _ = done.send(
+            unpack::Target::open(PathBuf::from(path)).and_then(|t| t.unpack(&mut reader, unpack::Top::Kept)),
+        );
     })?;
     loop {
         let chunk = match timeout(STALL, body.frame()).await {
@@ -107,7 +107,9 @@ pub async fn put(path: String, mut body: Incoming, transfers: &Arc<Semaphore>) -
         let _ = timeout(DISCARD_TIME, discard(&mut body)).await;
         let status = match &error {
             unpack::UnpackError::Target { source, .. } => refusal(source).status,
-            unpack::UnpackError::Read(_) | unpack::UnpackError::Refused { .. } => StatusCode::BAD_REQUEST,
+            unpack::UnpackError::Read(_)
+            | unpack::UnpackError::Refused { .. }
+            | unpack::UnpackError::Skipped { .. } => StatusCode::BAD_REQUEST,
             unpack::UnpackError::Write { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         return Err(Refusal::new(status, crate::chain(&error)));

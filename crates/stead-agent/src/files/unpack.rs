@@ -3,9 +3,10 @@
 //! The kernel opens every entry's parent *beneath* the target (openat2, `RESOLVE_BENEATH`), so that neither `..` nor a
 //! symbolic link, from the tar or already there, leads out. Entries are created under a temporary name in that
 //! directory and renamed, so that no file is seen half-written and no link is followed. For the target `/` links are
-//! resolved as usual, since nothing is outside. Device nodes are refused. Existing directories keep their mode and
-//! owner.
+//! resolved as usual, since nothing is outside. Device nodes are left out and named in an error at the end. Existing
+//! directories keep their mode and owner.
 
+use super::SKIPPED;
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::{
@@ -18,16 +19,24 @@ use rustix::{
 use std::{
     ffi::OsStr,
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Seek as _, Write as _},
     os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
 };
-use tar::{Archive, Entry, EntryType, Header};
+use tar::{Archive, Entry, EntryType, Header, PaxExtensions};
 
 /// Longest target of a symbolic link, in bytes: PATH_MAX.
 const MAX_LINK: usize = 4096;
 /// How much padding after a tar's end is read, in bytes.
 const MAX_PADDING: u64 = 1 << 20;
+/// Names of what was left out that an error shows.
+const MAX_NAMED: usize = 20;
+/// Directories whose attributes are set when all else is there; those of more are set at once.
+const MAX_LATER: usize = 100_000;
+/// Bytes of a pax header.
+const MAX_RECORDS: u64 = 64 << 10;
+/// How much is written at once; a piece of zeros becomes a hole.
+const PIECE: usize = 64 << 10;
 
 /// A tar was not unpacked, or only in part.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +61,14 @@ pub enum UnpackError {
         /// The rule it breaks.
         why: &'static str,
     },
+    /// Some entries were left out, by the packer or here. Everything else is unpacked.
+    #[error("not copied: {}", list(.named, .count))]
+    Skipped {
+        /// `PATH: REASON` of the first of them.
+        named: Vec<String>,
+        /// How many there are.
+        count: usize,
+    },
     /// An entry cannot be written.
     #[error("cannot write {entry:?}")]
     Write {
@@ -61,6 +78,37 @@ pub enum UnpackError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Whether the first entry of a tar is a directory; false for a tar without entries.
+///
+/// # Errors
+/// It cannot be read, or is no tar.
+pub fn is_tree(reader: &mut impl Read) -> io::Result<bool> {
+    let mut archive = Archive::new(reader);
+    for entry in archive.entries()? {
+        let kind = entry?.header().entry_type();
+        if kind != EntryType::XGlobalHeader {
+            return Ok(kind == EntryType::Directory);
+        }
+    }
+    Ok(false)
+}
+
+fn list(named: &[String], count: &usize) -> String {
+    let more = count - named.len();
+    named.join("; ") + &if more > 0 { format!("; and {more} more") } else { String::new() }
+}
+
+/// What becomes of the first part of the entries' names.
+#[derive(Debug, Clone, Copy)]
+pub enum Top<'a> {
+    /// It stays.
+    Kept,
+    /// It is replaced.
+    Renamed(&'a OsStr),
+    /// It is taken away: what is in a directory goes into the target itself.
+    Removed,
 }
 
 /// A directory that exists.
@@ -94,33 +142,57 @@ impl Target {
     /// Unpacks everything, in order.
     ///
     /// # Errors
-    /// The first entry that is refused or fails; earlier ones stay.
-    pub fn unpack(&self, reader: &mut impl Read) -> Result<(), UnpackError> {
+    /// The first entry that is refused or fails; earlier ones stay. [`UnpackError::Skipped`] at the end.
+    pub fn unpack(&self, reader: &mut impl Read, top: Top<'_>) -> Result<(), UnpackError> {
+        let mut left_out = Skipped::default();
+        let mut later = Vec::new();
         {
             let mut archive = Archive::new(&mut *reader);
             for entry in archive.entries().map_err(UnpackError::Read)? {
                 let mut entry = entry.map_err(UnpackError::Read)?;
-                let kind = entry.header().entry_type();
-                if kind == EntryType::XGlobalHeader {
+                if entry.header().entry_type() == EntryType::XGlobalHeader {
+                    left_out.read(&mut entry).map_err(UnpackError::Read)?;
                     continue;
                 }
-                let path = entry.path_bytes().into_owned();
-                self.entry(&path, kind, &mut entry)?;
+                self.entry(&mut entry, top, &mut left_out, &mut later)?;
             }
         }
         io::copy(&mut reader.take(MAX_PADDING), &mut io::sink()).map_err(UnpackError::Read)?;
-        Ok(())
+        // The deepest first: what is done in a directory changes its times, and may not be allowed by its mode.
+        for Later { parts, header, shown } in later.into_iter().rev() {
+            let parts: Vec<&OsStr> = parts.iter().map(|p| p.as_os_str()).collect();
+            let directory = self.open_beneath(&parts).map_err(|e| self.explain(e, &|| shown.clone()))?;
+            let set = fchmod(&directory, mode(&header)).and_then(|()| futimens(&directory, &times(&header)));
+            set.map_err(|e| UnpackError::Write { entry: shown, source: e.into() })?;
+        }
+        left_out.into_result()
     }
 
-    fn entry(&self, path: &[u8], kind: EntryType, entry: &mut Entry<impl Read>) -> Result<(), UnpackError> {
+    fn entry(
+        &self,
+        entry: &mut Entry<impl Read>,
+        top: Top<'_>,
+        left_out: &mut Skipped,
+        later: &mut Vec<Later>,
+    ) -> Result<(), UnpackError> {
+        let path = entry.path_bytes().into_owned();
+        let path = path.as_slice();
+        let kind = entry.header().entry_type();
         let shown = || String::from_utf8_lossy(path.get(..200).unwrap_or(path)).into_owned();
         let refused = |why| UnpackError::Refused { entry: shown(), why };
         let failed = |source: io::Error| UnpackError::Write { entry: shown(), source };
-        let parts = parts(path).map_err(refused)?;
+        if has_sparse_records(entry).map_err(UnpackError::Read)? {
+            return Err(refused("is sparse in a form that is not understood; pack it without --sparse"));
+        }
+        let parts = renamed(parts(path).map_err(refused)?, top);
         let Some((name, parents)) = parts.split_last() else {
             // The target itself: many tars contain `./`.
             return if kind == EntryType::Directory { Ok(()) } else { Err(refused("has no name")) };
         };
+        if matches!(kind, EntryType::Block | EntryType::Char) {
+            left_out.add(format!("{}: is a device node", shown()));
+            return Ok(());
+        }
         let parent = self.directory(parents).map_err(|e| self.explain(e, &shown))?;
         let place = Place { parent: &parent, name, owner: self.owner };
         match kind {
@@ -128,7 +200,14 @@ impl Target {
                 let size = entry.size();
                 place.file(entry, size, &failed)
             }
-            EntryType::Directory => place.directory(entry.header()).map_err(failed),
+            EntryType::Directory => {
+                let late = later.len() < MAX_LATER;
+                if place.directory(entry.header(), late).map_err(failed)? && late {
+                    let parts = parts.iter().map(PathBuf::from).collect();
+                    later.push(Later { parts, header: entry.header().clone(), shown: shown() });
+                }
+                Ok(())
+            }
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
                 if target.is_empty() || target.len() > MAX_LINK || target.contains(&0) {
@@ -140,6 +219,7 @@ impl Target {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
                 let target =
                     self::parts(&target).map_err(|_| refused("is a link that leads out of the directory"))?;
+                let target = renamed(target, top);
                 let Some((target_name, parents)) = target.split_last() else {
                     return Err(refused("is a link without a target"));
                 };
@@ -147,7 +227,6 @@ impl Target {
                 place.link(&from, target_name).map_err(failed)
             }
             EntryType::Fifo => place.fifo(entry.header()).map_err(failed),
-            EntryType::Block | EntryType::Char => Err(refused("is a device node")),
             _ => Err(refused("is of an unknown type")),
         }
     }
@@ -194,6 +273,73 @@ impl Target {
             other => UnpackError::Write { entry: shown(), source: other.into() },
         }
     }
+}
+
+/// A directory that was made, by its parts, and what it gets in the end.
+struct Later {
+    parts: Vec<PathBuf>,
+    header: Header,
+    shown: String,
+}
+
+/// What was left out.
+#[derive(Default)]
+struct Skipped {
+    named: Vec<String>,
+    count: usize,
+}
+
+impl Skipped {
+    fn add(&mut self, what: String) {
+        self.count += 1;
+        if self.named.len() < MAX_NAMED {
+            self.named.push(what);
+        }
+    }
+
+    /// Reads what the packer left out.
+    fn read(&mut self, entry: &mut Entry<impl Read>) -> io::Result<()> {
+        let mut records = Vec::new();
+        entry.take(MAX_RECORDS).read_to_end(&mut records)?;
+        for record in PaxExtensions::new(&records) {
+            let record = record?;
+            if record.key() == Ok(SKIPPED) {
+                self.add(String::from_utf8_lossy(record.value_bytes()).into_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn into_result(self) -> Result<(), UnpackError> {
+        let Self { named, count } = self;
+        if count == 0 { Ok(()) } else { Err(UnpackError::Skipped { named, count }) }
+    }
+}
+
+/// Whether pax records say that the entry's data is a map of holes first, which the library does not know.
+fn has_sparse_records(entry: &mut Entry<impl Read>) -> io::Result<bool> {
+    let Some(records) = entry.pax_extensions()? else { return Ok(false) };
+    for record in records {
+        if record?.key_bytes().starts_with(b"GNU.sparse.") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn renamed<'a>(mut parts: Vec<&'a OsStr>, top: Top<'a>) -> Vec<&'a OsStr> {
+    match (top, parts.is_empty()) {
+        (Top::Renamed(name), false) => {
+            if let Some(first) = parts.first_mut() {
+                *first = name;
+            }
+        }
+        // The top entry of `/` is `.`, which has no part.
+        (Top::Renamed(name), true) => parts.push(name),
+        (Top::Removed, false) => drop(parts.remove(0)),
+        (Top::Kept, _) | (Top::Removed, true) => {}
+    }
+    parts
 }
 
 /// The parts of an entry's path.
@@ -269,16 +415,21 @@ impl Place<'_> {
         size: u64,
         failed: &dyn Fn(io::Error) -> UnpackError,
     ) -> Result<(), UnpackError> {
-        let mut buffer = [0; 16 * 1024];
+        let mut buffer = vec![0; PIECE];
         let mut left = size;
         while left > 0 {
-            let n = entry.read(&mut buffer).map_err(UnpackError::Read)?;
-            if n == 0 {
-                return Err(UnpackError::Read(io::ErrorKind::UnexpectedEof.into()));
+            let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let piece = buffer.get_mut(..want).unwrap_or_default();
+            entry.read_exact(piece).map_err(UnpackError::Read)?;
+            if want == PIECE && piece.iter().all(|b| *b == 0) {
+                file.seek_relative(PIECE as i64).map_err(failed)?;
+            } else {
+                file.write_all(piece).map_err(failed)?;
             }
-            io::Write::write_all(file, buffer.get(..n).unwrap_or_default()).map_err(failed)?;
-            left = left.saturating_sub(n as u64);
+            left -= want as u64;
         }
+        // A hole at the end is no part of the file yet.
+        file.set_len(size).map_err(failed)?;
         let header = entry.header();
         let set = || -> Result<(), Errno> {
             if self.owner {
@@ -291,19 +442,26 @@ impl Place<'_> {
         set().map_err(|e| failed(e.into()))
     }
 
-    fn directory(&self, header: &Header) -> io::Result<()> {
+    /// Whether it was made, and not there before. Made with `late`, it stays open to its owner only.
+    fn directory(&self, header: &Header, late: bool) -> io::Result<bool> {
         match mkdirat(self.parent, self.name, Mode::from_raw_mode(0o700)) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 // A directory, or a link to one: entries below go there if it is beneath the target.
                 return match statat(self.parent, self.name, AtFlags::empty()) {
-                    Ok(s) if rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir() => Ok(()),
+                    Ok(s) if rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir() => Ok(false),
                     _ => Err(Errno::EXIST.into()),
                 };
             }
             Err(e) => return Err(e.into()),
         }
-        self.attributes(OsStr::new(self.name), header)
+        if !late {
+            self.attributes(OsStr::new(self.name), header)?;
+        } else if self.owner {
+            let (uid, gid) = owner(header);
+            chownat(self.parent, self.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(true)
     }
 
     fn symlink(&self, target: &[u8], header: &Header) -> io::Result<()> {
@@ -418,7 +576,7 @@ mod tests {
                 }
             }
             let bytes = builder.into_inner().unwrap();
-            let _ = Target::open(target).unwrap().unpack(&mut bytes.as_slice());
+            let _ = Target::open(target).unwrap().unpack(&mut bytes.as_slice(), Top::Kept);
             let mut after = Vec::new();
             inventory(&out, &mut after);
             prop_assert_eq!(before, after);
@@ -441,7 +599,7 @@ mod tests {
             }
             bytes.truncate(cut);
             let dir = tempfile::tempdir().unwrap();
-            let _ = Target::open(dir.path().into()).unwrap().unpack(&mut bytes.as_slice());
+            let _ = Target::open(dir.path().into()).unwrap().unpack(&mut bytes.as_slice(), Top::Kept);
         }
     }
 
@@ -455,9 +613,9 @@ mod tests {
         entry(&mut builder, "var/run/x", b'0', "");
         let bytes = builder.into_inner().unwrap();
         let open = || OwnedFd::from(File::open(root.path()).unwrap());
-        Target::with(open(), ResolveFlags::IN_ROOT).unpack(&mut bytes.as_slice()).unwrap();
+        Target::with(open(), ResolveFlags::IN_ROOT).unpack(&mut bytes.as_slice(), Top::Kept).unwrap();
         assert_eq!(fs::read_to_string(root.path().join("run/x")).unwrap(), "evil");
-        let refused = Target::with(open(), ResolveFlags::BENEATH).unpack(&mut bytes.as_slice());
+        let refused = Target::with(open(), ResolveFlags::BENEATH).unpack(&mut bytes.as_slice(), Top::Kept);
         assert!(matches!(refused, Err(UnpackError::Refused { .. })), "{refused:?}");
     }
 }
