@@ -116,7 +116,7 @@ impl<'a> Mapper<'a> {
         let (offer, lock) = program.map(|p| self.offer(p)).transpose()?.unwrap_or_default();
         if let Some(step) = plan::expose(self.place, &self.name, disk, &bytes, format, &offer)? {
             let exposed = self.perform(disk.id, &step, None)?;
-            bytes = exposed.ok_or_else(|| {
+            bytes = exposed.map(|device| device.path().to_owned()).ok_or_else(|| {
                 DiskError::Unexpected(format!("disk {} did not appear as a device", disk.id))
             })?;
         }
@@ -241,10 +241,11 @@ impl<'a> Mapper<'a> {
         &mut self,
         disk: DiskId,
         steps: &[Step],
-        mut device: Option<PathBuf>,
+        device: Option<PathBuf>,
     ) -> Result<(), DiskError> {
+        let mut device = device.map(Device::Path);
         for step in steps {
-            if let Some(made) = self.perform(disk, step, device.as_deref())? {
+            if let Some(made) = self.perform(disk, step, device.as_ref())? {
                 device = Some(made);
             }
         }
@@ -256,31 +257,35 @@ impl<'a> Mapper<'a> {
         &mut self,
         disk: DiskId,
         step: &Step,
-        device: Option<&Path>,
-    ) -> Result<Option<PathBuf>, DiskError> {
+        device: Option<&Device>,
+    ) -> Result<Option<Device>, DiskError> {
         (self.observer)(disk, step);
-        let need =
-            || device.ok_or_else(|| DiskError::Unexpected(format!("disk {disk} has no device to work on")));
+        let need = || {
+            let device = device.map(Device::path);
+            device.ok_or_else(|| DiskError::Unexpected(format!("disk {disk} has no device to work on")))
+        };
         match step {
             Step::Export { image, at, pidfile, control, cache, readonly } => {
                 self.journal.add(disk, Undo::EndExport { pidfile: pidfile.clone(), at: at.clone() })?;
                 export::begin(image, at, pidfile, control, cache.as_ref(), *readonly)?;
-                Ok(Some(at.clone()))
+                Ok(Some(Device::Path(at.clone())))
             }
             Step::Nbd { image, device, cache, readonly } => {
                 self.journal
                     .add(disk, Undo::DisconnectNbd { device: device.clone(), image: image.clone() })?;
                 nbd::connect(image, device, cache.as_ref(), *readonly)?;
-                Ok(Some(device.clone()))
+                Ok(Some(Device::Path(device.clone())))
             }
             Step::Rbd { image, device, user, conf, readonly } => {
                 self.journal.add(disk, Undo::UnmapRbd { image: image.clone() })?;
-                nbd::map_rbd(image, device.as_deref(), user.as_deref(), conf.as_deref(), *readonly).map(Some)
+                let device =
+                    nbd::map_rbd(image, device.as_deref(), user.as_deref(), conf.as_deref(), *readonly)?;
+                Ok(Some(Device::Path(device)))
             }
             Step::Loop { window, readonly } => {
                 let offset_bytes = window.part.map_or(0, |(offset, _)| offset);
                 self.journal.add(disk, Undo::DetachLoop { bytes: window.bytes.clone(), offset_bytes })?;
-                attach(window, *readonly).map(Some)
+                Ok(Some(Device::Loop(attach(window, *readonly)?)))
             }
             Step::Format { filesystem } => {
                 filesystem::make(filesystem, need()?)?;
@@ -292,16 +297,16 @@ impl<'a> Mapper<'a> {
                 Ok(None)
             }
             Step::Mount { filesystem, at, readonly } => {
-                let device = need()?.to_owned();
+                let path = need()?;
                 if !at.exists() {
                     self.journal.add(disk, Undo::RemoveDirectory { path: at.clone() })?;
                     fs::create_dir_all(at).at("make", at)?;
                 }
                 self.journal.add(disk, Undo::Unmount { at: at.clone() })?;
-                mounts::attach(&device, filesystem, at, *readonly)?;
-                if device.starts_with("/dev") && is_loop(&device) {
+                mounts::attach(path, filesystem, at, *readonly)?;
+                if let Some(Device::Loop(device)) = device {
                     // From now on the kernel detaches it with its mount.
-                    loops::release(&device)?;
+                    device.release()?;
                 }
                 Ok(None)
             }
@@ -321,16 +326,29 @@ fn kind_of(steps: &[Step]) -> String {
     mounted.unwrap_or_default()
 }
 
-fn is_loop(device: &Path) -> bool {
-    device.file_name().is_some_and(|n| n.to_string_lossy().starts_with("loop"))
+/// What a step works on.
+enum Device {
+    /// A device or a file by its path.
+    Path(PathBuf),
+    /// Held open until it is mounted: nobody else can detach it meanwhile and take its number for another file.
+    Loop(LoopDevice),
+}
+
+impl Device {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Path(path) => path,
+            Self::Loop(device) => device.path(),
+        }
+    }
 }
 
 /// Attaches a window to a free loop device.
-fn attach(window: &Window, read_only: bool) -> Result<PathBuf, DiskError> {
+fn attach(window: &Window, read_only: bool) -> Result<LoopDevice, DiskError> {
     let (offset_bytes, limit_bytes) = window.part.unwrap_or_default();
     // Without autoclear yet: a filesystem may be made on it before it is mounted.
     let options = Options { read_only, offset_bytes, limit_bytes, ..Options::default() };
-    Ok(LoopDevice::attach(&window.bytes, &options)?.path().to_owned())
+    Ok(LoopDevice::attach(&window.bytes, &options)?)
 }
 
 /// Detaches the loop devices of a file at an offset. If the file is gone, they cannot be found: then they end with
@@ -341,7 +359,7 @@ fn detach(bytes: &Path, offset_bytes: u64) -> Result<(), DiskError> {
     }
     for attached in loops::find(bytes)?.iter().filter(|a| a.offset_bytes == offset_bytes) {
         // A device that is already gone is fine.
-        let _ = loops::release(&attached.device);
+        let _ = attached.release();
     }
     Ok(())
 }

@@ -130,6 +130,15 @@ impl LoopDevice {
         &self.path
     }
 
+    /// Detaches it once nothing uses it: when this value is dropped, or when its last mount ends. As long as this value
+    /// lives nobody else can detach it, so it stays the file's.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn release(&self) -> Result<(), PathError> {
+        clear(&self.device, &self.path)
+    }
+
     /// What is attached to it.
     ///
     /// # Errors
@@ -192,9 +201,31 @@ pub struct Attached {
     pub autoclear: bool,
     /// Whether it bypasses the file's page cache.
     pub direct_io: bool,
+    /// Filesystem and inode of the file.
+    file: (u64, u64),
 }
 
 impl Attached {
+    /// Detaches it once nothing uses it, if it is still this file's: a device that was detached since may be another
+    /// file's by now.
+    ///
+    /// # Errors
+    /// The device cannot be opened, or the kernel refuses.
+    pub fn release(&self) -> Result<(), PathError> {
+        // While it is open it cannot become another's.
+        let device = File::open(&self.device).at("open", &self.device)?;
+        match ioctl::status(&device) {
+            Ok(info) if Self::new(self.device.clone(), &info).is_same(self) => clear(&device, &self.device),
+            Ok(_) | Err(Errno::NXIO) => Ok(()),
+            Err(e) => Err(e).at("read the state of", &self.device),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (self.file, self.offset_bytes, self.limit_bytes)
+            == (other.file, other.offset_bytes, other.limit_bytes)
+    }
+
     fn new(device: PathBuf, info: &Info) -> Self {
         let has = |flag| info.flags & flag != 0;
         Self {
@@ -204,7 +235,16 @@ impl Attached {
             read_only: has(ioctl::READ_ONLY),
             autoclear: has(ioctl::AUTOCLEAR),
             direct_io: has(ioctl::DIRECT_IO),
+            file: (info.device, info.inode),
         }
+    }
+}
+
+/// Detaches now, or when the last use ends.
+fn clear(device: &File, path: &Path) -> Result<(), PathError> {
+    match ioctl::clear(device) {
+        Err(Errno::NXIO) => Ok(()),
+        other => other.at("detach loop device", path),
     }
 }
 
@@ -234,27 +274,15 @@ pub fn find(file: &Path) -> Result<Vec<Attached>, PathError> {
     Ok(attached.collect())
 }
 
-/// Detaches a device once nothing uses it: now, or when its last mount ends. Does nothing to a device without a file.
+/// Detaches a device and waits until it is detached. Does nothing to a device without a file.
 ///
 /// # Errors
-/// The device cannot be opened, or the kernel refuses.
-pub fn release(device: &Path) -> Result<(), PathError> {
-    let file = File::open(device).at("open", device)?;
-    match ioctl::clear(&file) {
-        Err(Errno::NXIO) => Ok(()),
-        other => other.at("detach loop device", device),
-    }
-}
-
-/// As [`release`], and waits until the device is detached.
-///
-/// # Errors
-/// As [`release`]; [`io::ErrorKind::ResourceBusy`] when the device is still in use after `patience`. The kernel then
+/// The device cannot be opened, or the kernel refuses; [`io::ErrorKind::ResourceBusy`] when the device is still in use after `patience`. The kernel then
 /// detaches it when its last use ends.
 pub fn detach(device: &Path, patience: Duration) -> Result<(), PathError> {
     let sys = sys(device);
     let before = backing(&sys);
-    release(device)?;
+    clear(&File::open(device).at("open", device)?, device)?;
     let deadline = Instant::now() + patience;
     // The device may have been attached to another file meanwhile.
     while before.is_some() && backing(&sys) == before {
