@@ -26,6 +26,8 @@ use tokio::time::{Instant, sleep, timeout};
 const HALF_FORMED_PATIENCE: Duration = Duration::from_secs(45);
 /// Pause after a failure: the first and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+/// What the engine answers to so many attempts in a row, word by word, it answers for good.
+const SAME_ANSWERS: u32 = 3;
 
 impl Incus {
     fn attached_device(&self) -> Result<Option<PathBuf>, IncusError> {
@@ -55,15 +57,19 @@ impl Incus {
     /// Runs until the engine is settled: a member, or waiting for a token.
     pub(super) async fn bootstrap(&self) {
         let (mut pause, mut patience) = (RETRY.0, HALF_FORMED_PATIENCE);
+        let (mut last, mut same) = (String::new(), 0);
         loop {
             match self.settle(&mut patience).await {
                 Ok(()) => return,
                 Err(e) => {
                     let why = chain(&e);
-                    if self.last_seen().detail.as_deref() != Some(&why) {
+                    if why == last {
+                        same += 1;
+                    } else {
+                        (last, same) = (why.clone(), 1);
                         self.handle.note(EventKind::Engine, format!("engine: {why}"));
                     }
-                    if e.is_final() {
+                    if e.is_final() || e.is_answer() && same >= SAME_ANSWERS {
                         self.set_refused(why);
                         // Whoever removes the cause runs `up` again, which should not see the old answer.
                         pause = RETRY.0;

@@ -100,4 +100,10 @@ impl IncusError {
             _ => false,
         }
     }
+
+    /// Whether the engine answered a request with a failure: it may be for good, for engines answer 500 to a wrong option,
+    /// too.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Step { source: act::ActError::Engine(e), .. } if e.code().is_some())
+    }
 }

@@ -230,7 +230,6 @@ impl Incus {
         let mut s = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         s.state = state;
         s.detail = None;
-        s.refused = false;
         s.leads = member.roles.iter().any(|r| r == LEADER);
         s.refused = false;
     }
