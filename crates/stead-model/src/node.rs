@@ -223,7 +223,7 @@ impl NodeSpec {
         let spec: Self = text::from_json(file, json)?;
         if spec.schema != 1 {
             let why = format!("{} is not 1, the only version this node knows", spec.schema);
-            return Err(SpecError::about(file, json, "schema", why));
+            return Err(SpecError::about_json(file, json, "schema", why));
         }
         for i in &spec.network.interfaces {
             if i.name.is_empty()
@@ -232,7 +232,7 @@ impl NodeSpec {
                 || i.name == "."
                 || i.name == ".."
             {
-                return Err(SpecError::about(
+                return Err(SpecError::about_json(
                     file,
                     json,
                     "interfaces",
@@ -240,7 +240,7 @@ impl NodeSpec {
                 ));
             }
         }
-        spec.system.check_part().map_err(|(key, why)| SpecError::about(file, json, &key, why))?;
+        spec.system.check_part().map_err(|(key, why)| SpecError::about_json(file, json, &key, why))?;
         Ok(spec)
     }
 }
