@@ -132,8 +132,7 @@ async fn note_unlinked(nodes: &mut BTreeMap<NodeName, ObservedNode>) -> Result<(
         suspects = blocking("look at the links of machines", move || {
             let machines: Vec<&MachineSpec> = suspects.iter().map(|(_, machine)| machine).collect();
             // What cannot be looked at is not suspected.
-            let linked =
-                stead_machine::links::linked(&machines).unwrap_or_else(|_| vec![true; machines.len()]);
+            let linked = backend::linked(&machines).unwrap_or_else(|_| vec![true; machines.len()]);
             suspects.into_iter().zip(linked).filter(|(_, linked)| !linked).map(|(one, _)| one).collect()
         })
         .await?;

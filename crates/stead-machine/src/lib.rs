@@ -15,7 +15,7 @@ mod files;
 mod guest;
 pub mod host;
 pub mod layers;
-pub mod links;
+mod links;
 mod netlink;
 pub mod netns;
 pub mod network;

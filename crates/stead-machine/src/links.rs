@@ -1,16 +1,9 @@
 //! A machine's links on the host: their names, and the cluster's network namespace that they are in.
 
-use crate::{
-    LinkError, MachineError, MachineSpec,
-    netlink::{self, Links},
-    netns,
-};
+use crate::{MachineError, MachineSpec, netns};
 use sha2::{Digest, Sha256};
-use std::{
-    collections::BTreeSet,
-    os::fd::{AsFd, OwnedFd},
-};
-use stead_model::{NodeName, cluster::Backend};
+use std::os::fd::OwnedFd;
+use stead_model::NodeName;
 
 /// What stands at the host's end of a machine's interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,31 +33,6 @@ pub(crate) fn link_name(kind: LinkKind, node: &NodeName, index: usize) -> String
 /// Opens the network namespace of the machine's cluster.
 pub(crate) fn open_netns(spec: &MachineSpec) -> Result<OwnedFd, MachineError> {
     netns::open(&spec.netns).map_err(|source| MachineError::NoNetwork { netns: spec.netns.clone(), source })
-}
-
-/// Whether each machine has its host's ends of all its interfaces in its cluster's network namespace; all machines are of one
-/// cluster. A namespace that somebody removed by hand, and that was made anew, has none.
-///
-/// # Errors
-/// The namespace cannot be looked at.
-pub fn linked(machines: &[&MachineSpec]) -> Result<Vec<bool>, LinkError> {
-    let Some(first) = machines.first() else { return Ok(Vec::new()) };
-    let there: BTreeSet<String> = match netns::open(&first.netns) {
-        Ok(ns) => {
-            let list = netlink::with(Some(ns.as_fd()), async |links: Links| links.list().await)?;
-            list.into_iter().map(|(name, ..)| name).collect()
-        }
-        // Without it there are no links.
-        Err(_) => BTreeSet::new(),
-    };
-    let is_linked = |machine: &&MachineSpec| {
-        let kind = match machine.backend {
-            Backend::Namespace => LinkKind::Veth,
-            Backend::Qemu => LinkKind::Tap,
-        };
-        (0..machine.nics.len()).all(|i| there.contains(&link_name(kind, &machine.name, i)))
-    };
-    Ok(machines.iter().map(is_linked).collect())
 }
 
 #[cfg(test)]

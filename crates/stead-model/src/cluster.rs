@@ -62,6 +62,15 @@ pub enum Backend {
     /// QEMU, with KVM where it works.
     Qemu,
 }
+impl Backend {
+    /// Whether its machines run a kernel of their own, which needs memory.
+    pub(crate) fn has_kernel(self) -> bool {
+        match self {
+            Self::Namespace => false,
+            Self::Qemu => true,
+        }
+    }
+}
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)

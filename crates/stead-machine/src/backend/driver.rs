@@ -4,6 +4,7 @@ use crate::{
     MachineError, MachineSpec, TeardownError,
     guest::Guest,
     host::{HostFacts, Tool},
+    links::LinkKind,
     spec::Accelerator,
 };
 use futures_util::future::LocalBoxFuture;
@@ -42,6 +43,8 @@ pub(crate) trait Driver: Sync {
     fn obstacles(&self, host: &HostFacts) -> Vec<String>;
     /// What runs the guests' instructions on this host; `None` when they share the host's kernel.
     fn accelerator(&self, host: &HostFacts) -> Option<Accelerator>;
+    /// What stands at the host's end of its machines' interfaces.
+    fn link_kind(&self) -> LinkKind;
     /// Makes what lasts over the reboots of one machine. What an earlier supervisor left of it is used or replaced.
     fn prepare(&self, spec: &Arc<MachineSpec>) -> Result<Box<dyn Prepared>, MachineError>;
     /// Removes what a machine may have left on the host when its supervisor was killed. Idempotent.

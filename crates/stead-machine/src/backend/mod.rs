@@ -10,12 +10,15 @@ mod qemu;
 pub use driver::{Patience, Profile};
 
 use crate::{
-    MachineSpec,
+    LinkError, MachineSpec,
     host::{HostFacts, Tool},
+    links::link_name,
+    netlink::{self, Links},
+    netns,
     spec::Accelerator,
 };
 use driver::Driver;
-use std::time::Duration;
+use std::{collections::BTreeSet, os::fd::AsFd, time::Duration};
 use stead_model::cluster::Backend;
 
 /// One row a backend. A variant of [`Backend`] without a row does not compile. Of two that suit a host equally well,
@@ -64,6 +67,28 @@ pub fn patience(machine: &MachineSpec) -> Patience {
 /// Programs a backend runs on the host.
 pub(crate) fn tools(backend: Backend) -> &'static [Tool] {
     driver(backend).tools()
+}
+
+/// Whether each machine has its host's ends of all its interfaces in its cluster's network namespace; all machines are of one
+/// cluster. A namespace that somebody removed by hand, and that was made anew, has none.
+///
+/// # Errors
+/// The namespace cannot be looked at.
+pub fn linked(machines: &[&MachineSpec]) -> Result<Vec<bool>, LinkError> {
+    let Some(first) = machines.first() else { return Ok(Vec::new()) };
+    let there: BTreeSet<String> = match netns::open(&first.netns) {
+        Ok(ns) => {
+            let list = netlink::with(Some(ns.as_fd()), async |links: Links| links.list().await)?;
+            list.into_iter().map(|(name, ..)| name).collect()
+        }
+        // Without it there are no links.
+        Err(_) => BTreeSet::new(),
+    };
+    let is_linked = |machine: &&MachineSpec| {
+        let kind = driver(machine.backend).link_kind();
+        (0..machine.nics.len()).all(|i| there.contains(&link_name(kind, &machine.name, i)))
+    };
+    Ok(machines.iter().map(is_linked).collect())
 }
 
 /// A backend and the reason for it.

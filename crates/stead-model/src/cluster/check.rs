@@ -1,9 +1,7 @@
 //! What a cluster file cannot mean, found before anything is started: addresses, networks, resources and published ports
 //! that no node can have. Each error has the path of its key.
 
-use super::{
-    Backend, BackendChoice, ClusterSpec, Engine, EngineKind, MachineDefaults, Network, Nodes, Publish,
-};
+use super::{BackendChoice, ClusterSpec, Engine, EngineKind, MachineDefaults, Network, Nodes, Publish};
 use crate::{
     preseed,
     recipe::SystemSpec,
@@ -66,7 +64,9 @@ fn machines(spec: &ClusterSpec) -> Result<(), Fault> {
         if let Some(Memory::Amount(amount)) = machine.memory {
             let (least, of) = if engine {
                 (LEAST_ENGINE_MEMORY, "a node with an engine")
-            } else if backend == Some(BackendChoice::Fixed(Backend::Qemu)) {
+            } else if let Some(BackendChoice::Fixed(backend)) = backend
+                && backend.has_kernel()
+            {
                 (LEAST_VM_MEMORY, "a VM")
             } else {
                 (LEAST_MEMORY, "a node")

@@ -62,6 +62,10 @@ impl Driver for Namespace {
         &[]
     }
 
+    fn link_kind(&self) -> LinkKind {
+        LinkKind::Veth
+    }
+
     fn obstacles(&self, host: &HostFacts) -> Vec<String> {
         let mut found = Vec::new();
         if !host.root {

@@ -54,6 +54,10 @@ impl Driver for Qemu {
         &[PROGRAM]
     }
 
+    fn link_kind(&self) -> LinkKind {
+        LinkKind::Tap
+    }
+
     fn obstacles(&self, host: &HostFacts) -> Vec<String> {
         let mut found = Vec::new();
         if !host.has(PROGRAM.name) {
