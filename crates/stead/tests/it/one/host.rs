@@ -48,6 +48,9 @@ pub struct Answer {
 }
 
 impl Host<'_> {
+    /// Lists the remotes; /var/lib/one/remotes has what it said before the driver was installed.
+    pub const REMOTES: &'static str = "find /var/tmp/one -mindepth 1 ! -name VERSION | sort";
+
     /// Runs a command on the node, with this input.
     pub fn run(&self, command: &[&str], input: &str) -> Answer {
         let mut args = vec!["exec", "-T", self.cluster, self.node, "--"];
@@ -185,6 +188,7 @@ impl Host<'_> {
         self.put(&program, "/usr/local/bin/stead");
         self.put(image, "/var/lib/one/image");
         self.ok(&["sh", "-c", REMOTES]);
+        self.ok(&["sh", "-c", &format!("{} >/var/lib/one/remotes", Self::REMOTES)]);
         self.ok(&["/usr/local/bin/stead", "one", "install", "--remotes", "/var/tmp/one"]);
         self.run(&["sh", "-c", "cat >/var/tmp/one/VERSION"], version);
         // Open vSwitch is not on the nodes: what it would be told is written down.

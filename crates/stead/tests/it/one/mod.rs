@@ -275,7 +275,7 @@ fn instances_of_others_are_imported_and_never_deleted() {
         host.ok(&[&one[..], &["uninstall"], &remotes].concat());
         let twice = host.ok(&[&one[..], &["uninstall"], &remotes].concat());
         assert_eq!(twice, "nothing of the driver is installed\n");
-        assert_eq!(host.ok(&["find", "/var/tmp/one", "-mindepth", "1"]), "/var/tmp/one/VERSION\n");
+        assert_eq!(host.ok(&["sh", "-c", Host::REMOTES]), host.ok(&["cat", "/var/lib/one/remotes"]));
     });
 }
 
