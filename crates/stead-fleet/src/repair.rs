@@ -173,7 +173,8 @@ impl fmt::Display for Command {
 }
 
 /// The commands that remove a volume, on its member: first from the disk, then from the database, where it is still seen
-/// if the first was all that was done. None for drivers that keep volumes outside of the file system.
+/// if the first was all that was done. None for drivers that keep volumes outside of the file system, and none for `dir`:
+/// its directory may be one that all members share, and then the left-over would be the instance itself.
 fn remedy(
     dialect: Dialect,
     instance: &Instance,
@@ -182,16 +183,15 @@ fn remedy(
     driver: &str,
     path: &str,
 ) -> Vec<Command> {
-    let remove = Command::new(&["rm", "-rf", "--", &snapshots_path(path), path]);
-    let mut commands = match driver {
-        "dir" => vec![remove],
-        // A subvolume that is still read-only is not removed as a directory is; anything else is no subvolume.
-        "btrfs" => {
-            let subvolume = Command::new(&["btrfs", "subvolume", "delete", path]);
-            vec![Command { may_fail: true, ..subvolume }, remove]
-        }
-        _ => return Vec::new(),
-    };
+    if driver != "btrfs" {
+        return Vec::new();
+    }
+    // A subvolume that is still read-only is not removed as a directory is; anything else is no subvolume.
+    let subvolume = Command::new(&["btrfs", "subvolume", "delete", path]);
+    let mut commands = vec![
+        Command { may_fail: true, ..subvolume },
+        Command::new(&["rm", "-rf", "--", &snapshots_path(path), path]),
+    ];
     let kind = if instance.kind == "virtual-machine" { 3 } else { 0 };
     let (name, project) = (sql(&instance.name), sql(project_of(instance)));
     // Once more in the same statement: never the volume of an instance where it is.
@@ -273,9 +273,11 @@ mod tests {
                 format!("rm -rf -- {} {path}", path.replace("containers", "containers-snapshots")),
             ]
         );
-        let query = &remedy(Dialect::Lxd, &instance, "node2", "default", "dir", path)[1].argv;
+        let query = &remedy(Dialect::Lxd, &instance, "node2", "default", "btrfs", path)[2].argv;
         assert_eq!(query[..3], ["lxd", "sql", "global"]);
         assert!(query[3].contains("name='c''1'") && query[3].contains("nodes.name='node2'"), "{}", query[3]);
-        assert_eq!(remedy(Dialect::Incus, &instance, "node2", "default", "zfs", path), []);
+        for driver in ["dir", "zfs"] {
+            assert_eq!(remedy(Dialect::Incus, &instance, "node2", "default", driver, path), []);
+        }
     }
 }

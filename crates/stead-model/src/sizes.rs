@@ -127,11 +127,14 @@ impl FromStr for Memory {
                 Ok(p @ 1..=100) => Ok(Self::Percent(p)),
                 _ => Err(SizeError::NotASize(s.chars().take(40).collect())),
             },
-            // 2048 was meant as MiB as often as in bytes.
-            None if s.trim().ends_with(|c: char| c.is_ascii_digit()) => {
-                Err(SizeError::NoUnit(s.chars().take(40).collect()))
+            None => {
+                let amount: Bytes = s.parse()?;
+                // 2048 was meant as MiB; a large number can only be bytes, and records of clusters have such.
+                if amount < Bytes::mib(1) && s.trim().ends_with(|c: char| c.is_ascii_digit()) {
+                    return Err(SizeError::NoUnit(s.chars().take(40).collect()));
+                }
+                Ok(Self::Amount(amount))
             }
-            None => s.parse().map(Self::Amount),
         }
     }
 }
@@ -209,6 +212,8 @@ mod tests {
         }
         assert_eq!("25%".parse::<Memory>().unwrap().of(Bytes::gib(8)), Bytes::mib(2047));
         assert!("2048".parse::<Memory>().unwrap_err().to_string().contains("has no unit"));
+        // As records of clusters have it for 1GB.
+        assert_eq!("1000000000".parse(), Ok(Memory::Amount(Bytes(1_000_000_000))));
         assert_eq!(
             "1.5GB".parse::<Memory>().unwrap().to_string().parse(),
             Ok(Memory::Amount(Bytes(1_500_000_000)))

@@ -95,6 +95,8 @@ impl Drop for Scratch {
 pub struct LoopDisk {
     /// The device.
     pub device: PathBuf,
+    /// Held open: nobody else can detach it and take its number.
+    _held: fs::File,
 }
 
 impl LoopDisk {
@@ -115,7 +117,8 @@ impl LoopDisk {
     #[track_caller]
     pub fn of(file: &Path) -> Self {
         let file = file.to_str().expect("a path as text");
-        Self { device: run("losetup", &["--find", "--show", file]).trim().into() }
+        let device = PathBuf::from(run("losetup", &["--find", "--show", file]).trim());
+        Self { _held: fs::File::open(&device).expect("the loop device"), device }
     }
 }
 

@@ -170,6 +170,15 @@ fn a_tree_keeps_its_links_modes_and_times_under_another_name() {
         assert_eq!((closed.mode() & 0o777, closed.mtime()), (0o555, 1_000_000), "{at}");
         fs::set_permissions(copy.join("closed"), fs::Permissions::from_mode(0o755)).unwrap();
     }
+    let nameless = packed(&tree.join("closed/.."));
+    for (top, at) in [(Top::Kept, ""), (Top::Renamed(OsStr::new("new")), "new"), (Top::Removed, "")] {
+        let to = tempfile::tempdir().unwrap();
+        unpacked(&nameless, to.path(), top).unwrap();
+        let copy = to.path().join(at);
+        assert_eq!(fs::read_to_string(copy.join("closed/file")).unwrap(), "x", "{top:?}");
+        assert_eq!(fs::read_link(copy.join("link.txt")).unwrap(), Path::new("closed/file"));
+        fs::set_permissions(copy.join("closed"), fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let link = packed(&tree.join("link.txt"));
     assert!(!is_tree(&mut link.as_slice()).unwrap());
     let to = tempfile::tempdir().unwrap();

@@ -109,6 +109,18 @@ pub enum Top<'a> {
     Renamed(&'a OsStr),
     /// It is taken away: what is in a directory goes into the target itself.
     Removed,
+    /// Everything goes below it.
+    Below(&'a OsStr),
+}
+
+impl Top<'_> {
+    /// For an archive whose top entry is `.`, which is no part of the other names.
+    fn of_nameless(self) -> Self {
+        match self {
+            Self::Renamed(name) | Self::Below(name) => Self::Below(name),
+            Self::Removed | Self::Kept => Self::Kept,
+        }
+    }
 }
 
 /// A directory that exists.
@@ -146,18 +158,39 @@ impl Target {
     pub fn unpack(&self, reader: &mut impl Read, top: Top<'_>) -> Result<(), UnpackError> {
         let mut left_out = Skipped::default();
         let mut later = Vec::new();
-        {
-            let mut archive = Archive::new(&mut *reader);
-            for entry in archive.entries().map_err(UnpackError::Read)? {
-                let mut entry = entry.map_err(UnpackError::Read)?;
-                if entry.header().entry_type() == EntryType::XGlobalHeader {
-                    left_out.read(&mut entry).map_err(UnpackError::Read)?;
-                    continue;
-                }
-                self.entry(&mut entry, top, &mut left_out, &mut later)?;
-            }
-        }
+        let unpacked = self.entries(&mut *reader, top, &mut left_out, &mut later);
+        // Also after a failure: directories are closed to others until they have their modes.
+        unpacked.and(self.finish(later))?;
         io::copy(&mut reader.take(MAX_PADDING), &mut io::sink()).map_err(UnpackError::Read)?;
+        left_out.into_result()
+    }
+
+    fn entries(
+        &self,
+        reader: &mut impl Read,
+        mut top: Top<'_>,
+        left_out: &mut Skipped,
+        later: &mut Vec<Later>,
+    ) -> Result<(), UnpackError> {
+        let mut archive = Archive::new(reader);
+        let mut is_first = true;
+        for entry in archive.entries().map_err(UnpackError::Read)? {
+            let mut entry = entry.map_err(UnpackError::Read)?;
+            if entry.header().entry_type() == EntryType::XGlobalHeader {
+                left_out.read(&mut entry).map_err(UnpackError::Read)?;
+                continue;
+            }
+            if is_first && parts(&entry.path_bytes()).is_ok_and(|parts| parts.is_empty()) {
+                top = top.of_nameless();
+            }
+            is_first = false;
+            self.entry(&mut entry, top, left_out, later)?;
+        }
+        Ok(())
+    }
+
+    /// Gives directories their modes and times.
+    fn finish(&self, later: Vec<Later>) -> Result<(), UnpackError> {
         // The deepest first: what is done in a directory changes its times, and may not be allowed by its mode.
         for Later { parts, header, shown } in later.into_iter().rev() {
             let parts: Vec<&OsStr> = parts.iter().map(|p| p.as_os_str()).collect();
@@ -165,7 +198,7 @@ impl Target {
             let set = fchmod(&directory, mode(&header)).and_then(|()| futimens(&directory, &times(&header)));
             set.map_err(|e| UnpackError::Write { entry: shown, source: e.into() })?;
         }
-        left_out.into_result()
+        Ok(())
     }
 
     fn entry(
@@ -302,9 +335,10 @@ impl Skipped {
         let mut records = Vec::new();
         entry.take(MAX_RECORDS).read_to_end(&mut records)?;
         for record in PaxExtensions::new(&records) {
-            let record = record?;
+            // The library takes a value with a line break for a broken record.
+            let Ok(record) = record else { continue };
             if record.key() == Ok(SKIPPED) {
-                self.add(String::from_utf8_lossy(record.value_bytes()).into_owned());
+                self.add(String::from_utf8_lossy(record.value_bytes()).escape_debug().to_string());
             }
         }
         Ok(())
@@ -320,7 +354,7 @@ impl Skipped {
 fn has_sparse_records(entry: &mut Entry<impl Read>) -> io::Result<bool> {
     let Some(records) = entry.pax_extensions()? else { return Ok(false) };
     for record in records {
-        if record?.key_bytes().starts_with(b"GNU.sparse.") {
+        if record.is_ok_and(|r| r.key_bytes().starts_with(b"GNU.sparse.")) {
             return Ok(true);
         }
     }
@@ -336,6 +370,7 @@ fn renamed<'a>(mut parts: Vec<&'a OsStr>, top: Top<'a>) -> Vec<&'a OsStr> {
         }
         // The top entry of `/` is `.`, which has no part.
         (Top::Renamed(name), true) => parts.push(name),
+        (Top::Below(name), _) => parts.insert(0, name),
         (Top::Removed, false) => drop(parts.remove(0)),
         (Top::Kept, _) | (Top::Removed, true) => {}
     }

@@ -10,7 +10,7 @@ mod qemu;
 pub use driver::{Patience, Profile};
 
 use crate::{
-    LinkError, MachineSpec,
+    MachineSpec,
     host::{HostFacts, Tool},
     links::link_name,
     netlink::{self, Links},
@@ -18,7 +18,7 @@ use crate::{
     spec::Accelerator,
 };
 use driver::Driver;
-use std::{collections::BTreeSet, os::fd::AsFd, time::Duration};
+use std::{collections::BTreeSet, io, os::fd::AsFd, time::Duration};
 use stead_model::cluster::Backend;
 
 /// One row a backend. A variant of [`Backend`] without a row does not compile. Of two that suit a host equally well,
@@ -74,7 +74,7 @@ pub(crate) fn tools(backend: Backend) -> &'static [Tool] {
 ///
 /// # Errors
 /// The namespace cannot be looked at.
-pub fn linked(machines: &[&MachineSpec]) -> Result<Vec<bool>, LinkError> {
+pub fn linked(machines: &[&MachineSpec]) -> io::Result<Vec<bool>> {
     let Some(first) = machines.first() else { return Ok(Vec::new()) };
     let there: BTreeSet<String> = match netns::open(&first.netns) {
         Ok(ns) => {
@@ -82,7 +82,8 @@ pub fn linked(machines: &[&MachineSpec]) -> Result<Vec<bool>, LinkError> {
             list.into_iter().map(|(name, ..)| name).collect()
         }
         // Without it there are no links.
-        Err(_) => BTreeSet::new(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
+        Err(source) => return Err(source),
     };
     let is_linked = |machine: &&MachineSpec| {
         let kind = driver(machine.backend).link_kind();

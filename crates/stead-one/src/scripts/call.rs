@@ -8,7 +8,7 @@ use crate::{
     context::Context,
     disks::{Mapper, Place},
     document::{DocumentError, Vm},
-    engine::{Engine, kept_document},
+    engine::{Engine, PROJECT, kept_document},
     ids::{DiskId, InstanceName, VmId},
     lxdrc::{self, Lxdrc},
     say::Log,
@@ -149,9 +149,16 @@ pub(crate) async fn sweep(
         if vm.is_imported() || !place.is_deleted(vm.id, vm.datastore) {
             continue;
         }
+        // Saved memory and snapshots are no remains: a VM that was stopped to be moved has them.
+        let snapshots = engine.client.snapshots(PROJECT, name.as_str()).await;
+        if instance.stateful || !snapshots.is_ok_and(|all| all.is_empty()) {
+            continue;
+        }
         // A script that is at it knows better.
         let Ok((file, _)) = lock_file(&place, &name) else { continue };
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
+            || !place.is_deleted(vm.id, vm.datastore)
+        {
             continue;
         }
         let mut job = Job { name, rc, place: &place, engine, context, log: &mut *log, document: None };

@@ -274,6 +274,12 @@ impl Job<'_, '_> {
     async fn unwind(&mut self, mapper: &mut Mapper<'_>) {
         console::end(self.place, &self.name);
         match self.engine.instance(&self.name).await {
+            // Another member made it meanwhile: nothing of it is ours.
+            Ok(Some(instance)) if !self.engine.is_here(&instance.value) => {
+                if let Err(error) = mapper.unmap_all() {
+                    self.log.error(stead_os::chain(&error));
+                }
+            }
             Ok(Some(instance)) => {
                 let instance = instance.value;
                 if instance.status != "Stopped"

@@ -185,6 +185,9 @@ fn spool(app: &App) -> Result<File> {
 /// Unpacks what a node sent of `source` at `to` (`local` as an absolute path). The inner error is of what was left out.
 fn unpack(mut tar: File, source: &Path, to: &Path, local: &Path, several: bool) -> Result<Result<()>> {
     let refuse = |why: &str| Error::bad_input(format!("{} {why}", to.display()));
+    if local.metadata().is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        return Err(refuse("is neither a file nor a directory; `-` writes a tar to standard output"));
+    }
     let slash = to.as_os_str().as_bytes().ends_with(b"/");
     // `absolute` takes a slash at the end away.
     let shaped = if slash { local.join("") } else { local.to_owned() };

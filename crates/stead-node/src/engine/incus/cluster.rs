@@ -23,14 +23,22 @@ impl Who<'_> {
     /// Finds it: by its address, which an engine cannot change by itself, else by its name.
     fn among(self, members: Vec<Member>) -> Option<Member> {
         let at = self.address.and_then(|address| members.iter().position(|m| is_at(m, address)));
-        let at = at.or_else(|| members.iter().position(|m| m.server_name == self.name))?;
+        // A member of its name that answers elsewhere is another one, which somebody renamed.
+        let is_named =
+            |m: &Member| m.server_name == self.name && (self.address.is_none() || address_of(m).is_none());
+        let at = at.or_else(|| members.iter().position(is_named))?;
         members.into_iter().nth(at)
     }
 }
 
 /// Whether a member answers at this address.
 pub fn is_at(member: &Member, address: SocketAddr) -> bool {
-    member.url.trim_start_matches("https://").parse() == Ok(address)
+    address_of(member) == Some(address)
+}
+
+/// Where a member answers; `None` when the engine names a host instead of an address.
+fn address_of(member: &Member) -> Option<SocketAddr> {
+    member.url.trim_start_matches("https://").parse().ok()
 }
 
 /// Removes the remains of an interrupted join from the cluster: a pending member, which the API does not show, or an
@@ -191,6 +199,8 @@ mod tests {
         assert_eq!(found("node1", None).as_deref(), Some("node1"));
         assert_eq!(found("other", Some("10.0.0.9:8443")).as_deref(), Some("other"));
         assert_eq!(found("gone", Some("10.0.0.9:8443")), None);
+        // Somebody gave another member this name.
+        assert_eq!(found("node1", Some("10.0.0.9:8443")), None);
     }
 
     #[test]

@@ -223,6 +223,7 @@ impl Incus {
         s.state = state;
         s.detail = detail;
         s.leads = false;
+        s.refused = false;
     }
 
     /// The state of a member that the cluster counts as there.
